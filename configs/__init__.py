@@ -1,0 +1,1 @@
+"""Experiment configs: default.py holds every option, the rest override it."""

@@ -1,0 +1,224 @@
+"""Answers that people filled in: read, matched by id, nothing dropped."""
+
+from collections.abc import Mapping, Sequence, Set
+import csv
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import pyarrow as pa
+
+from edsft_jax import errors
+
+_NAMES_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One row of the file, as it was filled."""
+
+  line: int
+  id: str
+  response: str
+
+
+def check(path: pathlib.Path) -> None:
+  """Refuses a file that is not there or has no known ending.
+
+  Raises:
+    InputError: naming it.
+  """
+  option = f'annotation.answers_path={path}'
+  if not path.is_file():
+    raise errors.InputError(f'{option} is not a file: mend the path')
+  if path.suffix.lower() not in ('.csv', '.jsonl'):
+    raise errors.InputError(
+      f'{option} is neither .csv nor .jsonl: save it as one of them'
+    )
+
+
+def read(path: pathlib.Path) -> list[Answer]:
+  """Reads the columns id and response of a .csv or .jsonl file.
+
+  Raises:
+    InputError: the file cannot be read, or a column is missing.
+  """
+  read_rows = _read_csv if path.suffix.lower() == '.csv' else _read_jsonl
+  try:
+    # A mark at the start and foreign separators are how spreadsheets save.
+    with path.open(encoding='utf-8-sig', newline='') as f:
+      return read_rows(path, f)
+  except UnicodeDecodeError:
+    raise errors.InputError(
+      f'{path} is not text: save it as UTF-8 (CSV UTF-8 in a spreadsheet)'
+    ) from None
+  except OSError as e:
+    raise errors.InputError(
+      f'{path} cannot be read ({e.strerror}): mend its permissions'
+    ) from None
+
+
+def _read_csv(path: pathlib.Path, file: Any) -> list[Answer]:
+  header = file.readline()
+  file.seek(0)
+  delimiter = max(',;\t', key=header.count)
+  limit_before = csv.field_size_limit(sys.maxsize)
+  try:
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    for name in ('id', 'response'):
+      if columns.count(name) != 1:
+        raise errors.InputError(
+          f'{path} needs one column {name}: it has {", ".join(columns)}'
+        )
+    reader.fieldnames = columns
+    answers = []
+    line = reader.line_num + 1
+    for row in reader:
+      if None in row:
+        raise errors.InputError(
+          f'{path}, line {line}: more cells than columns: quote the response'
+        )
+      answers.append(Answer(line, row['id'] or '', row['response'] or ''))
+      line = reader.line_num + 1
+    return answers
+  except csv.Error as e:
+    raise errors.InputError(
+      f'{path}, line {reader.line_num}: broken CSV ({e}): mend its quotes'
+    ) from None
+  finally:
+    csv.field_size_limit(limit_before)
+
+
+def _read_jsonl(path: pathlib.Path, file: Any) -> list[Answer]:
+  answers = []
+  for line, text in enumerate(file, 1):
+    if not text.strip():
+      continue
+    try:
+      row = json.loads(text)
+    except (ValueError, RecursionError):
+      raise errors.InputError(
+        f'{path}, line {line}: broken JSON: mend it'
+      ) from None
+    if not isinstance(row, dict) or not isinstance(row.get('id'), str):
+      raise errors.InputError(
+        f'{path}, line {line}: not an object with a text id: take it from the '
+        'todo'
+      )
+    response = row.get('response')
+    if not isinstance(response, str | None):
+      raise errors.InputError(
+        f'{path}, line {line}: the response is not text: put it in quotes'
+      )
+    answers.append(Answer(line, row['id'], response or ''))
+  return answers
+
+
+def take(
+  path: pathlib.Path,
+  given: Sequence[Answer],
+  pool_ids: Set[str],
+  known: Mapping[str, str],
+  unanswered: Sequence[str],
+  asked: Sequence[Sequence[str]],
+) -> dict[str, str]:
+  """Matches a filled file with what was asked; returns the new answers.
+
+  The file may repeat what is known. Each new answer must come with all others
+  of some todo that asked for it (of `unanswered`, where no todo did).
+
+  Args:
+    path: the file, for messages.
+    given: its rows.
+    pool_ids: every id of the pool.
+    known: answers from the pool and from earlier files.
+    unanswered: ids that cells need and that have no answer.
+    asked: the ids of every todo that was written.
+
+  Raises:
+    InputError: ids that are missing, empty, duplicate, unknown, that cannot
+      be written, or that have another answer already, by name.
+  """
+  seen: dict[str, str] = {}
+  faults: dict[str, dict[str, None]] = {}
+
+  def blame(fault: str, answer_id: str) -> None:
+    faults.setdefault(fault, {})[answer_id] = None
+
+  for answer in given:
+    if answer.id not in pool_ids:
+      blame('unknown', answer.id or f'(line {answer.line}: no id)')
+    elif answer.id in seen:
+      blame('duplicate', answer.id)
+    elif not answer.response.strip():
+      blame('empty', answer.id)
+    elif not _writable(answer.response):
+      blame('not Unicode', answer.id)
+    elif known.get(answer.id, answer.response) != answer.response:
+      blame('already answered differently', answer.id)
+    seen.setdefault(answer.id, answer.response)
+
+  for missing in _missing(seen, known, unanswered, asked):
+    blame('missing', missing)
+  if faults:
+    listed = '; '.join(_list(fault, ids) for fault, ids in faults.items())
+    raise errors.InputError(
+      f'{path} does not fit the prompts to be answered: {listed}: give each '
+      'id of the todo one answer'
+    )
+  return {i: text for i, text in seen.items() if i not in known}
+
+
+def _missing(
+  seen: Mapping[str, str],
+  known: Mapping[str, str],
+  unanswered: Sequence[str],
+  asked: Sequence[Sequence[str]],
+) -> list[str]:
+  """Ids that the file ought to answer beside those that it does."""
+  if seen and all(i in known for i in seen):
+    return []  # A file of an earlier round.
+  wanted = set(unanswered)
+  gaps = [
+    (set(ids), [i for i in ids if i in wanted and i not in seen])
+    for ids in (asked or [unanswered])
+  ]
+  open_seen = wanted.intersection(seen)
+  if not open_seen:
+    return list(unanswered)
+  missing: dict[str, None] = {}
+  for answer_id in seen:
+    if answer_id not in open_seen:
+      continue
+    # The todo that was meant is the one of which the least is missing.
+    its_gaps = [gap for ids, gap in gaps if answer_id in ids]
+    missing.update(dict.fromkeys(min(its_gaps, key=len, default=[])))
+  return list(missing)
+
+
+def _list(fault: str, ids: Mapping[str, None]) -> str:
+  shown = ', '.join(list(ids)[:_NAMES_SHOWN])
+  more = len(ids) - _NAMES_SHOWN
+  tail = f' and {more:,} more' if more > 0 else ''
+  return f'{len(ids):,} {fault} ({shown}{tail})'
+
+
+def _writable(text: str) -> bool:
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return '\0' not in text
+
+
+def table(responses: Mapping[str, str]) -> pa.Table:
+  """responses.parquet: id, response."""
+  return pa.table(
+    {
+      'id': pa.array(list(responses), pa.string()),
+      'response': pa.array(list(responses.values()), pa.string()),
+    }
+  )

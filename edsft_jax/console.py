@@ -1,0 +1,36 @@
+"""What a person watching the terminal sees: one line a fact, bars for waits."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import tqdm
+
+
+def say(stage: str, text: str) -> None:
+  """Prints one line of a stage's news, aligned under the others."""
+  tqdm.tqdm.write(f'{stage:<9} {text}')
+
+
+def bar(
+  stage: str,
+  total: int,
+  unit: str,
+  initial: int = 0,
+  iterable: Iterable[Any] | None = None,
+) -> tqdm.tqdm:
+  """A progress bar with rate and time left; `initial` is what was done before.
+
+  On a terminal it redraws; in a log file it writes a line every ten seconds.
+  """
+  import sys
+
+  return tqdm.tqdm(
+    iterable,
+    desc=f'{stage:<9}',
+    total=total,
+    unit=f' {unit}',
+    initial=initial,
+    dynamic_ncols=True,
+    mininterval=0.2 if sys.stderr.isatty() else 10.0,
+    smoothing=0.1,
+  )

@@ -1,0 +1,293 @@
+"""The finetune stage: selections and their answers -> runs/CELL/model."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import math
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+
+from edsft_jax import artifacts, console, errors, models, study
+from edsft_jax import mesh as mesh_lib
+from edsft_jax.finetuning import batches
+from edsft_jax.finetuning import cell as cell_lib
+from edsft_jax.finetuning import trainer as trainer_lib
+from edsft_jax.models import lora, responses
+
+
+def check(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  planned: frozenset[str],
+) -> None:
+  """Refuses a bad recipe, an unusable model and missing inputs.
+
+  Raises:
+    InputError: naming the option or the file.
+  """
+  study.check(config)
+  path = models.resolve(config.model.path)
+  models.check(path)
+  _check_options(config.finetuning, models.read_config(path).context)
+  if 'pool' not in planned and not workdir.pool.exists():
+    raise errors.InputError(
+      f'{workdir.pool} is not there: run the pool stage first'
+    )
+  if 'annotate' not in planned and not workdir.responses.exists():
+    raise errors.InputError(
+      f'{workdir.responses} is not there: run the annotate stage first, with '
+      'the answers that it asks for'
+    )
+  if 'select' not in planned:
+    for cell in study.cells(config):
+      selection = workdir.selection(cell.strategy, cell.seed)
+      if not selection.exists():
+        raise errors.InputError(
+          f'{selection} is not there: run the select stage first'
+        )
+
+
+def _check_options(c: ml_collections.ConfigDict, context: int) -> None:
+  if c.method not in trainer_lib.METHODS:
+    raise errors.InputError(
+      f'finetuning.method {c.method!r} is unknown: one of '
+      f'{", ".join(trainer_lib.METHODS)}'
+    )
+  unknown = [name for name in c.lora_targets if name not in lora.TARGETS]
+  if unknown or not c.lora_targets:
+    raise errors.InputError(
+      f'finetuning.lora_targets is {tuple(c.lora_targets)}: some of '
+      f'{", ".join(lora.TARGETS)}'
+    )
+  for name in (
+    'lora_rank',
+    'epochs',
+    'batch_size',
+    'checkpoint_steps',
+    'log_steps',
+  ):
+    if c[name] < 1:
+      raise errors.InputError(f'finetuning.{name} is {c[name]}: at least 1')
+  for name in ('lora_alpha', 'learning_rate', 'clip_norm'):
+    if not 0 < c[name] < math.inf:
+      raise errors.InputError(f'finetuning.{name} is {c[name]}: above 0')
+  if not 0 <= c.weight_decay < math.inf:
+    raise errors.InputError(
+      f'finetuning.weight_decay is {c.weight_decay}: at least 0'
+    )
+  if not 0 <= c.warmup_fraction <= 1:
+    raise errors.InputError(
+      f'finetuning.warmup_fraction is {c.warmup_fraction}: from 0 to 1'
+    )
+  if c.max_length and not 2 <= c.max_length <= context:
+    raise errors.InputError(
+      f'finetuning.max_length is {c.max_length}: 2 to {context}, the context '
+      'of this model, or 0 for the whole of it'
+    )
+
+
+def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+  """Finetunes every cell of the study; goes on where a run was cut short.
+
+  Raises:
+    InputError: a cell was made from other inputs, an answer is missing, or
+      the loss is not finite.
+  """
+  c = config.finetuning
+  recipe = trainer_lib.Recipe(
+    **{f.name: c[f.name] for f in dataclasses.fields(trainer_lib.Recipe)}
+  )
+  path = models.resolve(config.model.path)
+  options = _options(config, recipe, models.hash_model(path))
+  cells = _cells(config, workdir)
+  manifest = artifacts.Manifest(workdir)
+  if not any(workdir.runs.glob('*/model')):
+    manifest.forget('finetune')
+  manifest.begin('finetune', options)
+  todo = [
+    cell for cell, ids in cells.items() if _begin(workdir, cell, ids, options)
+  ]
+  if not todo:
+    console.say('finetune', f'{len(cells)} cells, all done before')
+    return
+  with manifest.timed('finetune'):
+    counts = _finetune(config, workdir, recipe, path, cells, todo)
+  manifest.finish('finetune', counts)
+  console.say(
+    'finetune',
+    f'{counts["cells"]:,} cells, {counts["steps"]:,} steps, '
+    f'{counts["response_tokens"]:,} response tokens in '
+    f'{counts["examples"]:,} answers, '
+    f'{counts["prompts_truncated"]:,} prompts truncated, '
+    f'{counts["responses_cut"]:,} answers cut -> {workdir.runs}',
+  )
+
+
+# A cell's examples: id, prompt and answer.
+_Triples = list[tuple[str, artifacts.Prompt, str]]
+
+
+def _cells(
+  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+) -> dict[study.Cell, _Triples]:
+  """Every cell with its examples, in the order of its selection."""
+  pool = artifacts.read_prompts(workdir.pool)
+  prompts = dict(zip(pool.ids, pool.prompts, strict=True))
+  answers = artifacts.read_responses(workdir.responses)
+
+  def triples(cell: study.Cell, ids: Sequence[str]) -> _Triples:
+    missing = [i for i in ids if i not in answers]
+    if missing:
+      raise errors.InputError(
+        f'{cell.name}: {len(missing)} of {len(ids)} prompts have no answer, '
+        f'the first is {missing[0]!r}: run the annotate stage'
+      )
+    return [(i, prompts[i], answers[i]) for i in ids]
+
+  result = {}
+  for cell in study.cells(config):
+    ids = study.selected_ids(workdir, cell.strategy, cell.seed)
+    if len(ids) < cell.budget:
+      raise errors.InputError(
+        f'{workdir.selection(cell.strategy, cell.seed)} has {len(ids)} '
+        f'prompts, {cell.name} needs {cell.budget}: run the select stage'
+      )
+    result[cell] = triples(cell, ids[: cell.budget])
+  full_pool = study.full_pool_cells(config, len(pool))
+  unanswered = sum(i not in answers for i in pool.ids)
+  if full_pool and unanswered:
+    console.say(
+      'finetune',
+      f'no full-pool line: {unanswered:,} of {len(pool):,} prompts have no '
+      'answer',
+    )
+    return result
+  return result | {cell: triples(cell, pool.ids) for cell in full_pool}
+
+
+def _options(
+  config: ml_collections.ConfigDict,
+  recipe: trainer_lib.Recipe,
+  model_hash: str,
+) -> dict[str, Any]:
+  """What changes the weights of every cell, by name."""
+  fields = dataclasses.asdict(recipe)
+  if recipe.method != 'lora':
+    fields = {k: v for k, v in fields.items() if not k.startswith('lora_')}
+  return {
+    'model.path (its files)': model_hash,
+    'model.dtype': config.model.dtype,
+    'prompt.template': config.prompt.template,
+    'prompt.separator': config.prompt.separator,
+    'prompt.truncate': config.prompt.truncate,
+    **{f'finetuning.{name}': value for name, value in fields.items()},
+  }
+
+
+def _begin(
+  workdir: artifacts.Workdir,
+  cell: study.Cell,
+  examples: _Triples,
+  options: Mapping[str, Any],
+) -> bool:
+  """Readies a cell's folder; False when the cell is done.
+
+  Raises:
+    InputError: the cell is done, but was made from something else.
+  """
+  run = workdir.run(cell.name)
+  fingerprint = {
+    **options,
+    'prompts and answers': artifacts.hash_json(examples),
+  }
+  old = artifacts.read_json(run.cell) if run.cell.exists() else None
+  if run.model.exists():
+    artifacts.refuse_change(
+      f'finetune cell {cell.name}',
+      old['fingerprint'] if old else {},
+      fingerprint,
+      f'set it back, delete {run.root} or use another --workdir',
+    )
+    if run.checkpoints.exists():
+      shutil.rmtree(run.checkpoints)
+    return False
+  new = artifacts.plain(
+    {**dataclasses.asdict(cell), 'fingerprint': fingerprint}
+  )
+  if old != new:
+    # Begun with something else and never done: nothing here is of use.
+    if run.root.exists():
+      shutil.rmtree(run.root)
+    artifacts.write_json(run.cell, new)
+  return True
+
+
+def _finetune(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  recipe: trainer_lib.Recipe,
+  path: pathlib.Path,
+  cells: Mapping[study.Cell, _Triples],
+  todo: Sequence[study.Cell],
+) -> dict[str, int]:
+  """Finetunes the cells of `todo`; returns the counts of all cells."""
+  prompt_format = models.load_prompt_format(
+    path,
+    template=config.prompt.template,
+    separator=config.prompt.separator,
+    truncate=config.prompt.truncate,
+    log=functools.partial(console.say, 'finetune'),
+  )
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
+  examples = {
+    i: (prompt, answer)
+    for triples in cells.values()
+    for i, prompt, answer in triples
+  }
+  encoded = {
+    i: responses.encode(
+      prompt_format,
+      prompt,
+      answer,
+      recipe.max_length or decoder.config.context,
+    )
+    for i, (prompt, answer) in examples.items()
+  }
+  steps = {
+    cell: batches.num_steps(len(triples), recipe.epochs, recipe.batch_size)
+    for cell, triples in cells.items()
+  }
+  trainer = trainer_lib.Trainer(decoder, recipe, mesh)
+  multiple = mesh_lib.batch_multiple(mesh)
+  total = sum(steps.values())
+  done = total - sum(steps[cell] for cell in todo)
+  with console.bar('finetune', total, 'steps', initial=done) as bar:
+    for cell in todo:
+      run = workdir.run(cell.name)
+      state = cell_lib.train(
+        trainer,
+        run,
+        [encoded[i] for i, _, _ in cells[cell]],
+        recipe,
+        cell.seed,
+        num_rows=-(-recipe.batch_size // multiple) * multiple,
+        checkpoint_steps=config.finetuning.checkpoint_steps,
+        log_steps=config.finetuning.log_steps,
+        progress=bar.update,
+      )
+      with artifacts.replacing(run.model) as partial:
+        trainer.save(state, partial, path, config.model.path)
+      if run.checkpoints.exists():
+        shutil.rmtree(run.checkpoints)
+  return {
+    'cells': len(cells),
+    'steps': total,
+    'examples': len(encoded),
+    'response_tokens': sum(e.num_response for e in encoded.values()),
+    'prompts_truncated': sum(e.prompt_truncated for e in encoded.values()),
+    'responses_cut': sum(e.response_cut for e in encoded.values()),
+  }

@@ -1,0 +1,212 @@
+"""One optimizer step, compiled once for all cells and shapes of a study."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax import models
+from edsft_jax.models import responses
+
+METHODS = ('lora', 'full')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How every cell is finetuned; configs/default.py says what each means."""
+
+  method: str
+  lora_rank: int
+  lora_alpha: float
+  lora_targets: tuple[str, ...]
+  epochs: int
+  batch_size: int
+  max_length: int
+  learning_rate: float
+  warmup_fraction: float
+  weight_decay: float
+  clip_norm: float
+
+
+def learning_rates(
+  peak: float, num_steps: int, warmup_fraction: float
+) -> np.ndarray:
+  """A linear rise to the peak, then a cosine that ends at zero; float32 [n].
+
+  No step is wasted on a rate of zero: the first is peak / warm-up steps, and
+  zero is what would follow the last.
+  """
+  warmup = math.ceil(warmup_fraction * num_steps)
+  step = np.arange(num_steps)
+  rising = (step + 1) / max(warmup, 1)
+  falling = 0.5 * (
+    1 + np.cos(np.pi * (step - warmup) / max(num_steps - warmup, 1))
+  )
+  return np.where(step < warmup, rising, falling).astype(np.float32) * (
+    np.float32(peak)
+  )
+
+
+class State(NamedTuple):
+  """What training changes: the trained leaves and the optimizer's memory."""
+
+  params: list[jax.Array]
+  optimizer: optax.OptState
+
+
+class Trainer:
+  """The base model with a compiled optimizer step.
+
+  Shapes, not cells, decide what is compiled: the learning rate is an argument
+  and the base weights are shared by all cells.
+  """
+
+  def __init__(
+    self, decoder: models.Decoder, recipe: Recipe, mesh: jax.sharding.Mesh
+  ):
+    """Takes the decoder as it was loaded; its weights are not changed."""
+    self._recipe = recipe
+    self._mesh = mesh
+    self._base_graph, self._base_weights = nnx.split(decoder)
+    graph, params, frozen = self._trainable(seed=0)
+    self._frozen = jax.tree.leaves(frozen)
+    self._dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
+    structures = jax.tree.structure(params), jax.tree.structure(frozen)
+    self._merge = functools.partial(_merge, graph, *structures)
+    self._optimizer = optax.chain(
+      optax.clip_by_global_norm(recipe.clip_norm),
+      optax.scale_by_adam(),
+      optax.add_decayed_weights(recipe.weight_decay, mask=_matrices),
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.start(seed=0))
+    self._step = jax.jit(
+      self._update,
+      static_argnames='num_targets',
+      donate_argnames='state',
+      out_shardings=(shardings, None),
+    )
+
+  def start(self, seed: int) -> State:
+    """The state before the first step: one initialisation for each seed."""
+    _, params, _ = self._trainable(seed)
+    # Trained in float32 whatever the model's dtype, or small updates are lost.
+    params = [
+      jnp.array(leaf, jnp.float32, copy=True)
+      for leaf in jax.tree.leaves(params)
+    ]
+    params = jax.tree.map(self._place, params)
+    optimizer = jax.tree.map(self._place, self._optimizer.init(params))
+    return State(params, optimizer)
+
+  def step(
+    self,
+    state: State,
+    batch: responses.Batch,
+    num_targets: int,
+    learning_rate: np.float32,
+  ) -> tuple[State, jax.Array]:
+    """One AdamW step; `state` is donated.
+
+    Returns:
+      The new state, and the loss before the step: the mean over the batch's
+      response tokens, a float32 scalar that is not yet waited for.
+    """
+    batch = mesh_lib.shard_batch(self._mesh, batch)
+    return self._step(
+      state, self._frozen, batch, learning_rate, num_targets=num_targets
+    )
+
+  def save(
+    self, state: State, directory: pathlib.Path, base: pathlib.Path, name: str
+  ) -> None:
+    """Writes a PEFT adapter (LoRA) or a whole Hugging Face directory (full).
+
+    Args:
+      state: the trained state.
+      directory: where to write.
+      base: the directory the base model was loaded from.
+      name: what the adapter calls its base model.
+    """
+    decoder = self._merge(self._as_loaded(state.params), self._frozen)
+    if self._recipe.method == 'lora':
+      models.save_adapter(decoder, directory, name)
+    else:
+      models.save_decoder(decoder, directory, base)
+
+  def _trainable(self, seed: int) -> tuple[nnx.GraphDef, Any, Any]:
+    decoder = nnx.merge(self._base_graph, self._base_weights)
+    if self._recipe.method == 'full':
+      return nnx.split(decoder, nnx.Param, ...)
+    models.add_lora(
+      decoder,
+      self._recipe.lora_rank,
+      self._recipe.lora_alpha,
+      self._recipe.lora_targets,
+      rngs=nnx.Rngs(seed),
+    )
+    return nnx.split(decoder, models.LoRAParam, ...)
+
+  def _place(self, leaf: jax.Array) -> jax.Array:
+    """Puts a leaf that no mesh axis splits on all devices of the mesh."""
+    if isinstance(leaf.sharding, NamedSharding):
+      return leaf
+    return jax.device_put(leaf, NamedSharding(self._mesh, PartitionSpec()))
+
+  def _as_loaded(self, params: list[jax.Array]) -> list[jax.Array]:
+    return [p.astype(d) for p, d in zip(params, self._dtypes, strict=True)]
+
+  def _update(
+    self,
+    state: State,
+    frozen: list[jax.Array],
+    batch: responses.Batch,
+    learning_rate: jax.Array,
+    num_targets: int,
+  ) -> tuple[State, jax.Array]:
+    def mean_loss(params: list[jax.Array]) -> jax.Array:
+      decoder = self._merge(self._as_loaded(params), frozen)
+      loss_B = responses.loss(decoder, batch, num_targets)
+      return jnp.sum(loss_B) / jnp.maximum(jnp.sum(batch.num_response), 1)
+
+    loss, gradients = jax.value_and_grad(mean_loss)(state.params)
+    direction, optimizer = self._optimizer.update(
+      gradients, state.optimizer, state.params
+    )
+    params = [
+      p - learning_rate * d
+      for p, d in zip(state.params, direction, strict=True)
+    ]
+    return State(params, optimizer), loss
+
+
+def all_finite(state: State) -> bool:
+  """Whether every trained number is finite; waits for the last step."""
+  return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in state.params)
+
+
+def _merge(
+  graph: nnx.GraphDef,
+  params_structure: Any,
+  frozen_structure: Any,
+  params: list[jax.Array],
+  frozen: list[jax.Array],
+) -> models.Decoder:
+  return nnx.merge(
+    graph,
+    jax.tree.unflatten(params_structure, params),
+    jax.tree.unflatten(frozen_structure, frozen),
+  )
+
+
+def _matrices(params: list[jax.Array]) -> list[bool]:
+  """Weight decay is for matrices; norms and biases keep their size."""
+  return [leaf.ndim > 1 for leaf in params]

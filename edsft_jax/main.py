@@ -1,0 +1,188 @@
+"""The command: flags -> config -> the stages asked for, in order.
+
+  python -m edsft_jax.main --config=configs/quickstart.py --workdir=DIR
+  python -m edsft_jax.main score select --config=... --workdir=DIR \
+      --config.model.path=HF_DIR --config.pool.path=prompts.jsonl
+
+Stages are positional words: pool score select annotate finetune evaluate
+report; none means all. Running a command again goes on where it stopped.
+"""
+
+from collections.abc import Sequence
+import difflib
+import pathlib
+import sys
+import time
+from types import ModuleType
+
+from absl import app, flags, logging
+import ml_collections
+from ml_collections import config_flags
+
+from configs import default
+from edsft_jax import (
+  annotation,
+  artifacts,
+  console,
+  errors,
+  evaluation,
+  finetuning,
+  pool,
+  reporting,
+  scoring,
+  strategies,
+)
+
+STAGES: dict[str, ModuleType] = {
+  'pool': pool,
+  'score': scoring,
+  'select': strategies,
+  'annotate': annotation,
+  'finetune': finetuning,
+  'evaluate': evaluation,
+  'report': reporting,
+}
+
+# Stages that need the answers, and so wait until people have written them.
+AFTER_ANSWERS = frozenset({'finetune', 'evaluate', 'report'})
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the stages named in argv[1:]; exits with 2 when a person must act."""
+  logging.set_verbosity(logging.WARNING)
+  try:
+    if not flags.FLAGS.workdir:
+      raise errors.InputError(
+        'no --workdir: name the folder for this study, as --workdir=runs/first'
+      )
+    stages = stages_asked_for(argv[1:])
+    run(_load_config(), pathlib.Path(flags.FLAGS.workdir), stages)
+  except errors.InputError as e:
+    sys.exit(_complain(e))
+  except KeyboardInterrupt:
+    print(
+      '\nStopped. The same command goes on from here.',
+      file=sys.stderr,
+    )
+    sys.exit(130)
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  path: pathlib.Path,
+  stages: Sequence[str] = tuple(STAGES),
+) -> None:
+  """Runs stages in order in a workdir; what is done and unchanged is skipped.
+
+  Before each stage, it and all that come after it check their options and
+  inputs: a budget beyond the pool is found when the pool is read, not after
+  hours of scoring.
+
+  Raises:
+    InputError: a bad option or file; finished stages stay finished.
+  """
+  start = time.monotonic()
+  workdir = artifacts.Workdir(path)
+  for i, name in enumerate(stages):
+    for j, later in enumerate(stages[i:], start=i):
+      STAGES[later].check(config, workdir, frozenset(stages[i:j]))
+    if i == 0:
+      artifacts.write_json(workdir.config, config.to_dict())
+    STAGES[name].run(config, workdir)
+    waiting = [s for s in stages[i + 1 :] if s in AFTER_ANSWERS]
+    if name == 'annotate' and waiting and annotation.missing(workdir):
+      console.say(
+        'annotate',
+        f'{", ".join(waiting)} wait for the answers. Fill {workdir.todo} or '
+        'the .csv beside it and run again with '
+        '--config.annotation.answers_path=FILE',
+      )
+      return
+  if 'report' in stages:
+    print(reporting.summary(config, workdir))
+  console.say('done', f'in {time.monotonic() - start:.1f} s')
+
+
+def stages_asked_for(words: Sequence[str]) -> list[str]:
+  """The stages named, in the order of the data; all of them for no words.
+
+  Raises:
+    InputError: a word is no stage; the nearest is offered.
+  """
+  for word in words:
+    if word not in STAGES:
+      nearest = difflib.get_close_matches(word, STAGES, 1, 0.0)[0]
+      raise errors.InputError(
+        f'{word!r} is no stage: did you mean {nearest!r}? All: '
+        f'{" ".join(STAGES)}'
+      )
+  return [name for name in STAGES if name in words or not words]
+
+
+def _load_config() -> ml_collections.ConfigDict:
+  config = flags.FLAGS.config
+  try:
+    config.to_dict()
+  except OSError as e:
+    name = config_flags.get_config_filename(flags.FLAGS['config'])
+    raise errors.InputError(
+      f'--config={name} cannot be read: name a file such as configs/default.py'
+    ) from e
+  return config
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """Flags as absl parses them, but one line a mistake and no traceback."""
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    sys.exit(_complain(_unknown_option(argv) or e))
+
+
+def _unknown_option(argv: Sequence[str]) -> str | None:
+  """Names the first --config.X that no config has, with the nearest one."""
+  known = option_names(default.get_config())
+  for word in argv[1:]:
+    option = word.lstrip('-').partition('=')[0]
+    name = option.removeprefix('config.')
+    if option != name and name not in known:
+      nearest = difflib.get_close_matches(name, known, 1, 0.0)[0]
+      return f'unknown option --{option}: did you mean --config.{nearest}?'
+  return None
+
+
+def option_names(config: ml_collections.ConfigDict) -> list[str]:
+  """Dotted names of every option, as the command line spells them."""
+  names = []
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      names += [f'{name}.{inner}' for inner in option_names(value)]
+    else:
+      names.append(name)
+  return names
+
+
+def _complain(problem: object) -> int:
+  print(f'edsft_jax: {" ".join(str(problem).split())}', file=sys.stderr)
+  return 2
+
+
+def cli() -> None:
+  """The entry point of the edsft-jax command."""
+  argv = list(sys.argv)
+  if not any(word.lstrip('-').startswith('config=') for word in argv):
+    # Overrides are only understood behind a config.
+    argv.insert(1, f'--config={default.__file__}')
+  config_flags.DEFINE_config_file(
+    'config',
+    help_string='The experiment, a file in configs/; default.py if absent.',
+    sys_argv=argv,
+  )
+  flags.DEFINE_string(
+    'workdir', '', "Where this study's files go; made if it is not there."
+  )
+  app.run(main, argv=argv, flags_parser=_parse_flags)
+
+
+if __name__ == '__main__':
+  cli()

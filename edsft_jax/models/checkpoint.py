@@ -1,0 +1,362 @@
+"""Hugging Face model directories in and out, safetensors only.
+
+Weights go from the file straight into sharded arrays: each device's part is
+read from the mapped file, and no whole copy is held. Reading is strict: what
+does not match the decoder exactly is refused with the tensor's name.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import shutil
+from typing import Any
+
+from flax import nnx
+import jax  # Before safetensors: registers bfloat16 with numpy.
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from edsft_jax import artifacts, errors
+from edsft_jax.models import config as config_lib
+from edsft_jax.models.decoder import Decoder, placed
+
+WEIGHTS = 'model.safetensors'
+INDEX = 'model.safetensors.index.json'
+TOKENIZER_FILES = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'tokenizer.model',
+  'chat_template.jinja',
+  'chat_template.json',
+)
+DTYPES = ('float32', 'bfloat16', 'float16')
+_FILE_DTYPES = ('F32', 'BF16', 'F16')
+_PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
+# Buffers that old checkpoints carry and that follow from the config.
+_IGNORED_SUFFIXES = ('rotary_emb.inv_freq',)
+
+Path = str | pathlib.Path
+
+
+def resolve(path: Path) -> pathlib.Path:
+  """'demo' -> the built-in model; anything else must be a directory.
+
+  Raises:
+    InputError: there is no such directory.
+  """
+  if str(path) == 'demo':
+    return pathlib.Path(__file__).parent / 'demo'
+  directory = pathlib.Path(path).expanduser()
+  if not str(path) or not directory.is_dir():
+    raise errors.InputError(
+      f'model.path {str(path)!r} is no directory: give a local Hugging Face '
+      "model directory, or 'demo'"
+    )
+  return directory
+
+
+def parse_dtype(name: Any) -> jnp.dtype:
+  """'float32' | 'bfloat16' | 'float16' -> dtype."""
+  if name not in DTYPES:
+    raise errors.InputError(f'model.dtype {name!r} is not one of {DTYPES}')
+  return jnp.dtype(name)
+
+
+def check(path: Path) -> config_lib.DecoderConfig:
+  """Checks a model directory by its config and the weights' headers alone.
+
+  Raises:
+    InputError: a file is missing, unreadable or cut short; a tensor is
+      missing, extra, duplicate or misshapen; there is no tokenizer.
+  """
+  directory = resolve(path)
+  config = config_lib.read_config(directory)
+  with _Weights(directory) as weights:
+    weights.check(config)
+  if not (directory / 'tokenizer.json').is_file():
+    raise errors.InputError(
+      f'{directory} has no tokenizer.json: save the tokenizer beside the model'
+    )
+  return config
+
+
+def load_decoder(
+  path: Path, dtype: str | jnp.dtype, mesh: jax.sharding.Mesh
+) -> Decoder:
+  """Reads a model directory into a decoder that lies on the mesh.
+
+  Args:
+    path: see `resolve`.
+    dtype: of the weights and the matmuls, whatever the file's is.
+    mesh: where the weights go, by mesh.RULES.
+
+  Raises:
+    InputError: see `check`.
+  """
+  dtype = parse_dtype(jnp.dtype(dtype).name)
+  config = check(path)
+  decoder = _abstract(config, dtype)
+  with _Weights(resolve(path)) as weights:
+    weights.check_tied(config)
+    loaded = [
+      (
+        path_in_decoder,
+        variable.replace(
+          jax.make_array_from_callback(
+            variable.shape,
+            sharding,
+            weights.reader(path_in_decoder, dtype),
+          )
+        ),
+      )
+      for path_in_decoder, variable, sharding in placed(decoder, mesh)
+    ]
+    # The files are unmapped on leaving: every read must have happened.
+    jax.block_until_ready([variable[...] for _, variable in loaded])
+  return nnx.merge(nnx.graphdef(decoder), nnx.from_flat_state(loaded))
+
+
+def save_decoder(
+  decoder: Decoder, path: Path, source: Path | None = None
+) -> None:
+  """Writes a model directory that transformers and `load_decoder` read.
+
+  Args:
+    decoder: without adapters; `models.merged` folds them in.
+    path: directory to write into, made when absent.
+    source: the model directory that it came from: its config.json (with the
+      dtype of these weights), generation_config.json and tokenizer are kept.
+      None: config.json from decoder.config, and no tokenizer.
+  """
+  directory = pathlib.Path(path)
+  directory.mkdir(parents=True, exist_ok=True)
+  tensors = {}
+  for path_in_decoder, variable in nnx.to_flat_state(
+    nnx.state(decoder, nnx.Param)
+  ):
+    if path_in_decoder[-1] in ('lora_a', 'lora_b'):
+      raise ValueError('the decoder has adapters: save models.merged(decoder)')
+    array = np.asarray(jax.device_get(variable[...]))
+    if _is_transposed(path_in_decoder):
+      array = array.T
+    tensors[tensor_name(path_in_decoder)] = np.ascontiguousarray(array)
+  # transformers refuses a file that does not say which framework wrote it.
+  safetensors.numpy.save_file(
+    tensors, directory / WEIGHTS, metadata={'format': 'pt'}
+  )
+  dtype = decoder.dtype.name
+  if source is None:
+    fields = config_lib.to_json(decoder.config, dtype)
+    generation = {
+      name: fields[name] for name in ('bos_token_id', 'eos_token_id')
+    }
+    artifacts.write_json(directory / 'generation_config.json', generation)
+  else:
+    source = resolve(source)
+    fields = config_lib.read_json_object(source / 'config.json')
+    fields['dtype' if 'dtype' in fields else 'torch_dtype'] = dtype
+    for name in ('generation_config.json', *TOKENIZER_FILES):
+      if (source / name).is_file():
+        shutil.copyfile(source / name, directory / name)
+  artifacts.write_json(directory / 'config.json', fields)
+
+
+def hash_model(path: Path) -> str:
+  """One hash over everything that changes what the model says.
+
+  That is config, generation config, weights and tokenizer; not README,
+  licence or other files beside them.
+  """
+  directory = resolve(path)
+  names = ('config.json', 'generation_config.json', *TOKENIZER_FILES)
+  files = [directory / name for name in names if (directory / name).is_file()]
+  with _Weights(directory) as weights:
+    files += weights.files
+  return artifacts.hash_files(files)
+
+
+def end_ids(path: Path) -> tuple[int, ...]:
+  """Ids that end generation: generation_config.json's, else config.json's."""
+  directory = resolve(path)
+  for name in ('generation_config.json', 'config.json'):
+    file = directory / name
+    if file.is_file():
+      value = config_lib.read_json_object(file).get('eos_token_id')
+      if ids := config_lib.parse_eos_ids(value, str(file)):
+        return ids
+  return ()
+
+
+def tensor_name(path: Sequence[str | int]) -> str:
+  """Path in the decoder's state -> name in a checkpoint."""
+  name = '.'.join(str(part) for part in path)
+  return name if path[0] == 'lm_head' else f'model.{name}'
+
+
+def _is_transposed(path: Sequence[str | int]) -> bool:
+  """Checkpoints hold [out, in] where the decoder holds [in, out]."""
+  return path[-1] == 'weight' and (
+    path[-2].endswith('_proj') or path[-2] == 'lm_head'
+  )
+
+
+def _abstract(config: config_lib.DecoderConfig, dtype: jnp.dtype) -> Decoder:
+  """A decoder of shapes without arrays."""
+  return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
+
+
+class _Weights:
+  """The open safetensors files of a directory, and which has which tensor."""
+
+  def __init__(self, directory: pathlib.Path):
+    self._directory = directory
+    self.files: list[pathlib.Path] = []
+    self._open: dict[str, Any] = {}
+    self._home: dict[str, Any] = {}
+    if (directory / WEIGHTS).is_file():
+      self._add(WEIGHTS)
+    elif (directory / INDEX).is_file():
+      self._add_index()
+    elif any(next(directory.glob(p), None) for p in _PICKLES):
+      raise errors.InputError(
+        f'{directory} has pickled weights only, which can run code and are '
+        'not read: save the model as safetensors'
+      )
+    else:
+      raise errors.InputError(f'{directory} has no {WEIGHTS} and no {INDEX}')
+
+  def __enter__(self) -> '_Weights':
+    return self
+
+  def __exit__(self, *unused) -> None:
+    self._home.clear()
+    self._open.clear()
+
+  def check(self, config: config_lib.DecoderConfig) -> None:
+    """Compares names, shapes and types with the decoder's."""
+    expected = {
+      tensor_name(path): (
+        variable.shape[::-1] if _is_transposed(path) else variable.shape
+      )
+      for path, variable in nnx.to_flat_state(
+        nnx.state(_abstract(config, jnp.dtype('float32')))
+      )
+    }
+    head = 'lm_head.weight'
+    known = dict(expected)
+    if config.tied:
+      known[head] = expected['model.embed_tokens.weight']
+    found = [n for n in self._home if not n.endswith(_IGNORED_SUFFIXES)]
+    self._refuse(
+      'misses the tensor', sorted(set(expected) - set(found), key=_by_number)
+    )
+    self._refuse(
+      'has the unknown tensor', sorted(set(found) - set(known), key=_by_number)
+    )
+    for name in found:
+      part = self._home[name].get_slice(name)
+      shape = tuple(part.get_shape())
+      if shape != known[name]:
+        raise errors.InputError(
+          f'{self._directory}: tensor {name} is {list(shape)}, config.json '
+          f'says {list(known[name])}: they are of different models'
+        )
+      if part.get_dtype() not in _FILE_DTYPES:
+        raise errors.InputError(
+          f'{self._directory}: tensor {name} is {part.get_dtype()}, not one '
+          f'of {_FILE_DTYPES}: convert the weights'
+        )
+
+  def check_tied(self, config: config_lib.DecoderConfig) -> None:
+    """Refuses a tied checkpoint with an output layer of its own."""
+    head, embedding = 'lm_head.weight', 'model.embed_tokens.weight'
+    if not config.tied or head not in self._home:
+      return
+    if not np.array_equal(
+      self._home[head].get_tensor(head),
+      self._home[embedding].get_tensor(embedding),
+    ):
+      raise errors.InputError(
+        f'{self._directory}: config.json ties the output layer to the '
+        f'embedding, but {head} differs: set tie_word_embeddings to false'
+      )
+
+  def reader(self, path: Sequence[str | int], dtype: jnp.dtype):
+    """A callback that reads one device's part of a parameter."""
+    name = tensor_name(path)
+    part = self._home[name].get_slice(name)
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+      if _is_transposed(path):
+        return part[index[::-1]].T.astype(dtype)
+      return part[index].astype(dtype)
+
+    return read
+
+  def _add_index(self) -> None:
+    index = self._directory / INDEX
+    homes = config_lib.read_json_object(index).get('weight_map')
+    if not isinstance(homes, dict) or not homes:
+      raise errors.InputError(f'{index}: weight_map is missing')
+    for file_name in homes.values():
+      if not isinstance(file_name, str) or not _is_plain_name(file_name):
+        raise errors.InputError(
+          f'{index} names {file_name!r}: only files beside it may be named'
+        )
+      if file_name in self._open:
+        continue
+      if not (self._directory / file_name).is_file():
+        raise errors.InputError(
+          f'{index} names {file_name}, which is not there: copy all shards'
+        )
+      self._add(file_name)
+    for name, file_name in homes.items():
+      if name not in self._home:
+        raise errors.InputError(
+          f'{self._directory / file_name} misses the tensor {name}, which '
+          f'{INDEX} places there'
+        )
+      if self._home[name] is not self._open[file_name]:
+        raise errors.InputError(
+          f'{index} places the tensor {name} in {file_name}, but another '
+          'shard has it'
+        )
+
+  def _add(self, file_name: str) -> None:
+    file = self._directory / file_name
+    try:
+      opened = safetensors.safe_open(file, framework='numpy')
+    except (safetensors.SafetensorError, OSError) as error:
+      raise errors.InputError(
+        f'{file} is no whole safetensors file ({error}): copy it again'
+      ) from None
+    self.files.append(file)
+    self._open[file_name] = opened
+    for name in opened.keys():  # noqa: SIM118 (no mapping)
+      if name in self._home:
+        raise errors.InputError(
+          f'{self._directory} has the tensor {name} twice, once in {file_name}'
+        )
+      self._home[name] = opened
+
+  def _refuse(self, what: str, names: list[str]) -> None:
+    if names:
+      more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+      raise errors.InputError(
+        f'{self._directory} {what} {names[0]}{more}: config.json and weights '
+        'must be of the same model'
+      )
+
+
+def _is_plain_name(name: str) -> bool:
+  return name not in ('', '.', '..') and not set(name) & set('/\\\0')
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+  """Sorts layer 2 before layer 10."""
+  return [(int(p), '') if p.isdigit() else (-1, p) for p in name.split('.')]

@@ -1,0 +1,481 @@
+"""A causal decoder of the Llama family in Flax NNX.
+
+Modules carry the names that Hugging Face gives them, so that a parameter's
+path is its tensor's name. Matmuls follow the dtype of the weights (in true
+float32 when that is float32); norms, rope and softmax are float32 always.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax.models.config import DecoderConfig, Rope
+
+# Module -> logical axes of its weight; mesh.RULES says where they lie.
+LOGICAL_AXES = {
+  'embed_tokens': ('vocab', 'embed'),
+  'q_proj': ('embed', 'heads'),
+  'k_proj': ('embed', 'kv_heads'),
+  'v_proj': ('embed', 'kv_heads'),
+  'o_proj': ('heads', 'embed'),
+  'gate_proj': ('embed', 'mlp'),
+  'up_proj': ('embed', 'mlp'),
+  'down_proj': ('mlp', 'embed'),
+  'input_layernorm': ('norm',),
+  'post_attention_layernorm': ('norm',),
+  'norm': ('norm',),
+  'lm_head': ('embed', 'vocab'),
+}
+
+
+class LoRAParam(nnx.Param):
+  """A low-rank adapter's weight; nnx.split(decoder, LoRAParam, ...)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Keys and values of the tokens so far.
+
+  Attributes:
+    keys: one [B, K, S, A] array a layer.
+    values: one [B, K, S, A] array a layer.
+    mask_BxS: slots that hold a token (padding does not count).
+    index: the next slot to be written, the same for all rows.
+  """
+
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
+  mask_BxS: jax.Array
+  index: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """What a forward pass returns.
+
+  Attributes:
+    hidden_BxLxD: after the final norm; `Decoder.logits` takes it.
+    features_BxLxD: the hidden state of the layer that was asked for.
+    cache: with the new tokens, or None when there was none.
+  """
+
+  hidden_BxLxD: jax.Array
+  features_BxLxD: jax.Array
+  cache: Cache | None
+
+
+class Decoder(nnx.Module):
+  """Embedding, layers, final norm and output layer, freshly drawn.
+
+  `models.load_decoder` fills one from a checkpoint.
+  """
+
+  def __init__(
+    self,
+    config: DecoderConfig,
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype = jnp.float32,
+  ):
+    self.config = config
+    self.dtype = jnp.dtype(dtype)
+    self.embed_tokens = Embedding(config, self.dtype, rngs)
+    self.layers = nnx.List(
+      [Layer(config, self.dtype, rngs) for _ in range(config.num_layers)]
+    )
+    self.norm = Norm(config, self.dtype)
+    self.lm_head = (
+      None
+      if config.tied
+      else Linear(
+        config.width,
+        config.vocab_size,
+        use_bias=False,
+        stddev=config.initializer_range,
+        dtype=self.dtype,
+        rngs=rngs,
+      )
+    )
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    mask: jax.Array,
+    cache: Cache | None = None,
+    layer: int = -1,
+  ) -> Output:
+    """Runs the layers.
+
+    Positions count the tokens of a row that are not padding, so padding on
+    either side changes nothing. Hidden states at padding are finite but mean
+    nothing.
+
+    Args:
+      tokens: [B, L] ids; any id serves as padding.
+      mask: [B, L], true where there is a token.
+      cache: what came before; it must have L free slots.
+      layer: whose hidden state becomes the features, numbered as in
+        transformers' hidden_states: 0 is the embedding, num_layers (or -1)
+        the last layer after the final norm.
+
+    Raises:
+      ValueError: there is no such layer.
+    """
+    num_states = self.config.num_layers + 1
+    if not -num_states <= layer < num_states:
+      raise ValueError(
+        f'layer {layer} is none of this model: '
+        f'{-num_states} to {num_states - 1}'
+      )
+    layer %= num_states
+    mask_BxL = mask.astype(bool)
+    if cache is None:
+      num_before_B = jnp.zeros(tokens.shape[0], jnp.int32)
+      index = 0
+      mask_BxS = mask_BxL
+    else:
+      num_before_B = jnp.sum(cache.mask_BxS, axis=1, dtype=jnp.int32)
+      index = cache.index
+      mask_BxS = jax.lax.dynamic_update_slice(
+        cache.mask_BxS, mask_BxL, (0, index)
+      )
+    position_BxL = jnp.maximum(
+      num_before_B[:, None] + jnp.cumsum(mask_BxL, axis=1) - 1, 0
+    )
+    rotation = rotations(self.config.rope, self.config.head_dim, position_BxL)
+    slot_L = index + jnp.arange(tokens.shape[1])
+    causal_LxS = jnp.arange(mask_BxS.shape[1]) <= slot_L[:, None]
+    visible_BxLxS = causal_LxS & mask_BxS[:, None, :]
+
+    x_BxLxD = self.embed_tokens(tokens)
+    features_BxLxD = x_BxLxD
+    keys, values = [], []
+    for number, block in enumerate(self.layers):
+      before = None
+      if cache is not None:
+        before = (cache.keys[number], cache.values[number])
+      x_BxLxD, k_BxKxSxA, v_BxKxSxA = block(
+        x_BxLxD, rotation, visible_BxLxS, before, index
+      )
+      keys.append(k_BxKxSxA)
+      values.append(v_BxKxSxA)
+      if number + 1 == layer:
+        features_BxLxD = x_BxLxD
+    hidden_BxLxD = self.norm(x_BxLxD)
+    if layer == self.config.num_layers:
+      features_BxLxD = hidden_BxLxD
+    if cache is not None:
+      cache = Cache(
+        tuple(keys), tuple(values), mask_BxS, index + tokens.shape[1]
+      )
+    return Output(hidden_BxLxD, features_BxLxD, cache)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Scores over the vocabulary, float32: [..., D] -> [..., V]."""
+    if self.lm_head is None:
+      weight_DxV = self.embed_tokens.weight[...].T
+    else:
+      weight_DxV = self.lm_head.weight[...]
+    return jnp.matmul(
+      hidden,
+      weight_DxV,
+      precision=_precision(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+  def init_cache(self, batch: int, slots: int) -> Cache:
+    """An empty cache for `batch` rows of at most `slots` tokens, padding too.
+
+    Keys and values lie [batch, heads, slots, head_dim], one array a layer:
+    a decode step then reads each head's slots in one piece.
+    """
+    config = self.config
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
+    zeros = tuple(jnp.zeros(shape, self.dtype) for _ in self.layers)
+    return Cache(
+      keys=zeros,
+      values=zeros,
+      mask_BxS=jnp.zeros((batch, slots), bool),
+      index=jnp.zeros((), jnp.int32),
+    )
+
+
+class Layer(nnx.Module):
+  """Attention and gated MLP, each behind a norm and a residual."""
+
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.input_layernorm = Norm(config, dtype)
+    self.self_attn = Attention(config, dtype, rngs)
+    self.post_attention_layernorm = Norm(config, dtype)
+    self.mlp = Mlp(config, dtype, rngs)
+
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    visible_BxLxS: jax.Array,
+    before: tuple[jax.Array, jax.Array] | None,
+    index: jax.Array | int,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    attended_BxLxD, k_BxKxSxA, v_BxKxSxA = self.self_attn(
+      self.input_layernorm(x_BxLxD), rotation, visible_BxLxS, before, index
+    )
+    x_BxLxD = x_BxLxD + attended_BxLxD
+    x_BxLxD = x_BxLxD + self.mlp(self.post_attention_layernorm(x_BxLxD))
+    return x_BxLxD, k_BxKxSxA, v_BxKxSxA
+
+
+class Attention(nnx.Module):
+  """Causal attention in which groups of query heads share a key head."""
+
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.head_dim = config.head_dim
+    self.num_kv_heads = config.num_kv_heads
+
+    def linear(num_in: int, num_out: int) -> Linear:
+      return Linear(
+        num_in,
+        num_out,
+        use_bias=config.attention_bias,
+        stddev=config.initializer_range,
+        dtype=dtype,
+        rngs=rngs,
+      )
+
+    self.q_proj = linear(config.width, config.num_heads * config.head_dim)
+    self.k_proj = linear(config.width, config.num_kv_heads * config.head_dim)
+    self.v_proj = linear(config.width, config.num_kv_heads * config.head_dim)
+    self.o_proj = linear(config.num_heads * config.head_dim, config.width)
+
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    visible_BxLxS: jax.Array,
+    before: tuple[jax.Array, jax.Array] | None,
+    index: jax.Array | int,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q_BxHxLxA = rotate(self._heads(self.q_proj(x_BxLxD)), rotation)
+    k_BxKxSxA = rotate(self._heads(self.k_proj(x_BxLxD)), rotation)
+    v_BxKxSxA = self._heads(self.v_proj(x_BxLxD))
+    if before is not None:
+      start = (0, 0, index, 0)
+      k_BxKxSxA = jax.lax.dynamic_update_slice(before[0], k_BxKxSxA, start)
+      v_BxKxSxA = jax.lax.dynamic_update_slice(before[1], v_BxKxSxA, start)
+
+    batch, _, length, head_dim = q_BxHxLxA.shape
+    # G query heads to a key head.
+    q_BxKxGxLxA = q_BxHxLxA.reshape(
+      batch, self.num_kv_heads, -1, length, head_dim
+    )
+    score_BxKxGxLxS = jnp.einsum(
+      'bkgla,bksa->bkgls',
+      q_BxKxGxLxA,
+      k_BxKxSxA,
+      precision=_precision(x_BxLxD.dtype),
+      preferred_element_type=jnp.float32,
+    ) / math.sqrt(head_dim)
+    # Finite, so that a row of padding alone gives no NaN.
+    score_BxKxGxLxS = jnp.where(
+      visible_BxLxS[:, None, None],
+      score_BxKxGxLxS,
+      jnp.finfo(jnp.float32).min,
+    )
+    weight_BxKxGxLxS = jax.nn.softmax(score_BxKxGxLxS)
+    attended_BxKxGxLxA = jnp.einsum(
+      'bkgls,bksa->bkgla',
+      weight_BxKxGxLxS.astype(x_BxLxD.dtype),
+      v_BxKxSxA,
+      precision=_precision(x_BxLxD.dtype),
+    )
+    merged_BxLxHA = (
+      attended_BxKxGxLxA.reshape(batch, -1, length, head_dim)
+      .swapaxes(1, 2)
+      .reshape(batch, length, -1)
+    )
+    return self.o_proj(merged_BxLxHA), k_BxKxSxA, v_BxKxSxA
+
+  def _heads(self, x_BxLxHA: jax.Array) -> jax.Array:
+    """[B, L, H * A] -> [B, H, L, A]."""
+    batch, length, _ = x_BxLxHA.shape
+    return x_BxLxHA.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)
+
+
+class Mlp(nnx.Module):
+  """down(silu(gate(x)) * up(x))."""
+
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def linear(num_in: int, num_out: int) -> Linear:
+      return Linear(
+        num_in,
+        num_out,
+        use_bias=config.mlp_bias,
+        stddev=config.initializer_range,
+        dtype=dtype,
+        rngs=rngs,
+      )
+
+    self.gate_proj = linear(config.width, config.mlp_width)
+    self.up_proj = linear(config.width, config.mlp_width)
+    self.down_proj = linear(config.mlp_width, config.width)
+
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    gate_BxLxF = jax.nn.silu(self.gate_proj(x_BxLxD))
+    return self.down_proj(gate_BxLxF * self.up_proj(x_BxLxD))
+
+
+class Linear(nnx.Module):
+  """x W + b, and x A B scaled when `add_lora` put an adapter here.
+
+  Attributes:
+    weight: [in, out].
+    bias: [out], or None.
+    lora_a: [in, R], or None.
+    lora_b: [R, out], or None.
+    lora_scale: alpha / R.
+  """
+
+  def __init__(
+    self,
+    num_in: int,
+    num_out: int,
+    *,
+    use_bias: bool,
+    stddev: float,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.weight = nnx.Param(_normal(rngs, (num_in, num_out), stddev, dtype))
+    self.bias = nnx.Param(jnp.zeros(num_out, dtype)) if use_bias else None
+    # nnx.data: an adapter may take the place of None later.
+    self.lora_a = nnx.data(None)
+    self.lora_b = nnx.data(None)
+    self.lora_scale = 0.0
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    precision = _precision(x.dtype)
+    y = jnp.matmul(x, self.weight[...], precision=precision)
+    if self.bias is not None:
+      y = y + self.bias[...]
+    if self.lora_a is not None:
+      a_R = jnp.matmul(x, self.lora_a[...].astype(x.dtype), precision=precision)
+      b = self.lora_b[...].astype(x.dtype)
+      y = y + jnp.matmul(a_R, b, precision=precision) * self.lora_scale
+    return y
+
+
+class Embedding(nnx.Module):
+  """A row of the table [V, D] for each token."""
+
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    shape = (config.vocab_size, config.width)
+    self.weight = nnx.Param(
+      _normal(rngs, shape, config.initializer_range, dtype)
+    )
+
+  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+    return jnp.take(self.weight[...], tokens_BxL, axis=0)
+
+
+class Norm(nnx.Module):
+  """Root-mean-square norm with a scale, computed in float32."""
+
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
+    self.weight = nnx.Param(jnp.ones(config.width, dtype))
+    self.eps = config.norm_eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return y.astype(x.dtype) * self.weight[...]
+
+
+def rotations(
+  rope: Rope, head_dim: int, position_BxL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of each position and frequency, [B, 1, L, A / 2]."""
+  frequency = jnp.asarray(frequencies(rope, head_dim))
+  angle = position_BxL[:, None, :, None].astype(jnp.float32) * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+  """Radians a position for each pair of a head's dimensions, [A / 2] float32.
+
+  'llama3' leaves short wavelengths alone, divides the frequency of long ones
+  by the factor and goes linearly between (Llama 3.1's published code).
+  """
+  exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  frequency = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
+  if rope.kind == 'default':
+    return frequency
+  if rope.kind == 'linear':
+    return frequency / np.float32(rope.factor)
+  assert rope.kind == 'llama3', rope.kind
+  turns = rope.original_context * frequency / np.float32(2 * np.pi)
+  share = (turns - rope.low_freq_factor) / (
+    rope.high_freq_factor - rope.low_freq_factor
+  )
+  kept = np.clip(share, 0.0, 1.0)
+  return ((1.0 - kept) / rope.factor * frequency + kept * frequency).astype(
+    np.float32
+  )
+
+
+def rotate(
+  x_BxHxLxA: jax.Array, rotation: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+  """Turns each pair (i, i + A / 2) of a head's dimensions by its angle."""
+  cos, sin = rotation
+  first, second = jnp.split(x_BxHxLxA.astype(jnp.float32), 2, axis=-1)
+  turned = (first * cos - second * sin, second * cos + first * sin)
+  return jnp.concatenate(turned, axis=-1).astype(x_BxHxLxA.dtype)
+
+
+def logical_axes(path: Sequence[str | int]) -> tuple[str, ...]:
+  """Logical axes of the parameter at a path of the decoder's state."""
+  module, kind = path[-2:]
+  axes = LOGICAL_AXES[module]
+  return {
+    'weight': axes,
+    'bias': axes[-1:],
+    'lora_a': (axes[0], 'rank'),
+    'lora_b': ('rank', axes[-1]),
+  }[kind]
+
+
+def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
+  """Moves every parameter, adapters too, to its place on the mesh."""
+  moved = [
+    (path, variable.replace(jax.device_put(variable[...], sharding)))
+    for path, variable, sharding in placed(decoder, mesh)
+  ]
+  nnx.update(decoder, nnx.from_flat_state(moved))
+
+
+def placed(
+  decoder: Decoder, mesh: jax.sharding.Mesh
+) -> Iterator[tuple[tuple[str | int, ...], nnx.Param, jax.sharding.Sharding]]:
+  """Path, parameter and place on the mesh of every parameter."""
+  for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
+    axes = logical_axes(path)
+    yield path, variable, mesh_lib.sharding(mesh, axes, variable.shape)
+
+
+def _normal(
+  rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: jnp.dtype
+) -> jax.Array:
+  return stddev * jax.random.normal(rngs.params(), shape, dtype)
+
+
+def _precision(dtype: jnp.dtype) -> str | None:
+  """TPUs and GPUs shorten float32 products unless they are told not to."""
+  return 'highest' if dtype == jnp.float32 else None

@@ -1,0 +1,220 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), kept in PEFT's format.
+
+A projection's W becomes W + (alpha / rank) A B. A is drawn, B is zero, so a
+fresh adapter changes nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+import math
+import pathlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from edsft_jax import artifacts, errors
+from edsft_jax.models import checkpoint
+from edsft_jax.models.config import read_json_object
+from edsft_jax.models.decoder import Decoder, Linear, LoRAParam
+
+TARGETS = (
+  'q_proj',
+  'k_proj',
+  'v_proj',
+  'o_proj',
+  'gate_proj',
+  'up_proj',
+  'down_proj',
+)
+ADAPTER_CONFIG = 'adapter_config.json'
+ADAPTER_WEIGHTS = 'adapter_model.safetensors'
+_PREFIX = 'base_model.model.'
+
+
+def add_lora(
+  decoder: Decoder,
+  rank: int,
+  alpha: float,
+  targets: Sequence[str],
+  rngs: nnx.Rngs,
+) -> None:
+  """Puts an adapter on every projection of the named kinds, in place.
+
+  Adapters are float32 whatever the decoder's dtype: their updates are small.
+  A is uniform within 1 / sqrt(in), as PEFT draws it.
+
+  Raises:
+    InputError: an unknown target, or a rank below 1.
+  """
+  targets = _checked_targets(targets)
+  if rank < 1:
+    raise errors.InputError(f'LoRA rank {rank}: at least 1 is needed')
+  for _, linear in projections(decoder, targets):
+    num_in, num_out = linear.weight.shape
+    bound = 1 / math.sqrt(num_in)
+    linear.lora_a = LoRAParam(
+      jax.random.uniform(
+        rngs.params(), (num_in, rank), jnp.float32, -bound, bound
+      )
+    )
+    linear.lora_b = LoRAParam(jnp.zeros((rank, num_out), jnp.float32))
+    linear.lora_scale = alpha / rank
+
+
+def projections(
+  decoder: Decoder, targets: Sequence[str] = TARGETS
+) -> Iterator[tuple[tuple[str | int, ...], Linear]]:
+  """Path and module of the layers' projections of these kinds."""
+  for number, layer in enumerate(decoder.layers):
+    for group in ('self_attn', 'mlp'):
+      for name in targets:
+        if hasattr(getattr(layer, group), name):
+          path = ('layers', number, group, name)
+          yield path, getattr(getattr(layer, group), name)
+
+
+def merged(decoder: Decoder) -> Decoder:
+  """A copy without adapters, their products added to the weights."""
+  result = nnx.clone(decoder)
+  for _, linear in projections(result):
+    if linear.lora_a is None:
+      continue
+    delta = linear.lora_scale * jnp.matmul(
+      linear.lora_a[...], linear.lora_b[...], precision='highest'
+    )
+    weight = linear.weight[...]
+    linear.weight[...] = (weight.astype(jnp.float32) + delta).astype(
+      weight.dtype
+    )
+    linear.lora_a = nnx.data(None)
+    linear.lora_b = nnx.data(None)
+    linear.lora_scale = 0.0
+  return result
+
+
+def save_adapter(
+  decoder: Decoder, path: str | pathlib.Path, base_name: str
+) -> None:
+  """Writes the adapters as PEFT does, into a directory made when absent.
+
+  Args:
+    decoder: with adapters, all of one rank and scale.
+    path: the directory.
+    base_name: the model that the adapters belong to, for adapter_config.json.
+
+  Raises:
+    ValueError: the decoder has no adapters.
+  """
+  directory = pathlib.Path(path)
+  directory.mkdir(parents=True, exist_ok=True)
+  tensors, targets, rank, scale = {}, [], 0, 0.0
+  for module_path, linear in projections(decoder):
+    if linear.lora_a is None:
+      continue
+    if module_path[-1] not in targets:
+      targets.append(module_path[-1])
+    rank, scale = linear.lora_a.shape[1], linear.lora_scale
+    for name, variable in (('A', linear.lora_a), ('B', linear.lora_b)):
+      array = np.asarray(jax.device_get(variable[...])).T
+      tensors[_tensor_name(module_path, name)] = np.ascontiguousarray(array)
+  if not tensors:
+    raise ValueError('the decoder has no adapters to save')
+  safetensors.numpy.save_file(
+    tensors, directory / ADAPTER_WEIGHTS, metadata={'format': 'pt'}
+  )
+  artifacts.write_json(
+    directory / ADAPTER_CONFIG,
+    {
+      'peft_type': 'LORA',
+      'task_type': 'CAUSAL_LM',
+      'base_model_name_or_path': base_name,
+      'r': rank,
+      'lora_alpha': scale * rank,
+      'lora_dropout': 0.0,
+      'target_modules': targets,
+      'bias': 'none',
+      'fan_in_fan_out': False,
+      'inference_mode': True,
+    },
+  )
+
+
+def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
+  """Puts saved adapters on a decoder without any, in place.
+
+  Raises:
+    InputError: a file is missing or unreadable; the adapters are of a kind
+      that changes the maths beyond W + scale A B; a tensor is missing, extra
+      or misshapen.
+  """
+  directory = pathlib.Path(path)
+  file = directory / ADAPTER_CONFIG
+  fields = read_json_object(file)
+  unsupported = [
+    name
+    for name in (
+      'use_rslora',
+      'use_dora',
+      'rank_pattern',
+      'alpha_pattern',
+      'modules_to_save',
+      'layers_to_transform',
+      'fan_in_fan_out',
+    )
+    if fields.get(name)
+  ]
+  if fields.get('peft_type') != 'LORA' or fields.get('bias') != 'none':
+    raise errors.InputError(f'{file}: only LORA adapters without bias are read')
+  if unsupported:
+    raise errors.InputError(f'{file}: {unsupported[0]} is not supported')
+  targets, rank, alpha = (
+    fields.get(name) for name in ('target_modules', 'r', 'lora_alpha')
+  )
+  if (
+    not isinstance(targets, list)
+    or type(rank) is not int
+    or type(alpha) not in (int, float)
+  ):
+    raise errors.InputError(f'{file}: target_modules, r or lora_alpha is wrong')
+  weights = directory / ADAPTER_WEIGHTS
+  try:
+    tensors = safetensors.numpy.load_file(weights)
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.InputError(
+      f'{weights} is no whole safetensors file ({error}): copy it again'
+    ) from None
+  add_lora(decoder, rank, alpha, targets, nnx.Rngs(0))
+  for module_path, linear in projections(decoder, targets):
+    for name, variable in (('A', linear.lora_a), ('B', linear.lora_b)):
+      tensor = _tensor_name(module_path, name)
+      array = tensors.pop(tensor, None)
+      if array is None:
+        raise errors.InputError(f'{weights} misses the tensor {tensor}')
+      if array.shape != variable.shape[::-1]:
+        raise errors.InputError(
+          f'{weights}: tensor {tensor} is {list(array.shape)}, the model '
+          f'wants {list(variable.shape[::-1])}'
+        )
+      variable[...] = jnp.asarray(array.T, jnp.float32)
+  if tensors:
+    raise errors.InputError(
+      f'{weights} has the unknown tensor {sorted(tensors)[0]}'
+    )
+
+
+def _tensor_name(module_path: Sequence[str | int], which: str) -> str:
+  module = checkpoint.tensor_name(module_path)
+  return f'{_PREFIX}{module}.lora_{which}.weight'
+
+
+def _checked_targets(targets: Sequence[str]) -> tuple[str, ...]:
+  if unknown := [name for name in targets if name not in TARGETS]:
+    raise errors.InputError(
+      f'LoRA target {unknown[0]!r} is not one of {TARGETS}'
+    )
+  if not targets:
+    raise errors.InputError(f'no LoRA targets: name some of {TARGETS}')
+  return tuple(dict.fromkeys(targets))

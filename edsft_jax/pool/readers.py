@@ -1,0 +1,308 @@
+"""Rows out of a file: JSON lines, JSON, CSV or parquet, plain or gzipped."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import csv
+import dataclasses
+import gzip
+import itertools
+import json
+import pathlib
+import sys
+from typing import Any, TextIO
+import zlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from edsft_jax import errors
+
+FORMATS = {
+  '.jsonl': 'jsonl',
+  '.ndjson': 'jsonl',
+  '.json': 'json',
+  '.csv': 'csv',
+  '.parquet': 'parquet',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One record of a file.
+
+  Attributes:
+    line: where it begins, from 1; the record's number in .json and .parquet.
+    values: by column name; None where the record could not be read.
+    problem: why it could not be read, without its content.
+  """
+
+  line: int
+  values: dict[str, Any] | None
+  problem: str = ''
+
+
+def find_format(path: pathlib.Path, override: str) -> str:
+  """The format by the file's ending, unless `override` names one.
+
+  Raises:
+    InputError: the name or the ending is unknown.
+  """
+  names = tuple(dict.fromkeys(FORMATS.values()))
+  if override != 'auto':
+    if override not in names:
+      raise errors.InputError(
+        f'pool.format={override!r} is unknown: use auto, {", ".join(names)}'
+      )
+    return override
+  suffixes = [s.lower() for s in path.suffixes]
+  if suffixes and suffixes[-1] == '.gz':
+    suffixes.pop()
+  if not suffixes or suffixes[-1] not in FORMATS:
+    raise errors.InputError(
+      f'{path} has no known ending ({", ".join(FORMATS)}, .gz after it): '
+      'name its format by pool.format'
+    )
+  return FORMATS[suffixes[-1]]
+
+
+def check_readable(path: pathlib.Path, option: str) -> None:
+  """Raises InputError, naming the option, unless a file can be opened."""
+  if path.is_dir():
+    raise errors.InputError(f'{option}={path} is a folder: name a file')
+  try:
+    with path.open('rb') as f:
+      f.read(1)
+  except FileNotFoundError:
+    raise errors.InputError(
+      f'{option}={path} does not exist: mend the path'
+    ) from None
+  except OSError as e:
+    raise errors.InputError(
+      f'{option}={path} cannot be read ({e.strerror}): mend its permissions'
+    ) from None
+
+
+def read(path: pathlib.Path, fmt: str, limit: int = 0) -> Iterator[Row]:
+  """Yields a file's first `limit` records (0: all) in order.
+
+  A record that is broken by itself comes as a Row with a problem; a file that
+  is broken as a whole raises InputError.
+  """
+  rows = _READERS[fmt](path)
+  return itertools.islice(rows, limit) if limit else rows
+
+
+def columns(path: pathlib.Path, fmt: str, limit: int = 0) -> list[str]:
+  """Names of the columns that `read` yields, in the order they turn up."""
+  if fmt == 'parquet':
+    with _parquet_errors(path, lambda: 0):
+      return pq.read_schema(path).names
+  names: dict[str, None] = {}
+  for row in read(path, fmt, limit):
+    names.update(dict.fromkeys(row.values or ()))
+    if fmt == 'csv' and names:  # Every row has the header's names.
+      break
+  return list(names)
+
+
+def _open_text(path: pathlib.Path) -> TextIO:
+  """Opens a plain or gzipped UTF-8 file; newlines stay as they are."""
+  with path.open('rb') as f:
+    zipped = f.read(2) == b'\x1f\x8b'
+  opener = gzip.open if zipped else open
+  return opener(path, 'rt', encoding='utf-8-sig', newline='')
+
+
+def _text_error(
+  path: pathlib.Path, line: int, error: Exception
+) -> errors.InputError:
+  """The InputError for a file that stops being readable text."""
+  if isinstance(error, UnicodeDecodeError):
+    return errors.InputError(
+      f'{path} is not text: it cannot be read as UTF-8 after line {line}: '
+      'save it as UTF-8 or name its format by pool.format'
+    )
+  return errors.InputError(
+    f'{path} cannot be read after line {line} ({error}): '
+    'the file is damaged, fetch it again'
+  )
+
+
+def _physical_lines(path: pathlib.Path) -> Iterator[str]:
+  """Yields lines with their newlines.
+
+  Raises:
+    InputError: the file is not UTF-8 text, or its gzip stream is damaged.
+  """
+  line = 0
+  try:
+    with _open_text(path) as f:
+      head = f.read(4096)
+      # UTF-16 and most binary files are full of NUL bytes; text has none, or
+      # a stray one, whose row is refused later.
+      if head.count('\0') * 10 > len(head):
+        raise errors.InputError(
+          f'{path} is not text: it is full of NUL bytes: save it as UTF-8 or '
+          'name its format by pool.format'
+        )
+    with _open_text(path) as f:
+      for text in f:
+        line += 1
+        yield text
+  except (UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
+    raise _text_error(path, line, e) from None
+
+
+def _read_jsonl(path: pathlib.Path) -> Iterator[Row]:
+  for line, text in enumerate(_physical_lines(path), 1):
+    if not text.strip():
+      continue
+    try:
+      value = json.loads(text)
+    # ValueError: not JSON, or an integer beyond Python's limit of digits.
+    except (ValueError, RecursionError) as e:
+      problem = e.msg if isinstance(e, json.JSONDecodeError) else 'unreadable'
+      yield Row(line, None, f'broken JSON ({problem})')
+      continue
+    yield _object_row(line, value)
+
+
+def _object_row(line: int, value: Any) -> Row:
+  if isinstance(value, dict):
+    return Row(line, value)
+  return Row(line, None, f'not an object but {_json_type(value)}')
+
+
+def _json_type(value: Any) -> str:
+  names = {list: 'a list', str: 'text', bool: 'true or false'}
+  if value is None:
+    return 'null'
+  return names.get(type(value), 'a number')
+
+
+def _read_json(path: pathlib.Path) -> Iterator[Row]:
+  """A list of objects, or an object that holds one; else JSON lines."""
+  text = ''.join(_physical_lines(path))
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError) as e:
+    # Many a .json file holds JSON lines.
+    if isinstance(e, json.JSONDecodeError) and e.msg == 'Extra data':
+      yield from _read_jsonl(path)
+      return
+    raise errors.InputError(
+      f'{path} is not JSON ({e}): mend it or name its format by pool.format'
+    ) from None
+  del text
+  if isinstance(value, dict):
+    lists = [v for v in value.values() if _is_object_list(v)]
+    # An object without a list of objects is a single record.
+    value = lists[0] if len(lists) == 1 and len(value) == 1 else [value]
+  if not isinstance(value, list):
+    raise errors.InputError(
+      f'{path} holds {_json_type(value)}, not a list of objects: '
+      'make it one object a prompt'
+    )
+  for number, item in enumerate(value, 1):
+    yield _object_row(number, item)
+
+
+def _is_object_list(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(v, dict) for v in value)
+
+
+def _read_csv(path: pathlib.Path) -> Iterator[Row]:
+  """Rows by the header's names; an empty cell is None."""
+  lines = _physical_lines(path)
+  try:
+    header_text = next(lines)
+  except StopIteration:
+    return
+  # Spreadsheets of many countries separate by semicolons.
+  delimiter = max(',;\t', key=header_text.count)
+  limit_before = csv.field_size_limit(sys.maxsize)
+  try:
+    reader = csv.reader(
+      itertools.chain([header_text], lines), delimiter=delimiter, strict=True
+    )
+    header = _next_csv(path, reader, 1)
+    if isinstance(header, str):
+      raise errors.InputError(f'{path}: the header is broken: {header}')
+    header = header or []
+    if len(set(header)) != len(header):
+      twice = next(name for name in header if header.count(name) > 1)
+      raise errors.InputError(
+        f'{path} has two columns {twice!r}: rename one of them'
+      )
+    while True:
+      line = reader.line_num + 1
+      fields = _next_csv(path, reader, line)
+      if fields is None:
+        return
+      if isinstance(fields, str):
+        yield Row(line, None, f'broken CSV ({fields})')
+      elif len(fields) == len(header):
+        values = zip(header, (f or None for f in fields), strict=True)
+        yield Row(line, dict(values))
+      elif fields:
+        yield Row(
+          line, None, f'{len(fields)} fields, but the header has {len(header)}'
+        )
+  finally:
+    csv.field_size_limit(limit_before)
+
+
+def _next_csv(path: pathlib.Path, reader: Any, line: int) -> Any:
+  """The next record's fields, None at the end, or what is wrong with it.
+
+  Raises:
+    InputError: a quote is never closed, so that the rest of the file would
+      end up in one cell.
+  """
+  try:
+    return next(reader)
+  except StopIteration:
+    return None
+  except csv.Error as e:
+    if 'unexpected end of data' in str(e):
+      raise errors.InputError(
+        f'{path}: the quote that opens in the record of line {line} is never '
+        'closed: mend that line'
+      ) from None
+    return str(e)
+
+
+def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
+  number = 0
+  with _parquet_errors(path, lambda: number), pq.ParquetFile(path) as f:
+    for batch in f.iter_batches(batch_size=4096):
+      for values in batch.to_pylist():
+        number += 1
+        yield Row(number, values)
+
+
+@contextlib.contextmanager
+def _parquet_errors(
+  path: pathlib.Path, rows_read: Callable[[], int]
+) -> Iterator[None]:
+  try:
+    yield
+  except UnicodeDecodeError:
+    raise errors.InputError(
+      f'{path} has text that is not UTF-8 after row {rows_read()}: '
+      'write it anew'
+    ) from None
+  except (pa.ArrowException, OSError) as e:
+    reason = str(e).splitlines()[0]
+    raise errors.InputError(
+      f'{path} cannot be read as parquet ({reason}): '
+      'the file is damaged or has another format'
+    ) from None
+
+
+_READERS = {
+  'jsonl': _read_jsonl,
+  'json': _read_json,
+  'csv': _read_csv,
+  'parquet': _read_parquet,
+}

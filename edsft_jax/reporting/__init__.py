@@ -1,0 +1,6 @@
+"""The report stage: what the seeds show, as a page, plots and tables."""
+
+from edsft_jax.reporting.stage import check, run
+from edsft_jax.reporting.terminal import summary
+
+__all__ = ['check', 'run', 'summary']

@@ -1,0 +1,296 @@
+"""The exhibits of the page: each a plot with the numbers behind it."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from edsft_jax import artifacts, study
+from edsft_jax.reporting import metrics, plots, results, statistics, timing
+
+# A plot by task shows this many tasks; its csv has all of them.
+MAX_TASKS = 30
+
+NO_TASK = '(no task)'
+
+
+@dataclasses.dataclass(frozen=True)
+class Exhibit:
+  """A plot, what it shows in words, and its numbers.
+
+  Attributes:
+    name: of the PNG and of the csv.
+    alt: what a reader who cannot see the plot is told.
+    png: the image.
+    columns: header of the csv.
+    rows: lines of the csv; None is an empty field.
+    note: a remark to print under the plot.
+  """
+
+  name: str
+  alt: str
+  png: bytes
+  columns: tuple[str, ...]
+  rows: list[tuple[Any, ...]]
+  note: str = ''
+
+
+def label_efficiency(
+  found: results.Results, metric: str, confidence: float
+) -> Exhibit | None:
+  """Quality against answers bought; None when no strategy was evaluated."""
+  dots = {
+    (strategy, budget): values
+    for strategy in found.strategies
+    for budget in found.budgets
+    if (values := found.values(strategy, budget, metric))
+  }
+  if not dots:
+    return None
+  lines = found.references()
+  intervals = {
+    (strategy, budget): statistics.mean_interval(
+      found.values(strategy, budget, metric), confidence
+    )
+    for strategy, budget in [*dots, *lines]
+  }
+  rows = []
+  for (strategy, budget), interval in intervals.items():
+    for seed, evaluation in found.at(strategy, budget).items():
+      value = evaluation.metrics[metric]
+      rows.append((strategy, budget, seed, value, *_ends(interval)))
+  about = metrics.METRICS[metric]
+  means = '; '.join(
+    f'{strategy} at {budget}: {intervals[strategy, budget].mean:.3f}'
+    for strategy, budget in dots
+  )
+  return Exhibit(
+    name=f'label_efficiency_{metric}',
+    alt=f'{about.label} against answers bought. Means: {means}.',
+    png=plots.label_efficiency(
+      f'{about.label} ({about.direction})',
+      found.budgets,
+      dots,
+      {key: intervals[key] for key in dots},
+      {name: intervals[name, budget] for name, budget in lines},
+    ),
+    columns=('strategy', 'budget', 'seed', metric, 'mean', 'low', 'high'),
+    rows=rows,
+  )
+
+
+def _ends(
+  interval: statistics.Interval,
+) -> tuple[float, float | None, float | None]:
+  return interval.mean, interval.low, interval.high
+
+
+def gains_by_width(curves: Mapping[str, Any]) -> Exhibit:
+  """The gains plot, from gains_curves.json."""
+  widths = curves['widths']
+  rows = [
+    (width, position, gain, flaw)
+    for width, curve, flaw in zip(
+      widths, curves['curves'], curves['degenerate'], strict=True
+    )
+    for position, gain in enumerate(curve, start=1)
+  ]
+  used, suggested = curves['width'], curves['suggested']
+  note = f'Width {used:g} was used'
+  if used == suggested:
+    note += ', the one that the curves suggest.'
+  else:
+    note += f'; the curves suggest {suggested:g}.'
+  if used not in widths:
+    note += ' It is not among the widths tried, so no line is highlighted.'
+  note += (
+    f' The curves were computed on {curves["num_prompts"]:,} prompts for '
+    f'{curves["budget"]:,} picks.'
+  )
+  listed = ', '.join(
+    f'{width:g} ({flaw or "decays"})'
+    for width, flaw in zip(widths, curves['degenerate'], strict=True)
+  )
+  return Exhibit(
+    name='gains_by_width',
+    alt='Marginal gain of each greedy pick of facility location against its '
+    f'position, one line a kernel width: {listed}. {note}',
+    png=plots.gains_by_width(
+      widths, curves['curves'], curves['degenerate'], used
+    ),
+    columns=('width', 'position', 'gain', 'degenerate'),
+    rows=rows,
+    note=note,
+  )
+
+
+def selection_gains(
+  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+) -> Exhibit | None:
+  """Gains of the strategies on features; None when none was selected."""
+  chosen = {
+    key: rows
+    for key, rows in selections.items()
+    if key[0] in study.FEATURE_STRATEGIES
+    and any(row['gain'] is not None for row in rows)
+  }
+  if not chosen:
+    return None
+  gains = {key: [row['gain'] for row in rows] for key, rows in chosen.items()}
+  names = dict.fromkeys(strategy for strategy, _ in chosen)
+  return Exhibit(
+    name='selection_gains',
+    alt='Gain of each pick against its position for ' + ', '.join(names) + '.',
+    png=plots.selection_gains(gains),
+    columns=('strategy', 'seed', 'position', 'id', 'gain'),
+    rows=[
+      (*key, position, row['id'], row['gain'])
+      for key, rows in chosen.items()
+      for position, row in enumerate(rows, start=1)
+    ],
+  )
+
+
+def task_allocation(
+  found: results.Results,
+  pool: artifacts.Prompts,
+  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+) -> Exhibit | None:
+  """Prompts of each task at the largest budget against the pool's share."""
+  if pool.tasks is None or not selections:
+    return None
+  budget = found.budgets[-1]
+  pool_counts = _count(pool.tasks)
+  tasks = sorted(pool_counts, key=lambda task: -pool_counts[task])
+  picked = {
+    key: _count([row['task'] for row in rows[:budget]])
+    for key, rows in selections.items()
+  }
+  rows = [
+    (task, pool_counts[task], *key, counts.get(task, 0))
+    for task in tasks
+    for key, counts in picked.items()
+  ]
+  # What the plot does not show by name, it shows as one row.
+  shown, rest = tasks[:MAX_TASKS], tasks[MAX_TASKS:]
+  groups = {task: [task] for task in shown}
+  if rest:
+    groups[f'{len(rest)} smaller tasks'] = rest
+  shares = {}
+  for strategy in found.strategies:
+    counts = [c for (name, _), c in picked.items() if name == strategy]
+    total = sum(sum(c.values()) for c in counts)
+    if total:
+      shares[strategy] = {
+        group: 100
+        * sum(c.get(task, 0) for c in counts for task in members)
+        / total
+        for group, members in groups.items()
+      }
+  return Exhibit(
+    name='task_allocation',
+    alt=f'Share of each task among the first {budget} picks of each strategy, '
+    'beside its share of the pool.',
+    png=plots.by_task(
+      list(groups),
+      shares,
+      f'% of the {budget:,} prompts (mean over seeds)',
+      bars={
+        group: 100 * sum(pool_counts[task] for task in members) / len(pool)
+        for group, members in groups.items()
+      },
+      bars_label='share of the pool',
+    ),
+    columns=('task', 'pool_prompts', 'strategy', 'seed', 'picked'),
+    rows=rows,
+  )
+
+
+def _count(tasks: Sequence[str | None]) -> dict[str, int]:
+  counts: dict[str, int] = {}
+  for task in tasks:
+    name = NO_TASK if task is None else task
+    counts[name] = counts.get(name, 0) + 1
+  return counts
+
+
+def task_quality(found: results.Results, metric: str) -> Exhibit | None:
+  """The metric by task at the largest budget that was evaluated."""
+  evaluated = [
+    budget
+    for budget in found.budgets
+    if any(found.at(strategy, budget) for strategy in found.strategies)
+  ]
+  if not evaluated:
+    return None
+  budget = evaluated[-1]
+  lines = [
+    *((s, budget) for s in found.strategies if found.at(s, budget)),
+    *found.references(),
+  ]
+  rows, sizes = [], {}
+  values: dict[str, dict[str, list[float]]] = {}
+  for strategy, answers in lines:
+    for seed, evaluation in found.at(strategy, answers).items():
+      for task, row in evaluation.tasks.items():
+        sizes[task] = row['num_prompts']
+        values.setdefault(strategy, {}).setdefault(task, []).append(row[metric])
+        rows.append(
+          (
+            task,
+            row['num_prompts'],
+            strategy,
+            answers,
+            seed,
+            *(row[name] for name in metrics.METRICS),
+          )
+        )
+  if not rows:
+    return None
+  means = {
+    strategy: {task: sum(v) / len(v) for task, v in row.items()}
+    for strategy, row in values.items()
+  }
+  tasks = sorted(sizes, key=lambda task: -sizes[task])
+  hidden = len(tasks) - MAX_TASKS
+  about = metrics.METRICS[metric]
+  return Exhibit(
+    name='task_quality',
+    alt=f'{about.label} of each task with {budget} answers, by strategy.',
+    png=plots.by_task(
+      tasks[:MAX_TASKS],
+      {s: means[s] for s in found.strategies if s in means},
+      f'{about.label} with {budget:,} answers (mean over seeds; '
+      f'{about.direction})',
+      references={
+        name: means[name] for name, _ in found.references() if name in means
+      },
+    ),
+    columns=(
+      'task',
+      'num_prompts',
+      'strategy',
+      'budget',
+      'seed',
+      *metrics.METRICS,
+    ),
+    rows=rows,
+    note=f'{hidden} tasks with fewer held-out prompts are in the csv only.'
+    if hidden > 0
+    else '',
+  )
+
+
+def stage_seconds(timings: timing.Timing) -> Exhibit | None:
+  """Wall seconds by stage; None when none were recorded."""
+  if not timings.total:
+    return None
+  listed = ', '.join(
+    f'{stage} {seconds:.1f} s' for stage, seconds in timings.seconds.items()
+  )
+  return Exhibit(
+    name='stage_seconds',
+    alt=f'Wall seconds of each stage: {listed}.',
+    png=plots.stage_seconds(timings.seconds, timing.CHOOSING),
+    columns=('stage', 'seconds'),
+    rows=list(timings.seconds.items()),
+  )

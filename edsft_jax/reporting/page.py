@@ -1,0 +1,301 @@
+"""The report page: results and exhibits into one HTML file."""
+
+import base64
+from collections.abc import Mapping
+import dataclasses
+import importlib.resources
+import json
+from typing import Any
+
+import jinja2
+import ml_collections
+
+from edsft_jax import artifacts, study
+from edsft_jax.reporting import (
+  comparison,
+  exhibits,
+  metrics,
+  plots,
+  results,
+  statistics,
+  timing,
+  wording,
+)
+
+COMPARISON_COLUMNS = (
+  'metric',
+  'strategy',
+  'budget',
+  'difference',
+  'low',
+  'high',
+  'corrected_p',
+  'verdict',
+  'random_needs',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """The page and what stands beside it.
+
+  Attributes:
+    html: the whole page.
+    exhibits: its plots with their numbers.
+    comparison_rows: every comparison with random, as COMPARISON_COLUMNS.
+  """
+
+  html: str
+  exhibits: list[exhibits.Exhibit]
+  comparison_rows: list[tuple[Any, ...]]
+
+
+def make(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  manifest: Mapping[str, Any],
+  found: results.Results,
+) -> Page:
+  """Makes the plots and renders the page; reads what else it shows."""
+  confidence, headline = config.report.confidence, config.report.metric
+  pool = artifacts.read_prompts(workdir.pool)
+  selections = results.read_selections(config, workdir)
+  timings = timing.read_timing(manifest)
+  # The headline metric first, here and on the page.
+  names = sorted(metrics.METRICS, key=lambda name: name != headline)
+  compared = {
+    name: comparison.compare(found, name, confidence) for name in names
+  }
+  by_metric = {
+    name: exhibits.label_efficiency(found, name, confidence) for name in names
+  }
+  widths = (
+    exhibits.gains_by_width(artifacts.read_json(workdir.gains_curves))
+    if workdir.gains_curves.exists()
+    else None
+  )
+  gains = exhibits.selection_gains(selections)
+  allocation = exhibits.task_allocation(found, pool, selections)
+  quality = exhibits.task_quality(found, headline)
+  seconds = exhibits.stage_seconds(timings)
+  title = config.report.title or workdir.root.resolve().name
+  html = _template().render(
+    title=title,
+    model=config.model.path,
+    pool_path=config.pool.path,
+    found=found,
+    confidence=confidence,
+    cells_text=wording.over_seeds(len(found.seeds), confidence),
+    threshold=1 - confidence,
+    budgets_text=wording.listed([f'{budget:,}' for budget in found.budgets]),
+    compared_any=any(compared.values()),
+    metric=metrics.METRICS[headline],
+    conclusions=comparison.conclusions(
+      compared[headline], comparison.RANDOM in found.strategies
+    ),
+    other_conclusions=_other_metrics(compared, headline),
+    num_heldout=_heldout_sizes(found),
+    rows=[
+      _row(found, strategy, headline, confidence, compared[headline])
+      for strategy in found.strategies
+    ],
+    references=[
+      (
+        plots.REFERENCES[name][2],
+        budget,
+        _cell(found, name, budget, headline, confidence),
+      )
+      for name, budget in found.references()
+    ],
+    efficiency=[
+      (
+        metrics.METRICS[name],
+        by_metric[name],
+        list(compared[name].values()),
+      )
+      for name in names
+    ],
+    widths=widths,
+    gains=gains,
+    has_tasks=pool.tasks is not None,
+    allocation=allocation,
+    quality=quality,
+    seconds=seconds,
+    timings=timings,
+    num_runs=sum(
+      cell.strategy != study.NO_FINETUNING for cell in found.evaluations
+    ),
+    coverage=_coverage(config, found),
+    absent=results.absent_lines(found.absent),
+    counts={
+      stage: _flat(manifest['stages'][stage]['counts'])
+      for stage in timing.STAGES
+      if stage in manifest['stages']
+    },
+    versions=manifest.get('versions', {}),
+    config_text=json.dumps(config.to_dict(), indent=2, ensure_ascii=False),
+    styles=plots.STYLES,
+    verdicts=comparison.Verdict,
+  )
+  shown = [*by_metric.values(), widths, gains, allocation, quality, seconds]
+  return Page(
+    html=html,
+    exhibits=[exhibit for exhibit in shown if exhibit is not None],
+    comparison_rows=[
+      _comparison_row(name, one)
+      for name in names
+      for one in compared[name].values()
+    ],
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+  """One cell of the headline table, and how it compares with random."""
+
+  interval: statistics.Interval | None
+  compared: comparison.Comparison | None = None
+
+
+def _cell(
+  found: results.Results,
+  strategy: str,
+  budget: int,
+  metric: str,
+  confidence: float,
+  compared: comparison.Comparison | None = None,
+) -> _Cell:
+  values = found.values(strategy, budget, metric)
+  if not values:
+    return _Cell(None)
+  return _Cell(statistics.mean_interval(values, confidence), compared)
+
+
+def _row(
+  found: results.Results,
+  strategy: str,
+  metric: str,
+  confidence: float,
+  compared: Mapping[tuple[str, int], comparison.Comparison],
+) -> tuple[str, list[_Cell]]:
+  return strategy, [
+    _cell(
+      found,
+      strategy,
+      budget,
+      metric,
+      confidence,
+      compared.get((strategy, budget)),
+    )
+    for budget in found.budgets
+  ]
+
+
+def _heldout_sizes(found: results.Results) -> str:
+  """Number of held-out prompts; a range should the cells differ."""
+  sizes = sorted({e.num_prompts for e in found.evaluations.values()})
+  if len(sizes) == 1:
+    return f'{sizes[0]:,}'
+  return f'{sizes[0]:,} to {sizes[-1]:,}'
+
+
+def _other_metrics(
+  compared: Mapping[str, Mapping[tuple[str, int], comparison.Comparison]],
+  headline: str,
+) -> list[str]:
+  """One sentence a metric beside the headline's: how many better and worse."""
+  sentences = []
+  for name, comparisons in compared.items():
+    tested = [c for c in comparisons.values() if c.p_value is not None]
+    if name == headline or not tested:
+      continue
+    better = sum(c.verdict is comparison.Verdict.BETTER for c in tested)
+    worse = sum(c.verdict is comparison.Verdict.WORSE for c in tested)
+    sentences.append(
+      f'By {metrics.METRICS[name].label}: {better} of {len(tested)} '
+      f'comparisons better than random, {worse} worse.'
+    )
+  return sentences
+
+
+def _coverage(
+  config: ml_collections.ConfigDict, found: results.Results
+) -> list[str]:
+  """What the intervals cover, in sentences."""
+  if len(found.seeds) == 1:
+    return [
+      'One seed was run: there is no interval, and no difference can be told '
+      'from chance. Give study.seeds two or more.'
+    ]
+  drawn = [
+    strategy
+    for strategy in found.strategies
+    if strategy in study.RANDOM_STRATEGIES
+    or (strategy == 'k_center' and config.selection.k_center_first == 'random')
+  ]
+  fixed = [strategy for strategy in found.strategies if strategy not in drawn]
+  sentences = []
+  if drawn:
+    sentences.append(
+      f'For {wording.listed(drawn)} they cover the choice of prompts '
+      '(drawn by lot), the initialisation and the data order.'
+    )
+  if fixed:
+    sentences.append(
+      f'For {wording.listed(fixed)} they cover the initialisation and the '
+      'data order only: the same prompts are chosen for every seed.'
+    )
+  return [
+    *sentences,
+    'They do not cover which prompts were held out, nor another pool or model.',
+  ]
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested counts under names joined by spaces, underscores removed."""
+  flat: dict[str, Any] = {}
+  for name, value in counts.items():
+    label = f'{prefix}{name}'.replace('_', ' ')
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{label}: ')
+    else:
+      flat[label] = value
+  return flat
+
+
+def _comparison_row(metric: str, one: comparison.Comparison) -> tuple[Any, ...]:
+  difference = one.difference
+  return (
+    metric,
+    one.strategy,
+    one.budget,
+    difference.mean if difference else None,
+    difference.low if difference else None,
+    difference.high if difference else None,
+    one.p_value,
+    one.verdict.value,
+    one.needed,
+  )
+
+
+def _template() -> jinja2.Template:
+  source = (
+    importlib.resources.files('edsft_jax.reporting')
+    .joinpath('page.html.jinja')
+    .read_text(encoding='utf-8')
+  )
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  environment.filters |= {
+    'number': lambda value: f'{value:,}',
+    'quality': lambda value: f'{value:.3f}',
+    'signed': lambda value: f'{value:+.3f}'.replace('-', '−'),
+    'probability': lambda p: '< 0.001' if p < 0.001 else f'{p:.3f}',
+    'coverage': lambda share: f'{100 * share:g}%',
+    'base64': lambda data: base64.b64encode(data).decode('ascii'),
+  }
+  return environment.from_string(source)

@@ -1,0 +1,163 @@
+"""check and run of the report stage."""
+
+import csv
+import difflib
+import io
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from edsft_jax import artifacts, console, errors
+from edsft_jax.reporting import metrics, results
+
+STAGE = 'report'
+
+
+def check(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  planned: set[str] | frozenset[str],
+) -> None:
+  """Refuses bad report options, and a study with nothing to report on.
+
+  Raises:
+    InputError: naming the option, or the stage to run first.
+  """
+  metric = config.report.metric
+  if metric not in metrics.METRICS:
+    near = difflib.get_close_matches(metric, metrics.METRICS, n=1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
+    raise errors.InputError(
+      f'report.metric {metric!r} is unknown: {hint}'
+      f'there are {", ".join(metrics.METRICS)}'
+    )
+  if not 0.0 < config.report.confidence < 1.0:
+    raise errors.InputError(
+      f'report.confidence {config.report.confidence} is no coverage: '
+      'give a number between 0 and 1, such as 0.95'
+    )
+  if 'pool' not in planned and not workdir.pool.exists():
+    raise errors.InputError(
+      f'{workdir.pool} is missing: run the pool stage first'
+    )
+  if 'evaluate' not in planned and not _any_evaluation(config, workdir):
+    raise errors.InputError(
+      f'{workdir.runs} has no eval.json of a cell of this study: '
+      'run the evaluate stage first'
+    )
+
+
+def _any_evaluation(
+  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+) -> bool:
+  # Before the pool stage of the same command there is no size to ask for.
+  num_prompts = results.pool_size(workdir) if workdir.pool.exists() else 0
+  return any(
+    workdir.run(cell.name).evaluation.exists()
+    for cell in results.cells(config, num_prompts)
+  )
+
+
+def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+  """Writes report/index.html and the PNG and csv of every plot beside it.
+
+  A page is there to be rewritten: it is made anew whenever anything that it
+  shows has changed (report/inputs.json remembers the hashes), and left alone
+  otherwise.
+
+  Raises:
+    InputError: as in check; a broken file.
+  """
+  check(config, workdir, frozenset())
+  folder = workdir.report.parent
+  manifest = artifacts.Manifest(workdir)
+  inputs = _inputs(config, workdir, manifest)
+  record = folder / 'inputs.json'
+  before = artifacts.read_json(record) if record.exists() else {}
+  if before.get('inputs') == inputs and all(
+    (folder / name).exists() for name in before['files']
+  ):
+    console.say(STAGE, f'{workdir.report} is up to date')
+    return
+  with manifest.timed(STAGE):
+    from edsft_jax.reporting import page
+
+    found = results.read_results(config, workdir)
+    report = page.make(config, workdir, manifest.contents, found)
+    files = []
+    for exhibit in report.exhibits:
+      _write_bytes(folder / f'{exhibit.name}.png', exhibit.png)
+      _write_csv(folder / f'{exhibit.name}.csv', exhibit.columns, exhibit.rows)
+      files += [f'{exhibit.name}.png', f'{exhibit.name}.csv']
+    _write_csv(
+      folder / 'comparisons.csv',
+      page.COMPARISON_COLUMNS,
+      report.comparison_rows,
+    )
+    artifacts.write_text(workdir.report, report.html)
+    files += ['comparisons.csv', workdir.report.name]
+    # Plots of an earlier study that this one does not have.
+    for name in before.get('files', []):
+      if name not in files:
+        (folder / name).unlink(missing_ok=True)
+    artifacts.write_json(record, {'inputs': inputs, 'files': files})
+  manifest.finish(
+    STAGE,
+    {
+      'evaluations': len(found.evaluations),
+      'absent': len(found.absent),
+      'plots': len(report.exhibits),
+    },
+  )
+  for line in results.absent_lines(found.absent):
+    console.say(STAGE, f'not evaluated yet: {line}')
+  console.say(STAGE, f'wrote {workdir.report}')
+
+
+def _inputs(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  manifest: artifacts.Manifest,
+) -> dict[str, str]:
+  """Name -> hash of everything that the page depends on.
+
+  Seconds are left out: a stage that finds its work done adds a little to them,
+  and one that did work has changed other files.
+  """
+  stages = {
+    stage: {'counts': entry['counts'], 'fingerprint': entry['fingerprint']}
+    for stage, entry in manifest.contents['stages'].items()
+    if stage != STAGE
+  }
+  code = pathlib.Path(__file__).parent
+  return {
+    'config': artifacts.hash_json(config.to_dict()),
+    'workdir': workdir.root.resolve().name,
+    'stages': artifacts.hash_json(stages),
+    'versions': artifacts.hash_json(artifacts.versions()),
+    'report code': artifacts.hash_files(
+      [*code.glob('*.py'), *code.glob('*.jinja')]
+    ),
+    **{
+      str(path.relative_to(workdir.root)): artifacts.hash_file(path)
+      for path in results.input_files(config, workdir)
+    },
+  }
+
+
+def _write_bytes(path: pathlib.Path, content: bytes) -> None:
+  with artifacts.replacing(path) as partial:
+    partial.write_bytes(content)
+
+
+def _write_csv(
+  path: pathlib.Path,
+  columns: tuple[str, ...],
+  rows: list[tuple[Any, ...]],
+) -> None:
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(columns)
+  writer.writerows(rows)
+  artifacts.write_text(path, text.getvalue())

@@ -1,0 +1,28 @@
+"""Words and numbers as the page and the terminal write them."""
+
+from collections.abc import Sequence
+
+
+def listed(items: Sequence[str]) -> str:
+  """a, b and c."""
+  if len(items) == 1:
+    return items[0]
+  return f'{", ".join(items[:-1])} and {items[-1]}'
+
+
+def over_seeds(count: int, confidence: float) -> str:
+  """What stands in the cells of a table."""
+  if count == 1:
+    return 'one seed, so no interval'
+  return f'mean and {100 * confidence:g}% interval over {count} seeds'
+
+
+def duration(seconds: float) -> str:
+  """12.3 s, 4 min 10 s or 2 h 05 min."""
+  if seconds < 60:
+    return f'{seconds:.1f} s'
+  minutes, rest = divmod(round(seconds), 60)
+  if minutes < 60:
+    return f'{minutes} min {rest:02d} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours} h {minutes:02d} min'

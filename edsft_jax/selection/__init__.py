@@ -1,0 +1,29 @@
+"""Choose prompts from a feature matrix: arrays in, Selection out.
+
+Stands on jax and numpy alone (k-means also on scipy, which comes with jax).
+README.md beside this file explains the algorithms and what they guarantee.
+"""
+
+from edsft_jax.selection.facility_location import facility_location
+from edsft_jax.selection.gains_curves import GainsCurves, gains_curves
+from edsft_jax.selection.k_center import k_center
+from edsft_jax.selection.log_determinant import log_determinant
+from edsft_jax.selection.ranking import random, top
+from edsft_jax.selection.result import Selection
+from edsft_jax.selection.similarity import Cosine, Rbf
+from edsft_jax.selection.tasks import cluster_tasks, task_diversity
+
+__all__ = [
+  'Cosine',
+  'GainsCurves',
+  'Rbf',
+  'Selection',
+  'cluster_tasks',
+  'facility_location',
+  'gains_curves',
+  'k_center',
+  'log_determinant',
+  'random',
+  'task_diversity',
+  'top',
+]

@@ -1,0 +1,80 @@
+"""What a selection is: picks in order, what each gained, what was possible."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from edsft_jax.selection import checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+  """What no set can exceed, seen from one prefix of the greedy order.
+
+  For monotone submodular F, any T and any set S of m candidates,
+  F(S) <= F(T) + the sum of the m largest marginal gains given T: adding the
+  members of S to T one by one gains no more than each gains alone.
+
+  Attributes:
+    objective: F of the prefix.
+    largest_sums: [budget + 1] entry m is the sum of the m largest marginal
+      gains given the prefix, or of numbers that are not smaller.
+  """
+
+  objective: float
+  largest_sums: np.ndarray
+
+  @classmethod
+  def of(
+    cls, objective: float, gains: np.ndarray, budget: int
+  ) -> 'Certificate':
+    """Takes the marginal gains of all candidates, in any order."""
+    largest = gains
+    if budget < len(gains):
+      largest = np.partition(gains, len(gains) - budget)[
+        -budget or len(gains) :
+      ]
+    sums = np.zeros(budget + 1)
+    count = min(budget, len(gains))
+    sums[1 : count + 1] = np.cumsum(np.sort(largest)[::-1][:count])
+    # Fewer candidates than the budget: the rest can add nothing.
+    sums[count + 1 :] = sums[count]
+    return cls(objective, sums)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+  """A selection in greedy order; its first m picks answer budget m.
+
+  Attributes:
+    indices: [budget] int64 pool positions in pick order.
+    gains: [budget] float64, what each pick added; each function says of what.
+    objective: value of `initial` and all picks together; each function says of
+      what. NaN where there is none.
+    certificates: bounds of facility location, empty elsewhere.
+  """
+
+  indices: np.ndarray
+  gains: np.ndarray
+  objective: float
+  certificates: Sequence[Certificate] = dataclasses.field(
+    default=(), repr=False
+  )
+
+  @property
+  def upper_bound(self) -> float | None:
+    """What no set of the whole budget can exceed; None where unknown."""
+    return self.upper_bound_at(len(self.indices))
+
+  def upper_bound_at(self, m: int) -> float | None:
+    """What no set of m picks (beside `initial`) can exceed; None if unknown.
+
+    Raises:
+      ValueError: m is not between 0 and the budget.
+    """
+    m = checks.integer('m', m)
+    if m > len(self.indices):
+      raise ValueError(f'm {m} exceeds the budget: {len(self.indices)}')
+    bounds = [c.objective + c.largest_sums[m] for c in self.certificates]
+    return float(min(bounds)) if bounds else None

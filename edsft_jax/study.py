@@ -1,0 +1,117 @@
+"""The study: which cells (strategy x budget x seed) there are."""
+
+from collections.abc import Sequence
+import dataclasses
+import difflib
+
+import ml_collections
+
+from edsft_jax import artifacts, errors
+
+FULL_POOL = 'full_pool'
+NO_FINETUNING = 'no_finetuning'
+
+# Name -> (the score column it ranks by, whether the largest come first).
+SCORE_STRATEGIES = {
+  'mean_entropy': ('mean_entropy', True),
+  'max_entropy': ('max_entropy', True),
+  'least_confidence': ('least_confidence', True),
+  'min_confidence': ('min_confidence', False),
+  'mean_margin': ('mean_margin', False),
+  'min_margin': ('min_margin', False),
+}
+KERNEL_STRATEGIES = ('facility_location', 'log_determinant')
+FEATURE_STRATEGIES = ('k_center', *KERNEL_STRATEGIES)
+TASK_STRATEGIES = ('task_diversity', 'weighted_task_diversity')
+# Strategies whose picks depend on the seed.
+RANDOM_STRATEGIES = ('random', *TASK_STRATEGIES)
+STRATEGIES = (
+  'random',
+  *SCORE_STRATEGIES,
+  *FEATURE_STRATEGIES,
+  *TASK_STRATEGIES,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One finetuning run of the study: a strategy's first `budget` prompts."""
+
+  strategy: str
+  budget: int
+  seed: int
+
+  @property
+  def name(self) -> str:
+    return f'{self.strategy}-k{self.budget}-seed{self.seed}'
+
+
+def cells(config: ml_collections.ConfigDict) -> list[Cell]:
+  """The cells that choose: every strategy at every budget for every seed."""
+  return [
+    Cell(strategy, budget, seed)
+    for strategy in config.selection.strategies
+    for budget in sorted(config.study.budgets)
+    for seed in config.study.seeds
+  ]
+
+
+def full_pool_cells(
+  config: ml_collections.ConfigDict, num_prompts: int
+) -> list[Cell]:
+  """The cells that buy everything, if the study wants that line."""
+  if not config.study.full_pool:
+    return []
+  return [Cell(FULL_POOL, num_prompts, seed) for seed in config.study.seeds]
+
+
+def no_finetuning_cell() -> Cell:
+  """The pretrained model as it is."""
+  return Cell(NO_FINETUNING, 0, 0)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses strategies, budgets and seeds that make no study.
+
+  Raises:
+    InputError: naming the option.
+  """
+  _check_strategies(config.selection.strategies)
+  _check_integers('study.budgets', config.study.budgets, least=1)
+  _check_integers('study.seeds', config.study.seeds, least=0)
+
+
+def _check_strategies(names: Sequence[str]) -> None:
+  if not names:
+    raise errors.InputError('selection.strategies is empty: name at least one')
+  for name in names:
+    if name not in STRATEGIES:
+      nearest = difflib.get_close_matches(str(name), STRATEGIES, 1, 0.0)[0]
+      raise errors.InputError(
+        f'selection.strategies has {name!r}, which is unknown: did you mean '
+        f'{nearest!r}? All: {", ".join(STRATEGIES)}'
+      )
+  if len(set(names)) != len(names):
+    raise errors.InputError(
+      f'selection.strategies names one twice: {", ".join(names)}'
+    )
+
+
+def _check_integers(name: str, values: Sequence[int], least: int) -> None:
+  if not values:
+    raise errors.InputError(f'{name} is empty: name at least one')
+  for value in values:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+      raise errors.InputError(
+        f'{name} has {value!r}: whole numbers of at least {least} are needed'
+      )
+  if len(set(values)) != len(values):
+    raise errors.InputError(f'{name} names a value twice: {tuple(values)}')
+
+
+def selected_ids(
+  workdir: artifacts.Workdir, strategy: str, seed: int
+) -> list[str]:
+  """Ids in greedy order, up to the largest budget that was selected."""
+  path = workdir.selection(strategy, seed)
+  return [row['id'] for row in artifacts.read_jsonl(path)]

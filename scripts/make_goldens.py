@@ -1,0 +1,260 @@
+"""Makes tests/models/goldens with transformers and torch, once.
+
+  pip install torch 'transformers>=5.12,<6'
+  python scripts/make_goldens.py [--shared=../shared]
+
+Each golden is a tiny Llama checkpoint with drawn weights and unusual values,
+and what transformers computes from it in float32: logits, greedy tokens,
+probabilities, entropies, hidden states. The tests compare the decoder with
+them where neither torch nor transformers' models are installed. With --shared
+also the greedy continuations of the pretrained stories3M model there.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+GOLDENS = pathlib.Path(__file__).parents[1] / 'tests' / 'models' / 'goldens'
+NUM_NEW_TOKENS = 12
+# No two best logits of a greedy step may be closer than this share of the
+# logits' spread: ten times the tolerance of the tests.
+LEAST_GAP = 1e-3
+
+# Values that are alike (heads = width / head_dim, eps = 1e-5, ...) would hide
+# a field that is read wrongly.
+COMMON = {
+  'hidden_size': 32,
+  'intermediate_size': 44,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'max_position_embeddings': 160,
+  'rms_norm_eps': 2e-3,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+}
+CASES = {
+  # Tied, head_dim derived; config.json in the form of transformers 4.
+  'tied_v4': {
+    'fields': {
+      'vocab_size': 64,
+      'tie_word_embeddings': True,
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': 12345.0},
+    },
+    'length': 24,
+    'dtype': torch.float32,
+    'form': 4,
+  },
+  # Untied, head_dim apart from width / heads, biases everywhere, in shards.
+  'biases_v5': {
+    'fields': {
+      'vocab_size': 97,
+      'num_hidden_layers': 3,
+      'num_key_value_heads': 1,
+      'head_dim': 10,
+      'attention_bias': True,
+      'mlp_bias': True,
+      'tie_word_embeddings': False,
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': 777.0},
+    },
+    'length': 20,
+    'dtype': torch.bfloat16,
+    'form': 5,
+    'shards': '30KB',
+  },
+  'linear_v4': {
+    'fields': {
+      'vocab_size': 64,
+      'tie_word_embeddings': False,
+      'rope_parameters': {
+        'rope_type': 'linear',
+        'rope_theta': 12345.0,
+        'factor': 3.0,
+      },
+    },
+    'length': 40,
+    'dtype': torch.float16,
+    'form': 4,
+  },
+  # With theta 50 and head_dim 16 the wavelengths are 6 to 190 positions: some
+  # below 40 / 4, some between, some above 40 / 1.25.
+  'llama3_v5': {
+    'fields': {
+      'vocab_size': 64,
+      'head_dim': 16,
+      'tie_word_embeddings': True,
+      'rope_parameters': {
+        'rope_type': 'llama3',
+        'rope_theta': 50.0,
+        'factor': 5.0,
+        'low_freq_factor': 1.25,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 40,
+      },
+    },
+    'length': 72,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+}
+STORIES = (
+  'Once upon a time',
+  'Lily and Tom went to the park. They saw a big',
+  'The little dog was sad because',
+)
+
+
+def draw_model(fields: dict, seed: int) -> torch.nn.Module:
+  """A Llama whose every tensor matters: nothing is zero, one or tiny."""
+  torch.manual_seed(seed)
+  config = transformers.LlamaConfig(**{**COMMON, **fields})
+  model = transformers.LlamaForCausalLM(config)
+  with torch.no_grad():
+    for name, parameter in model.named_parameters():
+      if 'norm' in name:
+        parameter.uniform_(0.5, 1.5)
+      elif name.endswith('bias'):
+        parameter.normal_(std=0.3)
+      else:
+        parameter.normal_(std=0.25)
+  return model
+
+
+def older_form(fields: dict) -> dict:
+  """config.json as transformers 4 wrote it."""
+  fields = dict(fields)
+  rope = dict(fields.pop('rope_parameters'))
+  fields['rope_theta'] = rope.pop('rope_theta')
+  fields['rope_scaling'] = rope if rope['rope_type'] != 'default' else None
+  fields['torch_dtype'] = fields.pop('dtype')
+  fields['transformers_version'] = '4.44.0'
+  del fields['head_dim']
+  return fields
+
+
+def save_tokenizer(directory: pathlib.Path, vocab_size: int) -> None:
+  """A tokenizer of numbered words, so that the directory is whole."""
+  words = ['<unk>', '<s>', '</s>', *(f'w{n}' for n in range(3, vocab_size))]
+  tokenizer = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(
+      {word: n for n, word in enumerate(words)}, unk_token='<unk>'
+    )
+  )
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  tokenizer.save(str(directory / 'tokenizer.json'), pretty=False)
+
+
+def measure(model: torch.nn.Module, tokens: torch.Tensor) -> dict:
+  """What the tests compare, for unpadded rows."""
+  with torch.no_grad():
+    output = model(tokens, output_hidden_states=True)
+  log_probs = torch.log_softmax(output.logits, dim=-1)
+  probs = log_probs.exp()
+  return {
+    'tokens': tokens.numpy().astype(np.int32),
+    'logits': output.logits.numpy(),
+    'top2': torch.topk(probs, 2, dim=-1).values.numpy(),
+    'entropy': -(probs * log_probs).sum(-1).numpy(),
+    # [layers + 1, B, D]: mean over the tokens, the embedding first.
+    'pooled': torch.stack(output.hidden_states).mean(2).numpy(),
+  }
+
+
+def greedy(model: torch.nn.Module, tokens: torch.Tensor) -> tuple:
+  """Greedy tokens without a cache, and the least relative gap of a step."""
+  new, gap = [], np.inf
+  for _ in range(NUM_NEW_TOKENS):
+    with torch.no_grad():
+      logits = model(tokens).logits[:, -1]
+    best = torch.topk(logits, 2, dim=-1).values
+    spread = logits.max() - logits.min()
+    gap = min(gap, float(((best[:, 0] - best[:, 1]) / spread).min()))
+    new.append(logits.argmax(-1))
+    tokens = torch.cat([tokens, new[-1][:, None]], dim=1)
+  return torch.stack(new, 1).numpy().astype(np.int32), gap
+
+
+def make_case(name: str, case: dict) -> None:
+  """Draws models until the greedy path is clear, then writes the golden."""
+  directory = GOLDENS / name
+  for seed in range(100):
+    shutil.rmtree(directory, ignore_errors=True)
+    draw_model(case['fields'], seed).to(case['dtype']).save_pretrained(
+      directory, max_shard_size=case.get('shards', '1GB')
+    )
+    # Read again: a cast of the drawn model would round its rope, too.
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+      directory, dtype=torch.float32
+    ).eval()
+    torch.manual_seed(seed)
+    vocab_size = case['fields']['vocab_size']
+    tokens = torch.randint(3, vocab_size, (2, case['length']))
+    values = measure(model, tokens)
+    values['greedy'], gap = greedy(model, tokens)
+    if gap > LEAST_GAP:
+      break
+  else:
+    raise RuntimeError(f'{name}: no seed has a clear greedy path')
+  (directory / 'generation_config.json').unlink(missing_ok=True)
+  file = directory / 'config.json'
+  fields = json.loads(file.read_text())
+  if case['form'] == 4:
+    fields = older_form(fields)
+  file.write_text(json.dumps(fields, indent=1) + '\n')
+  save_tokenizer(directory, vocab_size)
+  np.savez_compressed(directory / 'golden.npz', **values)
+  for file in directory.iterdir():
+    file.chmod(0o644)
+  print(f'{name}: seed {seed}, least gap {gap:.1e}')
+
+
+def make_stories(shared: pathlib.Path) -> None:
+  """Greedy continuations of a pretrained model that writes fluent text."""
+  path = shared / 'models' / 'stories3M'
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    path, dtype=torch.float32
+  ).eval()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+  rows = []
+  for prompt in STORIES:
+    ids = tokenizer(prompt, return_tensors='pt').input_ids
+    new = model.generate(ids, max_new_tokens=40, do_sample=False)[0]
+    new = new[ids.shape[1] :]
+    with torch.no_grad():
+      output = model(ids, output_hidden_states=True)
+    rows.append(
+      {
+        'prompt': prompt,
+        'prompt_ids': ids[0].tolist(),
+        'new_ids': new.tolist(),
+        'text': tokenizer.decode(new, skip_special_tokens=True),
+        'first_top2': torch.topk(output.logits[0, -1].softmax(-1), 2)
+        .values.numpy()
+        .astype(float)
+        .round(7)
+        .tolist(),
+        'pooled_norm': float(output.hidden_states[-1][0].mean(0).norm()),
+      }
+    )
+  (GOLDENS / 'stories3M.json').write_text(json.dumps(rows, indent=1) + '\n')
+
+
+def main() -> None:
+  """Writes every golden."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--shared', type=pathlib.Path, default=None)
+  arguments = parser.parse_args()
+  for name, case in CASES.items():
+    make_case(name, case)
+  if arguments.shared is not None:
+    make_stories(arguments.shared)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Set-up, lint, format and all tests on every core.
+# Further arguments go to pytest: scripts/test.sh tests/selection
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh test
+bin="${VENV:-.venv}/bin"
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+exec "$bin/python" -m pytest --numprocesses=auto --dist=worksteal "$@"

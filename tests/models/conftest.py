@@ -1,0 +1,77 @@
+"""The goldens, each loaded once on one device."""
+
+import dataclasses
+import pathlib
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from edsft_jax import models
+from edsft_jax.mesh import make_mesh
+
+GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+CASES = ('tied_v4', 'biases_v5', 'linear_v4', 'llama3_v5')
+
+
+@dataclasses.dataclass(frozen=True)
+class Golden:
+  """A tiny checkpoint and what transformers computes from it."""
+
+  path: pathlib.Path
+  decoder: models.Decoder
+  values: dict[str, np.ndarray]
+
+  @property
+  def tolerance(self) -> float:
+    """Of a logit: 1e-4 of their spread."""
+    return 1e-4 * float(np.ptp(self.values['logits']))
+
+
+@pytest.fixture(scope='session')
+def one_device() -> jax.sharding.Mesh:
+  return make_mesh(1, 1, 1, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope='session')
+def goldens(one_device) -> dict[str, Golden]:
+  result = {}
+  for case in CASES:
+    with np.load(GOLDENS / case / 'golden.npz') as values:
+      result[case] = Golden(
+        GOLDENS / case,
+        models.load_decoder(GOLDENS / case, 'float32', one_device),
+        dict(values),
+      )
+  return result
+
+
+@pytest.fixture(scope='session')
+def goldens_path() -> pathlib.Path:
+  return GOLDENS
+
+
+@pytest.fixture(params=CASES)
+def golden(request, goldens) -> Golden:
+  return goldens[request.param]
+
+
+@pytest.fixture(scope='session')
+def forward():
+  """(decoder, tokens, mask, layer) -> logits and features, compiled once for
+  each graph and shape."""
+
+  def traced(graphdef, layer, state, tokens, mask):
+    decoder = nnx.merge(graphdef, state)
+    output = decoder(tokens, mask, layer=layer)
+    return decoder.logits(output.hidden_BxLxD), output.features_BxLxD
+
+  compiled = jax.jit(traced, static_argnums=(0, 1))
+
+  def call(decoder: models.Decoder, tokens, mask=None, layer: int = -1):
+    graphdef, state = nnx.split(decoder)
+    mask = np.ones(tokens.shape, bool) if mask is None else mask
+    return compiled(graphdef, layer, state, tokens, mask)
+
+  return call

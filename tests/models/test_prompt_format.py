@@ -1,0 +1,387 @@
+"""Prompts and responses as tokens, with small tokenizers made here."""
+
+import json
+import pathlib
+import socket
+
+import pytest
+import tokenizers
+
+from edsft_jax import errors, models
+
+SPECIAL = ('<unk>', '<s>', '</s>', '<|start|>', '<|end|>')
+# The end token of the template is none of the model's: the tokenizer names it.
+CHAT = (
+  '{% for message in messages %}<|start|>{{ message.role }}\n'
+  '{{ message.content }}<|end|>\n{% endfor %}'
+  '{% if add_generation_prompt %}<|start|>assistant\n{% endif %}'
+)
+TEXT = 'The quick brown fox jumps over the lazy dog.'
+
+
+def byte_tokenizer(adds: str = 'bos') -> tokenizers.Tokenizer:
+  """A token for each byte; lengths are easy to reason about."""
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  vocab = {token: n for n, token in enumerate([*SPECIAL, *alphabet])}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  tokenizer.add_special_tokens(list(SPECIAL))
+  single = {'': '$A', 'bos': '<s> $A', 'bos eos': '<s> $A </s>'}[adds]
+  tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+    single=single, special_tokens=[('<s>', 1), ('</s>', 2)]
+  )
+  return tokenizer
+
+
+def write(
+  path: pathlib.Path, adds: str = 'bos', vocab_size: int = 261, **settings
+) -> pathlib.Path:
+  """A model directory with all but weights."""
+  path.mkdir(exist_ok=True)
+  byte_tokenizer(adds).save(str(path / 'tokenizer.json'))
+  config = {
+    'architectures': ['LlamaForCausalLM'],
+    'vocab_size': vocab_size,
+    'hidden_size': 8,
+    'intermediate_size': 8,
+    'num_hidden_layers': 1,
+    'num_attention_heads': 2,
+    'max_position_embeddings': 64,
+    'rms_norm_eps': 1e-5,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+  }
+  (path / 'config.json').write_text(json.dumps(config))
+  settings = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'bos_token': '<s>',
+    'eos_token': '</s>',
+    'unk_token': '<unk>',
+    'clean_up_tokenization_spaces': False,
+    **settings,
+  }
+  (path / 'tokenizer_config.json').write_text(json.dumps(settings))
+  return path
+
+
+def ids_of(text: str) -> list[int]:
+  return byte_tokenizer('').encode(text).ids
+
+
+def load(path, template='auto', truncate='end', log=lambda line: None):
+  return models.load_prompt_format(path, template, '\n', truncate, log)
+
+
+@pytest.fixture
+def plain(tmp_path) -> pathlib.Path:
+  return write(tmp_path / 'plain')
+
+
+@pytest.fixture
+def chat(tmp_path) -> pathlib.Path:
+  return write(tmp_path / 'chat', chat_template=CHAT, eos_token='<|end|>')
+
+
+def test_raw(plain):
+  lines = []
+  prompt_format = load(plain, log=lines.append)
+  assert lines == ['the checkpoint has no chat template: prompts go in raw']
+  ids, truncated = prompt_format.encode_prompt(TEXT, 100, False)
+  assert (ids, truncated) == ([1, *ids_of(TEXT)], False)
+  ids, _ = prompt_format.encode_prompt(TEXT, 100, True)
+  assert ids == [1, *ids_of(TEXT + '\n')]
+  assert prompt_format.decode(ids) == TEXT + '\n'
+  response = prompt_format.encode_response(TEXT, 'Yes.')
+  assert response == [*ids_of('Yes.'), 2]
+  assert prompt_format.end_ids == (2,)
+
+
+def test_raw_conversations_are_joined(plain):
+  turns = [
+    {'role': 'system', 'content': 'Be brief.'},
+    {'role': 'user', 'content': 'Why?'},
+  ]
+  ids, _ = load(plain).encode_prompt(turns, 100, True)
+  assert ids == [1, *ids_of('Be brief.\nWhy?\n')]
+
+
+def test_raw_wins_over_the_checkpoints_template(chat):
+  lines = []
+  prompt_format = load(chat, 'raw', log=lines.append)
+  assert lines == []
+  assert prompt_format.encode_prompt('Hi', 9, False)[0] == [1, *ids_of('Hi')]
+
+
+@pytest.mark.parametrize(
+  ('adds', 'text', 'expected'),
+  [
+    ('bos', '<s>Hi', [1, *ids_of('Hi')]),
+    ('bos', '<s><s>Hi', [1, *ids_of('Hi')]),
+    ('bos', '', [1]),
+    ('', 'Hi', ids_of('Hi')),
+    # What ends the text would end the prompt before its answer.
+    ('bos eos', 'Hi', [1, *ids_of('Hi')]),
+  ],
+)
+def test_bos_stands_once_where_the_tokenizer_sets_it(
+  tmp_path, adds, text, expected
+):
+  path = write(tmp_path / 'model', adds)
+  assert load(path).encode_prompt(text, 50, False)[0] == expected
+
+
+def test_chat(chat):
+  lines = []
+  prompt_format = load(chat, log=lines.append)
+  assert lines == ['prompts go through the chat template of the checkpoint']
+  head, tail = '<|start|>user\n', '<|end|>\n<|start|>assistant\n'
+  expected = [1, *ids_of(head + TEXT + tail)]
+  for for_response in (False, True):
+    result = prompt_format.encode_prompt(TEXT, 100, for_response)
+    assert result == (expected, False)
+  # The line break after the end token is not supervised.
+  response = prompt_format.encode_response(TEXT, 'Yes.')
+  assert response == ids_of('Yes.<|end|>')
+  assert prompt_format.decode(response) == 'Yes.'
+  assert prompt_format.end_ids == (2, 4)
+
+
+def test_chat_conversations(chat):
+  turns = [
+    {'role': 'system', 'content': 'Be brief.'},
+    {'role': 'user', 'content': 'Why?'},
+    {'role': 'assistant', 'content': 'Because.'},
+    {'role': 'user', 'content': 'Really?'},
+  ]
+  whole = (
+    '<|start|>system\nBe brief.<|end|>\n<|start|>user\nWhy?<|end|>\n'
+    '<|start|>assistant\nBecause.<|end|>\n<|start|>user\nReally?<|end|>\n'
+    '<|start|>assistant\n'
+  )
+  prompt_format = load(chat)
+  assert prompt_format.encode_prompt(turns, 200, False)[0] == [
+    1,
+    *ids_of(whole),
+  ]
+  assert prompt_format.encode_response(turns, 'Yes') == ids_of('Yes<|end|>')
+
+
+def test_bos_of_the_template_is_not_doubled(tmp_path):
+  path = write(tmp_path / 'model', chat_template='{{ bos_token }}' + CHAT)
+  ids, _ = load(path).encode_prompt('Hi', 100, False)
+  assert ids[0] == 1
+  assert ids.count(1) == 1
+  # A tokenizer without BOS does not lose that of the template either.
+  path = write(tmp_path / 'other', '', chat_template='{{ bos_token }}' + CHAT)
+  assert load(path).encode_prompt('Hi', 100, False)[0] == ids
+
+
+def test_given_jinja(plain):
+  template = '{% for m in messages %}Q: {{ m.content }}\nA:{% endfor %}'
+  prompt_format = load(plain, template)
+  ids, _ = prompt_format.encode_prompt('Hi', 100, False)
+  assert ids == [1, *ids_of('Q: Hi\nA:')]
+  # It prints the answer as one more question, so the turn's rendering starts
+  # with the prompt's, but has no end token.
+  response = prompt_format.encode_response('Hi', 'Yes')
+  assert response == [*ids_of('Q: Yes\nA:'), 2]
+
+
+def test_template_whose_whole_does_not_begin_with_the_prompt(plain):
+  template = (
+    '{{ messages | length }}{{ messages[0].content }}'
+    '{% if add_generation_prompt %}A:{% endif %}'
+  )
+  response = load(plain, template).encode_response('Hi', 'Yes')
+  assert response == [*ids_of('Yes'), 2]
+
+
+def test_dates_do_not_move(plain):
+  template = (
+    "{{ date_string if date_string is defined else strftime_now('%d') }}"
+    '{{ messages[0].content }}'
+  )
+  ids, _ = load(plain, template).encode_prompt('Hi', 100, False)
+  assert ids == [1, *ids_of('26 Jul 2024Hi')]
+
+
+def test_an_end_within_a_response_does_not_cut_it(plain):
+  prompt_format = load(plain)
+  response = prompt_format.encode_response('Hi', 'a</s>b')
+  assert response == [*ids_of('a</s>b'), 2]
+  assert prompt_format.encode_response('Hi', 'a</s>') == [*ids_of('a'), 2]
+  assert prompt_format.encode_response('Hi', '') == [2]
+
+
+@pytest.mark.parametrize(
+  ('template', 'message'),
+  [
+    ('chatml', "'chatml' is neither"),
+    ('', 'neither'),
+    ('{% for m in messages %}', 'does not render'),
+    ('{{ messages[0].content | nofilter }}', 'does not render'),
+    ('{{ messages[3].content.x }}', 'does not render'),
+    ('{{ 1 + "a" }}', 'does not render'),
+    ('Hello {{ messages[0].role }}', 'renders no prompt'),
+    ("{{ raise_exception('no users here') }}", 'no users here'),
+  ],
+)
+def test_bad_templates(plain, template, message):
+  with pytest.raises(errors.InputError, match=message) as caught:
+    load(plain, template)
+  assert '\n' not in str(caught.value)
+  assert 'prompt.template' in str(caught.value)
+
+
+def test_template_that_refuses_a_role(plain):
+  template = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('no system role') }}{% endif %}{{ m.content }}"
+    '{% endfor %}'
+  )
+  prompt_format = load(plain, template)
+  turns = [{'role': 'system', 'content': 'x'}, {'role': 'user', 'content': 'y'}]
+  with pytest.raises(errors.InputError, match='no system role'):
+    prompt_format.encode_prompt(turns, 50, False)
+
+
+@pytest.mark.parametrize(
+  ('truncate', 'kept'),
+  [
+    ('end', TEXT[:10]),
+    ('start', TEXT[-10:]),
+    ('middle', TEXT[:5] + TEXT[-5:]),
+  ],
+)
+def test_truncation_keeps_what_surrounds_the_text(plain, chat, truncate, kept):
+  raw = load(plain, truncate=truncate)
+  assert raw.encode_prompt(TEXT, 11, False) == ([1, *ids_of(kept)], True)
+  ids, truncated = raw.encode_prompt(TEXT, 12, True)
+  assert (ids, truncated) == ([1, *ids_of(kept + '\n')], True)
+
+  head, tail = '<|start|>user\n', '<|end|>\n<|start|>assistant\n'
+  limit = 1 + len(ids_of(head + tail)) + 10
+  result = load(chat, truncate=truncate).encode_prompt(TEXT, limit, False)
+  assert result == ([1, *ids_of(head + kept + tail)], True)
+  # One token more than fits, and exactly what fits.
+  whole = 1 + len(ids_of(head + TEXT + tail))
+  prompt_format = load(chat, truncate=truncate)
+  assert prompt_format.encode_prompt(TEXT, whole, False)[1] is False
+  ids, truncated = prompt_format.encode_prompt(TEXT, whole - 1, False)
+  assert truncated
+  assert len(ids) == whole - 1
+
+
+def test_truncation_never_splits_a_character(plain):
+  for truncate in ('end', 'start', 'middle'):
+    prompt_format = load(plain, truncate=truncate)
+    for limit in range(9, 20):
+      ids, _ = prompt_format.encode_prompt('äß€😀' * 3, limit, False)
+      assert len(ids) <= limit
+      assert len(ids) > limit - 8
+      assert '\ufffd' not in prompt_format.decode(ids)
+
+
+def test_truncation_of_a_conversation_spares_earlier_turns(chat):
+  turns = [
+    {'role': 'system', 'content': 'Be brief.'},
+    {'role': 'user', 'content': TEXT},
+  ]
+  prompt_format = load(chat)
+  ids, truncated = prompt_format.encode_prompt(turns, 60, False)
+  assert truncated
+  assert len(ids) == 60
+  text = prompt_format.decode(ids)
+  assert text.startswith('system\nBe brief.\nuser\nThe ')
+  assert text.endswith('\nassistant\n')
+  assert turns[1]['content'] == TEXT
+  # No text of the last turn is left to give up: the tokens are cut.
+  turns[0]['content'] = TEXT
+  for truncate in ('end', 'start', 'middle'):
+    ids, truncated = load(chat, truncate=truncate).encode_prompt(
+      turns, 20, False
+    )
+    assert truncated
+    assert len(ids) == 20
+    assert ids[0] == 1
+
+
+@pytest.mark.parametrize('limit', [1, 2])
+def test_the_smallest_limits(chat, limit):
+  ids, truncated = load(chat).encode_prompt(TEXT, limit, True)
+  assert (len(ids), truncated) == (limit, True)
+
+
+def test_no_room_is_an_error(plain):
+  with pytest.raises(errors.InputError, match='no room'):
+    load(plain).encode_prompt(TEXT, 0, False)
+
+
+def test_odd_texts(plain):
+  prompt_format = load(plain)
+  ids, _ = prompt_format.encode_prompt('a\ud800b', 50, False)
+  assert prompt_format.decode(ids) == 'a?b'
+  ids, _ = prompt_format.encode_prompt('a\0b', 50, False)
+  assert prompt_format.decode(ids) == 'a\0b'
+  assert prompt_format.encode_response('a', '\udfff') == [*ids_of('?'), 2]
+  ids, truncated = prompt_format.encode_prompt('long ' * 20_000, 50, False)
+  assert (len(ids), truncated) == (50, True)
+
+
+def test_boundary_is_that_of_the_whole_text(chat):
+  """Prompt and response ids together are the ids of the conversation."""
+  prompt_format = load(chat)
+  prompt, _ = prompt_format.encode_prompt('Hi', 100, True)
+  whole = '<|start|>user\nHi<|end|>\n<|start|>assistant\nYes.<|end|>'
+  assert prompt + prompt_format.encode_response('Hi', 'Yes.') == [
+    1,
+    *ids_of(whole),
+  ]
+
+
+def test_tokenizer_json_alone(plain, monkeypatch):
+  """BOS and EOS come from config.json then; nothing is looked for online."""
+
+  def refuse(*args):
+    raise AssertionError('network')
+
+  monkeypatch.setattr(socket.socket, 'connect', refuse)
+  (plain / 'tokenizer_config.json').unlink()
+  prompt_format = load(plain)
+  ids, _ = prompt_format.encode_prompt('<s>Hi', 50, False)
+  assert ids == [1, *ids_of('Hi')]
+  assert prompt_format.encode_response('Hi', 'Yes') == [*ids_of('Yes'), 2]
+  assert prompt_format.decode([1, *ids_of('Hi'), 2]) == 'Hi'
+
+
+def test_generation_config_names_more_ends(plain):
+  (plain / 'generation_config.json').write_text('{"eos_token_id": [7, 4]}')
+  assert load(plain).end_ids == (7, 4, 2)
+
+
+def test_missing_tokenizer(plain):
+  (plain / 'tokenizer.json').unlink()
+  with pytest.raises(errors.InputError, match=r'no tokenizer\.json'):
+    load(plain)
+
+
+@pytest.mark.parametrize('text', ['', '{"version": "1.0"', '{}'])
+def test_broken_tokenizer(plain, text):
+  (plain / 'tokenizer.json').write_text(text)
+  with pytest.raises(errors.InputError, match='can be read') as caught:
+    load(plain)
+  assert '\n' not in str(caught.value)
+
+
+def test_vocabulary_beyond_the_embedding(tmp_path):
+  write(tmp_path / 'model', vocab_size=260)
+  with pytest.raises(errors.InputError, match='id 260, the embedding only 260'):
+    load(tmp_path / 'model')
+
+
+def test_unknown_truncation(plain):
+  with pytest.raises(errors.InputError, match=r"prompt\.truncate 'head'"):
+    load(plain, truncate='head')

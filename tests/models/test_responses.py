@@ -1,0 +1,94 @@
+"""The loss of a response, against log-softmax written out in numpy."""
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+import tiny_study
+
+from edsft_jax import models
+from edsft_jax.mesh import make_mesh
+from edsft_jax.models import responses
+
+
+@pytest.fixture(scope='module')
+def decoder() -> models.Decoder:
+  return models.load_decoder(
+    tiny_study.MODEL, 'float32', make_mesh(devices=jax.devices()[:1])
+  )
+
+
+@pytest.fixture(scope='module')
+def prompt_format() -> models.PromptFormat:
+  return models.load_prompt_format(tiny_study.MODEL, 'auto', ' w3 ', 'end')
+
+
+def _example(num_prompt: int, num_response: int) -> responses.Example:
+  rng = np.random.default_rng(num_prompt)
+  tokens = rng.integers(3, 60, size=num_prompt + num_response).tolist()
+  return responses.Example(tokens, num_response, False, False)
+
+
+def brute_force(decoder: models.Decoder, example: responses.Example) -> float:
+  """One row, no padding, every logit: -sum log p(response | what precedes)."""
+  tokens = np.asarray([example.tokens])
+  hidden = decoder(tokens, np.ones(tokens.shape, bool)).hidden_BxLxD
+  logits = np.asarray(decoder.logits(hidden)[0], np.float64)
+  log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  first = len(example.tokens) - example.num_response
+  return -sum(
+    log_prob[i - 1, example.tokens[i]]
+    for i in range(first, len(example.tokens))
+  )
+
+
+EXAMPLES = [_example(3, 4), _example(11, 1), _example(1, 9), _example(2, 0)]
+
+
+@pytest.mark.parametrize(
+  ('length', 'num_rows', 'num_targets'), [(16, 4, 9), (48, 8, 40), (16, 5, 15)]
+)
+def test_loss_is_that_of_the_response_alone(
+  decoder, length, num_rows, num_targets
+):
+  """On any padding of rows and length, and with room for more targets."""
+  batch = responses.batch(EXAMPLES, length, num_rows)
+  loss_B = np.asarray(responses.loss(decoder, batch, num_targets))
+  expected = [brute_force(decoder, example) for example in EXAMPLES]
+  np.testing.assert_allclose(loss_B[:4], expected, rtol=1e-5, atol=1e-5)
+  assert np.all(loss_B[4:] == 0)
+
+
+def test_gradients_are_finite_beside_empty_rows(decoder):
+  batch = responses.batch(EXAMPLES, 16, 8)
+
+  def loss(params):
+    return responses.loss(nnx.merge(graph, params), batch, 9).sum()
+
+  graph, params = nnx.split(decoder)
+  for leaf in jax.tree.leaves(jax.grad(loss)(params)):
+    assert np.all(np.isfinite(leaf))
+
+
+def test_number_of_targets_holds_the_longest_response():
+  assert responses.num_targets(EXAMPLES, 16) == 15
+  assert responses.num_targets(EXAMPLES, 64) == 16
+  assert responses.num_targets([_example(1, 17)], 64) == 32
+
+
+def test_encode_shortens_the_prompt_first(prompt_format):
+  prompt, response = 'w10 w11 w12 w13', 'w20 w21'
+  whole = responses.encode(prompt_format, prompt, response, 100)
+  # BOS, four words, the separator, two words, EOS.
+  assert whole.tokens == [1, 10, 11, 12, 13, 3, 20, 21, 2][-len(whole.tokens) :]
+  assert (whole.num_response, *whole[2:]) == (3, False, False)
+  shorter = responses.encode(prompt_format, prompt, response, 6)
+  assert len(shorter.tokens) == 6
+  assert shorter.tokens[-3:] == whole.tokens[-3:]
+  assert (shorter.num_response, *shorter[2:]) == (3, True, False)
+
+
+def test_encode_cuts_a_response_that_is_too_long_alone(prompt_format):
+  cut = responses.encode(prompt_format, 'w10 w11', 'w20 w21 w22 w23', 3)
+  assert cut.tokens[1:] == [20, 21]
+  assert (cut.num_response, *cut[2:]) == (2, True, True)

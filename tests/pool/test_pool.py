@@ -1,0 +1,534 @@
+"""The stage as a whole: what it writes, what it refuses, what it never says."""
+
+import json
+import pathlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from configs import default
+from edsft_jax import artifacts, errors, pool
+from edsft_jax.pool import build, demo, schema
+
+
+class Study:
+  """A workdir with a pool file."""
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    self.workdir = artifacts.Workdir(folder / 'work')
+
+  def write(self, rows, name='pool.jsonl'):
+    path = self.folder / name
+    path.write_text(
+      ''.join(
+        row if isinstance(row, str) else f'{json.dumps(row)}\n' for row in rows
+      )
+    )
+    return str(path)
+
+  def run(self, rows=None, heldout_fraction=0.0, **options):
+    if rows is not None:
+      options['path'] = self.write(rows)
+    options.setdefault('path', str(self.folder / 'pool.jsonl'))
+    config = default.get_config()
+    config.pool.update(options, heldout_fraction=heldout_fraction)
+    pool.check(config, self.workdir, frozenset())
+    pool.run(config, self.workdir)
+    return artifacts.read_prompts(self.workdir.pool)
+
+  @property
+  def counts(self):
+    return artifacts.Manifest(self.workdir).counts('pool')
+
+  @property
+  def responses(self):
+    return artifacts.read_responses(self.workdir.pool_responses)
+
+  @property
+  def quarantine(self):
+    return artifacts.read_jsonl(self.workdir.quarantine)
+
+  def is_untouched(self):
+    return not self.workdir.root.exists()
+
+
+@pytest.fixture
+def study(tmp_path):
+  return Study(tmp_path)
+
+
+def numbered(n, **more):
+  return [
+    {
+      'id': f'i{k}',
+      'prompt': f'Prompt {k}?',
+      'response': f'Answer {k}.',
+      **more,
+    }
+    for k in range(n)
+  ]
+
+
+def test_what_is_written(study, capsys):
+  rows = numbered(3, task='t', level=2, source='web')
+  prompts = study.run(rows)
+  assert prompts.ids == ['i0', 'i1', 'i2']
+  assert prompts.prompts == ['Prompt 0?', 'Prompt 1?', 'Prompt 2?']
+  assert prompts.tasks == ['t', 't', 't']
+  table = pq.read_table(study.workdir.pool)
+  assert table.column_names == ['id', 'prompt', 'task', 'level', 'source']
+  assert table['level'].to_pylist() == [2, 2, 2]
+  assert study.responses == {f'i{k}': f'Answer {k}.' for k in range(3)}
+  assert study.quarantine == []
+  assert not study.workdir.heldout.exists()
+  out = capsys.readouterr().out
+  assert '3 prompts, 1 tasks, 3 answers known, 0 held out' in out
+
+
+def test_doubles_are_kept_once_and_counted(study, capsys):
+  rows = [
+    {'id': 'a', 'prompt': 'P', 'response': 'first'},
+    {'id': 'b', 'prompt': 'P', 'response': 'second'},
+    {'prompt': 'Q'},
+    {'prompt': 'Q'},
+    {'id': 'c', 'prompt': 'P '},
+  ]
+  prompts = study.run(rows)
+  assert prompts.prompts == ['P', 'Q', 'P ']
+  assert study.responses == {'a': 'first'}
+  assert study.counts['duplicates'] == 2
+  assert '2 duplicates' in capsys.readouterr().out
+
+
+def test_same_id_with_another_prompt_is_refused(study):
+  rows = [{'id': 7, 'prompt': 'P'}, {'id': '7', 'prompt': 'Q'}]
+  assert study.run(rows).prompts == ['P']
+  (refused,) = study.quarantine
+  assert refused['line'] == 2
+  assert refused['id'] == '7'
+  assert 'line 1' in refused['reason']
+
+
+def test_quarantine_says_where_and_why_but_not_what(study, capsys):
+  rows = [
+    *numbered(1),
+    '{"prompt": "SECRET", \n',
+    {'id': 'x', 'prompt': '', 'response': 'SECRET'},
+    {'prompt': 'SECRET\ud800'},
+  ]
+  study.run(rows)
+  assert [(r['line'], r['id']) for r in study.quarantine] == [
+    (2, ''),
+    (3, 'x'),
+    (4, ''),
+  ]
+  assert all(r['reason'] for r in study.quarantine)
+  assert 'SECRET' not in study.workdir.quarantine.read_text()
+  assert study.counts['quarantined'] == 3
+  out = capsys.readouterr().out
+  assert f'3 quarantined ({study.workdir.quarantine})' in out
+
+
+def test_strict(study):
+  rows = [*numbered(2), {'prompt': ''}]
+  with pytest.raises(errors.InputError, match=r'line 3: .*pool\.strict'):
+    study.run(rows, strict=True)
+  assert study.is_untouched()
+  study.run(rows)
+  with pytest.raises(errors.InputError, match='line 3'):
+    study.run(strict=True)
+  study.run(limit=0)
+
+
+def test_limit_reads_the_first_rows(study):
+  assert study.run([*numbered(5), '{broken'], limit=3).ids == ['i0', 'i1', 'i2']
+  assert study.counts['quarantined'] == 0
+
+
+@pytest.mark.parametrize(
+  ('rows', 'options', 'message'),
+  [
+    ([], {}, 'no rows'),
+    (['{bad\n'], {}, 'no usable row.*line 1'),
+    ([{'prompt': ''}], {}, 'no usable row: 1 refused.*empty'),
+    ([{'a': 1}], {}, 'pool.prompt_column'),
+    ([{'prompt': 'p'}], {'task_column': 'kind'}, 'it has the columns prompt'),
+    ([{'prompt': 'p'}], {'format': 'xml'}, 'pool.format'),
+    ([{'prompt': 'p'}], {'limit': -1}, 'pool.limit=-1'),
+    ([{'prompt': 'p'}], {'heldout_fraction': 1.0}, 'pool.heldout_fraction=1.0'),
+    ([{'prompt': 'p'}], {'heldout_fraction': -0.1}, 'pool.heldout_fraction'),
+    ([{'prompt': 'p'}], {'heldout_path': 'no.csv'}, 'pool.heldout_path=no.csv'),
+    (numbered(2), {'heldout_fraction': 0.9999}, 'all 2 are held out'),
+    ([{'prompt': 'p'}], {'path': ''}, 'pool.path is empty'),
+    ([{'prompt': 'p'}], {'path': '/no/file.csv'}, 'does not exist'),
+  ],
+)
+def test_bad_input_writes_nothing(study, rows, options, message):
+  path = study.write(rows)
+  with pytest.raises(errors.InputError, match=message) as e:
+    study.run(**{'path': path, **options})
+  assert '\n' not in str(e.value)
+  assert study.is_untouched()
+
+
+# No answer may reach what scores and selects.
+
+SECRET = 'Xylophonic marmalade zeppelin {}'
+
+
+def secret_turns(k):
+  return [
+    {'role': 'user', 'content': f'Question {k}?'},
+    {'role': 'assistant', 'content': SECRET.format(k)},
+  ]
+
+
+LAYOUTS = {
+  'prompt and response': lambda k: {
+    'prompt': f'Question {k}?',
+    'response': SECRET.format(k),
+  },
+  'instruction': lambda k: {
+    'instruction': 'Answer this.',
+    'input': f'Question {k}?',
+    'output': SECRET.format(k),
+  },
+  'question': lambda k: {
+    'question': f'Question {k}?',
+    'answer': SECRET.format(k),
+  },
+  'messages': lambda k: {'messages': secret_turns(k)},
+  'messages as text': lambda k: {'messages': json.dumps(secret_turns(k))},
+  'both': lambda k: {
+    'prompt': f'Question {k}?',
+    'messages': secret_turns(k),
+    'category': 'x',
+  },
+  'turns as completion': lambda k: {
+    'prompt': secret_turns(k)[:1],
+    'completion': secret_turns(k)[1:],
+  },
+  'copies': lambda k: {
+    'prompt': f'Question {k}?',
+    'response': SECRET.format(k),
+    'text': f'Question {k}? => {SECRET.format(k).upper()}.',
+    'answer': SECRET.format(k),
+    'meta': {'deep': [SECRET.format(k)]},
+    'json': json.dumps({'answer': f'"{SECRET.format(k)}"\n'}),
+    'task': SECRET.format(k),
+  },
+}
+
+
+@pytest.mark.parametrize('fraction', [0.0, 0.4])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_no_response_under_pool(study, layout, fraction):
+  rows = [{'id': f'i{k}', **LAYOUTS[layout](k)} for k in range(20)]
+  rows += [
+    {**LAYOUTS[layout](0), 'id': 'double'},
+    {**LAYOUTS[layout](99), 'id': 'i0'},
+    {**LAYOUTS[layout](98), 'id': ['bad']},
+  ]
+  prompts = study.run(rows, fraction)
+  heldout = artifacts.Prompts([], [], None, [])
+  if fraction:
+    heldout = artifacts.read_prompts(study.workdir.heldout)
+    assert len(heldout) > 0
+  assert sorted([*prompts.ids, *heldout.ids]) == sorted(
+    f'i{k}' for k in range(20)
+  )
+  answers = {
+    **study.responses,
+    **dict(zip(heldout.ids, heldout.responses, strict=True)),
+  }
+  assert answers == {f'i{k}': SECRET.format(k) for k in range(20)}
+
+  folder = study.workdir.pool.parent
+  for path in folder.iterdir():
+    if path.suffix == '.parquet':
+      text = json.dumps(pq.read_table(path).to_pylist())
+      text += str(pq.read_schema(path).metadata)
+    else:
+      text = path.read_text()
+    assert 'marmalade' not in text.casefold(), path
+  assert 'marmalade' not in study.workdir.manifest.read_text().casefold()
+
+
+def test_messages_keep_earlier_turns(study):
+  turns = [*secret_turns(1), {'role': 'user', 'content': 'And then?'}]
+  last = {'role': 'assistant', 'content': 'END'}
+  prompts = study.run([{'id': 'a', 'messages': [*turns, last]}])
+  assert prompts.prompts == [turns]
+  assert study.responses == {'a': 'END'}
+
+
+def test_text_and_conversations_in_one_file(study):
+  turns = [{'role': 'user', 'content': 'Hi?'}]
+  prompts = study.run([{'prompt': 'Hello?'}, {'prompt': turns}])
+  assert prompts.prompts == ['Hello?', turns]
+
+
+# Tasks.
+
+
+def test_rows_without_a_task(study):
+  prompts = study.run([{'prompt': 'p', 'task': 'a'}, {'prompt': 'q'}])
+  assert prompts.tasks == ['a', build.NO_TASK]
+  assert study.counts['tasks'] == 2
+
+
+def test_a_task_that_is_the_answer(study, capsys):
+  rows = [
+    {
+      'prompt': f'p{k}',
+      'response': f'{k % 3} stars',
+      'category': f'{k % 3}  STARS',
+    }
+    for k in range(10)
+  ]
+  assert study.run(rows).tasks is None
+  assert "column 'category' is left out" in capsys.readouterr().out
+  assert 'category' in study.counts['columns_left_out']
+  assert 'category' not in pq.read_schema(study.workdir.pool).names
+
+
+def test_a_named_task_that_is_the_answer(study):
+  rows = [{'prompt': f'p{k}', 'output': 'x', 'label': 'x'} for k in range(3)]
+  with pytest.raises(
+    errors.InputError, match=r"pool.task_column='label'.*3 of"
+  ):
+    study.run(rows, task_column='label')
+  assert study.is_untouched()
+
+
+def test_a_task_that_is_the_answer_by_chance(study):
+  rows = numbered(150, category='sorting')
+  rows[7]['response'] = 'Sorting'
+  assert study.run(rows).tasks[0] == 'sorting'
+
+
+# Held-out prompts.
+
+
+def test_split_is_never_in_the_pool_and_stays(study, tmp_path):
+  rows = numbered(300)
+  rows += [{'id': f'n{k}', 'prompt': f'Unanswered {k}?'} for k in range(50)]
+  prompts = study.run(rows, 0.2, limit=150)
+  heldout = artifacts.read_prompts(study.workdir.heldout)
+  assert 15 <= len(heldout) <= 45
+  assert len(prompts) + len(heldout) == 150
+  assert set(prompts.ids).isdisjoint(heldout.ids)
+  assert set(study.responses).isdisjoint(heldout.ids)
+  assert heldout.responses == [f'Answer {i[1:]}.' for i in heldout.ids]
+  assert study.counts['heldout'] == len(heldout)
+
+  more = Study(tmp_path / 'more')
+  more.folder.mkdir()
+  prompts = more.run(rows, 0.2)
+  grown = artifacts.read_prompts(more.workdir.heldout)
+  assert grown.ids[: len(heldout)] == heldout.ids
+  assert sum(i.startswith('n') for i in prompts.ids) == 50
+
+
+def test_nothing_to_split_off(study, capsys):
+  study.run([{'prompt': 'p'}], 0.5)
+  assert 'nothing is held out' in capsys.readouterr().out
+  assert not study.workdir.heldout.exists()
+
+
+def test_heldout_file(study, capsys):
+  study.write(
+    [
+      {'question': 'New?', 'answer': 'Yes.', 'category': 'c'},
+      {'question': 'Prompt 1?', 'answer': 'In the pool.'},
+      {'question': 'Unanswered?'},
+      {'question': 'New?', 'answer': 'Twice.'},
+      {'question': ''},
+    ],
+    'held.jsonl',
+  )
+  held = str(study.folder / 'held.jsonl')
+  rows = numbered(3, prompts='x')
+  # A file needs no split: the fraction is not applied.
+  prompts = study.run(rows, 0.9, heldout_path=held, id_column='id')
+  assert len(prompts) == 3
+  heldout = artifacts.read_prompts(study.workdir.heldout)
+  assert heldout.prompts == ['New?']
+  assert heldout.tasks == ['c']
+  assert heldout.responses == ['Yes.']
+  assert artifacts.Manifest(study.workdir).counts('heldout') == {
+    'prompts': 1,
+    'without_response': 1,
+    'in_pool': 1,
+    'duplicates': 1,
+    'quarantined': 1,
+  }
+  assert '1 held-out prompts from' in capsys.readouterr().out
+
+
+def test_heldout_file_without_answers(study):
+  held = study.write([{'prompt': 'New?'}], 'held.jsonl')
+  with pytest.raises(errors.InputError, match='1 have no response'):
+    study.run(numbered(3), heldout_path=held)
+
+
+def test_heldout_file_may_come_later_but_not_change(study):
+  study.run([{'prompt': 'p'}, {'prompt': 'q'}], 0.5)
+  made = study.workdir.pool.stat().st_mtime_ns
+  held = study.write([{'prompt': 'New?', 'response': 'a'}], 'held.jsonl')
+  study.run(heldout_path=held, heldout_fraction=0.5)
+  study.run(heldout_path=held, heldout_fraction=0.5)
+  assert study.workdir.pool.stat().st_mtime_ns == made
+  assert len(artifacts.read_prompts(study.workdir.heldout)) == 1
+  study.write([{'prompt': 'Newer?', 'response': 'a'}], 'held.jsonl')
+  with pytest.raises(errors.InputError, match=r'file of pool\.heldout_path'):
+    study.run(heldout_path=held, heldout_fraction=0.5)
+  with pytest.raises(errors.InputError, match='heldout in this workdir'):
+    study.run(heldout_fraction=0.5)
+
+
+def test_heldout_file_does_not_replace_a_split(study):
+  study.run(numbered(50), 0.3)
+  held = study.write([{'prompt': 'New?', 'response': 'a'}], 'held.jsonl')
+  with pytest.raises(errors.InputError, match=r'pool\.heldout_fraction'):
+    study.run(heldout_path=held, heldout_fraction=0.3)
+
+
+# Running again.
+
+
+def test_second_run_skips(study, capsys):
+  study.run(numbered(4))
+  before = study.workdir.pool.stat().st_mtime_ns
+  first = capsys.readouterr().out
+  study.run()
+  assert study.workdir.pool.stat().st_mtime_ns == before
+  assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+  ('options', 'name'),
+  [
+    ({'limit': 2}, 'pool.limit'),
+    ({'rows': numbered(5)}, 'file of pool.path'),
+    ({'heldout_fraction': 0.3}, 'pool.heldout_fraction'),
+    ({'task_column': 'prompt'}, 'pool.task_column'),
+  ],
+)
+def test_changed_input_is_refused(study, options, name):
+  study.run(numbered(4))
+  with pytest.raises(errors.InputError, match='another --workdir') as e:
+    study.run(**options)
+  assert name in str(e.value)
+
+
+def test_the_same_file_elsewhere_is_the_same_pool(study):
+  study.run(numbered(4))
+  path = study.write(numbered(4), 'moved.jsonl')
+  study.run(path=path)
+
+
+def test_cut_short_leaves_no_pool_and_starts_anew(study, monkeypatch):
+  write = artifacts.write_parquet
+
+  def fail(path, table):
+    if path == study.workdir.pool:
+      raise KeyboardInterrupt
+    write(path, table)
+
+  monkeypatch.setattr(artifacts, 'write_parquet', fail)
+  with pytest.raises(KeyboardInterrupt):
+    study.run(numbered(20), 0.3)
+  assert not study.workdir.pool.exists()
+  monkeypatch.undo()
+  # Not even the file need be the same: there is no part to go on with.
+  prompts = study.run(numbered(10), 0.3)
+  heldout = artifacts.read_prompts(study.workdir.heldout)
+  assert len(prompts) + len(heldout) == 10
+  assert set(study.responses) == set(prompts.ids)
+  assert not list(study.workdir.root.rglob('*.partial'))
+
+
+def test_cut_short_leaves_no_stale_heldout(study, monkeypatch):
+  def fail(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(artifacts, 'write_jsonl', fail)
+  with pytest.raises(KeyboardInterrupt):
+    study.run(numbered(20), 0.3)
+  monkeypatch.undo()
+  study.run(numbered(20), 0.0)
+  assert not study.workdir.heldout.exists()
+
+
+# The demo and real files.
+
+
+def test_demo(study):
+  prompts = study.run(path='demo', heldout_fraction=0.1)
+  heldout = artifacts.read_prompts(study.workdir.heldout)
+  sizes = {task: prompts.tasks.count(task) for task in set(prompts.tasks)}
+  assert set(sizes) == set(demo.TASKS)
+  assert 1800 < len(prompts) < 2400
+  assert 150 < len(heldout) < 350
+  assert max(sizes.values()) > 10 * min(sizes.values())
+  assert study.counts['duplicates'] > 0
+  assert study.counts['quarantined'] == 0
+
+
+def test_demo_never_changes():
+  """The generated pool on every machine and Python version."""
+  rows = demo.rows()
+  assert artifacts.hash_json(rows) == DEMO_HASH
+  demo.rows.cache_clear()
+  assert demo.rows() == rows
+
+
+DEMO_HASH = '6b349250cf2f77bc8de722646774374859695366b80c06ad06d3397f6e1f6371'
+
+
+@pytest.mark.parametrize('name', ['dolly15k', 'sni_pool'])
+def test_real_pools(study, shared, name):
+  path = str(shared / 'data' / f'{name}.jsonl.gz')
+  prompts = study.run(path=path, limit=200, heldout_fraction=0.1)
+  heldout = artifacts.read_prompts(study.workdir.heldout)
+  assert len(prompts) + len(heldout) + study.counts['duplicates'] == 200
+  assert len(set(prompts.tasks)) > 1
+  assert len(study.responses) == len(prompts)
+  text = json.dumps(
+    pq.read_table(study.workdir.pool).drop(['id', 'prompt']).to_pylist()
+  )
+  assert not any(r in text for r in heldout.responses)
+
+
+def test_big_tables_are_written_in_batches(tmp_path):
+  n = build._BATCH_ROWS + 1
+  prompts = build.Prompts(
+    ids=[str(i) for i in range(n)],
+    prompts=['p'] * n,
+    tasks=[''] * n,
+    responses=['r'] * n,
+  )
+  table = build.pool_table(
+    prompts, {'n': list(range(n)), 's': ['x', 1] * (n // 2) + [None]}
+  )
+  assert table.num_rows == n
+  assert table.schema.field('n').type == pa.int64()
+  assert table['s'].to_pylist()[:2] == ['x', '1']
+  assert build.response_table(prompts).num_rows == n
+
+
+def test_numbers_beyond_64_bits_are_text():
+  prompts = build.Prompts(['a'], ['p'], [''], [''])
+  table = build.pool_table(prompts, {'n': [2**70]})
+  assert table['n'].to_pylist() == [str(2**70)]
+
+
+def test_key_of_a_prompt_in_the_pool():
+  turns = [{'role': 'user', 'content': 'p'}]
+  pool_prompts = artifacts.Prompts(['a'], [turns], None)
+  heldout = build.Prompts(['x', 'y'], ['p', 'q'], ['', ''], ['r', 'r'])
+  assert build.without(heldout, pool_prompts).ids == ['y']
+  assert schema.Item('', turns, '', '').key == schema.Item('', 'p', '', '').key

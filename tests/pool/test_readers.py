@@ -1,0 +1,170 @@
+"""Files in every format give the same rows, and bad files name themselves."""
+
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from edsft_jax import errors
+from edsft_jax.pool import readers
+
+ROWS = [
+  {'id': 'a', 'prompt': 'Grüße,\n"zwei" Zeilen', 'response': 'ja'},
+  {'id': 'b', 'prompt': 'x; y, z', 'response': None},
+]
+
+
+def write_csv(path, delimiter=',', encoding='utf-8'):
+  with path.open('w', encoding=encoding, newline='') as f:
+    writer = csv.DictWriter(f, list(ROWS[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(ROWS)
+
+
+def write(path):
+  lines = ''.join(f'{json.dumps(row)}\n' for row in ROWS)
+  if path.suffix == '.jsonl':
+    path.write_text(lines)
+  elif path.suffix == '.gz':
+    path.write_bytes(gzip.compress(lines.encode()))
+  elif path.suffix == '.json':
+    path.write_text(json.dumps(ROWS))
+  elif path.suffix == '.csv':
+    write_csv(path)
+  else:
+    pq.write_table(pa.Table.from_pylist(ROWS), path)
+  return path
+
+
+def read(path, fmt='auto', limit=0):
+  fmt = readers.find_format(path, fmt)
+  return list(readers.read(path, fmt, limit))
+
+
+@pytest.mark.parametrize(
+  'name', ['p.jsonl', 'p.jsonl.gz', 'p.json', 'p.csv', 'p.parquet', 'P.JSONL']
+)
+def test_formats_agree(tmp_path, name):
+  path = write(tmp_path / name.lower())
+  path = path.rename(tmp_path / name)
+  rows = read(path)
+  assert [row.values for row in rows] == ROWS
+  assert len(read(path, limit=1)) == 1
+  fmt = readers.find_format(path, 'auto')
+  assert readers.columns(path, fmt) == ['id', 'prompt', 'response']
+
+
+def test_lines_are_those_of_the_file(tmp_path):
+  path = write(tmp_path / 'p.csv')
+  assert [row.line for row in read(path)] == [2, 4]
+  path = tmp_path / 'p.jsonl'
+  path.write_text('\n{"prompt": "a"}\n\n{"prompt": "b"}\n')
+  assert [row.line for row in read(path)] == [2, 4]
+
+
+def test_format_overrides_the_ending(tmp_path):
+  path = write(tmp_path / 'p.csv').rename(tmp_path / 'p.txt')
+  assert [row.values for row in read(path, 'csv')] == ROWS
+  with pytest.raises(errors.InputError, match=r'no known ending.*pool\.format'):
+    read(path)
+  with pytest.raises(errors.InputError, match=r"pool\.format='xml'"):
+    read(path, 'xml')
+
+
+@pytest.mark.parametrize('delimiter', [';', '\t'])
+def test_csv_as_spreadsheets_save_it(tmp_path, delimiter):
+  path = tmp_path / 'p.csv'
+  write_csv(path, delimiter, 'utf-8-sig')
+  assert [row.values for row in read(path)] == ROWS
+
+
+def test_huge_cell(tmp_path):
+  text = 'word ' * 100_000
+  (tmp_path / 'p.csv').write_text(f'prompt\n"{text}"\n')
+  (tmp_path / 'p.jsonl').write_text(json.dumps({'prompt': text}))
+  for name in ('p.csv', 'p.jsonl'):
+    assert read(tmp_path / name)[0].values == {'prompt': text}
+  assert csv.field_size_limit() == 131072
+
+
+def test_broken_jsonl_lines_do_not_stop_the_rest(tmp_path):
+  path = tmp_path / 'p.jsonl'
+  lines = [
+    '{"prompt": "ok"}',
+    '{"prompt": "SECRET',
+    '["SECRET"]',
+    '"SECRET"',
+    '9' * 5000,
+    '[' * 100_000,
+    '{"prompt": "also"}',
+  ]
+  path.write_text('\n'.join(lines))
+  rows = read(path)
+  assert [row.values is None for row in rows] == [False, *[True] * 5, False]
+  assert all(row.problem for row in rows[1:-1])
+  assert not any('SECRET' in row.problem for row in rows)
+
+
+def test_broken_csv_rows_do_not_stop_the_rest(tmp_path):
+  path = tmp_path / 'p.csv'
+  path.write_text('prompt,response\na,b\nx,y,z\nonly\n"q"r,s\n\nc,d\n')
+  rows = read(path)
+  assert [row.line for row in rows] == [2, 3, 4, 5, 7]
+  assert [row.values is None for row in rows] == [
+    False,
+    True,
+    True,
+    True,
+    False,
+  ]
+  assert rows[1].problem == '3 fields, but the header has 2'
+
+
+def test_json_in_its_other_shapes(tmp_path):
+  path = tmp_path / 'p.json'
+  path.write_text(json.dumps({'data': ROWS}))
+  assert [row.values for row in read(path)] == ROWS
+  path.write_text(''.join(f'{json.dumps(row)}\n' for row in ROWS))
+  assert [row.values for row in read(path)] == ROWS
+  path.write_text(json.dumps(ROWS[0], indent=2))
+  assert [row.values for row in read(path)] == ROWS[:1]
+  path.write_text(json.dumps([*ROWS, 3]))
+  assert read(path)[2].problem == 'not an object but a number'
+
+
+def cut(data):
+  return data[: len(data) // 2]
+
+
+BAD_FILES = {
+  'latin1.jsonl': ('{"prompt": "Grüße"}'.encode('latin-1'), 'not text'),
+  'utf16.csv': ('prompt,response\na,b\n'.encode('utf-16-le'), 'not text'),
+  'picture.jsonl': (b'\x89PNG\r\n\x1a\n' + bytes(range(256)), 'not text'),
+  'cut.jsonl.gz': (cut(gzip.compress(b'{"prompt": "a"}\n' * 99)), 'damaged'),
+  'open.csv': (b'prompt\na\n"b\nc\nd\n', 'line 3 is never closed'),
+  'twice.csv': (b'prompt,prompt\na,b\n', 'two columns'),
+  'bad.json': (b'[{"prompt": "a"},', 'not JSON'),
+  'number.json': (b'3', 'holds a number'),
+  'bad.parquet': (b'PAR1 but not really', 'as parquet'),
+}
+
+
+@pytest.mark.parametrize('name', BAD_FILES)
+def test_bad_files(tmp_path, name):
+  data, message = BAD_FILES[name]
+  path = tmp_path / name
+  path.write_bytes(data)
+  with pytest.raises(errors.InputError, match=message) as e:
+    read(path)
+  assert str(path) in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+def test_unreadable(tmp_path):
+  with pytest.raises(errors.InputError, match='does not exist'):
+    readers.check_readable(tmp_path / 'none.jsonl', 'pool.path')
+  with pytest.raises(errors.InputError, match='is a folder'):
+    readers.check_readable(tmp_path, 'pool.path')

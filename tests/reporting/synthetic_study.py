@@ -1,0 +1,175 @@
+"""A made-up study on disk: what the report reads, without the pipeline."""
+
+import json
+import math
+import pathlib
+import random
+
+import ml_collections
+import pyarrow as pa
+
+from configs import default
+from edsft_jax import artifacts, study
+
+TASKS = {
+  'copy the sentence': 120,
+  'sort <numbers> & words': 90,
+  'capital of a country': 60,
+  'cost in $ and $$': 40,
+  'reverse a word': 20,
+  'rhyme': 10,
+}
+POOL_SIZE = sum(TASKS.values())
+# How much better than random a strategy is, in units of ROUGE-L.
+EFFECTS = {
+  'random': 0.0,
+  'min_margin': 0.005,
+  'facility_location': 0.12,
+  'weighted_task_diversity': -0.08,
+}
+
+
+def config(**options) -> ml_collections.ConfigDict:
+  """The default config with `section__name=value` options set."""
+  made = default.get_config()
+  made.study.budgets = (20, 40, 80)
+  for name, value in options.items():
+    section, option = name.split('__')
+    made[section][option] = value
+  return made
+
+
+def evaluation(
+  strategy: str,
+  budget: int,
+  seed: int,
+  rouge_l: float,
+  tasks: bool = True,
+  **metrics: float,
+) -> dict:
+  """The contents of an eval.json."""
+  values = {
+    'loss': 3 - 2 * rouge_l,
+    'exact_match': rouge_l / 2,
+    'rouge_l': rouge_l,
+    **metrics,
+  }
+  return {
+    'strategy': strategy,
+    'budget': budget,
+    'seed': seed,
+    'num_prompts': 60,
+    'metrics': values,
+    'tasks': {
+      task: {
+        'num_prompts': max(TASKS[task] // 6, 1),
+        **{name: value * (0.6 + 0.15 * i) for name, value in values.items()},
+      }
+      for i, task in enumerate(TASKS)
+    }
+    if tasks
+    else {},
+  }
+
+
+def write_evaluation(workdir: artifacts.Workdir, contents: dict) -> None:
+  cell = study.Cell(contents['strategy'], contents['budget'], contents['seed'])
+  artifacts.write_json(workdir.runs / cell.name / 'eval.json', contents)
+
+
+def write(
+  root: pathlib.Path,
+  options: ml_collections.ConfigDict,
+  noise: float = 0.008,
+  tasks: bool = True,
+) -> artifacts.Workdir:
+  """Writes a whole study for the config's strategies, budgets and seeds."""
+  workdir = artifacts.Workdir(root)
+  rng = random.Random(0)
+  labels = [task for task, count in TASKS.items() for _ in range(count)]
+  ids = [f'p{i}' for i in range(POOL_SIZE)]
+  columns = {'id': ids, 'prompt': [f'Prompt {i}?' for i in range(POOL_SIZE)]}
+  if tasks:
+    columns['task'] = labels
+  artifacts.write_parquet(workdir.pool, pa.table(columns))
+  for strategy in options.selection.strategies:
+    for seed in options.study.seeds:
+      order = rng.sample(range(POOL_SIZE), max(options.study.budgets))
+      artifacts.write_jsonl(
+        workdir.selection(strategy, seed),
+        [
+          {
+            'rank': rank,
+            'id': ids[i],
+            'gain': 30 / (1 + rank)
+            if strategy == 'facility_location'
+            else None,
+            'score': None,
+            'task': labels[i] if tasks else None,
+          }
+          for rank, i in enumerate(order)
+        ],
+      )
+  cells = [
+    *study.cells(options),
+    *study.full_pool_cells(options, POOL_SIZE),
+    study.no_finetuning_cell(),
+  ]
+  for cell in cells:
+    rouge_l = 0.05
+    if cell.budget:
+      rouge_l = 0.1 * math.log2(cell.budget) - 0.2 + rng.gauss(0, noise)
+      rouge_l += EFFECTS.get(cell.strategy, 0.0)
+    write_evaluation(
+      workdir,
+      evaluation(cell.strategy, cell.budget, cell.seed, rouge_l, tasks),
+    )
+  widths = [0.01, 0.03, 0.1, 0.3, 1.0]
+  num_picks = max(options.study.budgets)
+  artifacts.write_json(
+    workdir.gains_curves,
+    {
+      'widths': widths,
+      'curves': [
+        [
+          1.0 if i == 0 else POOL_SIZE * width * math.exp(-k * width * 3) + 1e-9
+          for k in range(num_picks)
+        ]
+        for i, width in enumerate(widths)
+      ],
+      'degenerate': ['flat', None, None, None, 'collapsed'],
+      'suggested': 0.1,
+      'width': 0.1,
+      'num_prompts': POOL_SIZE,
+      'budget': num_picks,
+    },
+  )
+  seconds = {
+    'pool': 0.6,
+    'score': 12.5,
+    'select': 1.5,
+    'annotate': 0.4,
+    'finetune': 125.0,
+    'evaluate': 60.0,
+  }
+  counts = {
+    'pool': {'prompts': POOL_SIZE, 'quarantined': 3, 'duplicates': 1234},
+    'score': {'truncated': 2},
+  }
+  artifacts.write_json(
+    workdir.manifest,
+    {
+      'stages': {
+        stage: {
+          'fingerprint': {},
+          'done': True,
+          'seconds': value,
+          'counts': counts.get(stage, {}),
+        }
+        for stage, value in seconds.items()
+      },
+      'versions': artifacts.versions(),
+    },
+  )
+  artifacts.write_json(workdir.config, json.loads(options.to_json()))
+  return workdir

@@ -1,0 +1,612 @@
+"""The report of made-up studies: the page, what lies beside it, the table."""
+
+import base64
+import csv
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+import pytest
+from scipy import stats
+import synthetic_study as synthetic
+
+from edsft_jax import artifacts, errors, reporting, study
+from edsft_jax.reporting import (
+  comparison,
+  metrics,
+  page,
+  plots,
+  results,
+  statistics,
+  timing,
+  wording,
+)
+
+SAME = 'not distinguishable from random'
+NOTHING = frozenset()
+
+
+def read_csv(path):
+  with path.open(encoding='utf-8', newline='') as f:
+    return list(csv.DictReader(f))
+
+
+@pytest.fixture(scope='module')
+def reported(tmp_path_factory):
+  """The whole synthetic study with its report; tests only read it."""
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path_factory.mktemp('study'), options)
+  reporting.check(options, workdir, NOTHING)
+  reporting.run(options, workdir)
+  return options, workdir
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """No plots, for tests of what else the page says."""
+  for name in (
+    'label_efficiency',
+    'gains_by_width',
+    'selection_gains',
+    'by_task',
+    'stage_seconds',
+  ):
+    monkeypatch.setattr(plots, name, lambda *args, **kwargs: b'plot')
+
+
+def html(workdir):
+  return workdir.report.read_text(encoding='utf-8')
+
+
+# The page.
+
+
+def test_the_page_loads_nothing(reported):
+  text = html(reported[1])
+  links = re.findall(r'(?:src|href|srcset|action)\s*=\s*"([^"]*)"', text)
+  assert links
+  assert {link.partition(',')[0] for link in links if link[0] != '#'} == {
+    'data:image/png;base64'
+  }
+  anchors = {link[1:] for link in links if link[0] == '#'}
+  assert anchors <= set(re.findall(r'id="([^"]*)"', text))
+  for loader in ('http:', 'https:', '//fonts', 'url(', '@import', '<script'):
+    assert loader not in text
+
+
+def test_every_image_lies_beside_the_page_with_its_numbers(reported):
+  folder = reported[1].report.parent
+  images = re.findall(r'base64,([^"]*)" alt="([^"]+)"', html(reported[1]))
+  shown = {base64.b64decode(image) for image, _ in images}
+  beside = {path.name: path.read_bytes() for path in folder.glob('*.png')}
+  assert shown == set(beside.values())
+  assert {path.stem for path in folder.glob('*.png')} == {
+    'label_efficiency_loss',
+    'label_efficiency_exact_match',
+    'label_efficiency_rouge_l',
+    'gains_by_width',
+    'selection_gains',
+    'task_allocation',
+    'task_quality',
+    'stage_seconds',
+  }
+  for name, content in beside.items():
+    assert content.startswith(b'\x89PNG')
+    assert (folder / name).with_suffix('.csv').exists()
+
+
+@pytest.mark.parametrize('metric', metrics.METRICS)
+def test_efficiency_csv_is_the_evaluations(reported, metric):
+  _, workdir = reported
+  rows = read_csv(workdir.report.with_name(f'label_efficiency_{metric}.csv'))
+  files = list(workdir.runs.glob('*/eval.json'))
+  expected = {
+    (e['strategy'], e['budget'], e['seed']): e['metrics'][metric]
+    for e in map(artifacts.read_json, files)
+  }
+  assert len(rows) == len(files) == 4 * 3 * 3 + 3 + 1
+  assert expected == {
+    (row['strategy'], int(row['budget']), int(row['seed'])): float(row[metric])
+    for row in rows
+  }
+
+
+def test_the_other_csvs(reported):
+  _, workdir = reported
+  folder = workdir.report.parent
+  first = read_csv(folder / 'task_quality.csv')[0]
+  cell = study.Cell(first['strategy'], int(first['budget']), int(first['seed']))
+  task = artifacts.read_json(workdir.run(cell.name).evaluation)['tasks'][
+    first['task']
+  ]
+  assert cell.budget == 80
+  assert {name: float(first[name]) for name in task} == task
+
+  rows = artifacts.read_jsonl(workdir.selection('min_margin', 1))
+  allocated = {
+    row['task']: int(row['picked'])
+    for row in read_csv(folder / 'task_allocation.csv')
+    if (row['strategy'], row['seed']) == ('min_margin', '1')
+  }
+  assert allocated == {
+    task: sum(row['task'] == task for row in rows) for task in synthetic.TASKS
+  }
+
+  gains = read_csv(folder / 'selection_gains.csv')
+  assert {row['strategy'] for row in gains} == {'facility_location'}
+  assert [float(row['gain']) for row in gains[:2]] == [30.0, 15.0]
+
+  curves = artifacts.read_json(workdir.gains_curves)
+  widths = read_csv(folder / 'gains_by_width.csv')
+  assert [float(row['gain']) for row in widths] == [
+    gain for curve in curves['curves'] for gain in curve
+  ]
+
+  seconds = read_csv(folder / 'stage_seconds.csv')
+  assert seconds[1] == {'stage': 'score', 'seconds': '12.5'}
+
+
+def test_verdicts_are_those_of_scipy_after_holm(reported):
+  """Welch by scipy, Holm by its definition, direction by the mean."""
+  options, workdir = reported
+  found = results.read_results(options, workdir)
+  rows = read_csv(workdir.report.with_name('comparisons.csv'))
+  assert len(rows) == 3 * 3 * 3
+  for metric, about in metrics.METRICS.items():
+    tests = {}
+    for row in (row for row in rows if row['metric'] == metric):
+      key = row['strategy'], int(row['budget'])
+      tests[key] = stats.ttest_ind(
+        found.values(*key, metric),
+        found.values('random', key[1], metric),
+        equal_var=False,
+      )
+    ordered = sorted(tests, key=lambda key: tests[key].pvalue)
+    corrected, largest = {}, 0.0
+    for i, key in enumerate(ordered):
+      largest = max(largest, (len(ordered) - i) * tests[key].pvalue)
+      corrected[key] = min(largest, 1.0)
+    for row in (row for row in rows if row['metric'] == metric):
+      key = row['strategy'], int(row['budget'])
+      assert float(row['corrected_p']) == pytest.approx(corrected[key])
+      expected = SAME
+      if corrected[key] < 0.05:
+        gain = tests[key].statistic * (1 if about.higher_is_better else -1)
+        expected = 'better than random' if gain > 0 else 'worse than random'
+      assert row['verdict'] == expected
+  verdicts = {row['verdict'] for row in rows}
+  assert verdicts == {SAME, 'better than random', 'worse than random'}
+
+
+def test_the_threshold_is_one_minus_the_confidence(reported):
+  options, workdir = reported
+  found = results.read_results(options, workdir)
+  key = 'min_margin', 40
+  p_value = comparison.compare(found, 'rouge_l', 0.95)[key].p_value
+  assert 0.05 < p_value < 1
+  for alpha, verdict in (
+    (0.999 * p_value, comparison.Verdict.SAME),
+    (1.001 * p_value, comparison.Verdict.BETTER),
+  ):
+    compared = comparison.compare(found, 'rouge_l', 1 - alpha)
+    assert compared[key].verdict is verdict
+
+
+def test_the_wording_appears_where_it_should_and_only_there(reported):
+  """min_margin alone, once in the plain table, once in each metric's."""
+  _, workdir = reported
+  rows = read_csv(workdir.report.with_name('comparisons.csv'))
+  same = [row for row in rows if row['verdict'] == SAME]
+  assert {row['strategy'] for row in same} == {'min_margin'}
+  of_headline = sum(row['metric'] == 'rouge_l' for row in same)
+  assert html(workdir).count(SAME) == len(same) + of_headline
+
+
+def test_the_wording_is_absent_where_all_differ(tmp_path, quick):
+  options = synthetic.config(
+    selection__strategies=('random', 'facility_location')
+  )
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  assert SAME not in html(workdir)
+  assert 'facility_location is better than random at 20 answers' in html(
+    workdir
+  )
+
+
+def test_nothing_distinguishable_is_said_so(tmp_path, quick):
+  options = synthetic.config(selection__strategies=('min_margin', 'random'))
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  words = 'No strategy is distinguishable from random at any budget'
+  assert words in html(workdir)
+  assert words in reporting.summary(options, workdir)
+
+
+def test_what_was_run_stands_on_the_page(reported):
+  text = html(reported[1])
+  assert 'Width 0.1 was used, the one that the curves suggest.' in text
+  assert '<td>duplicates</td><td>1,234</td>' in text
+  assert '&#34;learning_rate&#34;: 0.001' in text
+  assert f'numpy {artifacts.versions()["numpy"]}' in text
+  assert (
+    'For random and weighted_task_diversity they cover the choice of prompts'
+    in text
+  )
+  assert (
+    'For min_margin and facility_location they cover the initialisation and '
+    'the data order only' in text
+  )
+
+
+def test_text_from_outside_is_escaped(tmp_path, quick):
+  options = synthetic.config(report__title='<script>alert(1)</script>')
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  assert '<script>' not in html(workdir)
+  assert '&lt;script&gt;' in html(workdir)
+
+
+def test_k_center_with_a_random_start_covers_the_choice():
+  found = results.Results({}, [], ['k_center'], [1], [0, 1], 10)
+  fixed, _ = page._coverage(synthetic.config(), found)
+  drawn, _ = page._coverage(
+    synthetic.config(selection__k_center_first='random'), found
+  )
+  assert 'the same prompts are chosen for every seed' in fixed
+  assert 'the choice of prompts' in drawn
+
+
+# Partial studies.
+
+
+def test_absent_cells_are_named_and_the_rest_is_shown(tmp_path, quick):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  for name in ('random-k40-seed1', 'random-k40-seed2', 'min_margin-k80-seed0'):
+    shutil.rmtree(workdir.runs / name)
+  shutil.rmtree(workdir.runs / f'full_pool-k{synthetic.POOL_SIZE}-seed0')
+  reporting.run(options, workdir)
+  lines = [
+    'random at 40 answers: seeds 1, 2',
+    'min_margin at 80 answers: seed 0',
+    'full_pool at 340 answers: seed 0',
+  ]
+  summary = reporting.summary(options, workdir)
+  for line in lines:
+    assert f'<li>{line}</li>' in html(workdir)
+    assert f'Not evaluated yet: {line}' in summary
+  assert summary.count('Not evaluated yet') == len(lines)
+  assert '2 of 3 seeds' in html(workdir)
+  rows = read_csv(workdir.report.with_name('comparisons.csv'))
+  at_40 = {row['verdict'] for row in rows if row['budget'] == '40'}
+  assert at_40 == {comparison.Verdict.ONE_SEED.value}
+  counts = artifacts.Manifest(workdir).counts('report')
+  assert counts['absent'] == 4
+
+
+def test_cells_of_another_study_are_not_shown(tmp_path, quick):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  fewer = synthetic.config(study__budgets=(20, 40), study__full_pool=False)
+  reporting.run(fewer, workdir)
+  assert '80 answers' not in html(workdir)
+  rows = read_csv(workdir.report.with_name('label_efficiency_loss.csv'))
+  assert {row['budget'] for row in rows} == {'20', '40', '0'}
+
+
+def test_a_random_budget_that_is_absent(tmp_path, quick):
+  """Strategies there are not compared; the others still are."""
+  options = synthetic.config(
+    selection__strategies=('random', 'facility_location')
+  )
+  workdir = synthetic.write(tmp_path, options)
+  for seed in (0, 1, 2):
+    shutil.rmtree(workdir.runs / f'random-k80-seed{seed}')
+  found = results.read_results(options, workdir)
+  compared = comparison.compare(found, 'rouge_l', 0.95)
+  verdicts = {key: one.verdict for key, one in compared.items()}
+  assert verdicts == {
+    ('facility_location', 20): comparison.Verdict.BETTER,
+    ('facility_location', 40): comparison.Verdict.BETTER,
+    ('facility_location', 80): comparison.Verdict.NO_RANDOM,
+  }
+  assert str(compared['facility_location', 80].needed) == 'more than 40'
+  reporting.run(options, workdir)
+  assert comparison.Verdict.NO_RANDOM.value in html(workdir)
+
+
+def test_no_random_no_tasks_no_curves_one_budget(tmp_path):
+  options = synthetic.config(
+    selection__strategies=('facility_location',), study__budgets=(40,)
+  )
+  workdir = synthetic.write(tmp_path, options, tasks=False)
+  workdir.gains_curves.unlink()
+  reporting.run(options, workdir)
+  text = html(workdir)
+  assert 'Random choice is not among the strategies' in text
+  assert 'The pool has no task labels' in text
+  assert 'The held-out prompts have no task labels' in text
+  assert 'There are no gains curves' in text
+  assert SAME not in text
+  assert 'random needs' not in text
+
+
+def test_one_seed_says_that_it_has_no_interval(tmp_path, quick):
+  options = synthetic.config(study__seeds=(7,))
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  text = html(workdir)
+  assert 'One seed was run: there is no interval' in text
+  assert '±' not in text
+  assert SAME not in text
+  assert comparison.Verdict.ONE_SEED.value in text
+
+
+@pytest.mark.filterwarnings('error')
+def test_seeds_that_agree_in_everything(tmp_path):
+  """No spread: equal is the same as random, different is not tested."""
+  options = synthetic.config(
+    selection__strategies=('random', 'min_margin', 'facility_location')
+  )
+  workdir = synthetic.write(tmp_path, options)
+  for cell in study.cells(options):
+    value = 0.5 if cell.strategy == 'facility_location' else 0.25
+    synthetic.write_evaluation(
+      workdir,
+      synthetic.evaluation(cell.strategy, cell.budget, cell.seed, value),
+    )
+  found = results.read_results(options, workdir)
+  compared = comparison.compare(found, 'rouge_l', 0.95)
+  assert compared['min_margin', 20].verdict is comparison.Verdict.SAME
+  untested = compared['facility_location', 20]
+  assert untested.verdict is comparison.Verdict.NO_SPREAD
+  assert untested.p_value is None
+  reporting.run(options, workdir)
+
+
+# Made again only when something changed.
+
+
+def test_unchanged_inputs_are_not_read_twice(tmp_path, quick, monkeypatch):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  before = workdir.manifest.read_bytes()
+  monkeypatch.setattr(page, 'make', None)
+  reporting.run(options, workdir)
+  assert workdir.manifest.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  'change',
+  ['evaluation', 'absent', 'selection', 'counts', 'option', 'lost file'],
+)
+def test_a_change_makes_the_page_again(tmp_path, quick, change):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  stamp = workdir.report.stat().st_mtime_ns
+  if change == 'evaluation':
+    contents = synthetic.evaluation('random', 20, 0, 0.9)
+    synthetic.write_evaluation(workdir, contents)
+  elif change == 'absent':
+    shutil.rmtree(workdir.runs / 'random-k20-seed0')
+  elif change == 'selection':
+    rows = artifacts.read_jsonl(workdir.selection('random', 0))
+    artifacts.write_jsonl(workdir.selection('random', 0), rows[::-1])
+  elif change == 'counts':
+    artifacts.Manifest(workdir).finish('pool', {'quarantined': 77})
+  elif change == 'option':
+    options.report.metric = 'loss'
+  else:
+    workdir.report.with_name('stage_seconds.csv').unlink()
+  reporting.run(options, workdir)
+  assert workdir.report.stat().st_mtime_ns > stamp
+  if change == 'evaluation':
+    rows = read_csv(workdir.report.with_name('label_efficiency_rouge_l.csv'))
+    assert float(rows[0]['rouge_l']) == 0.9
+  if change == 'option':
+    assert '<h2 id="headline">Loss by strategy' in html(workdir)
+
+
+def test_plots_of_an_earlier_study_go(tmp_path, quick):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  assert workdir.report.with_name('gains_by_width.png').exists()
+  workdir.gains_curves.unlink()
+  reporting.run(options, workdir)
+  assert not workdir.report.with_name('gains_by_width.png').exists()
+  assert not workdir.report.with_name('gains_by_width.csv').exists()
+
+
+def test_importing_the_stage_loads_no_plotting():
+  code = (
+    'import sys, edsft_jax.reporting; '
+    "print([m for m in ('matplotlib', 'jinja2', 'scipy') if m in sys.modules])"
+  )
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert result.stdout.strip() == '[]'
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+  ('option', 'value', 'message'),
+  [
+    ('report__metric', 'rouge', r"report.metric 'rouge'.*'rouge_l'"),
+    ('report__metric', 'xyz', r"report.metric 'xyz'.*loss, exact_match"),
+    ('report__confidence', 1.0, 'report.confidence 1.0'),
+    ('report__confidence', 0.0, 'report.confidence 0.0'),
+    ('report__confidence', float('nan'), 'report.confidence nan'),
+  ],
+)
+def test_bad_options_are_named(reported, option, value, message):
+  options = synthetic.config(**{option: value})
+  with pytest.raises(errors.InputError, match=message):
+    reporting.check(options, reported[1], NOTHING)
+
+
+def test_nothing_to_report_on_names_the_stage_to_run(tmp_path):
+  options = synthetic.config()
+  workdir = artifacts.Workdir(tmp_path)
+  with pytest.raises(errors.InputError, match='run the pool stage first'):
+    reporting.run(options, workdir)
+  synthetic.write(tmp_path, options)
+  shutil.rmtree(workdir.runs)
+  with pytest.raises(errors.InputError, match='run the evaluate stage first'):
+    reporting.run(options, workdir)
+  assert not workdir.report.parent.exists()
+  reporting.check(options, workdir, frozenset({'evaluate'}))
+  reporting.check(
+    options,
+    artifacts.Workdir(tmp_path / 'new'),
+    frozenset({'pool', 'evaluate'}),
+  )
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    '{"strategy": "random", "bud',
+    '{"strategy": "random", "budget": 20, "seed": 0}',
+    '[]',
+  ],
+)
+def test_a_broken_evaluation_is_named(tmp_path, text):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  path = workdir.run('random-k20-seed0').evaluation
+  path.write_text(text, encoding='utf-8')
+  with pytest.raises(errors.InputError, match=r'random-k20-seed0.*delete it'):
+    reporting.run(options, workdir)
+  assert not workdir.report.exists()
+
+
+def test_an_evaluation_in_the_wrong_folder_is_named(tmp_path):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  source = workdir.run('random-k20-seed1').evaluation
+  shutil.copy(source, workdir.run('random-k20-seed0').evaluation)
+  with pytest.raises(errors.InputError, match='is of the cell random-k20-se'):
+    reporting.run(options, workdir)
+
+
+def test_a_metric_that_is_no_number_is_named(tmp_path):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  contents = synthetic.evaluation('random', 20, 0, 0.4, loss=float('nan'))
+  synthetic.write_evaluation(workdir, contents)
+  with pytest.raises(errors.InputError, match='a metric that is no number'):
+    reporting.run(options, workdir)
+
+
+# The terminal.
+
+
+def test_summary_word_for_word(tmp_path):
+  options = synthetic.config(
+    selection__strategies=('facility_location', 'random'),
+    study__budgets=(20, 40),
+    study__seeds=(0, 1),
+  )
+  workdir = synthetic.write(tmp_path, options)
+  values = {
+    ('random', 20): (0.30, 0.32),
+    ('random', 40): (0.40, 0.41),
+    ('facility_location', 20): (0.370, 0.371),
+    ('facility_location', 40): (0.45, 0.47),
+    ('full_pool', synthetic.POOL_SIZE): (0.60, 0.60),
+  }
+  for (strategy, budget), pair in values.items():
+    for seed, value in enumerate(pair):
+      contents = synthetic.evaluation(strategy, budget, seed, value)
+      synthetic.write_evaluation(workdir, contents)
+  shutil.rmtree(workdir.runs / 'facility_location-k40-seed1')
+  assert reporting.summary(options, workdir) == (
+    'ROUGE-L: mean and 95% interval over 2 seeds; higher is better\n'
+    '\n'
+    'strategy                    20 answers       40 answers\n'
+    'random                   0.310 ± 0.127    0.405 ± 0.064\n'
+    'facility_location        0.370 ± 0.006    0.450\n'
+    'full pool (340 answers)  0.600 ± 0.000\n'
+    'no finetuning            0.050\n'
+    '\n'
+    'No strategy is distinguishable from random at any budget: these runs do '
+    'not show that choosing prompts saves answers.\n'
+    'Not evaluated yet: facility_location at 40 answers: seed 1\n'
+    'Selection took 14.0 s of 3 min 20 s, 7.0% of the total time (scoring the '
+    'pool and choosing); choosing alone took 1.5 s, 0.8%.\n'
+    f'Report: {workdir.report}'
+  )
+
+
+def test_summary_marks_what_differs(reported):
+  lines = reporting.summary(*reported).splitlines()
+  rows = {line.split()[0]: line for line in lines if ' ± ' in line}
+  assert rows['facility_location'].count('+') == 3
+  assert rows['weighted_task_diversity'].count(' -') == 3
+  assert not set('+-') & set(rows['min_margin'])
+  assert '+ better than random, - worse than random' in lines
+
+
+def test_the_time_of_the_report_is_not_counted():
+  stages = {'score': 6.0, 'select': 1.0, 'finetune': 13.0, 'report': 100.0}
+  timings = timing.read_timing(
+    {'stages': {name: {'seconds': s} for name, s in stages.items()}}
+  )
+  assert timings.sentence().startswith('Selection took 7.0 s of 20.0 s, 35.0%')
+  assert timing.read_timing({'stages': {}}).sentence() == (
+    'No stage has recorded its time.'
+  )
+
+
+def test_durations():
+  assert wording.duration(0.04) == '0.0 s'
+  assert wording.duration(59.94) == '59.9 s'
+  assert wording.duration(125.4) == '2 min 05 s'
+  assert wording.duration(7500) == '2 h 05 min'
+
+
+# The plots.
+
+
+def test_every_strategy_has_its_own_colour_and_marker():
+  assert set(plots.STYLES) == set(study.STRATEGIES)
+  assert len({colour for colour, _ in plots.STYLES.values()}) == len(
+    plots.STYLES
+  )
+
+
+def test_labels_are_moved_apart_and_keep_their_order():
+  places = [0.5, 0.1, 0.52, 0.51, 0.9]
+  moved = plots.spread(places, 0.1)
+  order = sorted(range(5), key=lambda i: places[i])
+  assert sorted(range(5), key=lambda i: moved[i]) == order
+  gaps = [moved[b] - moved[a] for a, b in itertools.pairwise(order)]
+  assert min(gaps) > 0.1 - 1e-9
+  assert moved[1] == 0.1
+  assert moved[3] == pytest.approx(0.51)
+
+
+def test_a_far_line_does_not_squash_the_dots():
+  def interval(mean):
+    return statistics.Interval(mean, mean - 9, mean + 9, 2)
+
+  dots = {('random', 10): [1.0, 2.0]}
+  limits = plots._limits(
+    dots, {('random', 10): interval(1.5)}, {study.NO_FINETUNING: interval(40)}
+  )
+  assert limits[0] < 1.0 < 2.0 < limits[1] < 40
+  assert (2.0 - 1.0) / (limits[1] - limits[0]) > 0.25

@@ -1,0 +1,65 @@
+"""The command line: stages, and one clear line for what is mistyped."""
+
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+import pytest
+
+from edsft_jax import errors, main
+
+
+def _command(*words, cwd=REPOSITORY):
+  return subprocess.run(
+    [sys.executable, '-m', 'edsft_jax.main', *words],
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_no_word_means_every_stage():
+  assert main.stages_asked_for([]) == list(main.STAGES)
+
+
+def test_stages_run_in_the_order_of_the_data():
+  assert main.stages_asked_for(['select', 'pool']) == ['pool', 'select']
+
+
+def test_unknown_stage_offers_the_nearest():
+  with pytest.raises(errors.InputError, match="did you mean 'finetune'"):
+    main.stages_asked_for(['fintune'])
+
+
+@pytest.mark.parametrize(
+  ('words', 'says'),
+  [
+    (['--config.study.budget=3'], 'did you mean --config.study.budgets?'),
+    (['--config.studi.seeds=3'], 'did you mean --config.study.seeds?'),
+    (['--config.scoring.batch_tokens=many'], 'batch_tokens'),
+    (['--wrkdir=x'], 'workdir'),
+    (['--config=configs/none.py'], 'configs/none.py'),
+    (['scor'], "did you mean 'score'"),
+    ([], 'no --workdir'),
+    (
+      ["--config.selection.strategies=('min_margn',)"],
+      "did you mean 'min_margin'",
+    ),
+    (['--config.study.budgets=(5,0)'], 'study.budgets has 0'),
+    (['--config.study.budgets=()'], 'study.budgets is empty'),
+    (['--config.study.seeds=(1,1)'], 'study.seeds names a value twice'),
+    (['--config.report.metric=bleu'], 'report.metric'),
+  ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(tmp_path, words, says):
+  workdir = tmp_path / 'w'
+  if words:
+    words = [*words, f'--workdir={workdir}']
+  result = _command(*words)
+  assert result.returncode == 2
+  assert 'Traceback' not in result.stderr
+  (line,) = result.stderr.strip().splitlines()
+  assert line.startswith('edsft_jax: ')
+  assert says in line
+  assert not workdir.exists()

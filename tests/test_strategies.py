@@ -1,0 +1,366 @@
+"""The select stage: every strategy by name against a few lines of numpy."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from configs import default
+from edsft_jax import artifacts, errors, strategies, study
+
+N, BUDGET = 40, 12
+ALL = tuple(s for s in study.STRATEGIES)
+WIDTH = 0.3
+
+
+def _features() -> np.ndarray:
+  rng = np.random.default_rng(3)
+  centers = rng.normal(size=(5, 6)) * 3
+  return (centers[rng.integers(5, size=N)] + rng.normal(size=(N, 6))).astype(
+    np.float32
+  )
+
+
+def _tasks() -> list[str]:
+  return [f't{min(i % 7, 3)}' for i in range(N)]
+
+
+def _write(workdir: artifacts.Workdir, tasks: bool = True) -> None:
+  ids = [f'p{i}' for i in range(N)]
+  columns = {'id': ids, 'prompt': [f'prompt {i}' for i in range(N)]}
+  if tasks:
+    columns['task'] = _tasks()
+  artifacts.write_parquet(workdir.pool, pa.table(columns))
+  rng = np.random.default_rng(4)
+  scores = {
+    column: rng.uniform(0.1, 0.9, size=N).astype(np.float32)
+    for column in (
+      *study.SCORE_STRATEGIES,
+      'mean_confidence',
+      'first_token_confidence',
+    )
+  }
+  artifacts.write_parquet(
+    workdir.scores, pa.table({'id': ids, 'generation': ids, **scores})
+  )
+  artifacts.write_npy(workdir.features, _features())
+
+
+@pytest.fixture
+def workdir(tmp_path) -> artifacts.Workdir:
+  result = artifacts.Workdir(tmp_path)
+  _write(result)
+  return result
+
+
+def _config(*names: str, budgets=(5, BUDGET), seeds=(0, 1)):
+  config = default.get_config()
+  config.selection.strategies = names or ALL
+  config.selection.kernel.width = WIDTH
+  config.study.budgets = budgets
+  config.study.seeds = seeds
+  return config
+
+
+def _picks(workdir, name, seed=0) -> list[int]:
+  return [int(i[1:]) for i in study.selected_ids(workdir, name, seed)]
+
+
+# Brute force, from the definitions in PAPERS and in float64.
+
+
+def _kernel() -> np.ndarray:
+  x = _features().astype(np.float64)
+  squared = ((x[:, None] - x[None]) ** 2).sum(-1)
+  return np.exp(-squared / (WIDTH * squared.mean()))
+
+
+def _best_first(value_of, budget=BUDGET) -> list[int]:
+  """Greedy: the largest value, the lowest index among equals."""
+  chosen: list[int] = []
+  for _ in range(budget):
+    left = [i for i in range(N) if i not in chosen]
+    values = [value_of([*chosen, i]) for i in left]
+    chosen.append(left[int(np.argmax(values))])
+  return chosen
+
+
+def _facility_location() -> list[int]:
+  kernel = _kernel()
+  return _best_first(lambda s: kernel[:, s].max(axis=1).sum())
+
+
+def _log_determinant() -> list[int]:
+  kernel = _kernel() + 1e-6 * np.eye(N)
+  return _best_first(lambda s: np.linalg.slogdet(kernel[np.ix_(s, s)])[1])
+
+
+def _k_center() -> list[int]:
+  x = _features().astype(np.float64)
+  distance = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
+  chosen = [0]
+  while len(chosen) < BUDGET:
+    nearest = distance[:, chosen].min(axis=1)
+    nearest[chosen] = -1
+    chosen.append(int(np.argmax(nearest)))
+  return chosen
+
+
+def _score_order(workdir, name) -> list[int]:
+  column, largest = {
+    'mean_entropy': ('mean_entropy', True),
+    'max_entropy': ('max_entropy', True),
+    'least_confidence': ('least_confidence', True),
+    'min_confidence': ('min_confidence', False),
+    'mean_margin': ('mean_margin', False),
+    'min_margin': ('min_margin', False),
+  }[name]
+  values = artifacts.read_parquet(workdir.scores)[column].to_numpy()
+  return np.argsort(-values if largest else values, kind='stable')[
+    :BUDGET
+  ].tolist()
+
+
+def _task_counts(weights: dict[str, float]) -> list[dict[str, int]]:
+  """How many each task has after each pick, by Sainte-Lague."""
+  tasks = _tasks()
+  order = list(dict.fromkeys(tasks))
+  counts = dict.fromkeys(order, 0)
+  steps = []
+  for _ in range(BUDGET):
+    free = [t for t in order if counts[t] < tasks.count(t)]
+    best = max(
+      free,
+      key=lambda t: (
+        weights[t] / (counts[t] + 0.5),
+        -counts[t],
+        -order.index(t),
+      ),
+    )
+    counts[best] += 1
+    steps.append(dict(counts))
+  return steps
+
+
+def test_every_named_strategy_matches_brute_force(workdir):
+  strategies.run(_config(), workdir)
+
+  for name in study.SCORE_STRATEGIES:
+    assert _picks(workdir, name) == _score_order(workdir, name), name
+  assert _picks(workdir, 'facility_location') == _facility_location()
+  assert _picks(workdir, 'log_determinant') == _log_determinant()
+  assert _picks(workdir, 'k_center') == _k_center()
+  assert sorted(set(_picks(workdir, 'random'))) == sorted(
+    _picks(workdir, 'random')
+  )
+  assert _picks(workdir, 'random', 0) != _picks(workdir, 'random', 1)
+
+  tasks = _tasks()
+  confidence = artifacts.read_parquet(workdir.scores)['mean_confidence']
+  by_task = {
+    t: np.mean(
+      [c for c, u in zip(confidence.to_numpy(), tasks, strict=True) if u == t],
+      dtype=np.float64,
+    )
+    for t in set(tasks)
+  }
+  for name, weights in (
+    ('task_diversity', dict.fromkeys(by_task, 1.0)),
+    ('weighted_task_diversity', {t: 1 / c for t, c in by_task.items()}),
+  ):
+    expected = _task_counts(weights)
+    for seed in (0, 1):
+      picks = _picks(workdir, name, seed)
+      for m in range(1, BUDGET + 1):
+        got = {t: 0 for t in by_task}
+        for i in picks[:m]:
+          got[tasks[i]] += 1
+        assert got == expected[m - 1], (name, m)
+    assert _picks(workdir, name, 0) != _picks(workdir, name, 1)
+
+
+def test_rows_are_strict_json_with_rank_gain_score_and_task(workdir):
+  strategies.run(_config('min_margin', 'k_center', 'random'), workdir)
+
+  def no_constant(name):
+    raise AssertionError(f'{name} is not JSON')
+
+  for name in ('min_margin', 'k_center', 'random'):
+    lines = workdir.selection(name, 0).read_text().splitlines()
+    rows = [json.loads(x, parse_constant=no_constant) for x in lines]
+    assert [row['rank'] for row in rows] == list(range(BUDGET))
+    assert set(rows[0]) == {'rank', 'id', 'gain', 'score', 'task'}
+    assert rows[1]['task'] == _tasks()[int(rows[1]['id'][1:])]
+    assert (rows[1]['score'] is not None) == (name == 'min_margin')
+  k_center = artifacts.read_jsonl(workdir.selection('k_center', 0))
+  assert k_center[0]['gain'] is None
+  assert k_center[1]['gain'] >= k_center[2]['gain'] > 0
+
+
+def test_without_randomness_the_seeds_share_one_file(workdir):
+  strategies.run(_config('facility_location', 'random'), workdir)
+  first, second = (workdir.selection('facility_location', s) for s in (0, 1))
+  assert first.samefile(second)
+  assert not workdir.selection('random', 0).samefile(
+    workdir.selection('random', 1)
+  )
+
+
+def test_more_budget_extends_and_more_seeds_and_names_redo_nothing(workdir):
+  strategies.run(_config('min_margin', 'random', budgets=(5,)), workdir)
+  before = {s: _picks(workdir, 'random', s) for s in (0, 1)}
+  stamp = workdir.selection('min_margin', 0).stat().st_mtime_ns
+
+  strategies.run(
+    _config('min_margin', 'random', 'k_center', budgets=(5,), seeds=(0, 1)),
+    workdir,
+  )
+  assert workdir.selection('min_margin', 0).stat().st_mtime_ns == stamp
+
+  strategies.run(
+    _config('min_margin', 'random', budgets=(5, 9), seeds=(0, 1, 2)), workdir
+  )
+  for seed, old in before.items():
+    assert _picks(workdir, 'random', seed)[:5] == old
+    assert len(_picks(workdir, 'random', seed)) == 9
+
+  strategies.run(_config('min_margin', budgets=(3,)), workdir)
+  assert len(_picks(workdir, 'min_margin')) == 9
+
+
+def test_only_the_options_that_a_strategy_reads_bind_it(workdir):
+  strategies.run(_config('random', 'facility_location'), workdir)
+  config = _config('random')
+  config.selection.kernel.width = 0.7
+  strategies.run(config, workdir)
+  config = _config('random', 'facility_location')
+  config.selection.kernel.width = 0.7
+  with pytest.raises(errors.InputError, match=r'selection\.kernel\.width'):
+    strategies.run(config, workdir)
+
+
+def test_the_suggested_width_is_kept_when_the_budget_grows(workdir):
+  config = _config('facility_location', budgets=(4,))
+  config.selection.kernel.width = 0.0
+  strategies.run(config, workdir)
+  curves = artifacts.read_json(workdir.gains_curves)
+  old = _picks(workdir, 'facility_location')
+  config.study.budgets = (4, 30)
+  strategies.run(config, workdir)
+  assert artifacts.read_json(workdir.gains_curves) == curves
+  assert _picks(workdir, 'facility_location')[:4] == old
+
+
+def test_the_record_tells_how_near_the_best_the_picks_are(workdir):
+  strategies.run(_config('facility_location', 'random'), workdir)
+  record = artifacts.read_json(workdir.selections / 'facility_location.json')
+  kernel, picks = _kernel(), _picks(workdir, 'facility_location')
+  for bound in record['bounds']:
+    reached = kernel[:, picks[: bound['budget']]].max(axis=1).sum()
+    np.testing.assert_allclose(bound['objective'], reached, rtol=1e-6)
+    assert bound['upper_bound'] >= bound['objective']
+  assert [b['budget'] for b in record['bounds']] == [5, BUDGET]
+  random = artifacts.read_json(workdir.selections / 'random.json')
+  assert random['bounds'] == []
+
+
+@pytest.mark.parametrize(
+  ('first', 'expected'),
+  [
+    ('zero', lambda: 0),
+    (
+      'medoid',
+      lambda: int(
+        ((_features()[:, None] - _features()[None]) ** 2)
+        .sum(-1)
+        .sum(1)
+        .argmin()
+      ),
+    ),
+  ],
+)
+def test_first_centre(workdir, first, expected):
+  config = _config('k_center')
+  config.selection.k_center_first = first
+  strategies.run(config, workdir)
+  assert _picks(workdir, 'k_center')[0] == expected()
+
+
+def test_a_random_first_centre_differs_by_seed(workdir):
+  config = _config('k_center', seeds=(0, 1, 2, 3))
+  config.selection.k_center_first = 'random'
+  strategies.run(config, workdir)
+  assert len({_picks(workdir, 'k_center', s)[0] for s in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+  ('option', 'value', 'says'),
+  [
+    ('selection.strategies', ('min_margn',), "mean 'min_margin'"),
+    ('selection.strategies', ('random', 'random'), 'names one twice'),
+    ('selection.strategies', (), 'selection.strategies is empty'),
+    ('study.budgets', (5, 41), 'exceeds the pool: 40 prompts'),
+    ('selection.kernel.similarity', 'linear', "'linear' is unknown"),
+    ('selection.kernel.transform', 'abs', "'abs' is unknown"),
+    ('selection.kernel.width', -1.0, 'selection.kernel.width is -1.0'),
+    ('selection.kernel.width', float('nan'), 'selection.kernel.width is nan'),
+    ('selection.kernel.gamma', 2.0, 'are both set'),
+    ('selection.k_center_first', 'last', "'last' is unknown"),
+    ('selection.task_confidence', 'margin', "'margin' is unknown"),
+    ('selection.memory_limit', -1.0, 'selection.memory_limit is -1.0'),
+  ],
+)
+def test_bad_options_name_themselves(workdir, option, value, says):
+  config = _config()
+  config.update_from_flattened_dict({option: value})
+  with pytest.raises(errors.InputError, match=says):
+    strategies.check(config, workdir, frozenset())
+
+
+def test_a_task_strategy_needs_tasks(tmp_path):
+  workdir = artifacts.Workdir(tmp_path)
+  _write(workdir, tasks=False)
+  with pytest.raises(errors.InputError, match='task_diversity needs task'):
+    strategies.check(_config('task_diversity'), workdir, frozenset())
+  strategies.check(_config('random', 'k_center'), workdir, frozenset())
+
+
+def test_missing_inputs_name_their_stage(tmp_path):
+  workdir = artifacts.Workdir(tmp_path)
+  with pytest.raises(errors.InputError, match='run the pool stage first'):
+    strategies.check(_config(), workdir, frozenset())
+  strategies.check(_config(), workdir, frozenset({'pool', 'score'}))
+  _write(workdir)
+  workdir.scores.unlink()
+  with pytest.raises(errors.InputError, match='run the score stage first'):
+    strategies.check(_config(), workdir, frozenset())
+  # What reads no scores needs none.
+  strategies.check(_config('random', 'task_diversity'), workdir, frozenset())
+  strategies.run(_config('random', 'task_diversity'), workdir)
+
+
+def test_scores_of_another_pool_are_refused(workdir):
+  table = artifacts.read_parquet(workdir.scores)
+  artifacts.write_parquet(workdir.scores, table.take(list(range(N))[::-1]))
+  with pytest.raises(errors.InputError, match='list other prompts'):
+    strategies.run(_config('min_margin'), workdir)
+
+
+def test_changed_scores_are_refused(workdir):
+  strategies.run(_config('min_margin'), workdir)
+  table = artifacts.read_parquet(workdir.scores)
+  artifacts.write_parquet(workdir.scores, table.drop(['max_entropy']))
+  with pytest.raises(errors.InputError, match=r'min_margin.*scores'):
+    strategies.run(_config('min_margin'), workdir)
+
+
+def test_an_order_is_never_rewritten(workdir):
+  """Answers may have been bought for it."""
+  strategies.run(_config('random', budgets=(5,)), workdir)
+  path = workdir.selection('random', 0)
+  rows = artifacts.read_jsonl(path)
+  artifacts.write_jsonl(path, rows[::-1])
+  with pytest.raises(errors.InputError, match='holds other picks'):
+    strategies.run(_config('random', budgets=(5, 9)), workdir)
+  assert artifacts.read_jsonl(path) == rows[::-1]

@@ -1,0 +1,71 @@
+"""A study of a few words on a tiny checkpoint, as earlier stages leave it."""
+
+import pathlib
+
+import ml_collections
+import numpy as np
+import pyarrow as pa
+
+from configs import default
+from edsft_jax import artifacts
+
+MODEL = pathlib.Path(__file__).parent / 'models' / 'goldens' / 'tied_v4'
+NUM_PROMPTS = 13
+NUM_HELDOUT = 11
+
+
+def config() -> ml_collections.ConfigDict:
+  """Two cells of 5 and 9 answers on one device of the mesh's eight."""
+  c = default.get_config()
+  c.model.path = str(MODEL)
+  c.selection.strategies = ('random',)
+  c.study.budgets = (5, 9)
+  c.study.seeds = (0,)
+  c.study.full_pool = False
+  c.finetuning.lora_rank = 4
+  c.finetuning.epochs = 2
+  c.finetuning.batch_size = 4
+  c.finetuning.learning_rate = 0.01
+  c.finetuning.log_steps = 2
+  c.finetuning.checkpoint_steps = 2
+  c.evaluation.max_new_tokens = 5
+  return c
+
+
+def make(root: pathlib.Path) -> artifacts.Workdir:
+  """Writes pool, answers, selections of seeds 0 and 1, and a held-out set."""
+  workdir = artifacts.Workdir(root)
+  rng = np.random.default_rng(3)
+
+  def texts(num: int, least: int, most: int) -> list[str]:
+    return [
+      ' '.join(f'w{i}' for i in rng.integers(3, 60, size=length))
+      for length in rng.integers(least, most, size=num)
+    ]
+
+  ids = [f'p{i}' for i in range(NUM_PROMPTS)]
+  artifacts.write_parquet(
+    workdir.pool, pa.table({'id': ids, 'prompt': texts(NUM_PROMPTS, 2, 20)})
+  )
+  artifacts.write_parquet(
+    workdir.responses,
+    pa.table({'id': ids, 'response': texts(NUM_PROMPTS, 0, 9)}),
+  )
+  artifacts.write_parquet(
+    workdir.heldout,
+    pa.table(
+      {
+        'id': [f'h{i}' for i in range(NUM_HELDOUT)],
+        'prompt': texts(NUM_HELDOUT, 2, 20),
+        'task': [('short', 'long')[i % 3 == 0] for i in range(NUM_HELDOUT)],
+        'response': texts(NUM_HELDOUT, 0, 9),
+      }
+    ),
+  )
+  for seed in (0, 1):
+    order = np.random.default_rng(seed).permutation(NUM_PROMPTS)
+    artifacts.write_jsonl(
+      workdir.selection('random', seed),
+      [{'rank': rank, 'id': ids[i]} for rank, i in enumerate(order)],
+    )
+  return workdir
