@@ -406,6 +406,11 @@ class Manifest:
     """Drops a stage's fingerprint: it has nothing done that could be mixed."""
     self.contents['stages'].pop(stage, None)
 
+  def describe(self, **facts: Any) -> None:
+    """Notes facts about the whole study beside the stages."""
+    self.contents |= plain(facts)
+    self._write()
+
   def counts(self, stage: str) -> dict[str, Any]:
     return self.contents['stages'].get(stage, {}).get('counts', {})
 

@@ -13,7 +13,7 @@ def say(stage: str, text: str) -> None:
 
 def bar(
   stage: str,
-  total: int,
+  total: int | None,
   unit: str,
   initial: int = 0,
   iterable: Iterable[Any] | None = None,

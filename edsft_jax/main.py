@@ -16,6 +16,7 @@ import time
 from types import ModuleType
 
 from absl import app, flags, logging
+import jax
 import ml_collections
 from ml_collections import config_flags
 
@@ -88,6 +89,9 @@ def run(
       STAGES[later].check(config, workdir, frozenset(stages[i:j]))
     if i == 0:
       artifacts.write_json(workdir.config, config.to_dict())
+      artifacts.Manifest(workdir).describe(
+        devices=[device.device_kind for device in jax.devices()]
+      )
     STAGES[name].run(config, workdir)
     waiting = [s for s in stages[i + 1 :] if s in AFTER_ANSWERS]
     if name == 'annotate' and waiting and annotation.missing(workdir):

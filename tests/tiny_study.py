@@ -1,21 +1,28 @@
 """A study of a few words on a tiny checkpoint, as earlier stages leave it."""
 
+from collections.abc import Iterator
+import contextlib
+import functools
 import pathlib
+from unittest import mock
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 import numpy as np
 import pyarrow as pa
 
 from configs import default
-from edsft_jax import artifacts
+from edsft_jax import artifacts, mesh
 
-MODEL = pathlib.Path(__file__).parent / 'models' / 'goldens' / 'tied_v4'
+REPOSITORY = pathlib.Path(__file__).parents[1]
+MODEL = REPOSITORY / 'tests' / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 13
 NUM_HELDOUT = 11
 
 
 def config() -> ml_collections.ConfigDict:
-  """Two cells of 5 and 9 answers on one device of the mesh's eight."""
+  """Two cells of 5 and 9 answers, in 3 and 5 steps."""
   c = default.get_config()
   c.model.path = str(MODEL)
   c.selection.strategies = ('random',)
@@ -30,6 +37,26 @@ def config() -> ml_collections.ConfigDict:
   c.finetuning.checkpoint_steps = 2
   c.evaluation.max_new_tokens = 5
   return c
+
+
+@contextlib.contextmanager
+def quick(cache: pathlib.Path) -> Iterator[None]:
+  """Stages run on one device and compile each program once for all tests."""
+  one_device = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
+  options = {
+    'jax_compilation_cache_dir': str(cache),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  before = {name: getattr(jax.config, name) for name in options}
+  with mock.patch.object(mesh, 'make_mesh', one_device):
+    for name, value in options.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 def make(root: pathlib.Path) -> artifacts.Workdir:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import json
-import logging
 import pathlib
 import shutil
 import time
@@ -135,7 +134,6 @@ class _Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
-      logging.getLogger('absl').setLevel(logging.ERROR)
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(max_to_keep=1),

@@ -149,6 +149,8 @@ def save_decoder(
   safetensors.numpy.save_file(
     tensors, directory / WEIGHTS, metadata={'format': 'pt'}
   )
+  # safetensors leaves it for its writer's eyes alone.
+  (directory / WEIGHTS).chmod(0o644)
   dtype = decoder.dtype.name
   if source is None:
     fields = config_lib.to_json(decoder.config, dtype)

@@ -362,14 +362,18 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     precision = _precision(x.dtype)
-    y = jnp.matmul(x, self.weight[...], precision=precision)
+    # All tokens in one axis: a weight's gradient is then one plain product,
+    # without transposed copies of the activations.
+    rows = x.reshape(-1, x.shape[-1])
+    y = jnp.matmul(rows, self.weight[...], precision=precision)
     if self.bias is not None:
       y = y + self.bias[...]
     if self.lora_a is not None:
-      a_R = jnp.matmul(x, self.lora_a[...].astype(x.dtype), precision=precision)
+      a = self.lora_a[...].astype(x.dtype)
       b = self.lora_b[...].astype(x.dtype)
-      y = y + jnp.matmul(a_R, b, precision=precision) * self.lora_scale
-    return y
+      low = jnp.matmul(rows, a, precision=precision) * self.lora_scale
+      y = y + jnp.matmul(low, b, precision=precision)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class Embedding(nnx.Module):

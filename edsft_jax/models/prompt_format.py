@@ -8,6 +8,7 @@ model is scored, finetuned, evaluated and asked to answer.
 from collections.abc import Callable, Sequence
 import os
 import pathlib
+import sys
 import typing
 
 import jinja2
@@ -106,6 +107,7 @@ class PromptFormat:
         [*model_end_ids, *([] if self._eos is None else [self._eos])]
       )
     )
+    self._longest_token = max(map(len, tokenizer.get_vocab()))
     # What the tokenizer puts before any text: BOS, or nothing. (What it puts
     # behind, an EOS, would end the prompt before the answer.)
     bos = tokenizer.bos_token_id
@@ -138,10 +140,17 @@ class PromptFormat:
         f'no room for a prompt ({limit} tokens): the new tokens fill the '
         'context, ask for fewer'
       )
+    # Of megabytes of text only this much can matter, and a tokenizer takes
+    # minutes over the rest.
+    text = _last_content(prompt)
+    first, last = self._cut(len(text), 2 * limit * self._longest_token)
+    shortened = first + last < len(text)
+    if shortened:
+      text = text[:first] + text[len(text) - last :]
+      prompt = _with_last_content(prompt, text)
     ids = self._encode_whole(prompt, for_response)
     if len(ids) <= limit:
-      return ids, False
-    text = _last_content(prompt)
+      return ids, shortened
     ends = [
       end
       for _, end in self._tokenizer(
@@ -251,6 +260,8 @@ def _load_tokenizer(directory: pathlib.Path) -> 'Tokenizer':
     raise errors.InputError(
       f'{directory} has no tokenizer that can be read: {line}'
     ) from None
+  # Prompts are cut here; transformers would warn of each long one.
+  tokenizer.model_max_length = sys.maxsize
   config = read_config(directory)
   largest = max(tokenizer.get_vocab().values(), default=-1)
   if largest >= config.vocab_size:

@@ -15,6 +15,8 @@ from edsft_jax import artifacts, console, errors
 from edsft_jax.pool import build, demo, readers, schema
 
 DEMO = 'demo'
+# Bytes of a file from which on reading takes seconds.
+_LARGE_FILE = 2**25
 
 
 def check(
@@ -163,6 +165,8 @@ def _open(
     fmt = readers.find_format(file, _format(options, path))
     names = readers.columns(file, fmt, limit)
     rows = readers.read(file, fmt, limit)
+    if file.stat().st_size >= _LARGE_FILE:
+      rows = console.bar('pool', limit or None, 'rows', iterable=rows)
     if not names:  # No row can be read; building says why.
       return rows, schema.Columns(prompt='prompt')
   named = schema.Named(

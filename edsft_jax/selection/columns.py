@@ -1,30 +1,30 @@
-"""Similarity columns on devices: one candidate against every row of the pool.
+"""Similarity columns on devices: a candidate against every row of the pool.
 
 Rows are sharded over the mesh's data axis; every device computes the same
-fixed tiles whatever their number. Columns are kept while they fit, so that a
+tiles whatever their number. Columns are kept while they fit, so that a
 candidate looked at again costs a pass over memory and not a matrix product.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from edsft_jax.selection import sharding
 from edsft_jax.selection import similarity as similarity_lib
 
-P = jax.sharding.PartitionSpec
-
-# Rows of one tile. The tile's shape fixes the order of every inner product,
-# so it is the same for every caller and every number of devices.
-TILE_ROWS = 512
-# Candidates of one tile.
-TILE_COLUMNS = 64
+# Candidates looked at in one go, and on the way through all of them.
+BATCH = 64
+PANEL = 256
+# Columns kept at most: lazy picks rarely look at more before short lists.
+_MOST_KEPT = 4096
 # No similarity exceeds this: rows that carry no weight, padding among them,
 # count as covered from the start.
 _COVERED = 2.0
-_DATA = 'data'
+# Of narrower points a similarity costs no more to compute than to keep.
+_WIDTH_WORTH_KEEPING = 128
 
 
 class Columns:
@@ -36,156 +36,204 @@ class Columns:
     point_UxD: np.ndarray,
     weight_U: np.ndarray,
     mesh: jax.sharding.Mesh,
-    cache_bytes: int,
+    memory_limit: int,
   ):
     """Puts each device's share of the rows on it.
 
     Args:
       formula: elementwise part of the similarity.
-      point_UxD: float32 points.
+      point_UxD: float32 points, at least one.
       weight_U: float64 weight of each row.
       mesh: has an axis 'data', over which rows are sharded.
-      cache_bytes: columns are kept up to this size, over all devices.
+      memory_limit: bytes of similarities to keep, over all devices.
     """
     self._formula = formula
     self._mesh = mesh
     self._point_UxD = point_UxD
     self._norm_U = similarity_lib.squared_norms(point_UxD)
     self._self_U = similarity_lib.self_similarity(formula, self._norm_U)
-    self.num_rows, width = point_UxD.shape
-    step = TILE_ROWS * mesh.shape[_DATA]
-    self._padded = -(-self.num_rows // step) * step
-    padding = self._padded - self.num_rows
+    self._num_rows, width = point_UxD.shape
+    self._padded = sharding.padded(self._num_rows, mesh)
+    self._point_TxRxD = sharding.tiles(point_UxD, mesh)
+    self._norm_TxR = sharding.tiles(self._norm_U, mesh)
+    self._self_TxR = sharding.tiles(self._self_U, mesh)
+    self._weight_TxR = sharding.tiles(weight_U, mesh)
+    current_U = np.where(weight_U > 0, 0.0, _COVERED).astype(np.float32)
+    self._current_TxR = sharding.tiles(current_U, mesh, padding=_COVERED)
 
-    rows = P(_DATA)
-    tiles = self._padded // TILE_ROWS
-    self._point_TxRxD = self._put(
-      np.pad(point_UxD, ((0, padding), (0, 0))).reshape(
-        tiles, TILE_ROWS, width
-      ),
-      rows,
+    whole = 4 * self._padded**2
+    self._keep_all = (
+      mesh.size == 1
+      and width >= _WIDTH_WORTH_KEEPING
+      and whole <= 0.6 * memory_limit
     )
-    self._norm_TxR = self._put(
-      np.pad(self._norm_U, (0, padding)).reshape(tiles, TILE_ROWS), rows
-    )
-    self._weight_U = self._put(np.pad(weight_U, (0, padding)), rows)
-    current = np.where(weight_U > 0, 0.0, _COVERED).astype(np.float32)
-    self._current_U = self._put(
-      np.pad(current, (0, padding), constant_values=_COVERED), rows
-    )
+    slots = min(memory_limit // (4 * self._padded), self._padded, _MOST_KEPT)
+    self._num_slots = max(slots // BATCH, 1) * BATCH
+    self.forget()
 
-    slots = cache_bytes // (4 * self._padded) // TILE_COLUMNS * TILE_COLUMNS
-    wanted = -(-self.num_rows // TILE_COLUMNS) * TILE_COLUMNS
-    self.num_slots = int(max(min(slots, wanted), TILE_COLUMNS))
+  def forget(self) -> None:
+    """Gives the memory of kept columns back."""
     self._cache_SxU: jax.Array | None = None
-    self._slot: dict[int, int] = {}
-    self._held = np.full(self.num_slots, -1, np.int64)
+    self._slot_U = np.full(self._num_rows, -1, np.int32)
+    self._row_S = np.full(self._num_slots, -1, np.int64)
     self._next_slot = 0
 
-  def _put(self, array: np.ndarray, spec: jax.sharding.PartitionSpec):
-    sharding = jax.sharding.NamedSharding(self._mesh, spec)
+  @property
+  def kept_bytes(self) -> int:
+    """Bytes of the columns that are kept."""
+    return 0 if self._cache_SxU is None else self._cache_SxU.nbytes
+
+  @property
+  def keeps_all(self) -> bool:
+    """Whether all columns are kept already."""
+    return self._keep_all and self._cache_SxU is not None
+
+  def similarities(self, row_C: np.ndarray) -> np.ndarray:
+    """Returns [C, padded rows] of a few candidates, given as rows."""
+    return sharding.on_host(self._compute(row_C, BATCH))[: len(row_C)]
+
+  def panels(self, row_C: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields [up to PANEL, padded rows] of all candidates, in their order."""
+    parts = np.split(row_C, range(PANEL, len(row_C), PANEL))
+    if self.keeps_all:
+      whole_UxU = sharding.on_host(self._cache_SxU)
+      yield from (whole_UxU[part] for part in parts)
+      return
+    # The next panel is computed while the caller works on the last.
+    ahead = self._compute(parts[0], PANEL)
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+      s_CxU = ahead
+      if following is not None:
+        ahead = self._compute(following, PANEL)
+      yield sharding.on_host(s_CxU)[: len(part)]
+
+  def gains(self, row_C: np.ndarray) -> np.ndarray:
+    """Returns [C] float64 marginal gains of at most BATCH candidates."""
+    slot_C = np.resize(self._slots_of(row_C), BATCH)
+    return self._gains(self._cache_SxU, slot_C)[: len(row_C)]
+
+  def sweep(
+    self, row_C: np.ndarray, enough: float, most: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Goes through at most BATCH candidates, choosing what gains enough.
+
+    Returns:
+      [C] gains at each one's turn, and [C] whether it was chosen: it gained
+      `enough`, above 0, and `most` were not chosen before it.
+    """
+    slot_C = np.resize(self._slots_of(row_C), BATCH)
     with jax.enable_x64(True):
-      return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: array[index]
+      self._current_TxR, gain_C, taken_C = _sweep(
+        self._cache_SxU,
+        slot_C,
+        self._current_TxR,
+        self._weight_TxR,
+        np.float64(enough),
+        np.int32(most),
+        mesh=self._mesh,
       )
+    # Repeated candidates gain nothing the second time, and come after.
+    return np.asarray(gain_C)[: len(row_C)], np.asarray(taken_C)[: len(row_C)]
 
-  def _tile_of(self, ids: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Points, norms, self-similarities and ids, padded to one tile."""
-    id_C = np.resize(np.asarray(ids, np.int32), TILE_COLUMNS)
-    return (
-      self._point_UxD[id_C],
-      self._norm_U[id_C],
-      self._self_U[id_C],
-      id_C,
-    )
+  def all_gains(self, row_C: np.ndarray) -> np.ndarray:
+    """Returns [C] float64 marginal gains of many candidates, maybe all."""
+    if self.keeps_all:
+      return self._gains(self._cache_SxU, row_C.astype(np.int32))
+    if self._mesh.size == 1 and 2 * len(row_C) > self._num_rows:
+      return self._symmetric_gains()[row_C]
+    parts = [np.zeros(0)]
+    every = np.arange(PANEL, dtype=np.int32)
+    for start in range(0, len(row_C), PANEL):
+      part = row_C[start : start + PANEL]
+      gain_C = self._gains(self._compute(part, PANEL), every)
+      parts.append(gain_C[: len(part)])
+    return np.concatenate(parts)
 
-  def compute(self, ids: Sequence[int]) -> jax.Array:
-    """Returns [TILE_COLUMNS, padded rows], for at most that many candidates."""
+  def cover(self, row_C: np.ndarray) -> None:
+    """Counts candidates as chosen."""
+    for start in range(0, len(row_C), BATCH):
+      part = row_C[start : start + BATCH]
+      if (self._slot_U[part] >= 0).all():
+        s_CxU, slot_C = self._cache_SxU, self._slot_U[part]
+      else:
+        s_CxU, slot_C = self._compute(part, BATCH), np.arange(len(part))
+      slot_C = np.resize(slot_C, BATCH).astype(np.int32)
+      self._current_TxR = _cover(s_CxU, slot_C, self._current_TxR)
+
+  def current(self) -> np.ndarray:
+    """Returns [padded rows]: each row's largest similarity to a chosen one.
+
+    Padding and rows without weight have 2: they count as covered.
+    """
+    return sharding.on_host(self._current_TxR).reshape(-1)
+
+  def _compute(self, row_C: np.ndarray, size: int) -> jax.Array:
+    """Returns [size, padded rows]; candidates repeat to fill it up."""
+    row_C = np.resize(row_C, size).astype(np.int32)
     return _columns(
       self._point_TxRxD,
       self._norm_TxR,
-      *self._tile_of(ids),
+      self._point_UxD[row_C],
+      self._norm_U[row_C],
+      self._self_U[row_C],
+      row_C,
       formula=self._formula,
       mesh=self._mesh,
     )
 
-  def gains(self, ids: np.ndarray) -> np.ndarray:
-    """Returns [len(ids)] float64 marginal gains given what is covered."""
-    parts = [np.zeros(0)]
-    for start in range(0, len(ids), TILE_COLUMNS):
-      part = ids[start : start + TILE_COLUMNS]
-      slots = np.resize(self._slots(part), TILE_COLUMNS)
-      with jax.enable_x64(True):
-        gain = _gains(
-          self._cache_SxU,
-          slots,
-          self._current_U,
-          self._weight_U,
-          mesh=self._mesh,
+  def _gains(self, s_SxU: jax.Array, slot_C: np.ndarray) -> np.ndarray:
+    with jax.enable_x64(True):
+      return np.asarray(
+        _gains(
+          s_SxU, slot_C, self._current_TxR, self._weight_TxR, mesh=self._mesh
         )
-      parts.append(np.asarray(gain)[: len(part)])
-    return np.concatenate(parts)
+      )
 
-  def cover(self, ids: np.ndarray) -> None:
-    """Counts candidates as chosen."""
-    for start in range(0, len(ids), TILE_COLUMNS):
-      part = ids[start : start + TILE_COLUMNS]
-      slots = np.resize(self._slots(part), TILE_COLUMNS)
-      self._current_U = _cover(self._cache_SxU, slots, self._current_U)
+  def _symmetric_gains(self) -> np.ndarray:
+    """Returns gains of all rows from half of the pairs; may keep them."""
+    first, second = np.triu_indices(len(self._norm_TxR))
+    with jax.enable_x64(True):
+      gain_U, self._cache_SxU = _symmetric_gains(
+        self._point_TxRxD,
+        self._norm_TxR,
+        self._self_TxR,
+        self._current_TxR,
+        self._weight_TxR,
+        first.astype(np.int32),
+        second.astype(np.int32),
+        formula=self._formula,
+        keep=self._keep_all,
+      )
+      gain_U = np.asarray(gain_U)
+    if self._keep_all:
+      self._slot_U = np.arange(self._num_rows, dtype=np.int32)
+    return gain_U
 
-  def _slots(self, ids: np.ndarray) -> np.ndarray:
-    """Returns where columns are held, computing those that are not."""
-    missing = [i for i in ids.tolist() if i not in self._slot]
-    if missing:
-      # Those of this call that are held must outlive it.
-      if any(
-        self._next_slot
-        <= self._slot.get(i, -1)
-        < self._next_slot + TILE_COLUMNS
-        for i in ids.tolist()
-      ):
-        missing = ids.tolist()
-      self._fill(missing)
-    return np.asarray([self._slot[i] for i in ids.tolist()], np.int32)
-
-  def _fill(self, ids: list[int]) -> None:
-    """Computes one tile of columns into the oldest slots."""
+  def _slots_of(self, row_C: np.ndarray) -> np.ndarray:
+    """Returns where columns are kept, computing those that are not."""
+    end = self._next_slot + BATCH
+    slot_C = self._slot_U[row_C]
+    # Slots that are about to be overwritten do not count.
+    missing = (slot_C < 0) | (slot_C >= self._next_slot) & (slot_C < end)
+    if self.keeps_all or (slot_C >= 0).all():
+      return slot_C
     if self._cache_SxU is None:
-      shape = (self.num_slots, self._padded)
-      sharding = jax.sharding.NamedSharding(self._mesh, P(None, _DATA))
-      self._cache_SxU = jax.jit(
-        lambda: jnp.zeros(shape, jnp.float32), out_shardings=sharding
-      )()
-    first = self._next_slot
-    for slot in range(first, first + TILE_COLUMNS):
-      held = int(self._held[slot])
-      if self._slot.get(held) == slot:
-        del self._slot[held]
-      self._held[slot] = -1
-    self._cache_SxU = _store(self._cache_SxU, self.compute(ids), first)
-    for offset, i in enumerate(ids):
-      self._slot[i] = first + offset
-      self._held[first + offset] = i
-    self._next_slot = (first + TILE_COLUMNS) % self.num_slots
-
-  def current(self) -> np.ndarray:
-    """Returns [rows] float32: each row's largest similarity to a chosen one."""
-    return self._host(self._current_U)[: self.num_rows]
-
-  def blocks(self, ids: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields [<= TILE_COLUMNS, rows] of similarities, in the order of ids."""
-    for start in range(0, len(ids), TILE_COLUMNS):
-      part = ids[start : start + TILE_COLUMNS]
-      block = self._host(self.compute(part))
-      yield block[: len(part), : self.num_rows]
-
-  def _host(self, array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
-      return np.asarray(array)
-    # Only where several processes share the mesh.
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+      self._cache_SxU = jnp.zeros(
+        (self._num_slots, self._padded),
+        jnp.float32,
+        device=jax.sharding.NamedSharding(self._mesh, sharding.COLUMNS),
+      )
+    s_CxU = self._compute(row_C[missing], BATCH)
+    self._cache_SxU = _store(self._cache_SxU, s_CxU, self._next_slot)
+    old = self._row_S[self._next_slot : end]
+    self._slot_U[old[old >= 0]] = -1
+    old[:] = -1
+    old[: missing.sum()] = row_C[missing]
+    self._slot_U[row_C[missing]] = np.arange(self._next_slot, end)[
+      : missing.sum()
+    ]
+    self._next_slot = end % self._num_slots
+    return self._slot_U[row_C]
 
 
 @functools.partial(jax.jit, static_argnames=('formula', 'mesh'))
@@ -195,31 +243,31 @@ def _columns(
   point_CxD: jax.Array,
   norm_C: jax.Array,
   self_C: jax.Array,
-  id_C: jax.Array,
+  row_C: jax.Array,
   *,
   formula: str,
   mesh: jax.sharding.Mesh,
 ) -> jax.Array:
   """Returns [C, T R] similarities of candidates to all rows."""
 
-  def share(point_TxRxD, norm_TxR, point_CxD, norm_C, self_C, id_C):
+  def share(point_TxRxD, norm_TxR, point_CxD, norm_C, self_C, row_C):
     def one_tile(tile):
       return similarity_lib.tile(formula, point_CxD, norm_C, *tile)
 
     s_TxCxR = jax.lax.map(one_tile, (point_TxRxD, norm_TxR))
-    s_CxU = jnp.swapaxes(s_TxCxR, 0, 1).reshape(len(id_C), -1)
+    s_CxU = jnp.swapaxes(s_TxCxR, 0, 1).reshape(len(row_C), -1)
     # The product of a row with itself rounds; its similarity is known.
-    row_C = id_C - jax.lax.axis_index(_DATA) * s_CxU.shape[1]
-    row_C = jnp.where(row_C < 0, s_CxU.shape[1], row_C)
-    return s_CxU.at[jnp.arange(len(id_C)), row_C].set(self_C, mode='drop')
+    here_C = row_C - jax.lax.axis_index('data') * s_CxU.shape[1]
+    here_C = jnp.where(here_C < 0, s_CxU.shape[1], here_C)
+    return s_CxU.at[jnp.arange(len(row_C)), here_C].set(self_C, mode='drop')
 
   return jax.shard_map(
     share,
     mesh=mesh,
-    in_specs=(P(_DATA), P(_DATA), P(), P(), P(), P()),
-    out_specs=P(None, _DATA),
+    in_specs=(sharding.ROWS,) * 2 + (sharding.EVERYWHERE,) * 4,
+    out_specs=sharding.COLUMNS,
     check_vma=False,
-  )(point_TxRxD, norm_TxR, point_CxD, norm_C, self_C, id_C)
+  )(point_TxRxD, norm_TxR, point_CxD, norm_C, self_C, row_C)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -229,39 +277,137 @@ def _store(cache_SxU: jax.Array, s_CxU: jax.Array, first: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames='mesh')
 def _gains(
-  cache_SxU: jax.Array,
+  s_SxU: jax.Array,
   slot_C: jax.Array,
-  current_U: jax.Array,
-  weight_U: jax.Array,
+  current_TxR: jax.Array,
+  weight_TxR: jax.Array,
   *,
   mesh: jax.sharding.Mesh,
 ) -> jax.Array:
   """Returns [C] float64 sums over rows of what a column would add."""
 
-  def share(cache_SxU, slot_C, current_U, weight_U):
+  def share(s_SxU, slot_C, current_TxR, weight_TxR):
     def one_column(slot):
-      s_U = jax.lax.dynamic_index_in_dim(cache_SxU, slot, keepdims=False)
-      extra_U = jnp.maximum(s_U - current_U, 0.0).astype(jnp.float64)
-      # Sums along the fast axis one by one; 128 sums side by side are vectors.
-      return (extra_U * weight_U).reshape(-1, 128).sum(axis=0).sum()
+      s_U = jax.lax.dynamic_index_in_dim(s_SxU, slot, keepdims=False)
+      s_TxR = s_U.reshape(current_TxR.shape)
+      extra_TxR = jnp.maximum(s_TxR - current_TxR, 0.0).astype(jnp.float64)
+      # A sum along the fast axis goes one by one: leave most to the slow one.
+      return (extra_TxR * weight_TxR).sum(axis=0).sum()
 
-    return jax.lax.psum(jax.lax.map(one_column, slot_C), _DATA)
+    return jax.lax.psum(jax.lax.map(one_column, slot_C), 'data')
 
   return jax.shard_map(
     share,
     mesh=mesh,
-    in_specs=(P(None, _DATA), P(), P(_DATA), P(_DATA)),
-    out_specs=P(),
+    in_specs=(
+      sharding.COLUMNS,
+      sharding.EVERYWHERE,
+      sharding.ROWS,
+      sharding.ROWS,
+    ),
+    out_specs=sharding.EVERYWHERE,
     check_vma=False,
-  )(cache_SxU, slot_C, current_U, weight_U)
+  )(s_SxU, slot_C, current_TxR, weight_TxR)
+
+
+@functools.partial(jax.jit, static_argnames='mesh')
+def _sweep(
+  s_SxU: jax.Array,
+  slot_C: jax.Array,
+  current_TxR: jax.Array,
+  weight_TxR: jax.Array,
+  enough: jax.Array,
+  most: jax.Array,
+  *,
+  mesh: jax.sharding.Mesh,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Covers with each column in turn that gains enough."""
+
+  def share(s_SxU, slot_C, current_TxR, weight_TxR, enough, most):
+    def one_column(state, slot):
+      current_TxR, left = state
+      s_U = jax.lax.dynamic_index_in_dim(s_SxU, slot, keepdims=False)
+      s_TxR = s_U.reshape(current_TxR.shape)
+      extra_TxR = jnp.maximum(s_TxR - current_TxR, 0.0).astype(jnp.float64)
+      gain = jax.lax.psum((extra_TxR * weight_TxR).sum(axis=0).sum(), 'data')
+      taken = (gain >= enough) & (gain > 0) & (left > 0)
+      best_TxR = jnp.maximum(current_TxR, s_TxR)
+      current_TxR = jnp.where(taken, best_TxR, current_TxR)
+      return (current_TxR, left - taken), (gain, taken)
+
+    (current_TxR, _), (gain_C, taken_C) = jax.lax.scan(
+      one_column, (current_TxR, most), slot_C
+    )
+    return current_TxR, gain_C, taken_C
+
+  here, everywhere = sharding.ROWS, sharding.EVERYWHERE
+  return jax.shard_map(
+    share,
+    mesh=mesh,
+    in_specs=(sharding.COLUMNS, everywhere, here, here, everywhere, everywhere),
+    out_specs=(here, everywhere, everywhere),
+    check_vma=False,
+  )(s_SxU, slot_C, current_TxR, weight_TxR, enough, most)
+
+
+@functools.partial(jax.jit, static_argnames=('formula', 'keep'))
+def _symmetric_gains(
+  point_TxRxD: jax.Array,
+  norm_TxR: jax.Array,
+  self_TxR: jax.Array,
+  current_TxR: jax.Array,
+  weight_TxR: jax.Array,
+  first_P: jax.Array,
+  second_P: jax.Array,
+  *,
+  formula: str,
+  keep: bool,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Visits T (T + 1) / 2 pairs of tiles, each for both of its sides.
+
+  Returns:
+    [T R] float64 gains of all rows as candidates, and with `keep` the whole
+    [T R, T R] of similarities.
+  """
+  tiles, size = norm_TxR.shape
+
+  def one_pair(p, state):
+    gain_TxR, s_UxU = state
+    a, b = first_P[p], second_P[p]
+    s_AxB = similarity_lib.tile(
+      formula, point_TxRxD[a], norm_TxR[a], point_TxRxD[b], norm_TxR[b]
+    )
+    diagonal = (a == b) & jnp.eye(size, dtype=bool)
+    s_AxB = jnp.where(diagonal, self_TxR[a][:, None], s_AxB)
+    by_a_AxB = jnp.maximum(s_AxB - current_TxR[b], 0.0).astype(jnp.float64)
+    by_b_AxB = jnp.maximum(s_AxB - current_TxR[a][:, None], 0.0)
+    by_b_AxB = by_b_AxB.astype(jnp.float64) * weight_TxR[a][:, None]
+    # A sum along the fast axis goes one by one: 16 side by side are vectors.
+    by_a_A = (by_a_AxB * weight_TxR[b]).reshape(size, -1, 16).sum(1).sum(1)
+    gain_TxR = gain_TxR.at[b].add(by_b_AxB.sum(axis=0))
+    gain_TxR = gain_TxR.at[a].add(jnp.where(a == b, 0.0, by_a_A))
+    if keep:
+      place = jax.lax.dynamic_update_slice
+      s_UxU = place(s_UxU, s_AxB, (a * size, b * size))
+      s_UxU = place(s_UxU, s_AxB.T, (b * size, a * size))
+    return gain_TxR, s_UxU
+
+  gain_TxR = jnp.zeros(norm_TxR.shape, jnp.float64)
+  s_UxU = None
+  if keep:
+    s_UxU = jnp.zeros((tiles * size, tiles * size), jnp.float32)
+  gain_TxR, s_UxU = jax.lax.fori_loop(
+    0, len(first_P), one_pair, (gain_TxR, s_UxU)
+  )
+  return gain_TxR.reshape(-1), s_UxU
 
 
 @jax.jit
 def _cover(
-  cache_SxU: jax.Array, slot_C: jax.Array, current_U: jax.Array
+  s_SxU: jax.Array, slot_C: jax.Array, current_TxR: jax.Array
 ) -> jax.Array:
-  def one_column(current_U, slot):
-    s_U = jax.lax.dynamic_index_in_dim(cache_SxU, slot, keepdims=False)
-    return jnp.maximum(current_U, s_U), None
+  def one_column(current_TxR, slot):
+    s_U = jax.lax.dynamic_index_in_dim(s_SxU, slot, keepdims=False)
+    return jnp.maximum(current_TxR, s_U.reshape(current_TxR.shape)), None
 
-  return jax.lax.scan(one_column, current_U, slot_C)[0]
+  return jax.lax.scan(one_column, current_TxR, slot_C)[0]

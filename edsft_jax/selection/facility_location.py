@@ -21,9 +21,9 @@ from edsft_jax.selection.result import Certificate, Selection
 METHODS = ('greedy', 'threshold', 'partitioned')
 # Bytes of one entry of a short list: row and similarity.
 _ENTRY_BYTES = 8
-# Short lists are made once they are this short on average: making them costs
-# a pass over all pairs whatever their length.
-_ENTRIES_A_CANDIDATE = 512
+# Short lists pay when one entry in so many is left, or when they are small.
+_SPARSE = 4
+_SMALL = 2**22
 
 
 def facility_location(
@@ -50,7 +50,14 @@ def facility_location(
     weights: [N] of at least 0, what covering each row is worth; None: 1.
     method: 'greedy' is exact; its prefixes are the answers for smaller
       budgets, and the lowest index wins among equal gains.
-    epsilon: of method 'threshold'.
+      'threshold' takes any pick that gains at least 1 - epsilon of the best,
+      until short lists fit memory_limit, and is exact from there: at least
+      1 - 1/e - epsilon of the optimum; prefixes nest.
+      'partitioned' runs greedy on random parts of the candidates, then on
+      what they picked, and returns the best of all these runs: at least
+      (1 - 1/e) / 2 of the optimum in expectation over the partition (Barbosa
+      et al. 2015); prefixes are greedy orders, yet another budget has others.
+    epsilon: of method 'threshold', between 0 and 1.
     mesh: rows are sharded over its axis 'data'; the picks are the same for
       every number of devices. None: the first device.
     memory_limit: bytes to use beside the features, for similarities; a smaller
@@ -73,13 +80,20 @@ def facility_location(
   budget = checks.budget(budget, len(free))
   weight_N = checks.weights(weights, n)
   checks.one_of('method', method, METHODS)
-  checks.positive('epsilon', epsilon)
+  epsilon = checks.positive('epsilon', epsilon)
+  if epsilon >= 1:
+    raise ValueError(f'epsilon {epsilon} is not below 1')
   mesh = checks.mesh(mesh)
   memory_limit = memory.limit(memory_limit, mesh)
   problem = _Problem.of(
     similarity.formula, similarity.points(feature_NxD), weight_N, initial, free
   )
-  return problem.selection(_greedy(problem, budget, mesh, memory_limit), budget)
+  if method == 'partitioned':
+    order = _partitioned(problem, budget, mesh, memory_limit)
+  else:
+    slack = epsilon if method == 'threshold' else 0.0
+    order = _greedy(problem, budget, mesh, memory_limit, slack)
+  return problem.selection(order, budget)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +145,16 @@ class _Problem:
       free=free,
     )
 
+  def among(self, part: np.ndarray) -> '_Problem':
+    """Returns the same rows with some of the candidates."""
+    return dataclasses.replace(
+      self, row_C=self.row_C[part], pick_C=self.pick_C[part]
+    )
+
   def objective(self, current_U: np.ndarray) -> float:
     """F, given each row's largest similarity to a chosen one."""
     worth = self.weight_U > 0
+    current_U = current_U[: len(self.weight_U)]
     return float(np.dot(self.weight_U[worth], current_U[worth].astype(float)))
 
   def selection(self, order: '_Order', budget: int) -> Selection:
@@ -157,84 +178,194 @@ class _Order:
   certificates: list[Certificate]
   objective: float
 
+  def certify(
+    self,
+    problem: _Problem,
+    current_U: np.ndarray,
+    bound_C: np.ndarray,
+    budget: int,
+  ) -> None:
+    """Notes the objective, and a bound from gains that may be stale."""
+    self.objective = problem.objective(current_U)
+    self.certificates.append(
+      Certificate.of(self.objective, np.maximum(bound_C, 0.0), budget)
+    )
+
 
 def _greedy(
   problem: _Problem,
   budget: int,
   mesh: jax.sharding.Mesh,
   memory_limit: int,
+  slack: float = 0.0,
 ) -> _Order:
+  """Greedy: lazy over columns, then over short lists once they fit.
+
+  Over columns a pick may miss the best gain by a factor of 1 - slack.
+  """
+  order = _Order([], [], [], 0.0)
   if not len(problem.point_UxD):
-    return _Order([], [], [Certificate.of(0.0, np.zeros(0), budget)], 0.0)
+    order.certificates.append(Certificate.of(0.0, np.zeros(0), budget))
+    return order
   columns = columns_lib.Columns(
-    problem.formula,
-    problem.point_UxD,
-    problem.weight_U,
-    mesh,
-    cache_bytes=memory_limit // 2,
+    problem.formula, problem.point_UxD, problem.weight_U, mesh, memory_limit
   )
   columns.cover(problem.initial_I)
-  bound_C = columns.gains(problem.row_C)
-  objective = problem.objective(columns.current())
-  certificates = [Certificate.of(objective, bound_C, budget)]
-
-  count = len(problem.row_C)
-  most_entries = min(
-    memory_limit // 2 // _ENTRY_BYTES, _ENTRIES_A_CANDIDATE * count
-  )
-  picks: list[int] = []
-  gains: list[float] = []
-  next_look = 0
-  while len(picks) < budget:
-    if len(picks) >= next_look:
-      if _expected_entries(problem, columns) <= most_entries:
-        break
-      next_look = len(picks) + 8
-    candidate = _next_pick(problem, columns, bound_C)
-    if bound_C[candidate] == 0.0:
-      break
-    picks.append(candidate)
-    gains.append(float(bound_C[candidate]))
-    bound_C[candidate] = -np.inf
-    columns.cover(problem.row_C[[candidate]])
-
   current_U = columns.current()
-  if len(picks) < budget and bound_C.max(initial=0.0) > 0.0:
-    lists = short_lists.ShortLists(
-      columns.blocks(problem.row_C), current_U, problem.weight_U
-    )
-    fresh = lists.gains()
-    certificates.append(
-      Certificate.of(problem.objective(lists.current_U), fresh, budget)
-    )
-    more, more_gains = short_lists.finish(lists, fresh, picks, budget)
-    picks, gains = picks + more, gains + more_gains
-    current_U = lists.current_U
-    bound_C = lists.gains()
-  objective = problem.objective(current_U)
-  certificates.append(
-    Certificate.of(objective, np.maximum(bound_C, 0.0), budget)
+  bound_C = np.zeros(len(problem.row_C))
+  if budget:
+    sample_SxU = columns.similarities(_sample(problem.row_C))
+  while len(order.candidates) < budget:
+    alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
+    if _lists_pay(alive, problem, columns, memory_limit):
+      return _finish(problem, budget, columns, bound_C, order)
+    if len(order.candidates) < 2:
+      # The first pick lowers nearly every gain: refresh all at once.
+      fresh_C = columns.all_gains(problem.row_C)
+      bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
+      order.certify(problem, current_U, bound_C, budget)
+      picks = np.argmax(bound_C, keepdims=True)
+      columns.cover(problem.row_C[picks])
+    elif slack == 0.0:
+      picks = _next_pick(problem, columns, bound_C)
+      columns.cover(problem.row_C[picks])
+    else:
+      most = budget - len(order.candidates)
+      picks = _good_picks(problem, columns, bound_C, slack, most)
+    gain_P = bound_C[picks]
+    if not gain_P.any():
+      break
+    order.candidates += picks.tolist()
+    order.gains += gain_P.tolist()
+    bound_C[picks] = -np.inf
+    current_U = columns.current()
+  order.certify(problem, current_U, bound_C, budget)
+  return order
+
+
+def _sample(row_C: np.ndarray) -> np.ndarray:
+  """Takes candidates at even steps."""
+  step = -(-len(row_C) // columns_lib.BATCH)
+  return row_C[::step]
+
+
+def _lists_pay(
+  alive: float,
+  problem: _Problem,
+  columns: columns_lib.Columns,
+  memory_limit: int,
+) -> bool:
+  """Whether lists of `alive` entries on average fit and are short enough."""
+  count = len(problem.row_C)
+  entries = alive * count
+  if entries > max(_SMALL, count * len(problem.point_UxD) // _SPARSE):
+    return False
+  if columns.keeps_all:
+    memory_limit -= columns.kept_bytes
+  # The sample may be off by a quarter.
+  return 1.25 * entries * _ENTRY_BYTES <= memory_limit
+
+
+def _finish(
+  problem: _Problem,
+  budget: int,
+  columns: columns_lib.Columns,
+  bound_C: np.ndarray,
+  order: _Order,
+) -> _Order:
+  """Makes short lists and goes on with them."""
+  if not columns.keeps_all:
+    columns.forget()
+  lists = short_lists.ShortLists(columns.current(), problem.weight_U)
+  for s_CxU in columns.panels(problem.row_C):
+    lists.append(s_CxU)
+  columns.forget()
+  bound_C = np.where(np.isneginf(bound_C), bound_C, lists.gains())
+  order.certify(problem, lists.current_U, bound_C, budget)
+  picks, gains = short_lists.finish(
+    lists, bound_C, len(order.candidates), budget
   )
-  return _Order(picks, gains, certificates, objective)
+  order.candidates += picks
+  order.gains += gains
+  # Picks gain nothing any more: no need to leave them out.
+  order.certify(problem, lists.current_U, lists.gains(), budget)
+  return order
 
 
 def _next_pick(
   problem: _Problem, columns: columns_lib.Columns, bound_C: np.ndarray
-) -> int:
-  """Refreshes the largest stale gains until one is above all others."""
-  size = min(columns_lib.TILE_COLUMNS, len(bound_C))
+) -> np.ndarray:
+  """Refreshes the largest stale gains until one of them is above all."""
   while True:
-    top = np.argpartition(-bound_C, size - 1)[:size]
+    top = _largest(bound_C)
     bound_C[top] = columns.gains(problem.row_C[top])
-    best = int(np.argmax(bound_C))
-    if best in top:
+    # The first of equals is the lowest index.
+    best = np.argmax(bound_C, keepdims=True)
+    if best[0] in top:
       return best
 
 
-def _expected_entries(problem: _Problem, columns: columns_lib.Columns) -> float:
-  """Estimates from some candidates how many entries could still count."""
+def _good_picks(
+  problem: _Problem,
+  columns: columns_lib.Columns,
+  bound_C: np.ndarray,
+  slack: float,
+  most: int,
+) -> np.ndarray:
+  """Picks, and covers, at least one whose gain is near the best.
+
+  A stale gain is never too small, so what reaches 1 - slack of the largest
+  stale gain reaches 1 - slack of the best.
+  """
+  while True:
+    top = _largest(bound_C)
+    top = top[np.argsort(-bound_C[top], kind='stable')]
+    enough = (1 - slack) * bound_C[top[0]]
+    bound_C[top], taken = columns.sweep(problem.row_C[top], enough, most)
+    if taken.any() or not bound_C[top].any():
+      return top[taken] if taken.any() else top[:1]
+
+
+def _largest(bound_C: np.ndarray) -> np.ndarray:
+  """Returns a batch of candidates with the largest stale gains."""
+  size = min(columns_lib.BATCH, len(bound_C))
+  top = np.argpartition(-bound_C, size - 1)[:size]
+  return top[bound_C[top] > -np.inf]
+
+
+def _partitioned(
+  problem: _Problem,
+  budget: int,
+  mesh: jax.sharding.Mesh,
+  memory_limit: int,
+) -> _Order:
+  """Two rounds of greedy over a random partition of the candidates."""
   count = len(problem.row_C)
-  step = max(count // columns_lib.TILE_COLUMNS, 1)
-  sample = problem.row_C[::step][: columns_lib.TILE_COLUMNS]
-  alive = sum((b > columns.current()).sum() for b in columns.blocks(sample))
-  return float(alive) * count / len(sample)
+  # Both rounds have about as many candidates to look at.
+  parts = max(round(np.sqrt(count / max(budget, 1))), 2)
+  # Independent of the data and of its order, which is all it has to be.
+  shuffled = np.random.default_rng(0).permutation(count)
+  runs: list[tuple[np.ndarray, _Order]] = []
+  for part in np.array_split(shuffled, parts):
+    part.sort()
+    size = min(budget, len(part))
+    order = _greedy(problem.among(part), size, mesh, memory_limit)
+    runs.append((part[order.candidates], order))
+  union = np.sort(np.concatenate([picked for picked, _ in runs]))
+  order = _greedy(
+    problem.among(union), min(budget, len(union)), mesh, memory_limit
+  )
+  runs.append((union[order.candidates], order))
+  picked, best = max(runs, key=lambda run: run[1].objective)
+
+  # Each run saw the gains of its own candidates only.
+  best = dataclasses.replace(best, candidates=picked.tolist(), certificates=[])
+  if len(problem.point_UxD):
+    columns = columns_lib.Columns(
+      problem.formula, problem.point_UxD, problem.weight_U, mesh, memory_limit
+    )
+    columns.cover(problem.initial_I)
+    columns.cover(problem.row_C[picked])
+    gain_C = columns.all_gains(problem.row_C)
+    best.certify(problem, columns.current(), gain_C, budget)
+  return best

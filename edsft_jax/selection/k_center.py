@@ -1,16 +1,27 @@
 """Greedy k-center: farthest first, Euclidean (Gonzalez 1985).
 
-At most twice the best possible covering radius.
+The covering radius is at most twice the best possible. Exact without a pass
+over the pool for each pick: distances to the nearest chosen prompt only fall,
+so among the prompts with the largest stale ones, greedy goes on alone until
+its best no longer beats the largest stale distance outside.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from edsft_jax.selection import checks
+from edsft_jax.selection import checks, sharding
+from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.result import Selection
+
+# Prompts among which greedy goes on alone.
+_BLOCK = 256
+# Chosen prompts whose distances to all rows are computed in one go.
+_BATCH = 64
 
 
 def k_center(
@@ -20,31 +31,196 @@ def k_center(
   first: int = 0,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Selection:
-  """Picks, again and again, the prompt farthest from all that are chosen."""
+  """Picks, again and again, the prompt farthest from all that are chosen.
+
+  Args:
+    features: [N, D] numbers, numpy or jax.
+    budget: new picks.
+    initial: already chosen positions.
+    first: position of the first pick; not looked at when there is an initial.
+    mesh: rows are sharded over its axis 'data'; the picks are the same for
+      every number of devices. None: the first device.
+
+  Returns:
+    A Selection: gains are distances to the nearest prompt chosen before (NaN
+    for a first pick, which has none), the lowest index wins among equals. The
+    objective is the covering radius: the largest distance of a prompt to the
+    nearest of initial and picks (infinite when nothing is chosen).
+
+  Raises:
+    ValueError: naming the argument that is wrong.
+  """
   feature_NxD = checks.features(features)
   n = len(feature_NxD)
   initial = checks.indices('initial', initial, n)
   budget = checks.budget(budget, n - len(initial))
-  checks.mesh(mesh)
-  if n:
-    first = checks.indices('first', [first], n)[0]
-  x = feature_NxD.astype(np.float64)
-  x = x - x.mean(axis=0)
-  best = np.full(n, np.inf)
-  for i in initial:
-    best = np.minimum(best, np.square(x - x[i]).sum(axis=1))
-  taken = np.zeros(n, bool)
-  taken[initial] = True
-  picks = np.zeros(budget, np.int64)
-  gains = np.zeros(budget)
-  for step in range(budget):
-    if step == 0 and not len(initial):
-      pick, gains[step] = first, np.nan
-    else:
-      pick = int(np.argmax(np.where(taken, -1.0, best)))
-      gains[step] = np.sqrt(best[pick])
-    picks[step] = pick
-    taken[pick] = True
-    best = np.minimum(best, np.square(x - x[pick]).sum(axis=1))
-  radius = float(np.sqrt(best.max(initial=0.0))) if n else 0.0
-  return Selection(picks, gains, radius)
+  if n and not len(initial):
+    first = int(checks.indices('first', [first], n)[0])
+  mesh = checks.mesh(mesh)
+  if not budget + len(initial):
+    empty = np.zeros(0)
+    return Selection(empty.astype(np.int64), empty, np.inf if n else 0.0)
+
+  mean_D, mean_square_distance = similarity_lib.moments(feature_NxD)
+  # 0.0 is added because -0.0 has other bits.
+  point_NxD = feature_NxD - mean_D + 0.0
+  distinct = similarity_lib.distinct_rows(point_NxD)
+  group_N = distinct.group_N
+  picks: list[int] = []
+  gains: list[float] = []
+  if not len(initial):
+    picks, gains = [first], [np.nan]
+  chosen = np.concatenate([initial, np.asarray(picks, np.int64)])
+  free = checks.choosable(n, chosen)
+  # Copies of what is chosen are at distance 0; of other equal rows the first
+  # stands for all. Ascending, so that order here is order in the pool.
+  open_N = free[~np.isin(group_N[free], group_N[chosen])]
+  _, where = np.unique(group_N[open_N], return_index=True)
+  pick_C = open_N[np.sort(where)]
+
+  distances = _Distances(
+    distinct.point_UxD[group_N[pick_C]], mean_square_distance, mesh
+  )
+  distances.cover(distinct.point_UxD[np.unique(group_N[chosen])])
+  while len(picks) < budget and distances.square_C.max(initial=0.0) > 0:
+    accepted, squares = distances.next_picks(budget - len(picks))
+    picks += pick_C[accepted].tolist()
+    gains += np.sqrt(squares).tolist()
+  radius = np.sqrt(distances.square_C.max(initial=0.0))
+  rest = np.setdiff1d(free, picks)[: budget - len(picks)]
+  gains += [0.0] * len(rest)
+  return Selection(
+    np.asarray(picks + rest.tolist(), np.int64),
+    np.asarray(gains, np.float64),
+    float(radius),
+  )
+
+
+class _Distances:
+  """Squared distances of candidates to the nearest chosen prompt.
+
+  In float64: as differences of norms and products, small distances would keep
+  few digits in float32.
+
+  Attributes:
+    square_C: as they are now; -1 where the candidate was picked.
+  """
+
+  def __init__(
+    self,
+    point_CxD: np.ndarray,
+    mean_square_distance: float,
+    mesh: jax.sharding.Mesh,
+  ):
+    self._mesh = mesh
+    # Far below what matters, far above rounding: distances that are equal on
+    # paper are equal here. A power of two, so that scaled pools scale.
+    scale = np.floor(np.log2(mean_square_distance or 1.0))
+    self._grid = np.float64(2.0 ** (scale - 44))
+    self._point_CxD = point_CxD
+    self._picked_C = np.zeros(len(point_CxD), bool)
+    self.square_C = np.full(len(point_CxD), np.inf)
+    self._point_TxRxD = sharding.tiles(point_CxD, mesh)
+    self._square_TxR = sharding.tiles(self.square_C, mesh)
+
+  def cover(self, point_MxD: np.ndarray) -> None:
+    """Counts points as chosen."""
+    for start in range(0, len(point_MxD), _BATCH):
+      part = point_MxD[start : start + _BATCH]
+      # The last is repeated to fill the batch.
+      part = part[np.minimum(np.arange(_BATCH), len(part) - 1)]
+      with jax.enable_x64(True):
+        self._square_TxR = _nearest(
+          self._point_TxRxD,
+          self._square_TxR,
+          part,
+          self._grid,
+          mesh=self._mesh,
+        )
+    square_C = sharding.on_host(self._square_TxR).reshape(-1)
+    self.square_C = np.where(
+      self._picked_C, -1.0, square_C[: len(self._point_CxD)]
+    )
+
+  def next_picks(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Makes at least one pick; returns candidates and squared distances."""
+    block_B = self._largest(_BLOCK)
+    outside_C = self.square_C.copy()
+    outside_C[block_B] = -1.0
+    rival = int(np.argmax(outside_C))
+    with jax.enable_x64(True):
+      # Padded to whole tiles: shapes, and so sums, as in `cover`.
+      pair_BxB = np.asarray(
+        _pairs(self._point_CxD[np.resize(block_B, _BLOCK)], self._grid)
+      )
+    square_B = self.square_C[block_B]
+    accepted, squares = [], []
+    while len(accepted) < most:
+      best = int(np.argmax(square_B))
+      square = square_B[best]
+      # Outside is stale, never too small; among equals the lowest index wins.
+      beaten = square < outside_C[rival] or (
+        square == outside_C[rival] and block_B[best] > rival
+      )
+      if square <= 0 or beaten:
+        break
+      accepted.append(block_B[best])
+      squares.append(square)
+      square_B = np.minimum(square_B, pair_BxB[best, : len(block_B)])
+      square_B[best] = -1.0
+    picked = np.asarray(accepted)
+    self._picked_C[picked] = True
+    self.cover(self._point_CxD[picked])
+    return picked, np.asarray(squares)
+
+  def _largest(self, count: int) -> np.ndarray:
+    """Returns the candidates of largest distance, ascending."""
+    count = min(count, len(self.square_C))
+    least = np.partition(self.square_C, -count)[-count]
+    above = np.flatnonzero(self.square_C > least)
+    equal = np.flatnonzero(self.square_C == least)[: count - len(above)]
+    return np.sort(np.concatenate([above, equal]))
+
+
+def _squares(
+  point_AxD: jax.Array, point_BxD: jax.Array, grid: jax.Array
+) -> jax.Array:
+  """Returns [A, B] squared distances in whole steps of the grid."""
+  product_AxB = jnp.matmul(point_AxD, point_BxD.T, precision='highest')
+  norm_A = jnp.square(point_AxD).sum(axis=1)
+  norm_B = jnp.square(point_BxD).sum(axis=1)
+  square_AxB = norm_A[:, None] + norm_B[None, :] - 2 * product_AxB
+  return jnp.round(jnp.maximum(square_AxB, 0.0) / grid) * grid
+
+
+@jax.jit
+def _pairs(point_BxD: jax.Array, grid: jax.Array) -> jax.Array:
+  return _squares(point_BxD, point_BxD, grid)
+
+
+@functools.partial(jax.jit, static_argnames='mesh')
+def _nearest(
+  point_TxRxD: jax.Array,
+  square_TxR: jax.Array,
+  point_MxD: jax.Array,
+  grid: jax.Array,
+  *,
+  mesh: jax.sharding.Mesh,
+) -> jax.Array:
+  """Lowers squared distances to those of the nearest of M points."""
+
+  def share(point_TxRxD, square_TxR, point_MxD, grid):
+    def one_tile(tile):
+      point_RxD, square_R = tile
+      square_RxM = _squares(point_RxD, point_MxD, grid)
+      return jnp.minimum(square_R, square_RxM.min(axis=1))
+
+    return jax.lax.map(one_tile, (point_TxRxD, square_TxR))
+
+  return jax.shard_map(
+    share,
+    mesh=mesh,
+    in_specs=(sharding.ROWS,) * 2 + (sharding.EVERYWHERE,) * 2,
+    out_specs=sharding.ROWS,
+    check_vma=False,
+  )(point_TxRxD, square_TxR, point_MxD, grid)

@@ -30,16 +30,11 @@ class Certificate:
     cls, objective: float, gains: np.ndarray, budget: int
   ) -> 'Certificate':
     """Takes the marginal gains of all candidates, in any order."""
-    largest = gains
-    if budget < len(gains):
-      largest = np.partition(gains, len(gains) - budget)[
-        -budget or len(gains) :
-      ]
+    largest = np.sort(gains)[::-1][:budget]
     sums = np.zeros(budget + 1)
-    count = min(budget, len(gains))
-    sums[1 : count + 1] = np.cumsum(np.sort(largest)[::-1][:count])
+    sums[1 : len(largest) + 1] = np.cumsum(largest)
     # Fewer candidates than the budget: the rest can add nothing.
-    sums[count + 1 :] = sums[count]
+    sums[len(largest) + 1 :] = sums[len(largest)]
     return cls(objective, sums)
 
 

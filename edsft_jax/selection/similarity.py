@@ -192,15 +192,17 @@ class Distinct:
 
 def distinct_rows(points: np.ndarray) -> Distinct:
   """Finds bitwise equal rows by hashing, and verifies them."""
-  n, d = points.shape
-  multiplier_D = np.random.default_rng(0).integers(
-    0, 2**63, size=d, dtype=np.uint64
+  n = len(points)
+  words = points.shape[1] * points.itemsize // 4
+  multiplier_W = np.random.default_rng(0).integers(
+    0, 2**63, size=words, dtype=np.uint64
   )
-  multiplier_D = 2 * multiplier_D + 1
+  multiplier_W = 2 * multiplier_W + 1
   hash_N = np.empty(n, np.uint64)
   for start in range(0, n, _ROWS):
-    bits = points[start : start + _ROWS].view(np.uint32).astype(np.uint64)
-    hash_N[start : start + _ROWS] = (bits * multiplier_D).sum(
+    block = np.ascontiguousarray(points[start : start + _ROWS])
+    bits = block.view(np.uint32).astype(np.uint64)
+    hash_N[start : start + _ROWS] = (bits * multiplier_W).sum(
       axis=1, dtype=np.uint64
     )
   _, first, inverse = np.unique(hash_N, return_index=True, return_inverse=True)

@@ -384,6 +384,7 @@ def test_one_file_for_several_todos(study, tmp_path):
 def test_smaller_budgets_need_no_new_file_and_lose_no_answer(study):
   study.run((4,))
   study.run((2,), answers_path=fill(study.path()))
+  study.run((2,))
   assert len(study.responses) == 6
   study.run((4,))
   assert annotation.missing(study.workdir) == 0

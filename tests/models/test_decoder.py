@@ -6,7 +6,6 @@ The goldens under tests/models/goldens were made by scripts/make_goldens.py.
 import dataclasses
 import itertools
 import json
-import shutil
 
 from flax import nnx
 import jax
@@ -154,11 +153,11 @@ def test_shard_decoder_moves_every_parameter(goldens):
     np.testing.assert_array_equal(old, new)
 
 
-# Field of config.json (llama3_v5 or biases_v5) -> another value. Every numeric
+# Field of config.json -> a golden that has it and another value. Every numeric
 # field that enters the maths must change the logits.
 NUMBERS = {
   'rms_norm_eps': ('llama3_v5', 4e-3),
-  'num_attention_heads': ('tied_v4', 8),
+  'num_attention_heads': ('linear_v4', 8),
   'rope_parameters.rope_theta': ('llama3_v5', 60.0),
   'rope_parameters.factor': ('llama3_v5', 6.0),
   'rope_parameters.low_freq_factor': ('llama3_v5', 1.5),
@@ -248,7 +247,7 @@ def test_half_precision_stays_near(goldens, one_device, dtype, forward):
 
 def test_a_fresh_decoder_follows_the_config(goldens):
   config = dataclasses.replace(
-    goldens['biases_v5'].decoder.config, initializer_range=0.07
+    goldens['biases_v5'].decoder.config, num_layers=1, initializer_range=0.07
   )
   decoder = models.Decoder(config, rngs=nnx.Rngs(0))
   attention = decoder.layers[0].self_attn
@@ -256,7 +255,7 @@ def test_a_fresh_decoder_follows_the_config(goldens):
     decoder.embed_tokens.weight,
     decoder.lm_head.weight,
     attention.q_proj.weight,
-    decoder.layers[2].mlp.down_proj.weight,
+    decoder.layers[0].mlp.down_proj.weight,
   ]
   for weight in weights:
     assert np.std(weight[...]) == pytest.approx(0.07, rel=0.1)
@@ -322,15 +321,3 @@ def test_pretrained_model_writes_what_transformers_writes(
     np.testing.assert_allclose(
       np.linalg.norm(features), row['pooled_norm'], rtol=1e-5
     )
-
-
-def test_copy_of_a_golden_gives_the_same_logits(
-  goldens, tmp_path, one_device, forward
-):
-  golden = goldens['linear_v4']
-  shutil.copytree(golden.path, tmp_path / 'copy')
-  decoder = models.load_decoder(tmp_path / 'copy', 'float32', one_device)
-  tokens = golden.values['tokens']
-  np.testing.assert_array_equal(
-    forward(decoder, tokens)[0], forward(golden.decoder, tokens)[0]
-  )

@@ -327,8 +327,21 @@ def test_odd_texts(plain):
   ids, _ = prompt_format.encode_prompt('a\0b', 50, False)
   assert prompt_format.decode(ids) == 'a\0b'
   assert prompt_format.encode_response('a', '\udfff') == [*ids_of('?'), 2]
-  ids, truncated = prompt_format.encode_prompt('long ' * 20_000, 50, False)
-  assert (len(ids), truncated) == (50, True)
+
+
+@pytest.mark.parametrize('truncate', ['end', 'start', 'middle'])
+def test_megabytes_are_cut_like_less(plain, truncate):
+  prompt_format = load(plain, truncate=truncate)
+  text = ' '.join(map(str, range(100, 1_000)))
+  huge = text + ' ' + 'filler ' * 1_000_000 + text
+  ids, truncated = prompt_format.encode_prompt(huge, 51, False)
+  assert truncated
+  kept = {
+    'end': text[:50],
+    'start': text[-50:],
+    'middle': text[:25] + text[-25:],
+  }
+  assert ids == [1, *ids_of(kept[truncate])]
 
 
 def test_boundary_is_that_of_the_whole_text(chat):

@@ -399,6 +399,13 @@ def test_heldout_file_does_not_replace_a_split(study):
 # Running again.
 
 
+def test_large_files_show_a_bar(study, monkeypatch, capsys):
+  monkeypatch.setattr(pool, '_LARGE_FILE', 100)
+  study.run(numbered(20))
+  assert 'rows' in capsys.readouterr().err
+  assert study.counts['prompts'] == 20
+
+
 def test_second_run_skips(study, capsys):
   study.run(numbered(4))
   before = study.workdir.pool.stat().st_mtime_ns

@@ -1,0 +1,43 @@
+"""Rows in tiles of one shape, sharded over the mesh's data axis."""
+
+import jax
+import numpy as np
+
+ROWS = jax.sharding.PartitionSpec('data')
+COLUMNS = jax.sharding.PartitionSpec(None, 'data')
+EVERYWHERE = jax.sharding.PartitionSpec()
+
+# Rows of a tile. Tiles have the same shapes for every caller and every number
+# of devices, so every inner product is summed in the same order.
+TILE_ROWS = 512
+
+
+def padded(n: int, mesh: jax.sharding.Mesh) -> int:
+  """Returns n rounded up to whole tiles on every device."""
+  step = TILE_ROWS * mesh.shape['data']
+  return -(-n // step) * step
+
+
+def tiles(
+  array: np.ndarray, mesh: jax.sharding.Mesh, padding: float = 0.0
+) -> jax.Array:
+  """Cuts rows into [T, R, ...] and puts on each device its share of them."""
+  missing = padded(len(array), mesh) - len(array)
+  widths = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
+  cut = np.pad(array, widths, constant_values=padding)
+  cut = cut.reshape(-1, TILE_ROWS, *array.shape[1:])
+  place = jax.sharding.NamedSharding(mesh, ROWS)
+  with jax.enable_x64(True):
+    return jax.make_array_from_callback(
+      cut.shape, place, lambda index: cut[index]
+    )
+
+
+def on_host(array: jax.Array) -> np.ndarray:
+  """Returns the whole array, whichever process holds its parts."""
+  if array.is_fully_addressable:
+    return np.asarray(array)
+  # Only where several processes share the mesh.
+  from jax.experimental import multihost_utils
+
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))

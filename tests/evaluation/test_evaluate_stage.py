@@ -1,0 +1,285 @@
+"""The evaluate stage against one prompt at a time, without cache or padding."""
+
+import shutil
+
+from flax import nnx
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_study
+
+from edsft_jax import artifacts, errors, evaluation, finetuning, models
+from edsft_jax.evaluation import metrics
+from edsft_jax.evaluation.evaluator import Evaluator, group
+from edsft_jax.mesh import make_mesh
+
+BASE = 'no_finetuning-k0-seed0'
+CELLS = (BASE, 'random-k5-seed0', 'random-k9-seed0')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick(tmp_path_factory):
+  with tiny_study.quick(tmp_path_factory.getbasetemp() / 'compiled'):
+    yield
+
+
+def _config():
+  config = tiny_study.config()
+  # As unlike the base model as a few steps can make it.
+  config.finetuning.learning_rate = 0.05
+  return config
+
+
+@pytest.fixture(scope='module')
+def evaluated(tmp_path_factory) -> artifacts.Workdir:
+  workdir = tiny_study.make(tmp_path_factory.mktemp('evaluated'))
+  finetuning.run(_config(), workdir)
+  evaluation.run(_config(), workdir)
+  return workdir
+
+
+@pytest.fixture
+def workdir(evaluated, tmp_path) -> artifacts.Workdir:
+  """A copy that a test may change."""
+  shutil.copytree(evaluated.root, tmp_path / 'copy')
+  return artifacts.Workdir(tmp_path / 'copy')
+
+
+@pytest.fixture
+def no_evaluation(monkeypatch):
+  def call(*unused, **unused_too):
+    raise AssertionError('a model was evaluated')
+
+  monkeypatch.setattr(Evaluator, '__call__', call)
+
+
+def _brute_force(decoder, prompt_format, prompt, reference):
+  """Loss per reference token from every logit, and the greedy answer."""
+
+  @jax.jit
+  def all_logits(weights, tokens):
+    merged = nnx.merge(graph, weights)
+    mask = np.ones(tokens.shape, bool)
+    return merged.logits(merged(tokens, mask).hidden_BxLxD)[0]
+
+  graph, weights = nnx.split(decoder)
+
+  def log_prob(ids):
+    # To one length, behind what counts: causal, so it changes nothing.
+    tokens = np.zeros((1, 48), np.int32)
+    tokens[0, : len(ids)] = ids
+    logits = np.asarray(all_logits(weights, tokens), np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+  prompt_ids, _ = prompt_format.encode_prompt(prompt, 48, for_response=True)
+  target = prompt_format.encode_response(prompt, reference)
+  rows = log_prob([*prompt_ids, *target])[len(prompt_ids) - 1 :]
+  nats = -sum(rows[i, token] for i, token in enumerate(target))
+  answer = []
+  for _ in range(5):
+    ids = [*prompt_ids, *answer]
+    token = int(np.argmax(log_prob(ids)[len(ids) - 1]))
+    if token in prompt_format.end_ids:
+      break
+    answer.append(token)
+  return nats, len(target), prompt_format.decode(answer)
+
+
+@pytest.mark.parametrize('cell', CELLS)
+def test_numbers_are_those_of_brute_force(evaluated, cell):
+  decoder = models.load_decoder(
+    tiny_study.MODEL, 'float32', make_mesh(devices=jax.devices()[:1])
+  )
+  if cell != BASE:
+    models.load_adapter(decoder, evaluated.run(cell).model)
+  prompt_format = models.load_prompt_format(
+    tiny_study.MODEL, 'auto', '\n', 'end'
+  )
+  heldout = artifacts.read_prompts(evaluated.heldout)
+  rows = artifacts.read_jsonl(evaluated.run(cell).predictions)
+  assert [row['id'] for row in rows] == heldout.ids
+  expected = []
+  for row, task, prompt, reference in zip(
+    rows, heldout.tasks, heldout.prompts, heldout.responses, strict=True
+  ):
+    nats, num, answer = _brute_force(decoder, prompt_format, prompt, reference)
+    assert row == {
+      'id': row['id'],
+      'task': task,
+      'prediction': answer,
+      'reference': reference,
+      'loss': pytest.approx(nats / num, rel=1e-4),
+      'exact_match': metrics.exact_match(answer, reference),
+      'rouge_l': metrics.rouge_l(answer, reference),
+    }
+    expected.append((task, nats, num, row['exact_match'], row['rouge_l']))
+
+  def means(some):
+    _, nats, num, match, rouge = zip(*some, strict=True)
+    return {
+      'loss': pytest.approx(sum(nats) / sum(num), rel=1e-4),
+      'exact_match': pytest.approx(np.mean(match)),
+      'rouge_l': pytest.approx(np.mean(rouge)),
+    }
+
+  result = artifacts.read_json(evaluated.run(cell).evaluation)
+  assert cell == '{strategy}-k{budget}-seed{seed}'.format(**result)
+  assert result['num_prompts'] == tiny_study.NUM_HELDOUT
+  assert result['metrics'] == means(expected)
+  assert set(result['tasks']) == {'short', 'long'}
+  for name, values in result['tasks'].items():
+    some = [row for row in expected if row[0] == name]
+    assert values == {'num_prompts': len(some), **means(some)}
+
+
+def test_models_differ(evaluated):
+  losses = [
+    artifacts.read_json(evaluated.run(cell).evaluation)['metrics']['loss']
+    for cell in CELLS
+  ]
+  assert len(set(losses)) == 3
+
+
+def test_small_batches_and_several_devices_change_nothing(evaluated, workdir):
+  for cell in CELLS:
+    workdir.run(cell).evaluation.unlink()
+  config = _config()
+  config.evaluation.batch_tokens = 60
+  mesh = make_mesh(devices=jax.devices()[:4])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('edsft_jax.mesh.make_mesh', lambda data, fsdp, tensor: mesh)
+    evaluation.run(config, workdir)
+  for cell in CELLS:
+    for ours, theirs in zip(
+      artifacts.read_jsonl(workdir.run(cell).predictions),
+      artifacts.read_jsonl(evaluated.run(cell).predictions),
+      strict=True,
+    ):
+      assert ours == {**theirs, 'loss': pytest.approx(theirs['loss'], rel=1e-4)}
+
+
+def test_done_before_is_not_done_again(workdir, no_evaluation, capsys):
+  evaluation.run(_config(), workdir)
+  assert '3 models, all done before' in capsys.readouterr().out
+  workdir.run(CELLS[1]).evaluation.unlink()
+  with pytest.raises(AssertionError, match='a model was evaluated'):
+    evaluation.run(_config(), workdir)
+
+
+def test_other_options_are_refused(workdir, no_evaluation):
+  config = _config()
+  config.evaluation.max_new_tokens = 6
+  with pytest.raises(
+    errors.InputError, match=r'evaluation.max_new_tokens \(was 5, is 6\)'
+  ):
+    evaluation.run(config, workdir)
+
+
+def test_a_cell_finetuned_anew_is_refused_by_name(workdir, no_evaluation):
+  run = workdir.run(CELLS[2])
+  cell = artifacts.read_json(run.cell)
+  cell['fingerprint']['prompts and answers'] = 'others'
+  artifacts.write_json(run.cell, cell)
+  with pytest.raises(errors.InputError, match=r'random-k9-seed0.*eval\.json'):
+    evaluation.run(_config(), workdir)
+
+
+def test_cells_without_a_model_wait(workdir, no_evaluation, capsys):
+  shutil.rmtree(workdir.run(CELLS[1]).root)
+  evaluation.run(_config(), workdir)
+  out = capsys.readouterr().out
+  assert '1 of 2 cells have no model yet' in out
+  assert '2 models, all done before' in out
+
+
+def test_limit_takes_the_first(tmp_path):
+  workdir = tiny_study.make(tmp_path)
+  config = _config()
+  config.evaluation.limit = 3
+  evaluation.run(config, workdir)
+  result = artifacts.read_json(workdir.run(BASE).evaluation)
+  assert result['num_prompts'] == 3
+  assert sum(t['num_prompts'] for t in result['tasks'].values()) == 3
+  rows = artifacts.read_jsonl(workdir.run(BASE).predictions)
+  assert [row['id'] for row in rows] == ['h0', 'h1', 'h2']
+
+
+def test_full_models_and_no_tasks(tmp_path):
+  workdir = tiny_study.make(tmp_path)
+  table = pq.read_table(workdir.heldout).drop_columns('task')
+  artifacts.write_parquet(workdir.heldout, table)
+  config = _config()
+  config.finetuning.method = 'full'
+  config.study.budgets = (5,)
+  finetuning.run(config, workdir)
+  evaluation.run(config, workdir)
+  base, cell = (
+    artifacts.read_json(workdir.run(name).evaluation) for name in CELLS[:2]
+  )
+  assert base['tasks'] == cell['tasks'] == {}
+  assert base['metrics']['loss'] != cell['metrics']['loss']
+
+
+def test_compiled_once_for_all_models(evaluated, monkeypatch, tmp_path):
+  evaluators = []
+  init = Evaluator.__init__
+  monkeypatch.setattr(
+    Evaluator,
+    '__init__',
+    lambda self, *args, **kwargs: (
+      evaluators.append(self) or init(self, *args, **kwargs)
+    ),
+  )
+  shutil.copytree(evaluated.root, tmp_path / 'copy')
+  workdir = artifacts.Workdir(tmp_path / 'copy')
+  for cell in CELLS:
+    workdir.run(cell).evaluation.unlink()
+  evaluation.run(_config(), workdir)
+  (evaluator,) = evaluators
+  assert evaluator._loss._cache_size() == len(evaluator._examples)
+  assert evaluator._generate._cache_size() == len(evaluator._prompts)
+
+
+def test_group_covers_every_row_within_the_budget():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 90, size=101).tolist()
+  groups = group(lengths, num_new=8, batch_tokens=1000, multiple=4)
+  assert sorted(i for indices, *_ in groups for i in indices) == list(
+    range(101)
+  )
+  for indices, length, num_rows in groups:
+    assert max(lengths[i] for i in indices) <= length
+    assert len(indices) <= num_rows
+    assert num_rows % 4 == 0
+    assert num_rows * (length + 8) <= 1000
+  # Less than all would cost at the longest row's length.
+  assert sum(n * length for _, length, n in groups) < 0.8 * 101 * 96
+  assert group([50], num_new=8, batch_tokens=1, multiple=4) == [([0], 64, 4)]
+
+
+@pytest.mark.parametrize(
+  ('option', 'value', 'message'),
+  [
+    ('max_new_tokens', 0, 'evaluation.max_new_tokens is 0'),
+    ('max_new_tokens', 160, 'evaluation.max_new_tokens is 160: 1 to 159'),
+    ('batch_tokens', 0, 'evaluation.batch_tokens is 0'),
+    ('limit', -1, 'evaluation.limit is -1'),
+  ],
+)
+def test_bad_options(evaluated, option, value, message):
+  config = _config()
+  config.evaluation[option] = value
+  with pytest.raises(errors.InputError, match=message):
+    evaluation.check(config, evaluated, frozenset())
+
+
+def test_no_heldout_set(tmp_path):
+  workdir = artifacts.Workdir(tmp_path)
+  config = _config()
+  evaluation.check(config, workdir, frozenset({'pool'}))
+  with pytest.raises(errors.InputError, match=r'pool\.heldout_fraction'):
+    evaluation.check(config, workdir, frozenset({'finetune'}))
+  config.pool.heldout_fraction = 0.0
+  with pytest.raises(errors.InputError, match=r'set pool\.heldout_path or'):
+    evaluation.check(config, workdir, frozenset({'pool'}))

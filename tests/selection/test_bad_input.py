@@ -1,0 +1,105 @@
+"""Every refusal names its argument and comes before anything compiles."""
+
+import jax
+import numpy as np
+import pytest
+
+from edsft_jax import selection
+
+GOOD = np.arange(12.0).reshape(6, 2)
+with_nan = GOOD.copy()
+with_nan[4, 1] = np.nan
+with_infinity = GOOD.copy()
+with_infinity[2, 0] = -np.inf
+
+EVERYWHERE = [
+  (dict(features=with_nan), 'features.*row 4'),
+  (dict(features=with_infinity), 'features.*row 2'),
+  (dict(features=np.ones(6)), r'features have shape \(6,\)'),
+  (dict(features=np.ones((2, 3, 4))), 'features have shape'),
+  (dict(features=[['a', 'b']]), 'features have dtype'),
+  (dict(budget=-1), 'budget -1'),
+  (dict(budget=7), 'budget 7 exceeds'),
+  (dict(budget=2.0), 'budget 2.0'),
+  (dict(budget=True), 'budget True'),
+  (dict(budget=4, initial=[0, 1, 2]), 'choose from: 3'),
+  (dict(initial=[6]), 'initial has 6'),
+  (dict(initial=[-1]), 'initial has -1'),
+  (dict(initial=[3, 1, 3]), 'initial has 3 more than once'),
+  (dict(initial=[0.5]), 'initial has dtype'),
+  (dict(initial=[[1]]), 'initial has shape'),
+]
+KERNEL = [(dict(similarity='rbf'), "similarity 'rbf'")]
+FACILITY_LOCATION = [
+  (dict(candidates=[0, 6]), 'candidates has 6'),
+  (dict(candidates=[1, 1]), 'candidates has 1 more than once'),
+  (dict(candidates=[1], budget=2), 'budget 2 exceeds'),
+  (dict(weights=[1, 1, 1, 1, 1, -1]), 'weights has -1'),
+  (dict(weights=[1, 1]), 'weights has shape'),
+  (dict(weights=[np.nan] * 6), 'weights has NaN'),
+  (dict(weights=[np.inf] * 6), 'weights has infinity'),
+  (dict(method='lazy'), "method 'lazy'"),
+  (dict(epsilon=0.0), 'epsilon 0.0'),
+  (dict(epsilon=1.0), 'epsilon 1.0'),
+  (dict(memory_limit=-1), 'memory_limit -1'),
+  (dict(mesh='data'), "mesh 'data'"),
+]
+
+
+@pytest.fixture
+def no_compilation(monkeypatch):
+  def refuse(*args, **kwargs):
+    raise AssertionError('something was put on a device')
+
+  monkeypatch.setattr(jax, 'make_array_from_callback', refuse)
+  monkeypatch.setattr(jax, 'enable_x64', refuse)
+
+
+@pytest.mark.usefixtures('no_compilation')
+@pytest.mark.parametrize(
+  ('function', 'kwargs', 'message'),
+  [
+    (function, *case)
+    for function, cases in [
+      (selection.facility_location, EVERYWHERE + KERNEL + FACILITY_LOCATION),
+      (selection.log_determinant, EVERYWHERE + KERNEL),
+      (selection.log_determinant, [(dict(jitter=0.0), 'jitter 0.0')]),
+      (selection.k_center, EVERYWHERE),
+      (selection.k_center, [(dict(first=6), 'first has 6')]),
+    ]
+    for case in cases
+  ],
+)
+def test_refuses(function, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    function(**(dict(features=GOOD, budget=1) | kwargs))
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: selection.Rbf(width=0.0), 'width 0.0'),
+    (lambda: selection.Rbf(width=-1), 'width -1'),
+    (lambda: selection.Rbf(gamma=0.0), 'gamma 0.0'),
+    (lambda: selection.Rbf(width=float('nan')), 'width nan'),
+    (lambda: selection.Rbf(), 'either width or gamma'),
+    (lambda: selection.Rbf(width=1.0, gamma=1.0), 'either width or gamma'),
+    (lambda: selection.Cosine('square'), "transform 'square'"),
+  ],
+)
+def test_similarities_refuse(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_takes_what_means_numbers():
+  integers = np.arange(12).reshape(6, 2)
+  expected = selection.facility_location(integers.astype(np.float64), 3)
+  for features in (
+    integers,
+    integers.astype(np.float16),
+    jax.numpy.asarray(integers, jax.numpy.bfloat16),
+    integers.tolist(),
+  ):
+    result = selection.facility_location(features, 3)
+    np.testing.assert_array_equal(result.indices, expected.indices)

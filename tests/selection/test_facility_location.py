@@ -1,0 +1,264 @@
+import importlib
+
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
+import plain_selection as reference
+import pytest
+
+from edsft_jax import selection
+
+module = importlib.import_module('edsft_jax.selection.facility_location')
+columns = importlib.import_module('edsft_jax.selection.columns')
+
+SIMILARITIES = (
+  selection.Rbf(width=0.3),
+  selection.Rbf(width=30.0),
+  selection.Rbf(gamma=0.5),
+  selection.Cosine(),
+  selection.Cosine(transform='clip'),
+)
+
+
+def clustered(n, d=6, seed=0):
+  """Clusters of skewed sizes."""
+  rng = np.random.default_rng(seed)
+  centre = 2 * rng.normal(size=(9, d))
+  share = 1 / np.arange(1, 10)
+  label = rng.choice(9, n, p=share / share.sum())
+  return (centre[label] + rng.normal(size=(n, d))).astype(np.float32)
+
+
+@st.composite
+def problems(draw):
+  """Small pools full of equal rows, zero rows and exact ties."""
+  n = draw(st.integers(1, 24))
+  values = st.lists(st.integers(-1, 2), min_size=3 * n, max_size=3 * n)
+  features = np.array(draw(values), np.float32).reshape(n, 3)
+  order = draw(st.permutations(range(n)))
+  initial = order[: draw(st.integers(0, min(3, n - 1)))]
+  candidates = draw(st.sampled_from([None, sorted(order[: n // 2 + 1])]))
+  weights = draw(
+    st.sampled_from([None, list(range(n)), [1.0] * n, [0.0] * (n - 1) + [2.0]])
+  )
+  free = set(range(n) if candidates is None else candidates) - set(initial)
+  return dict(
+    features=features,
+    budget=draw(st.integers(0, len(free))),
+    initial=initial,
+    candidates=candidates,
+    weights=weights,
+  )
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(problems(), st.sampled_from(SIMILARITIES))
+def test_equals_plain_greedy_on_small_pools(problem, similarity):
+  result = selection.facility_location(similarity=similarity, **problem)
+  s = reference.library_similarities(problem.pop('features'), similarity)
+  indices, gains, objective = reference.facility_location(s, **problem)
+  np.testing.assert_array_equal(result.indices, indices)
+  np.testing.assert_allclose(result.gains, gains, atol=1e-6)
+  np.testing.assert_allclose(result.objective, objective, atol=1e-6)
+  assert result.indices.dtype == np.int64
+  assert len(set(result.indices.tolist())) == problem['budget']
+
+
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+def test_similarities_are_those_of_the_documentation(similarity):
+  features = clustered(80)
+  features[7] = 0
+  np.testing.assert_allclose(
+    reference.library_similarities(features, similarity),
+    reference.exact_similarities(features, similarity),
+    atol=2e-6,
+  )
+
+
+@pytest.fixture(
+  params=['lists_at_once', 'lists_later', 'no_lists', 'kept', 'kept_no_lists']
+)
+def way(request, monkeypatch):
+  """Sends small pools through every way that large ones take."""
+  if request.param != 'lists_at_once':
+    monkeypatch.setattr(module, '_SMALL', 0)
+  if request.param.startswith('kept'):
+    monkeypatch.setattr(columns, '_WIDTH_WORTH_KEEPING', 1)
+  if request.param.endswith('no_lists'):
+    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
+  if request.param == 'no_lists':
+    # Two batches of columns fit: they push one another out.
+    monkeypatch.setattr(columns, '_MOST_KEPT', 128)
+
+
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+def test_every_way_picks_the_same(similarity, way):
+  features = clustered(300)
+  features[::7] = features[0]
+  weights = np.random.default_rng(1).integers(0, 4, size=300)
+  result = selection.facility_location(
+    features, 120, similarity, initial=[5, 7], weights=weights
+  )
+  s = reference.library_similarities(features, similarity)
+  indices, gains, objective = reference.facility_location(
+    s, 120, [5, 7], weights=weights
+  )
+  np.testing.assert_array_equal(result.indices, indices)
+  np.testing.assert_allclose(result.gains, gains, atol=1e-4)
+  assert result.objective == pytest.approx(objective)
+
+
+@pytest.mark.parametrize('memory_limit', [0, 10**5, 10**6, 10**7])
+def test_memory_limit_changes_nothing(memory_limit):
+  features = clustered(1200)
+  expected = selection.facility_location(features, 150)
+  result = selection.facility_location(features, 150, memory_limit=memory_limit)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+  np.testing.assert_array_equal(result.gains, expected.gains)
+
+
+def test_prefixes_are_the_answers_for_smaller_budgets():
+  features = clustered(700)
+  whole = selection.facility_location(features, 300)
+  for budget in (0, 1, 2, 17, 130):
+    part = selection.facility_location(features, budget)
+    np.testing.assert_array_equal(part.indices, whole.indices[:budget])
+    np.testing.assert_array_equal(part.gains, whole.gains[:budget])
+
+
+def test_topping_up_goes_on_where_greedy_stopped():
+  features = clustered(700)
+  whole = selection.facility_location(features, 60)
+  rest = selection.facility_location(features, 40, initial=whole.indices[:20])
+  np.testing.assert_array_equal(rest.indices, whole.indices[20:])
+  np.testing.assert_allclose(rest.gains, whole.gains[20:])
+  assert rest.objective == whole.objective
+
+
+@pytest.mark.parametrize('scale', [2.0**-40, 2.0**20])
+def test_scaling_by_a_power_of_two_changes_nothing(scale):
+  features = clustered(400)
+  expected = selection.facility_location(features, 100)
+  result = selection.facility_location(scale * features, 100)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize('offset', [0.0, 30.0, 1000.0])
+@pytest.mark.parametrize('width', [0.05, 1.0])
+def test_regret_in_a_float64_replay(offset, width):
+  features = clustered(900).astype(np.float64) + offset
+  similarity = selection.Rbf(width=width)
+  result = selection.facility_location(features, 200, similarity)
+  s = reference.exact_similarities(features, similarity)
+  assert reference.worst_regret(s, result.indices) < 1e-5
+  covered = s[:, result.indices].max(axis=1).sum()
+  assert result.objective == pytest.approx(covered, rel=1e-5)
+  assert result.gains.sum() == pytest.approx(result.objective, rel=1e-6)
+
+
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(st.randoms(use_true_random=False))
+def test_permuted_rows_reach_the_same_objective(random):
+  features = clustered(60).round()
+  order = list(range(60))
+  random.shuffle(order)
+  similarity = selection.Rbf(width=0.3)
+  expected = selection.facility_location(features, 20, similarity)
+  result = selection.facility_location(features[order], 20, similarity)
+  assert result.objective == pytest.approx(expected.objective, rel=1e-2)
+  s = reference.exact_similarities(features[order], similarity)
+  assert reference.worst_regret(s, result.indices) < 1e-5
+
+
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+@pytest.mark.parametrize('row', [0.0, 1.5])
+def test_equal_rows_are_picked_in_order(similarity, row):
+  result = selection.facility_location(np.full((9, 4), row), 9, similarity)
+  assert result.indices.tolist() == list(range(9))
+  assert not result.gains[1:].any()
+
+
+def test_one_row_and_no_row():
+  one = selection.facility_location(np.ones((1, 2)), 1)
+  assert one.indices.tolist() == [0]
+  assert one.objective == one.gains[0] == 1
+  none = selection.facility_location(np.ones((0, 2)), 0)
+  assert none.indices.tolist() == []
+  assert none.objective == none.upper_bound == 0
+
+
+def test_lowest_index_once_nothing_gains():
+  features = np.repeat(np.eye(4), 3, axis=0)
+  result = selection.facility_location(
+    features, 12, selection.Cosine('clip'), weights=[0] * 3 + [1] * 9
+  )
+  assert result.indices.tolist() == [3, 6, 9, 0, 1, 2, 4, 5, 7, 8, 10, 11]
+  assert result.gains.tolist() == [3.0] * 3 + [0.0] * 9
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(st.integers(0, 2**32 - 1), st.sampled_from(SIMILARITIES))
+def test_bounds_hold_and_greedy_keeps_its_promise(seed, similarity):
+  features = np.random.default_rng(seed).normal(size=(9, 3))
+  initial = [4] if seed % 2 else []
+  result = selection.facility_location(features, 5, similarity, initial)
+  s = reference.exact_similarities(features, similarity)
+  best = reference.best_sets(s, 5, initial)
+  before = s[:, initial].max(axis=1, initial=0.0).sum()
+  for m, optimum in enumerate(best):
+    assert result.upper_bound_at(m) >= optimum - 1e-5
+    reached = before + result.gains[:m].sum()
+    assert reached - before >= (1 - 1 / np.e) * (optimum - before) - 1e-5
+  assert result.upper_bound == result.upper_bound_at(5)
+  assert result.upper_bound_at(0) == pytest.approx(before, abs=1e-6)
+
+
+def test_bounds_are_useful():
+  result = selection.facility_location(clustered(900), 90)
+  assert result.objective >= 0.85 * result.upper_bound
+  with pytest.raises(ValueError, match='exceeds the budget'):
+    result.upper_bound_at(91)
+
+
+@pytest.mark.parametrize('epsilon', [0.02, 0.3])
+def test_threshold_picks_nearly_the_best(epsilon, way):
+  features = clustered(400)
+  similarity = selection.Rbf(width=0.2)
+  result = selection.facility_location(
+    features, 100, similarity, method='threshold', epsilon=epsilon
+  )
+  assert len(set(result.indices.tolist())) == 100
+  s = reference.exact_similarities(features, similarity)
+  covered = np.zeros(400)
+  for pick, noted in zip(result.indices, result.gains, strict=True):
+    gain = np.maximum(s - covered[:, None], 0).sum(axis=0)
+    assert gain[pick] >= (1 - epsilon) * gain.max() - 1e-5
+    assert noted == pytest.approx(gain[pick], abs=1e-4)
+    covered = np.maximum(covered, s[:, pick])
+  assert result.objective == pytest.approx(covered.sum(), rel=1e-5)
+  part = selection.facility_location(
+    features, 30, similarity, method='threshold', epsilon=epsilon
+  )
+  np.testing.assert_array_equal(part.indices, result.indices[:30])
+
+
+def test_partitioned_comes_near_greedy():
+  features = clustered(600)
+  exact = selection.facility_location(features, 40)
+  result = selection.facility_location(features, 40, method='partitioned')
+  assert len(set(result.indices.tolist())) == 40
+  assert 0.95 * exact.objective <= result.objective <= result.upper_bound
+  s = reference.exact_similarities(features, selection.Rbf(width=1.0))
+  covered = s[:, result.indices].max(axis=1).sum()
+  assert result.objective == pytest.approx(covered, rel=1e-5)
+  assert result.gains.sum() == pytest.approx(result.objective, rel=1e-6)
+
+
+@pytest.mark.parametrize('method', ['threshold', 'partitioned'])
+def test_other_methods_on_pools_that_run_out(method):
+  result = selection.facility_location(
+    np.repeat(np.eye(3), 3, axis=0), 8, method=method, initial=[4]
+  )
+  assert sorted([*result.indices.tolist(), 4]) == list(range(9))
+  empty = selection.facility_location(np.ones((0, 2)), 0, method=method)
+  assert empty.indices.tolist() == []

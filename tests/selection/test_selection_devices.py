@@ -1,0 +1,142 @@
+"""The same picks on any number of devices, and true float32 on all."""
+
+import importlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from edsft_jax import selection
+
+module = importlib.import_module('edsft_jax.selection.facility_location')
+columns = importlib.import_module('edsft_jax.selection.columns')
+center = importlib.import_module('edsft_jax.selection.k_center')
+log_determinant = importlib.import_module('edsft_jax.selection.log_determinant')
+
+TWO_PROCESSES = """
+import sys
+import jax
+import numpy as np
+process, port = int(sys.argv[1]), sys.argv[2]
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(f'localhost:{port}', 2, process)
+from edsft_jax import selection
+mesh = jax.make_mesh(
+  (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+)
+features = np.random.default_rng(0).normal(size=(1500, 4)).round(1)
+one = selection.facility_location(features, 40, mesh=mesh, memory_limit=10**7)
+two = selection.k_center(features, 40, mesh=mesh)
+if process == 0:
+  print(*one.indices, *two.indices)
+"""
+
+
+def pool(n=5000):
+  """More tiles than devices, equal rows among them."""
+  features = np.random.default_rng(0).normal(size=(n, 4)).round(1)
+  features[::9] = features[1]
+  return features
+
+
+def mesh_of(devices):
+  return jax.sharding.Mesh(
+    np.array(jax.devices()[:devices]).reshape(devices, 1), ('data', 'tensor')
+  )
+
+
+@pytest.mark.parametrize('lists', [True, False])
+@pytest.mark.parametrize('method', ['greedy', 'threshold'])
+def test_facility_location_on_any_number_of_devices(method, lists, monkeypatch):
+  features, budget = pool(), 200
+  if not lists:
+    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
+    budget = 12
+  expected = selection.facility_location(
+    features, budget, initial=[3], method=method
+  )
+  for devices in (4, 8):
+    result = selection.facility_location(
+      features, budget, initial=[3], method=method, mesh=mesh_of(devices)
+    )
+    np.testing.assert_array_equal(result.indices, expected.indices)
+    np.testing.assert_array_equal(result.gains, expected.gains)
+    assert result.objective == expected.objective
+
+
+def test_k_center_on_any_number_of_devices():
+  expected = selection.k_center(pool(), 300)
+  for devices in (4, 8):
+    result = selection.k_center(pool(), 300, mesh=mesh_of(devices))
+    np.testing.assert_array_equal(result.indices, expected.indices)
+    np.testing.assert_array_equal(result.gains, expected.gains)
+
+
+def test_each_device_holds_its_share():
+  points = pool(4096).astype(np.float32)
+  held = columns.Columns('rbf', points, np.ones(len(points)), mesh_of(8), 10**8)
+  for array in (held._point_TxRxD, held._compute(np.arange(3), 64)):
+    sizes = {shard.data.size for shard in array.addressable_shards}
+    assert sizes == {array.size // 8}
+
+
+def test_two_processes_pick_what_one_picks():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = str(free.getsockname()[1])
+  environment = dict(
+    os.environ,
+    XLA_FLAGS='--xla_force_host_platform_device_count=4',
+    PYTHONPATH=str(pathlib.Path(__file__).parents[2]),
+  )
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', TWO_PROCESSES, str(process), port],
+      env=environment,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for process in (0, 1)
+  ]
+  try:
+    output = processes[0].communicate(timeout=120)[0]
+    processes[1].communicate(timeout=120)
+  finally:
+    for process in processes:
+      process.kill()
+  features = np.random.default_rng(0).normal(size=(1500, 4)).round(1)
+  expected = [
+    *selection.facility_location(features, 40).indices,
+    *selection.k_center(features, 40).indices,
+  ]
+  assert output.split() == [str(i) for i in expected]
+
+
+def test_products_are_true_float32():
+  points = np.ones((64, 3), np.float32)
+  norms, mesh = np.ones(64, np.float32), mesh_of(1)
+  tiles, rows = points.reshape(1, 64, 3), norms.reshape(1, 64)
+  row = np.arange(64, dtype=np.int32)
+  lowered = [
+    columns._columns.lower(
+      tiles, rows, points, norms, norms, row, formula='rbf', mesh=mesh
+    ),
+    columns._symmetric_gains.lower(
+      tiles, rows, rows, rows, rows, row, row, formula='rbf', keep=True
+    ),
+    center._nearest.lower(tiles, rows, points, np.float32(1), mesh=mesh),
+    center._pairs.lower(points, np.float32(1)),
+    log_determinant._greedy_map.lower(
+      points, norms, norms, row, np.float32(1), formula='rbf'
+    ),
+  ]
+  for program in lowered:
+    text = program.as_text()
+    products = [line for line in text.splitlines() if 'dot_general' in line]
+    assert products
+    assert all('HIGHEST' in line for line in products), products
