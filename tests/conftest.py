@@ -1,4 +1,4 @@
-"""Eight fake devices for every test, and the way to the real data."""
+"""Eight fake devices, one compile cache, and the way to the real data."""
 
 import os
 import pathlib
@@ -8,9 +8,16 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
+from places import REPOSITORY
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
+# Many tests run the same programs, and so do the commands they start: each is
+# compiled once.
+os.environ |= {
+  'JAX_COMPILATION_CACHE_DIR': str(REPOSITORY / '.pytest_cache' / 'jax'),
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+}
 
 
 @pytest.fixture(scope='session')

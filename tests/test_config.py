@@ -4,8 +4,8 @@ import ast
 import pathlib
 
 from absl import flags
-from conftest import REPOSITORY
 from ml_collections import config_flags
+from places import REPOSITORY
 import pytest
 
 from configs import default

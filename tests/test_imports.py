@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-from conftest import REPOSITORY
+from places import REPOSITORY
 import pytest
 
 PACKAGE = REPOSITORY / 'edsft_jax'

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from conftest import REPOSITORY
+from places import REPOSITORY
 import pytest
 
 from edsft_jax import errors, main

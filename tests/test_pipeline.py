@@ -7,9 +7,9 @@ import pathlib
 import subprocess
 import sys
 
-from conftest import REPOSITORY
 import ml_collections
 import numpy as np
+from places import REPOSITORY
 import pyarrow.parquet as pq
 import pytest
 

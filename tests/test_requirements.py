@@ -3,9 +3,9 @@
 import itertools
 import tomllib
 
-from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from places import REPOSITORY
 
 
 def _pins():

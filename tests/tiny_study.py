@@ -7,15 +7,14 @@ import pathlib
 from unittest import mock
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 import ml_collections
 import numpy as np
+from places import REPOSITORY
 import pyarrow as pa
 
 from configs import default
 from edsft_jax import artifacts, mesh
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
 MODEL = REPOSITORY / 'tests' / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 13
 NUM_HELDOUT = 11
@@ -40,23 +39,11 @@ def config() -> ml_collections.ConfigDict:
 
 
 @contextlib.contextmanager
-def quick(cache: pathlib.Path) -> Iterator[None]:
-  """Stages run on one device and compile each program once for all tests."""
+def on_one_device() -> Iterator[None]:
+  """Stages run on one of the eight devices: less to compile."""
   one_device = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
-  options = {
-    'jax_compilation_cache_dir': str(cache),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-    'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
   with mock.patch.object(mesh, 'make_mesh', one_device):
-    for name, value in options.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
     yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 def make(root: pathlib.Path) -> artifacts.Workdir:

@@ -23,7 +23,7 @@ METHODS = ('greedy', 'threshold', 'partitioned')
 _ENTRY_BYTES = 8
 # Short lists pay when one entry in so many is left, or when they are small.
 _SPARSE = 4
-_SMALL = 2**22
+_SMALL = 2**18
 
 
 def facility_location(
@@ -213,12 +213,19 @@ def _greedy(
   columns.cover(problem.initial_I)
   current_U = columns.current()
   bound_C = np.zeros(len(problem.row_C))
-  if budget:
+  goal = min(budget, len(problem.row_C))
+  if goal:
     sample_SxU = columns.similarities(_sample(problem.row_C))
-  while len(order.candidates) < budget:
+  too_many = np.inf
+  while len(order.candidates) < goal:
     alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
-    if _lists_pay(alive, problem, columns, memory_limit):
-      return _finish(problem, budget, columns, bound_C, order)
+    if alive < too_many and _lists_pay(alive, problem, columns, memory_limit):
+      lists = _short_lists(problem, columns, memory_limit)
+      if lists is not None:
+        columns.forget()
+        return _finish(problem, budget, lists, bound_C, order)
+      # The sample was misleading: not again before half of it is gone.
+      too_many = alive / 2
     if len(order.candidates) < 2:
       # The first pick lowers nearly every gain: refresh all at once.
       fresh_C = columns.all_gains(problem.row_C)
@@ -230,7 +237,7 @@ def _greedy(
       picks = _next_pick(problem, columns, bound_C)
       columns.cover(problem.row_C[picks])
     else:
-      most = budget - len(order.candidates)
+      most = goal - len(order.candidates)
       picks = _good_picks(problem, columns, bound_C, slack, most)
     gain_P = bound_C[picks]
     if not gain_P.any():
@@ -262,24 +269,33 @@ def _lists_pay(
     return False
   if columns.keeps_all:
     memory_limit -= columns.kept_bytes
-  # The sample may be off by a quarter.
-  return 1.25 * entries * _ENTRY_BYTES <= memory_limit
+  return entries * _ENTRY_BYTES <= 0.8 * memory_limit
+
+
+def _short_lists(
+  problem: _Problem, columns: columns_lib.Columns, memory_limit: int
+) -> short_lists.ShortLists | None:
+  """Makes lists of all that can still count, or None if they do not fit."""
+  if columns.keeps_all:
+    memory_limit -= columns.kept_bytes
+  else:
+    columns.forget()
+  lists = short_lists.ShortLists(columns.current(), problem.weight_U)
+  for s_CxU in columns.panels(problem.row_C):
+    lists.append(s_CxU)
+    if lists.num_entries * _ENTRY_BYTES > memory_limit:
+      return None
+  return lists
 
 
 def _finish(
   problem: _Problem,
   budget: int,
-  columns: columns_lib.Columns,
+  lists: short_lists.ShortLists,
   bound_C: np.ndarray,
   order: _Order,
 ) -> _Order:
-  """Makes short lists and goes on with them."""
-  if not columns.keeps_all:
-    columns.forget()
-  lists = short_lists.ShortLists(columns.current(), problem.weight_U)
-  for s_CxU in columns.panels(problem.row_C):
-    lists.append(s_CxU)
-  columns.forget()
+  """Goes on over short lists to the end."""
   bound_C = np.where(np.isneginf(bound_C), bound_C, lists.gains())
   order.certify(problem, lists.current_U, bound_C, budget)
   picks, gains = short_lists.finish(
@@ -322,8 +338,10 @@ def _good_picks(
     top = top[np.argsort(-bound_C[top], kind='stable')]
     enough = (1 - slack) * bound_C[top[0]]
     bound_C[top], taken = columns.sweep(problem.row_C[top], enough, most)
-    if taken.any() or not bound_C[top].any():
-      return top[taken] if taken.any() else top[:1]
+    if taken.any():
+      return top[taken]
+    if bound_C.max() <= 0.0:
+      return top[:1]
 
 
 def _largest(bound_C: np.ndarray) -> np.ndarray:

@@ -20,8 +20,10 @@ from edsft_jax.selection.result import Selection
 
 # Prompts among which greedy goes on alone.
 _BLOCK = 256
-# Chosen prompts whose distances to all rows are computed in one go.
-_BATCH = 64
+# Chosen prompts whose distances to all rows are computed in one go: as many as
+# make a product efficient, or fewer where most would be filling.
+_BATCH = 128
+_SMALL_BATCH = 32
 
 
 def k_center(
@@ -78,10 +80,13 @@ def k_center(
   _, where = np.unique(group_N[open_N], return_index=True)
   pick_C = open_N[np.sort(where)]
 
+  norm_U = similarity_lib.squared_norms(distinct.point_UxD)
+  row_C = group_N[pick_C]
+  row_I = np.unique(group_N[chosen])
   distances = _Distances(
-    distinct.point_UxD[group_N[pick_C]], mean_square_distance, mesh
+    distinct.point_UxD[row_C], norm_U[row_C], mean_square_distance, mesh
   )
-  distances.cover(distinct.point_UxD[np.unique(group_N[chosen])])
+  distances.cover(distinct.point_UxD[row_I], norm_U[row_I])
   while len(picks) < budget and distances.square_C.max(initial=0.0) > 0:
     accepted, squares = distances.next_picks(budget - len(picks))
     picks += pick_C[accepted].tolist()
@@ -109,6 +114,7 @@ class _Distances:
   def __init__(
     self,
     point_CxD: np.ndarray,
+    norm_C: np.ndarray,
     mean_square_distance: float,
     mesh: jax.sharding.Mesh,
   ):
@@ -116,25 +122,32 @@ class _Distances:
     # Far below what matters, far above rounding: distances that are equal on
     # paper are equal here. A power of two, so that scaled pools scale.
     scale = np.floor(np.log2(mean_square_distance or 1.0))
-    self._grid = np.float64(2.0 ** (scale - 44))
+    self._steps = np.float64(2.0 ** (44 - scale))
     self._point_CxD = point_CxD
+    self._norm_C = norm_C
     self._picked_C = np.zeros(len(point_CxD), bool)
     self.square_C = np.full(len(point_CxD), np.inf)
     self._point_TxRxD = sharding.tiles(point_CxD, mesh)
+    self._norm_TxR = sharding.tiles(norm_C, mesh)
     self._square_TxR = sharding.tiles(self.square_C, mesh)
 
-  def cover(self, point_MxD: np.ndarray) -> None:
+  def cover(self, point_MxD: np.ndarray, norm_M: np.ndarray) -> None:
     """Counts points as chosen."""
-    for start in range(0, len(point_MxD), _BATCH):
-      part = point_MxD[start : start + _BATCH]
+    start = 0
+    while start < len(point_MxD):
+      few = len(point_MxD) - start <= _BATCH // 2
+      end = start + (_SMALL_BATCH if few else _BATCH)
       # The last is repeated to fill the batch.
-      part = part[np.minimum(np.arange(_BATCH), len(part) - 1)]
+      part = np.minimum(np.arange(start, end), len(point_MxD) - 1)
+      start = end
       with jax.enable_x64(True):
         self._square_TxR = _nearest(
           self._point_TxRxD,
+          self._norm_TxR,
           self._square_TxR,
-          part,
-          self._grid,
+          point_MxD[part],
+          norm_M[part],
+          self._steps,
           mesh=self._mesh,
         )
     square_C = sharding.on_host(self._square_TxR).reshape(-1)
@@ -148,10 +161,10 @@ class _Distances:
     outside_C = self.square_C.copy()
     outside_C[block_B] = -1.0
     rival = int(np.argmax(outside_C))
+    filled_B = np.resize(block_B, _BLOCK)
     with jax.enable_x64(True):
-      # Padded to whole tiles: shapes, and so sums, as in `cover`.
       pair_BxB = np.asarray(
-        _pairs(self._point_CxD[np.resize(block_B, _BLOCK)], self._grid)
+        _pairs(self._point_CxD[filled_B], self._norm_C[filled_B], self._steps)
       )
     square_B = self.square_C[block_B]
     accepted, squares = [], []
@@ -170,7 +183,7 @@ class _Distances:
       square_B[best] = -1.0
     picked = np.asarray(accepted)
     self._picked_C[picked] = True
-    self.cover(self._point_CxD[picked])
+    self.cover(self._point_CxD[picked], self._norm_C[picked])
     return picked, np.asarray(squares)
 
   def _largest(self, count: int) -> np.ndarray:
@@ -183,44 +196,50 @@ class _Distances:
 
 
 def _squares(
-  point_AxD: jax.Array, point_BxD: jax.Array, grid: jax.Array
+  point_AxD: jax.Array,
+  norm_A: jax.Array,
+  point_BxD: jax.Array,
+  norm_B: jax.Array,
+  steps: jax.Array,
 ) -> jax.Array:
-  """Returns [A, B] squared distances in whole steps of the grid."""
+  """Returns [A, B] squared distances, in whole steps of 1 / steps."""
   product_AxB = jnp.matmul(point_AxD, point_BxD.T, precision='highest')
-  norm_A = jnp.square(point_AxD).sum(axis=1)
-  norm_B = jnp.square(point_BxD).sum(axis=1)
   square_AxB = norm_A[:, None] + norm_B[None, :] - 2 * product_AxB
-  return jnp.round(jnp.maximum(square_AxB, 0.0) / grid) * grid
+  return jnp.round(jnp.maximum(square_AxB, 0.0) * steps) * (1 / steps)
 
 
 @jax.jit
-def _pairs(point_BxD: jax.Array, grid: jax.Array) -> jax.Array:
-  return _squares(point_BxD, point_BxD, grid)
+def _pairs(
+  point_BxD: jax.Array, norm_B: jax.Array, steps: jax.Array
+) -> jax.Array:
+  return _squares(point_BxD, norm_B, point_BxD, norm_B, steps)
 
 
 @functools.partial(jax.jit, static_argnames='mesh')
 def _nearest(
   point_TxRxD: jax.Array,
+  norm_TxR: jax.Array,
   square_TxR: jax.Array,
   point_MxD: jax.Array,
-  grid: jax.Array,
+  norm_M: jax.Array,
+  steps: jax.Array,
   *,
   mesh: jax.sharding.Mesh,
 ) -> jax.Array:
   """Lowers squared distances to those of the nearest of M points."""
 
-  def share(point_TxRxD, square_TxR, point_MxD, grid):
+  def share(point_TxRxD, norm_TxR, square_TxR, point_MxD, norm_M, steps):
     def one_tile(tile):
-      point_RxD, square_R = tile
-      square_RxM = _squares(point_RxD, point_MxD, grid)
-      return jnp.minimum(square_R, square_RxM.min(axis=1))
+      point_RxD, norm_R, square_R = tile
+      square_MxR = _squares(point_MxD, norm_M, point_RxD, norm_R, steps)
+      return jnp.minimum(square_R, square_MxR.min(axis=0))
 
-    return jax.lax.map(one_tile, (point_TxRxD, square_TxR))
+    return jax.lax.map(one_tile, (point_TxRxD, norm_TxR, square_TxR))
 
   return jax.shard_map(
     share,
     mesh=mesh,
-    in_specs=(sharding.ROWS,) * 2 + (sharding.EVERYWHERE,) * 2,
+    in_specs=(sharding.ROWS,) * 3 + (sharding.EVERYWHERE,) * 3,
     out_specs=sharding.ROWS,
     check_vma=False,
-  )(point_TxRxD, square_TxR, point_MxD, grid)
+  )(point_TxRxD, norm_TxR, square_TxR, point_MxD, norm_M, steps)

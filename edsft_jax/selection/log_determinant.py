@@ -100,7 +100,7 @@ def _greedy_map(
     )[0].astype(jnp.float64)
     similarity_N = similarity_N.at[pick].set(self_N[pick] + jitter)
     # Rows from m on are still zero.
-    known_N = factor_MxN[:, pick] @ factor_MxN
+    known_N = jnp.matmul(factor_MxN[:, pick], factor_MxN, precision='highest')
     row_N = (similarity_N - known_N) / jnp.sqrt(residual)
     # Rounding may leave less than the jitter puts there.
     residual_N = jnp.maximum(residual_N - jnp.square(row_N), jitter / 2)

@@ -23,9 +23,8 @@ def tiles(
 ) -> jax.Array:
   """Cuts rows into [T, R, ...] and puts on each device its share of them."""
   missing = padded(len(array), mesh) - len(array)
-  widths = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
-  cut = np.pad(array, widths, constant_values=padding)
-  cut = cut.reshape(-1, TILE_ROWS, *array.shape[1:])
+  tail = np.full((missing, *array.shape[1:]), padding, array.dtype)
+  cut = np.concatenate([array, tail]).reshape(-1, TILE_ROWS, *array.shape[1:])
   place = jax.sharding.NamedSharding(mesh, ROWS)
   with jax.enable_x64(True):
     return jax.make_array_from_callback(

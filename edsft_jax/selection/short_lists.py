@@ -22,10 +22,11 @@ class ShortLists:
     """
     self.current_U = current_U.copy()
     self._weight_U = None if (weight_U == 1).all() else weight_U
-    # A panel holds the lists of some candidates one after the other.
+    # A panel holds the lists of some candidates one after the other: rows,
+    # similarities and lengths.
     self._panels: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    self._rows: list[np.ndarray] = []
-    self._values: list[np.ndarray] = []
+    # For each candidate its panel, and where its list starts and ends there.
+    self._places: list[tuple[int, int, int]] = []
     self.num_entries = 0
 
   def append(self, s_CxU: np.ndarray) -> None:
@@ -35,24 +36,27 @@ class ShortLists:
     position = np.flatnonzero(alive_CxU)
     value = s_CxU.reshape(-1)[position]
     position -= np.repeat(np.arange(len(s_CxU)) * s_CxU.shape[1], count_C)
-    self._panels.append((position.astype(np.int32), value, count_C))
-    self.num_entries += len(value)
-    self._slice(*self._panels[-1])
+    self._add_panel(position.astype(np.int32), value, count_C)
 
-  def _slice(
+  def _add_panel(
     self, row: np.ndarray, value: np.ndarray, count_C: np.ndarray
   ) -> None:
-    """Gives each candidate of a panel its own views."""
-    start = 0
-    for end in np.cumsum(count_C).tolist():
-      self._rows.append(row[start:end])
-      self._values.append(value[start:end])
-      start = end
+    ends = count_C.cumsum().tolist()
+    panel = len(self._panels)
+    self._places += zip([panel] * len(ends), [0, *ends], ends, strict=False)
+    self._panels.append((row, value, count_C))
+    self.num_entries += len(row)
+
+  def _list(self, candidate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows and similarities of a candidate."""
+    panel, start, end = self._places[candidate]
+    row, value, _ = self._panels[panel]
+    return row[start:end], value[start:end]
 
   def gain(self, candidate: int) -> float:
     """Returns the marginal gain of a candidate."""
-    row = self._rows[candidate]
-    extra = self._values[candidate] - self.current_U[row]
+    row, extra = self._list(candidate)
+    extra = extra - self.current_U[row]
     np.maximum(extra, 0.0, out=extra)
     if self._weight_U is None:
       return float(np.add.reduce(extra, dtype=np.float64))
@@ -65,28 +69,26 @@ class ShortLists:
       extra = np.maximum(value - self.current_U[row], 0.0).astype(np.float64)
       if self._weight_U is not None:
         extra *= self._weight_U[row]
-      sums = np.concatenate([[0.0], np.cumsum(extra)])[np.cumsum(count_C)]
+      sums = np.concatenate([[0.0], extra.cumsum()])[count_C.cumsum()]
       parts.append(np.diff(sums, prepend=0.0))
     return np.concatenate(parts)
 
   def cover(self, candidate: int) -> None:
     """Counts a candidate as chosen."""
-    row = self._rows[candidate]
-    self.current_U[row] = np.maximum(
-      self.current_U[row], self._values[candidate]
-    )
+    row, value = self._list(candidate)
+    self.current_U[row] = np.maximum(self.current_U[row], value)
 
   def compact(self) -> None:
     """Drops the entries that can no longer count."""
-    self._rows, self._values = [], []
+    # Taken from the end, so that no panel outlives its turn.
+    panels, self._panels, self._places = self._panels[::-1], [], []
     self.num_entries = 0
-    for p, (row, value, count_C) in enumerate(self._panels):
+    while panels:
+      row, value, count_C = panels.pop()
       alive = value > self.current_U[row]
-      ends = np.concatenate([[0], np.cumsum(alive)])[np.cumsum(count_C)]
-      panel = (row[alive], value[alive], np.diff(ends, prepend=0))
-      self._panels[p] = panel
-      self.num_entries += len(panel[0])
-      self._slice(*panel)
+      alive_before = np.concatenate([[0], alive.cumsum()])
+      ends = alive_before[count_C.cumsum()]
+      self._add_panel(row[alive], value[alive], np.diff(ends, prepend=0))
 
 
 def finish(

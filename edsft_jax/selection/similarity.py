@@ -134,10 +134,10 @@ def _shift_and_scale(
 
 
 def squared_norms(points: np.ndarray) -> np.ndarray:
-  """Returns [N] float32 squared lengths."""
-  norms = np.empty(len(points), np.float32)
+  """Returns [N] squared lengths, of the points' precision."""
+  norms = np.empty(len(points), points.dtype)
   for start in range(0, len(points), _ROWS):
-    block = points[start : start + _ROWS].astype(np.float64)
+    block = points[start : start + _ROWS].astype(np.float64, copy=False)
     norms[start : start + _ROWS] = np.square(block).sum(axis=1)
   return norms
 
@@ -193,16 +193,16 @@ class Distinct:
 def distinct_rows(points: np.ndarray) -> Distinct:
   """Finds bitwise equal rows by hashing, and verifies them."""
   n = len(points)
-  words = points.shape[1] * points.itemsize // 4
-  multiplier_W = np.random.default_rng(0).integers(
-    0, 2**63, size=words, dtype=np.uint64
+  word = {4: np.uint32, 8: np.uint64}[points.itemsize]
+  multiplier_D = np.random.default_rng(0).integers(
+    0, 2**63, size=points.shape[1], dtype=np.uint64
   )
-  multiplier_W = 2 * multiplier_W + 1
+  multiplier_D = 2 * multiplier_D + 1
   hash_N = np.empty(n, np.uint64)
   for start in range(0, n, _ROWS):
     block = np.ascontiguousarray(points[start : start + _ROWS])
-    bits = block.view(np.uint32).astype(np.uint64)
-    hash_N[start : start + _ROWS] = (bits * multiplier_W).sum(
+    bits = block.view(word).astype(np.uint64, copy=False)
+    hash_N[start : start + _ROWS] = (bits * multiplier_D).sum(
       axis=1, dtype=np.uint64
     )
   _, first, inverse = np.unique(hash_N, return_index=True, return_inverse=True)

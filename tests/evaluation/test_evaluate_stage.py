@@ -19,8 +19,8 @@ CELLS = (BASE, 'random-k5-seed0', 'random-k9-seed0')
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick(tmp_path_factory):
-  with tiny_study.quick(tmp_path_factory.getbasetemp() / 'compiled'):
+def one_device():
+  with tiny_study.on_one_device():
     yield
 
 

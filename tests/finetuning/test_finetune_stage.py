@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import signal
 import subprocess
 import sys
@@ -18,14 +17,9 @@ from edsft_jax.finetuning import trainer as trainer_lib
 CELLS = ('random-k5-seed0', 'random-k9-seed0')
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory) -> pathlib.Path:
-  return tmp_path_factory.getbasetemp() / 'compiled'
-
-
 @pytest.fixture(scope='module', autouse=True)
-def quick(cache):
-  with tiny_study.quick(cache):
+def one_device():
+  with tiny_study.on_one_device():
     yield
 
 
@@ -132,16 +126,16 @@ def dying_step(*args):
   return step(*args)
 
 trainer.Trainer.step = dying_step
-with tiny_study.quick(pathlib.Path(sys.argv[2])):
+with tiny_study.on_one_device():
   finetuning.run(tiny_study.config(), workdir)
 """
 
 
 def test_killed_and_resumed_is_as_never_interrupted(
-  finished, workdir, monkeypatch, cache
+  finished, workdir, monkeypatch
 ):
   killed = subprocess.run(
-    [sys.executable, '-c', _KILLED, str(workdir.root), str(cache)],
+    [sys.executable, '-c', _KILLED, str(workdir.root)],
     cwd=tiny_study.REPOSITORY,
     capture_output=True,
     text=True,
@@ -277,12 +271,13 @@ def test_a_loss_that_is_not_finite_names_cell_and_step(workdir):
 def test_weights_that_the_last_step_broke_are_not_kept(workdir):
   """No later loss would show them."""
   config = tiny_study.config()
-  config.finetuning.learning_rate = 1e39
+  config.study.budgets = (4,)
   config.finetuning.epochs = 1
-  config.finetuning.batch_size = 9
-  with pytest.raises(errors.InputError, match=r'random-k5-seed0.*at step 1:'):
+  config.finetuning.learning_rate = 3e38
+  config.finetuning.weight_decay = 100.0
+  with pytest.raises(errors.InputError, match=r'random-k4-seed0.*at step 1:'):
     finetuning.run(config, workdir)
-  assert not workdir.run(CELLS[0]).model.exists()
+  assert not workdir.run('random-k4-seed0').model.exists()
 
 
 def test_long_examples_are_shortened_and_counted(workdir, capsys):

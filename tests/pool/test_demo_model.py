@@ -4,7 +4,7 @@ import importlib.util
 import itertools
 
 from absl import flags
-from conftest import REPOSITORY
+from places import REPOSITORY
 import pytest
 
 from edsft_jax import models

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-from conftest import REPOSITORY
+from places import REPOSITORY
 import pytest
 from scipy import stats
 import synthetic_study as synthetic

@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 
-from conftest import REPOSITORY
 from flax import nnx
 import jax
 import ml_collections
 import numpy as np
+from places import REPOSITORY
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest

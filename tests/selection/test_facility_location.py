@@ -117,6 +117,35 @@ def test_memory_limit_changes_nothing(memory_limit):
   np.testing.assert_array_equal(result.gains, expected.gains)
 
 
+def test_lists_that_outgrow_the_limit_are_given_up(monkeypatch):
+  features = clustered(1200)
+  expected = selection.facility_location(features, 150)
+  made = []
+  short_lists = module._short_lists
+
+  def noted(*args):
+    made.append(short_lists(*args))
+    return made[-1]
+
+  monkeypatch.setattr(module, '_short_lists', noted)
+  # Candidates of the sample cover nothing but themselves.
+  monkeypatch.setattr(module, '_sample', lambda row_C: row_C[:1])
+  features = np.concatenate([[[99.0] * 6], features])
+  limit = dict(memory_limit=2 * 10**5)
+  similarity = selection.Rbf(gamma=0.02)
+  expected = selection.facility_location(features, 150, similarity)
+  result = selection.facility_location(features, 150, similarity, **limit)
+  assert made[1] is None
+  np.testing.assert_array_equal(result.indices, expected.indices)
+
+
+def test_all_candidates_picked_before_nothing_gains(way):
+  features = clustered(40)
+  for method in ('greedy', 'threshold', 'partitioned'):
+    result = selection.facility_location(features, 40, method=method)
+    assert sorted(result.indices.tolist()) == list(range(40))
+
+
 def test_prefixes_are_the_answers_for_smaller_budgets():
   features = clustered(700)
   whole = selection.facility_location(features, 300)

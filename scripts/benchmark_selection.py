@@ -1,0 +1,321 @@
+"""Times edsft_jax.selection against its peers, side by side.
+
+  pip install -e '.[bench]'
+  python scripts/benchmark_selection.py --csv benchmark.csv
+
+Every contestant of a case runs once to warm up, then all take turns, and the
+median of three calls counts: what else the machine does hits all alike. The
+time of similarities is included. The pool is a mixture of 200 clusters of
+skewed sizes. Memory is the peak of a process of its own.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import csv
+import heapq
+import importlib
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edsft_jax import selection
+
+GROUPS = ('facility_location', 'small', 'k_center', 'approximate', 'memory')
+FIELDS = ('case', 'contestant', 'seconds', 'ratio', 'objective', 'peak_gib')
+Contestant = Callable[[], float]
+
+
+def clustered_pool(n: int, d: int) -> np.ndarray:
+  """A mixture of 200 Gaussians, as skewed and as uneven as real pools."""
+  rng = np.random.default_rng(0)
+  share = 1 / np.arange(1, 201)
+  centre = rng.normal(size=(200, d))
+  label = rng.choice(200, n, p=share / share.sum())
+  spread = 0.5 * rng.gamma(2, 0.5, size=(n, 1))
+  return (centre[label] + spread * rng.normal(size=(n, d))).astype(np.float32)
+
+
+def kernel(features: np.ndarray, similarity: str) -> np.ndarray:
+  """All similarities in numpy, float32: RBF of width 1 or shifted cosine."""
+  if similarity == 'cosine':
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    s = unit @ unit.T
+    s += 1
+    s /= 2
+    return s
+  x = features - features.mean(axis=0)
+  norm = np.square(x).sum(axis=1)
+  s = x @ x.T
+  s *= 2
+  s -= norm[:, None]
+  s -= norm
+  np.minimum(s, 0, out=s)
+  s /= 2 * x.var(axis=0).sum()
+  return np.exp(s, out=s)
+
+
+def ours(features, budget, similarity, **kwargs) -> Contestant:
+  """This library."""
+  how = {'rbf': selection.Rbf(width=1.0), 'cosine': selection.Cosine()}
+  return lambda: (
+    selection.facility_location(
+      features, budget, how[similarity], **kwargs
+    ).objective
+  )
+
+
+def numpy_heap(features, budget, similarity) -> Contestant:
+  """Lazy greedy in numpy over a kernel that is held whole."""
+
+  def run() -> float:
+    s = kernel(features, similarity)
+    covered = np.zeros(len(s), np.float32)
+    extra = np.empty_like(covered)
+    heap = [(-gain, i) for i, gain in enumerate(s.sum(axis=1).tolist())]
+    heapq.heapify(heap)
+    for _ in range(budget):
+      while True:
+        candidate = heap[0][1]
+        np.subtract(s[candidate], covered, out=extra)
+        np.maximum(extra, 0, out=extra)
+        heapq.heapreplace(heap, (-float(extra.sum()), candidate))
+        if heap[0][1] == candidate:
+          break
+      heapq.heappop(heap)
+      np.maximum(covered, s[candidate], out=covered)
+    return float(covered.sum(dtype=np.float64))
+
+  return run
+
+
+def apricot(features, budget, similarity) -> Contestant:
+  """apricot-select, lazy greedy."""
+  from apricot import FacilityLocationSelection
+
+  def run() -> float:
+    s = kernel(features, similarity).astype(np.float64)
+    picks = (
+      FacilityLocationSelection(budget, metric='precomputed', optimizer='lazy')
+      .fit(s)
+      .ranking
+    )
+    return float(s[:, picks].max(axis=1).sum())
+
+  return run
+
+
+def submodlib(features, budget, similarity) -> Contestant:
+  """submodlib-py, lazy greedy."""
+  from submodlib import FacilityLocationFunction
+
+  def run() -> float:
+    s = kernel(features, similarity)
+    function = FacilityLocationFunction(
+      n=len(s), mode='dense', sijs=s, separate_rep=False
+    )
+    picks = function.maximize(
+      budget=budget, optimizer='LazyGreedy', show_progress=False
+    )
+    return float(s[:, [i for i, _ in picks]].max(axis=1).sum(dtype=float))
+
+  return run
+
+
+def ours_k_center(features, budget) -> Contestant:
+  """This library."""
+  return lambda: selection.k_center(features, budget).objective
+
+
+def numpy_k_center(features, budget) -> Contestant:
+  """One product with the last pick, a step."""
+
+  def run() -> float:
+    x = features - features.mean(axis=0)
+    norm = np.square(x).sum(axis=1)
+    nearest = np.full(len(x), np.inf, np.float32)
+    pick = 0
+    for _ in range(budget):
+      np.minimum(nearest, norm + norm[pick] - 2 * (x @ x[pick]), out=nearest)
+      nearest[pick] = 0
+      pick = int(np.argmax(nearest))
+    return float(np.sqrt(nearest.max()))
+
+  return run
+
+
+def jax_k_center(features, budget) -> Contestant:
+  """The same loop in jax, compiled."""
+
+  @jax.jit
+  def loop(x):
+    x = x - x.mean(axis=0)
+    norm = jnp.square(x).sum(axis=1)
+
+    def step(_, state):
+      nearest, pick = state
+      product = jnp.matmul(x, x[pick], precision='highest')
+      nearest = jnp.minimum(nearest, norm + norm[pick] - 2 * product)
+      nearest = nearest.at[pick].set(0)
+      return nearest, jnp.argmax(nearest)
+
+    start = (jnp.full(len(x), jnp.inf), jnp.int32(0))
+    return jnp.sqrt(jax.lax.fori_loop(0, budget, step, start)[0].max())
+
+  return lambda: float(loop(features))
+
+
+def compete(
+  case: str, contestants: dict[str, Contestant], repeats: int
+) -> list[dict]:
+  """Warms all up, lets them take turns, and returns medians."""
+  objective = {name: run() for name, run in contestants.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in contestants}
+  for _ in range(repeats):
+    for name, run in contestants.items():
+      start = time.perf_counter()
+      run()
+      seconds[name].append(time.perf_counter() - start)
+  median = {name: statistics.median(s) for name, s in seconds.items()}
+  reference = median[next(iter(contestants))]
+  return [
+    dict(
+      case=case,
+      contestant=name,
+      seconds=f'{median[name]:.3f}',
+      ratio=f'{median[name] / reference:.2f}',
+      objective=f'{objective[name]:.4f}',
+      peak_gib='',
+    )
+    for name in contestants
+  ]
+
+
+def facility_location_cases(peers: Sequence[Callable], repeats: int):
+  """The large cases: N = 20k, a fifth of it picked."""
+  for similarity, d in (('rbf', 64), ('rbf', 512), ('cosine', 64)):
+    arguments = (clustered_pool(20_000, d), 4_000, similarity)
+    contestants = {make.__name__: make(*arguments) for make in (ours, *peers)}
+    case = f'facility location {similarity} N=20000 d={d} k=4000'
+    yield from compete(case, contestants, repeats)
+
+
+def small_cases(peers: Sequence[Callable], repeats: int):
+  """Pools whose kernels anybody can hold."""
+  for n in (2_000, 5_000, 10_000):
+    arguments = (clustered_pool(n, 64), n // 5, 'rbf')
+    contestants = {make.__name__: make(*arguments) for make in (ours, *peers)}
+    case = f'facility location rbf N={n} d=64 k={n // 5}'
+    yield from compete(case, contestants, repeats)
+
+
+def k_center_cases(repeats: int):
+  """N = 20k, d = 512, 2,000 centres."""
+  arguments = (clustered_pool(20_000, 512), 2_000)
+  contestants = {
+    make.__name__: make(*arguments)
+    for make in (ours_k_center, numpy_k_center, jax_k_center)
+  }
+  yield from compete('k-center N=20000 d=512 k=2000', contestants, repeats)
+
+
+def approximate_cases(repeats: int):
+  """What threshold and partitioned save and lose, memory being short."""
+  limited = dict(memory_limit=2**25)
+  arguments = (clustered_pool(20_000, 64), 400, 'rbf')
+  contestants = {
+    'greedy': ours(*arguments, **limited),
+    'threshold 0.1': ours(*arguments, method='threshold', **limited),
+    'threshold 0.3': ours(
+      *arguments, method='threshold', epsilon=0.3, **limited
+    ),
+    'partitioned': ours(*arguments, method='partitioned', **limited),
+  }
+  yield from compete(
+    'facility location rbf N=20000 d=64 k=400 32 MiB', contestants, repeats
+  )
+
+
+def measure_memory(n: int, d: int) -> dict:
+  """Runs once in this process, small first, and notes the peak."""
+  features = clustered_pool(n, d)
+  selection.facility_location(features[:2_000], 10)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  start = time.perf_counter()
+  result = selection.facility_location(features, n // 10)
+  seconds = time.perf_counter() - start
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return dict(
+    case=f'memory N={n} d={d} k={n // 10}',
+    contestant='ours',
+    seconds=f'{seconds:.3f}',
+    ratio=f'beyond before {(peak - before) / 2**20:.2f} GiB',
+    objective=f'{result.objective:.4f}',
+    peak_gib=f'{peak / 2**20:.2f}',
+  )
+
+
+def memory_cases():
+  """Peak memory and growth, each size in a process of its own."""
+  context = multiprocessing.get_context('spawn')
+  for n in (20_000, 50_000, 100_000):
+    with context.Pool(1) as pool:
+      yield pool.apply(measure_memory, (n, 64))
+
+
+def installed_peers(names: Sequence[str]) -> list[Callable]:
+  """The numpy heap, and the peers that can be imported."""
+  peers = [numpy_heap]
+  for name in names:
+    try:
+      importlib.import_module(name)
+    except ImportError as error:
+      print(f'without {name}: {error}', file=sys.stderr)
+    else:
+      peers.append(globals()[name])
+  return peers
+
+
+def main() -> None:
+  """Runs the groups asked for, prints a table and writes it."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('groups', nargs='*', help=f'of {", ".join(GROUPS)}')
+  parser.add_argument(
+    '--csv', default='', help='file to write; none by default'
+  )
+  parser.add_argument('--repeats', type=int, default=3)
+  parser.add_argument('--peers', nargs='*', default=['apricot', 'submodlib'])
+  arguments = parser.parse_args()
+  groups = arguments.groups or GROUPS
+  if unknown := set(groups) - set(GROUPS):
+    parser.error(
+      f'unknown: {", ".join(unknown)}; there are {", ".join(GROUPS)}'
+    )
+  peers, repeats = installed_peers(arguments.peers), arguments.repeats
+  cases = {
+    'facility_location': lambda: facility_location_cases(peers, repeats),
+    'small': lambda: small_cases(peers, repeats),
+    'k_center': lambda: k_center_cases(repeats),
+    'approximate': lambda: approximate_cases(repeats),
+    'memory': memory_cases,
+  }
+  rows = []
+  print(' | '.join(FIELDS))
+  for group in groups:
+    for row in cases[group]():
+      rows.append(row)
+      print(' | '.join(row[field] for field in FIELDS), flush=True)
+  if arguments.csv:
+    with open(arguments.csv, 'w', newline='') as file:
+      writer = csv.DictWriter(file, FIELDS)
+      writer.writeheader()
+      writer.writerows(rows)
+
+
+if __name__ == '__main__':
+  main()
