@@ -12,6 +12,7 @@ import numpy as np
 from places import REPOSITORY
 import pyarrow.parquet as pq
 import pytest
+import tiny_study
 
 from configs import default, quickstart
 from edsft_jax import artifacts, errors, main, study
@@ -257,7 +258,8 @@ def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
     'study.seeds': (0,),
     'selection.strategies': ('random', 'min_margin'),
   }
-  main.run(_small(**options), root)
+  with tiny_study.on_one_device():
+    main.run(_small(**options), root)
   said = capsys.readouterr().out
   workdir = artifacts.Workdir(root)
   todo = artifacts.read_jsonl(workdir.todo)
@@ -278,7 +280,9 @@ def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
     writer.writeheader()
     for row in table:
       writer.writerow({**row, 'response': f'answer to {row["id"]}'})
-  main.run(_small(**options, **{'annotation.answers_path': str(filled)}), root)
+  options['annotation.answers_path'] = str(filled)
+  with tiny_study.on_one_device():
+    main.run(_small(**options), root)
   said = capsys.readouterr().out
   assert 'full pool' not in said.split('strategy')[-1]
   assert (workdir.runs / 'min_margin-k6-seed0' / 'eval.json').exists()
@@ -308,7 +312,8 @@ def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
     {
       **SMALL,
       'pool.path': str(shared / 'data' / 'dolly15k.jsonl.gz'),
-      'pool.limit': 60,
+      'pool.limit': 40,
+      'scoring.batch_tokens': 4096,
       'model.path': str(shared / 'models' / 'stories3M'),
       'study.budgets': (8,),
       'study.seeds': (0,),
@@ -319,9 +324,10 @@ def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
     }
   )
   root = tmp_path / 'w'
-  main.run(config, root, ('pool', 'score', 'select'))
-  config.selection.strategies = ('random', 'facility_location')
-  main.run(config, root)
+  with tiny_study.on_one_device():
+    main.run(config, root, ('pool', 'score', 'select'))
+    config.selection.strategies = ('random', 'facility_location')
+    main.run(config, root)
   workdir = artifacts.Workdir(root)
   for strategy in study.STRATEGIES:
     ids = study.selected_ids(workdir, strategy, 0)

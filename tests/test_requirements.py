@@ -16,8 +16,13 @@ def _pins():
 
 
 def _ranges():
+  """Of all that the seven stages need."""
   project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())
-  return [Requirement(r) for r in project['project']['dependencies']]
+  extras = project['project']['optional-dependencies']
+  return [
+    Requirement(r)
+    for r in (*project['project']['dependencies'], *extras['evaluation'])
+  ]
 
 
 def _key(requirement):

@@ -4,7 +4,7 @@ Compiled once for each padded length and used for all cells, whose weights are
 arguments.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -84,30 +84,37 @@ class Evaluator:
     multiple = mesh_lib.batch_multiple(mesh)
     self._prompts = [
       Batch(
-        indices,
+        g.indices,
         mesh_lib.shard_batch(
           mesh,
-          models.pad_left([prompts[i][0] for i in indices], length, num_rows),
+          models.pad_left(
+            [prompts[i][0] for i in g.indices], g.length, g.num_rows
+          ),
         ),
       )
-      for indices, length, num_rows in group(
+      for g in models.group(
         [len(tokens) for tokens, _ in prompts],
-        max_new_tokens,
-        batch_tokens,
-        multiple,
+        num_new=max_new_tokens,
+        batch_tokens=batch_tokens,
+        multiple=multiple,
       )
     ]
     self._examples = [
       Batch(
-        indices,
+        g.indices,
         mesh_lib.shard_batch(
           mesh,
-          responses.batch([examples[i] for i in indices], length, num_rows),
+          responses.batch(
+            [examples[i] for i in g.indices], g.length, g.num_rows
+          ),
         ),
-        responses.num_targets([examples[i] for i in indices], length),
+        responses.num_targets([examples[i] for i in g.indices], g.length),
       )
-      for indices, length, num_rows in group(
-        [len(example.tokens) for example in examples], 0, batch_tokens, multiple
+      for g in models.group(
+        [len(example.tokens) for example in examples],
+        num_new=0,
+        batch_tokens=batch_tokens,
+        multiple=multiple,
       )
     ]
     graph, _ = nnx.split(decoder)
@@ -149,36 +156,6 @@ class Evaluator:
     if ids and ids[-1] in self._format.end_ids:
       ids = ids[:-1]
     return self._format.decode(ids)
-
-
-def group(
-  lengths: Sequence[int],
-  num_new: int,
-  batch_tokens: int,
-  multiple: int,
-) -> list[tuple[list[int], int, int]]:
-  """Puts rows of like length together.
-
-  Args:
-    lengths: tokens of each row.
-    num_new: tokens that a row will have beside them.
-    batch_tokens: tokens of a batch, padding included; a batch has at least
-      `multiple` rows all the same.
-    multiple: what a batch's rows must be divisible by.
-
-  Returns:
-    For each batch its rows' indices, its padded length and padded number of
-    rows; longest first, so that memory peaks early.
-  """
-  order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-  result = []
-  while order:
-    length = models.bucket(lengths[order[0]])
-    most = max(batch_tokens // (length + num_new) // multiple, 1) * multiple
-    indices, order = order[:most], order[most:]
-    num_rows = -(-len(indices) // multiple) * multiple
-    result.append((indices, length, num_rows))
-  return result
 
 
 def _generate(

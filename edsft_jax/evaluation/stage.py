@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import importlib.util
 import pathlib
 from typing import Any
 
@@ -30,6 +31,11 @@ def check(
   """
   c = config.evaluation
   study.check(config)
+  if importlib.util.find_spec('rouge_score') is None:
+    raise errors.InputError(
+      "evaluating needs rouge-score: pip install 'edsft-jax[evaluation]', or "
+      'all of requirements.txt'
+    )
   path = models.resolve(config.model.path)
   models.check(path)
   context = models.read_config(path).context

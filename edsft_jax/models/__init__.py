@@ -24,8 +24,10 @@ from edsft_jax.models.decoder import (
 )
 from edsft_jax.models.generation import (
   Generation,
+  Group,
   bucket,
   generate,
+  group,
   pad_left,
 )
 from edsft_jax.models.lora import (
@@ -41,6 +43,7 @@ __all__ = [
   'Decoder',
   'DecoderConfig',
   'Generation',
+  'Group',
   'LoRAParam',
   'Output',
   'PromptFormat',
@@ -50,6 +53,7 @@ __all__ = [
   'check',
   'end_ids',
   'generate',
+  'group',
   'hash_model',
   'load_adapter',
   'load_decoder',

@@ -143,6 +143,48 @@ def bucket(length: int) -> int:
   return size
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Rows that run together, and the shape that they are padded to."""
+
+  indices: list[int]
+  length: int
+  num_rows: int
+
+
+def group(
+  lengths: Sequence[int],
+  *,
+  num_new: int,
+  batch_tokens: int,
+  multiple: int,
+  fill: bool = False,
+) -> list[Group]:
+  """Puts rows of like length together, each once.
+
+  Args:
+    lengths: tokens of each row.
+    num_new: tokens that a row will have beside them.
+    batch_tokens: tokens of a batch, padding included; a batch has at least
+      `multiple` rows all the same.
+    multiple: what a batch's rows must be divisible by.
+    fill: pad the last batch to the rows of a full one too, so that each length
+      has one shape however many rows there are.
+
+  Returns:
+    Longest first, so that memory peaks early.
+  """
+  order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+  groups = []
+  while order:
+    length = bucket(lengths[order[0]])
+    most = max(batch_tokens // (length + num_new) // multiple, 1) * multiple
+    indices, order = order[:most], order[most:]
+    rows = most if fill else -(-len(indices) // multiple) * multiple
+    groups.append(Group(indices, length, rows))
+  return groups
+
+
 def pad_left(
   rows: Sequence[Sequence[int]], length: int, num_rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

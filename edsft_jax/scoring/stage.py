@@ -1,7 +1,6 @@
 """The score stage: pool/ -> scores/, with the pretrained model alone."""
 
 from collections.abc import Callable, Sequence
-import dataclasses
 import functools
 from typing import Any
 
@@ -187,11 +186,9 @@ def score_prompts(
   tokens = [row for row, _ in encoded]
   rows: list[dict[str, Any] | None] = [None] * len(prompts)
   features: list[np.ndarray | None] = [None] * len(prompts)
-  for batch in scorer.batches([len(row) for row in tokens]):
-    result = scorer(
-      [tokens[i] for i in batch.indices], batch.length, batch.num_rows
-    )
-    for j, i in enumerate(batch.indices):
+  for group in scorer.groups([len(row) for row in tokens]):
+    result = scorer(tokens, group)
+    for j, i in enumerate(group.indices):
       num_new = int(result['num_generated_tokens'][j])
       generated = result['tokens'][j, :num_new]
       rows[i] = {
@@ -210,7 +207,7 @@ def score_prompts(
           f'prompt {ids[i]!r} gives scores or features that are not finite: '
           "the model's numbers overflow; check its weights or model.dtype"
         )
-    progress(len(batch.indices))
+    progress(len(group.indices))
   columns = {name: [row[name] for row in rows] for name in rows[0]}
   table = pa.table(
     {
@@ -221,15 +218,6 @@ def score_prompts(
     }
   )
   return table, np.stack(features)
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """Which prompts run together, padded to one of a few shapes."""
-
-  indices: list[int]
-  length: int
-  num_rows: int
 
 
 class Scorer:
@@ -266,24 +254,23 @@ class Scorer:
       )
     )
 
-  def batches(self, lengths: Sequence[int]) -> list[Batch]:
-    """Groups prompts of like length; longest first, so memory peaks early."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    multiple = mesh_lib.batch_multiple(self._mesh)
-    batches = []
-    while order:
-      length = models.bucket(lengths[order[0]])
-      num_rows = self._batch_tokens // (length + self._max_new_tokens)
-      num_rows = max(num_rows // multiple, 1) * multiple
-      batches.append(Batch(order[:num_rows], length, num_rows))
-      order = order[num_rows:]
-    return batches
+  def groups(self, lengths: Sequence[int]) -> list[models.Group]:
+    """Which prompts run together, by their numbers of tokens."""
+    return models.group(
+      lengths,
+      num_new=self._max_new_tokens,
+      batch_tokens=self._batch_tokens,
+      multiple=mesh_lib.batch_multiple(self._mesh),
+      fill=True,
+    )
 
   def __call__(
-    self, rows: Sequence[list[int]], length: int, num_rows: int
+    self, tokens: Sequence[list[int]], group: models.Group
   ) -> dict[str, Any]:
-    """Scores one batch of token rows; every array returned has num_rows."""
-    tokens_BxL, mask_BxL = models.pad_left(rows, length, num_rows)
+    """Scores one group; every array returned has its num_rows."""
+    tokens_BxL, mask_BxL = models.pad_left(
+      [tokens[i] for i in group.indices], group.length, group.num_rows
+    )
     batch = mesh_lib.shard_batch(self._mesh, (tokens_BxL, mask_BxL))
     return jax.device_get(self._score(self._weights, *batch))
 

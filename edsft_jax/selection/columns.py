@@ -92,25 +92,43 @@ class Columns:
     """Returns [C, padded rows] of a few candidates, given as rows."""
     return sharding.on_host(self._compute(row_C, BATCH))[: len(row_C)]
 
-  def panels(self, row_C: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields [up to PANEL, padded rows] of all candidates, in their order."""
+  def panels(
+    self, row_C: np.ndarray
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields [up to PANEL, padded rows] of all candidates, in their order.
+
+    And beside it their [up to PANEL] gains. The next panel is computed while
+    the caller works on the last.
+    """
     parts = np.split(row_C, range(PANEL, len(row_C), PANEL))
     if self.keeps_all:
       whole_UxU = sharding.on_host(self._cache_SxU)
-      yield from (whole_UxU[part] for part in parts)
+      gain_C = self.all_gains(row_C)
+      for part, gains in zip(
+        parts, np.split(gain_C, range(PANEL, len(row_C), PANEL)), strict=True
+      ):
+        first, last = part[0], part[-1] + 1
+        # Most often all rows are candidates: no copy then.
+        in_a_row = np.array_equal(part, np.arange(first, last))
+        yield whole_UxU[first:last] if in_a_row else whole_UxU[part], gains
       return
-    # The next panel is computed while the caller works on the last.
-    ahead = self._compute(parts[0], PANEL)
+    ahead = self._panel(parts[0])
     for part, following in zip(parts, [*parts[1:], None], strict=True):
-      s_CxU = ahead
+      s_CxU, gain_C = ahead
       if following is not None:
-        ahead = self._compute(following, PANEL)
-      yield sharding.on_host(s_CxU)[: len(part)]
+        ahead = self._panel(following)
+      s_CxU = sharding.on_host(s_CxU)[: len(part)]
+      yield s_CxU, np.asarray(gain_C)[: len(part)]
+
+  def _panel(self, row_C: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    s_CxU = self._compute(row_C, PANEL)
+    return s_CxU, self._gains(s_CxU, np.arange(PANEL))
 
   def gains(self, row_C: np.ndarray) -> np.ndarray:
     """Returns [C] float64 marginal gains of at most BATCH candidates."""
     slot_C = np.resize(self._slots_of(row_C), BATCH)
-    return self._gains(self._cache_SxU, slot_C)[: len(row_C)]
+    gain_C = self._gains(self._cache_SxU, slot_C)
+    return np.asarray(gain_C)[: len(row_C)]
 
   def sweep(
     self, row_C: np.ndarray, enough: float, most: int
@@ -138,16 +156,12 @@ class Columns:
   def all_gains(self, row_C: np.ndarray) -> np.ndarray:
     """Returns [C] float64 marginal gains of many candidates, maybe all."""
     if self.keeps_all:
-      return self._gains(self._cache_SxU, row_C.astype(np.int32))
+      return np.asarray(self._gains(self._cache_SxU, row_C))
     if self._mesh.size == 1 and 2 * len(row_C) > self._num_rows:
       return self._symmetric_gains()[row_C]
-    parts = [np.zeros(0)]
-    every = np.arange(PANEL, dtype=np.int32)
-    for start in range(0, len(row_C), PANEL):
-      part = row_C[start : start + PANEL]
-      gain_C = self._gains(self._compute(part, PANEL), every)
-      parts.append(gain_C[: len(part)])
-    return np.concatenate(parts)
+    parts = np.split(row_C, range(PANEL, len(row_C), PANEL))
+    gains = [np.asarray(self._panel(part)[1])[: len(part)] for part in parts]
+    return np.concatenate(gains)
 
   def cover(self, row_C: np.ndarray) -> None:
     """Counts candidates as chosen."""
@@ -181,12 +195,11 @@ class Columns:
       mesh=self._mesh,
     )
 
-  def _gains(self, s_SxU: jax.Array, slot_C: np.ndarray) -> np.ndarray:
+  def _gains(self, s_SxU: jax.Array, slot_C: np.ndarray) -> jax.Array:
+    slot_C = slot_C.astype(np.int32)
     with jax.enable_x64(True):
-      return np.asarray(
-        _gains(
-          s_SxU, slot_C, self._current_TxR, self._weight_TxR, mesh=self._mesh
-        )
+      return _gains(
+        s_SxU, slot_C, self._current_TxR, self._weight_TxR, mesh=self._mesh
       )
 
   def _symmetric_gains(self) -> np.ndarray:

@@ -220,9 +220,10 @@ def _greedy(
   while len(order.candidates) < goal:
     alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
     if alive < too_many and _lists_pay(alive, problem, columns, memory_limit):
-      lists = _short_lists(problem, columns, memory_limit)
+      lists, fresh_C = _short_lists(problem, columns, memory_limit)
       if lists is not None:
         columns.forget()
+        bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
         return _finish(problem, budget, lists, bound_C, order)
       # The sample was misleading: not again before half of it is gone.
       too_many = alive / 2
@@ -274,18 +275,23 @@ def _lists_pay(
 
 def _short_lists(
   problem: _Problem, columns: columns_lib.Columns, memory_limit: int
-) -> short_lists.ShortLists | None:
-  """Makes lists of all that can still count, or None if they do not fit."""
+) -> tuple[short_lists.ShortLists | None, np.ndarray]:
+  """Makes lists of all that can still count, or None if they do not fit.
+
+  And fresh gains of all candidates.
+  """
   if columns.keeps_all:
     memory_limit -= columns.kept_bytes
   else:
     columns.forget()
   lists = short_lists.ShortLists(columns.current(), problem.weight_U)
-  for s_CxU in columns.panels(problem.row_C):
+  gains = []
+  for s_CxU, gain_C in columns.panels(problem.row_C):
     lists.append(s_CxU)
+    gains.append(gain_C)
     if lists.num_entries * _ENTRY_BYTES > memory_limit:
-      return None
-  return lists
+      return None, np.zeros(0)
+  return lists, np.concatenate(gains)
 
 
 def _finish(
@@ -296,7 +302,6 @@ def _finish(
   order: _Order,
 ) -> _Order:
   """Goes on over short lists to the end."""
-  bound_C = np.where(np.isneginf(bound_C), bound_C, lists.gains())
   order.certify(problem, lists.current_U, bound_C, budget)
   picks, gains = short_lists.finish(
     lists, bound_C, len(order.candidates), budget

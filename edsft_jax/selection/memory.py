@@ -8,7 +8,7 @@ import jax
 from edsft_jax.selection import checks
 
 # Of what is free: a host has other tenants, an accelerator is ours.
-_HOST_FRACTION = 1 / 8
+_HOST_FRACTION = 1 / 6
 _ACCELERATOR_FRACTION = 1 / 2
 
 

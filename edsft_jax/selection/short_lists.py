@@ -23,7 +23,7 @@ class ShortLists:
     self.current_U = current_U.copy()
     self._weight_U = None if (weight_U == 1).all() else weight_U
     # A panel holds the lists of some candidates one after the other: rows,
-    # similarities and lengths.
+    # similarities, and where each list ends.
     self._panels: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     # For each candidate its panel, and where its list starts and ends there.
     self._places: list[tuple[int, int, int]] = []
@@ -31,20 +31,22 @@ class ShortLists:
 
   def append(self, s_CxU: np.ndarray) -> None:
     """Adds candidates, given their similarities to all rows."""
-    alive_CxU = s_CxU > self.current_U
-    count_C = np.count_nonzero(alive_CxU, axis=1)
-    position = np.flatnonzero(alive_CxU)
+    size = s_CxU.shape[1]
+    position = np.flatnonzero(s_CxU > self.current_U)
+    ends = np.searchsorted(position, np.arange(1, len(s_CxU) + 1) * size)
     value = s_CxU.reshape(-1)[position]
-    position -= np.repeat(np.arange(len(s_CxU)) * s_CxU.shape[1], count_C)
-    self._add_panel(position.astype(np.int32), value, count_C)
+    position -= np.repeat(
+      np.arange(len(s_CxU)) * size, np.diff(ends, prepend=0)
+    )
+    self._add_panel(position.astype(np.int32), value, ends)
 
   def _add_panel(
-    self, row: np.ndarray, value: np.ndarray, count_C: np.ndarray
+    self, row: np.ndarray, value: np.ndarray, end_C: np.ndarray
   ) -> None:
-    ends = count_C.cumsum().tolist()
+    ends = end_C.tolist()
     panel = len(self._panels)
     self._places += zip([panel] * len(ends), [0, *ends], ends, strict=False)
-    self._panels.append((row, value, count_C))
+    self._panels.append((row, value, end_C))
     self.num_entries += len(row)
 
   def _list(self, candidate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,11 +67,11 @@ class ShortLists:
   def gains(self) -> np.ndarray:
     """Returns the marginal gains of all candidates."""
     parts = [np.zeros(0)]
-    for row, value, count_C in self._panels:
+    for row, value, end_C in self._panels:
       extra = np.maximum(value - self.current_U[row], 0.0).astype(np.float64)
       if self._weight_U is not None:
         extra *= self._weight_U[row]
-      sums = np.concatenate([[0.0], extra.cumsum()])[count_C.cumsum()]
+      sums = np.concatenate([[0.0], extra.cumsum()])[end_C]
       parts.append(np.diff(sums, prepend=0.0))
     return np.concatenate(parts)
 
@@ -84,11 +86,9 @@ class ShortLists:
     panels, self._panels, self._places = self._panels[::-1], [], []
     self.num_entries = 0
     while panels:
-      row, value, count_C = panels.pop()
-      alive = value > self.current_U[row]
-      alive_before = np.concatenate([[0], alive.cumsum()])
-      ends = alive_before[count_C.cumsum()]
-      self._add_panel(row[alive], value[alive], np.diff(ends, prepend=0))
+      row, value, end_C = panels.pop()
+      alive = np.flatnonzero(value > self.current_U[row])
+      self._add_panel(row[alive], value[alive], np.searchsorted(alive, end_C))
 
 
 def finish(

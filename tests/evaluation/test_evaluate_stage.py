@@ -1,5 +1,6 @@
 """The evaluate stage against one prompt at a time, without cache or padding."""
 
+import importlib.util
 import shutil
 
 from flax import nnx
@@ -11,7 +12,7 @@ import tiny_study
 
 from edsft_jax import artifacts, errors, evaluation, finetuning, models
 from edsft_jax.evaluation import metrics
-from edsft_jax.evaluation.evaluator import Evaluator, group
+from edsft_jax.evaluation.evaluator import Evaluator
 from edsft_jax.mesh import make_mesh
 
 BASE = 'no_finetuning-k0-seed0'
@@ -241,23 +242,6 @@ def test_compiled_once_for_all_models(evaluated, monkeypatch, tmp_path):
   assert evaluator._generate._cache_size() == len(evaluator._prompts)
 
 
-def test_group_covers_every_row_within_the_budget():
-  rng = np.random.default_rng(0)
-  lengths = rng.integers(1, 90, size=101).tolist()
-  groups = group(lengths, num_new=8, batch_tokens=1000, multiple=4)
-  assert sorted(i for indices, *_ in groups for i in indices) == list(
-    range(101)
-  )
-  for indices, length, num_rows in groups:
-    assert max(lengths[i] for i in indices) <= length
-    assert len(indices) <= num_rows
-    assert num_rows % 4 == 0
-    assert num_rows * (length + 8) <= 1000
-  # Less than all would cost at the longest row's length.
-  assert sum(n * length for _, length, n in groups) < 0.8 * 101 * 96
-  assert group([50], num_new=8, batch_tokens=1, multiple=4) == [([0], 64, 4)]
-
-
 @pytest.mark.parametrize(
   ('option', 'value', 'message'),
   [
@@ -283,3 +267,9 @@ def test_no_heldout_set(tmp_path):
   config.pool.heldout_fraction = 0.0
   with pytest.raises(errors.InputError, match=r'set pool\.heldout_path or'):
     evaluation.check(config, workdir, frozenset({'pool'}))
+
+
+def test_without_rouge_score_the_remedy_is_named(evaluated, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(errors.InputError, match=r'edsft-jax\[evaluation\]'):
+    evaluation.check(_config(), evaluated, frozenset())

@@ -219,3 +219,32 @@ def test_pad_left():
     models.pad_left([[1, 2, 3]], 2, 1)
   with pytest.raises(ValueError, match='2 rows do not fit 1'):
     models.pad_left([[1], [2]], 2, 1)
+
+
+def test_group_covers_every_row_within_the_budget():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(1, 90, size=101).tolist()
+  groups = models.group(lengths, num_new=8, batch_tokens=1000, multiple=4)
+  assert sorted(i for g in groups for i in g.indices) == list(range(101))
+  for g in groups:
+    assert max(lengths[i] for i in g.indices) <= g.length
+    assert len(g.indices) <= g.num_rows
+    assert g.num_rows % 4 == 0
+    assert g.num_rows * (g.length + 8) <= 1000
+  # Less than all would cost at the longest row's length.
+  assert sum(g.num_rows * g.length for g in groups) < 0.8 * 101 * 96
+  assert models.group([50], num_new=8, batch_tokens=1, multiple=4) == [
+    models.Group([0], 64, 4)
+  ]
+
+
+def test_filled_groups_have_one_shape_a_length():
+  lengths = [40, 10, 12, 33, 9, 14, 45]
+  for some in (lengths, lengths[:3], lengths[1:]):
+    shapes = {
+      (g.length, g.num_rows)
+      for g in models.group(
+        some, num_new=0, batch_tokens=200, multiple=4, fill=True
+      )
+    }
+    assert shapes <= {(16, 12), (48, 4)}

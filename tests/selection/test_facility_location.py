@@ -118,8 +118,9 @@ def test_memory_limit_changes_nothing(memory_limit):
 
 
 def test_lists_that_outgrow_the_limit_are_given_up(monkeypatch):
-  features = clustered(1200)
-  expected = selection.facility_location(features, 150)
+  features = np.concatenate([[[99.0] * 6], clustered(1200)])
+  similarity = selection.Rbf(gamma=0.02)
+  expected = selection.facility_location(features, 150, similarity)
   made = []
   short_lists = module._short_lists
 
@@ -128,14 +129,12 @@ def test_lists_that_outgrow_the_limit_are_given_up(monkeypatch):
     return made[-1]
 
   monkeypatch.setattr(module, '_short_lists', noted)
-  # Candidates of the sample cover nothing but themselves.
+  # The only candidate of the sample covers nothing but itself.
   monkeypatch.setattr(module, '_sample', lambda row_C: row_C[:1])
-  features = np.concatenate([[[99.0] * 6], features])
-  limit = dict(memory_limit=2 * 10**5)
-  similarity = selection.Rbf(gamma=0.02)
-  expected = selection.facility_location(features, 150, similarity)
-  result = selection.facility_location(features, 150, similarity, **limit)
-  assert made[1] is None
+  result = selection.facility_location(
+    features, 150, similarity, memory_limit=2 * 10**5
+  )
+  assert made[0][0] is None
   np.testing.assert_array_equal(result.indices, expected.indices)
 
 
