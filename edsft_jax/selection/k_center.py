@@ -19,7 +19,7 @@ from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.result import Selection
 
 # Prompts among which greedy goes on alone.
-_BLOCK = 256
+_BLOCK = 512
 # Chosen prompts whose distances to all rows are computed in one go: as many as
 # make a product efficient, or fewer where most would be filling.
 _BATCH = 128

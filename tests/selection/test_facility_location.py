@@ -75,6 +75,12 @@ def test_similarities_are_those_of_the_documentation(similarity):
   )
 
 
+@pytest.mark.parametrize('similarity', SIMILARITIES)
+def test_similarities_sum_exactly_in_any_order(similarity):
+  s = reference.library_similarities(clustered(300), similarity)
+  np.testing.assert_array_equal(np.modf(s.astype(np.float64) * 2**30)[0], 0)
+
+
 @pytest.fixture(
   params=['lists_at_once', 'lists_later', 'no_lists', 'kept', 'kept_no_lists']
 )
@@ -204,6 +210,15 @@ def test_equal_rows_are_picked_in_order(similarity, row):
   result = selection.facility_location(np.full((9, 4), row), 9, similarity)
   assert result.indices.tolist() == list(range(9))
   assert not result.gains[1:].any()
+
+
+def test_copies_gain_exactly_nothing():
+  features = np.repeat(clustered(40, d=50), 2, axis=0)
+  result = selection.facility_location(features, 80)
+  assert (result.indices[:40] % 2 == 0).all()
+  assert (result.gains[:40] > 0).all()
+  assert result.indices[40:].tolist() == list(range(1, 80, 2))
+  assert not result.gains[40:].any()
 
 
 def test_one_row_and_no_row():

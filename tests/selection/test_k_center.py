@@ -1,3 +1,5 @@
+import importlib
+
 import hypothesis
 from hypothesis import strategies as st
 import numpy as np
@@ -5,6 +7,8 @@ import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
+
+module = importlib.import_module('edsft_jax.selection.k_center')
 
 
 def pool(n, d=5, seed=0):
@@ -85,6 +89,17 @@ def test_more_ties_than_a_block_holds():
   result = selection.k_center(np.eye(700), 700)
   assert result.indices.tolist() == list(range(700))
   np.testing.assert_allclose(result.gains[1:], np.sqrt(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize('block', [2, 3, 7])
+def test_ties_across_the_edge_of_a_block(block, monkeypatch):
+  monkeypatch.setattr(module, '_BLOCK', block)
+  for seed in range(6):
+    features = np.random.default_rng(seed).integers(0, 4, size=(60, 3))
+    features = np.unique(features, axis=0)[::-1]
+    result = selection.k_center(features, len(features))
+    indices, _, _ = reference.k_center(features, len(features))
+    np.testing.assert_array_equal(result.indices, indices)
 
 
 def test_equal_rows_come_last_in_order():
