@@ -94,6 +94,10 @@ class Workdir:
   def selection(self, strategy: str, seed: int) -> pathlib.Path:
     return self.selections / f'{strategy}-seed{seed}.jsonl'
 
+  def selection_record(self, strategy: str) -> pathlib.Path:
+    """What a strategy's orders were made from, and how good they can be."""
+    return self.selections / f'{strategy}.json'
+
   @property
   def runs(self) -> pathlib.Path:
     return self.root / 'runs'

@@ -88,7 +88,13 @@ def run(
     for j, later in enumerate(stages[i:], start=i):
       STAGES[later].check(config, workdir, frozenset(stages[i:j]))
     if i == 0:
-      artifacts.write_json(workdir.config, config.to_dict())
+      try:
+        artifacts.write_json(workdir.config, config.to_dict())
+      except OSError as e:
+        raise errors.InputError(
+          f'--workdir={path} cannot be written to ({e.strerror}): name a '
+          'folder that can'
+        ) from None
       artifacts.Manifest(workdir).describe(
         devices=[device.device_kind for device in jax.devices()]
       )
@@ -97,9 +103,7 @@ def run(
     if name == 'annotate' and waiting and annotation.missing(workdir):
       console.say(
         'annotate',
-        f'{", ".join(waiting)} wait for the answers. Fill {workdir.todo} or '
-        'the .csv beside it and run again with '
-        '--config.annotation.answers_path=FILE',
+        f'{", ".join(waiting)} wait for the answers',
       )
       return
   if 'report' in stages:

@@ -153,7 +153,7 @@ def check(
       'selection.kernel.width and selection.kernel.gamma are both set: '
       'set one of them back to 0.0'
     )
-  if config.selection.memory_limit < 0:
+  if not 0.0 <= config.selection.memory_limit < np.inf:
     raise errors.InputError(
       f'selection.memory_limit is {config.selection.memory_limit}: GiB of at '
       'least 0.0'
@@ -281,10 +281,6 @@ def _fingerprint(
   return read
 
 
-def _record_path(workdir: artifacts.Workdir, name: str) -> pathlib.Path:
-  return workdir.selections / f'{name}.json'
-
-
 def _pending(
   config: ml_collections.ConfigDict,
   workdir: artifacts.Workdir,
@@ -294,7 +290,7 @@ def _pending(
 ) -> dict[str, Any] | None:
   """The record to complete, or None when all the files are there."""
   fingerprint = _fingerprint(config, name, hashes)
-  path = _record_path(workdir, name)
+  path = workdir.selection_record(name)
   record = {'fingerprint': fingerprint, 'budget': 0}
   if path.exists():
     record = artifacts.read_json(path)
@@ -304,10 +300,14 @@ def _pending(
       fingerprint,
       'set it back or use another --workdir',
     )
-  files = [workdir.selection(name, seed) for seed in config.study.seeds]
-  if record['budget'] >= budget and all(f.exists() for f in files):
-    return None
-  return record
+  # A budget may have grown while the command named other seeds.
+  lengths = [
+    len(study.selected_ids(workdir, name, seed))
+    if workdir.selection(name, seed).exists()
+    else 0
+    for seed in config.study.seeds
+  ]
+  return None if min(lengths) >= budget else record
 
 
 def _view(
@@ -427,7 +427,7 @@ def _select(
     else:
       _link(first, path)
   artifacts.write_json(
-    _record_path(workdir, name),
+    workdir.selection_record(name),
     {
       'fingerprint': record['fingerprint'],
       'budget': budget,

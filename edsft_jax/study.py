@@ -79,6 +79,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_strategies(config.selection.strategies)
   _check_integers('study.budgets', config.study.budgets, least=1)
   _check_integers('study.seeds', config.study.seeds, least=0)
+  for seed in config.study.seeds:
+    if seed >= 2**32:  # JAX would take another seed's numbers.
+      raise errors.InputError(
+        f'study.seeds has {seed}: smaller than 2^32 is needed'
+      )
 
 
 def _check_strategies(names: Sequence[str]) -> None:

@@ -93,6 +93,14 @@ def write(
     columns['task'] = labels
   artifacts.write_parquet(workdir.pool, pa.table(columns))
   for strategy in options.selection.strategies:
+    bounds = [
+      {'budget': m, 'objective': 9.0 * m, 'upper_bound': 10.0 * m}
+      for m in (*options.study.budgets, 999)
+    ]
+    artifacts.write_json(
+      workdir.selection_record(strategy),
+      {'bounds': bounds if strategy == 'facility_location' else []},
+    )
     for seed in options.study.seeds:
       order = rng.sample(range(POOL_SIZE), max(options.study.budgets))
       artifacts.write_jsonl(

@@ -117,6 +117,7 @@ def make(
     ],
     widths=widths,
     gains=gains,
+    certificates=results.certificates(config, workdir),
     has_tasks=pool.tasks is not None,
     allocation=allocation,
     quality=quality,

@@ -150,6 +150,25 @@ def read_selections(
   }
 
 
+def certificates(
+  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+) -> list[str]:
+  """How near the best possible choice a strategy is sure to be, by budget.
+
+  Only of strategies whose selection proved a bound (facility location).
+  """
+  return [
+    f'{strategy} at {bound["budget"]:,} answers reaches '
+    f'{bound["objective"]:,.1f}, and no choice of so many prompts can exceed '
+    f'{bound["upper_bound"]:,.1f}: it is at least '
+    f'{bound["objective"] / bound["upper_bound"]:.1%} of the best possible'
+    for strategy in config.selection.strategies
+    if (path := workdir.selection_record(strategy)).exists()
+    for bound in artifacts.read_json(path)['bounds']
+    if bound['budget'] in config.study.budgets and bound['upper_bound'] > 0
+  ]
+
+
 def input_files(
   config: ml_collections.ConfigDict, workdir: artifacts.Workdir
 ) -> list[pathlib.Path]:
@@ -157,6 +176,7 @@ def input_files(
   paths = [
     workdir.pool,
     workdir.gains_curves,
+    *(workdir.selection_record(s) for s in config.selection.strategies),
     *(
       workdir.selection(strategy, seed)
       for strategy in config.selection.strategies

@@ -75,6 +75,8 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   c = config.scoring
   path = models.resolve(config.model.path)
   manifest = artifacts.Manifest(workdir)
+  if not workdir.scores.exists() and not workdir.score_shards.exists():
+    manifest.forget('score')  # A model that failed at once may be mended.
   done = manifest.begin(
     'score',
     {

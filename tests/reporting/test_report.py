@@ -319,6 +319,18 @@ def test_a_random_budget_that_is_absent(tmp_path, quick):
   assert comparison.Verdict.NO_RANDOM.value in html(workdir)
 
 
+def test_the_bound_of_facility_location_is_told_for_each_budget(reported):
+  text = ' '.join(html(reported[1]).split())
+  for budget in (20, 40, 80):
+    assert (
+      f'facility_location at {budget} answers reaches {9 * budget}.0, and no '
+      f'choice of so many prompts can exceed {10 * budget}.0: it is at least '
+      '90.0% of the best possible.'
+    ) in text
+  assert '999 answers' not in text
+  assert text.count('of the best possible.') == 3
+
+
 def test_no_random_no_tasks_no_curves_one_budget(tmp_path):
   options = synthetic.config(
     selection__strategies=('facility_location',), study__budgets=(40,)
