@@ -63,3 +63,12 @@ def test_a_mistake_is_one_line_and_an_exit_code(tmp_path, words, says):
   assert line.startswith('edsft_jax: ')
   assert says in line
   assert not workdir.exists()
+
+
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
+  (tmp_path / 'file').write_text('mine')
+  for workdir in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+    result = _command('pool', f'--workdir={workdir}')
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert f'--workdir={workdir} cannot be written to' in line

@@ -229,6 +229,15 @@ def test_more_budget_extends_and_more_seeds_and_names_redo_nothing(workdir):
   assert len(_picks(workdir, 'min_margin')) == 9
 
 
+def test_a_budget_that_grew_with_other_seeds_reaches_every_seed(workdir):
+  names = ('random', 'min_margin')
+  strategies.run(_config(*names, budgets=(5,), seeds=(0,)), workdir)
+  strategies.run(_config(*names, budgets=(9,), seeds=(1,)), workdir)
+  strategies.run(_config(*names, budgets=(5, 9), seeds=(0, 1)), workdir)
+  for name in names:
+    assert [len(_picks(workdir, name, seed)) for seed in (0, 1)] == [9, 9]
+
+
 def test_only_the_options_that_a_strategy_reads_bind_it(workdir):
   strategies.run(_config('random', 'facility_location'), workdir)
   config = _config('random')
@@ -309,6 +318,8 @@ def test_a_random_first_centre_differs_by_seed(workdir):
     ('selection.k_center_first', 'last', "'last' is unknown"),
     ('selection.task_confidence', 'margin', "'margin' is unknown"),
     ('selection.memory_limit', -1.0, 'selection.memory_limit is -1.0'),
+    ('selection.memory_limit', float('nan'), 'selection.memory_limit is nan'),
+    ('study.seeds', (2**32,), 'smaller than'),
   ],
 )
 def test_bad_options_name_themselves(workdir, option, value, says):

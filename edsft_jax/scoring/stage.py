@@ -75,7 +75,9 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   c = config.scoring
   path = models.resolve(config.model.path)
   manifest = artifacts.Manifest(workdir)
-  if not workdir.scores.exists() and not workdir.score_shards.exists():
+  known = manifest.contents['stages'].get('score')
+  shards_done = any(workdir.score_shards.glob('[0-9]*'))
+  if known and not known['done'] and not shards_done:
     manifest.forget('score')  # A model that failed at once may be mended.
   done = manifest.begin(
     'score',

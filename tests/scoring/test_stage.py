@@ -329,6 +329,13 @@ def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
   assert not workdir.scores.exists()
   assert list(workdir.score_shards.glob('*')) == []
 
+  # Nothing was scored with it: another model may take its place.
+  monkeypatch.setattr(models, 'load_decoder', load)
+  config = _config()
+  config.model.path = str(GOLDEN.with_name('linear_v4'))
+  scoring.run(config, workdir)
+  assert workdir.scores.exists()
+
 
 @pytest.mark.parametrize(
   ('option', 'value', 'says'),
