@@ -10,11 +10,13 @@ and refuses what changed.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 from typing import Any
@@ -148,6 +150,38 @@ class Run:
   @property
   def predictions(self) -> pathlib.Path:
     return self.root / 'predictions.jsonl'
+
+
+@contextlib.contextmanager
+def claimed(workdir: Workdir) -> Iterator[None]:
+  """Holds a workdir against other commands; leaves no empty folder behind.
+
+  Raises:
+    InputError: another command is at work there, or it cannot be written to.
+  """
+  lock = workdir.root / '.lock'
+  try:
+    workdir.root.mkdir(parents=True, exist_ok=True)
+    file = lock.open('a')
+  except OSError as e:
+    raise errors.InputError(
+      f'--workdir={workdir.root} cannot be written to ({e.strerror}): name a '
+      'folder that can'
+    ) from None
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise errors.InputError(
+        f'another command is at work in {workdir.root}: wait for it, or name '
+        'another --workdir'
+      ) from None
+    try:
+      yield
+    finally:
+      if [p.name for p in workdir.root.iterdir()] == [lock.name]:
+        lock.unlink()
+        workdir.root.rmdir()
 
 
 # Writing: whole or not at all.
@@ -297,7 +331,14 @@ def read_responses(path: pathlib.Path) -> dict[str, str]:
 
 
 def hash_file(path: pathlib.Path) -> str:
-  """SHA-256 of a file's bytes, in hex."""
+  """SHA-256 of a file's bytes, in hex; read once while the file is the same."""
+  stat = path.stat()
+  return _hash_file(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_file(path: pathlib.Path, *identity: int) -> str:
+  del identity  # Distinguishes what a path named at different times.
   with path.open('rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
@@ -325,6 +366,8 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
   def short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value):
+      return value[:8]  # Of a hash the beginning tells as much.
     return text if len(text) <= 60 else f'{text[:57]}...'
 
   return [
@@ -362,8 +405,18 @@ class Manifest:
     if self._path.exists():
       self.contents = read_json(self._path)
 
-  def begin(self, stage: str, fingerprint: Mapping[str, Any]) -> bool:
+  def begin(
+    self,
+    stage: str,
+    fingerprint: Mapping[str, Any],
+    remedy: str = 'set it back or use another --workdir',
+  ) -> bool:
     """Returns True when the stage is done with this very fingerprint.
+
+    Args:
+      stage: its name.
+      fingerprint: what it is made from, by name.
+      remedy: what a person can do when that has changed.
 
     Raises:
       InputError: the stage was begun or done with another fingerprint.
@@ -375,7 +428,7 @@ class Manifest:
         f'{stage} in this workdir',
         known['fingerprint'],
         fingerprint,
-        'set it back or use another --workdir',
+        remedy,
       )
       return known['done']
     self.contents['stages'][stage] = {

@@ -11,6 +11,11 @@ def say(stage: str, text: str) -> None:
   tqdm.tqdm.write(f'{stage:<9} {text}')
 
 
+def count(number: int, noun: str) -> str:
+  """'1 prompt', '2,000 prompts': for nouns that take an s."""
+  return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
 def bar(
   stage: str,
   total: int | None,

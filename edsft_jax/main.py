@@ -82,22 +82,28 @@ def run(
   Raises:
     InputError: a bad option or file; finished stages stay finished.
   """
-  start = time.monotonic()
   workdir = artifacts.Workdir(path)
+  with artifacts.claimed(workdir):
+    try:
+      _run_stages(config, workdir, stages)
+    except errors.InputError:
+      if not artifacts.Manifest(workdir).contents['stages']:
+        workdir.config.unlink(missing_ok=True)
+      raise
+
+
+def _run_stages(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  stages: Sequence[str],
+) -> None:
+  start = time.monotonic()
   for i, name in enumerate(stages):
     for j, later in enumerate(stages[i:], start=i):
       STAGES[later].check(config, workdir, frozenset(stages[i:j]))
-    if i == 0:
-      try:
-        artifacts.write_json(workdir.config, config.to_dict())
-      except OSError as e:
-        raise errors.InputError(
-          f'--workdir={path} cannot be written to ({e.strerror}): name a '
-          'folder that can'
-        ) from None
-      artifacts.Manifest(workdir).describe(
-        devices=[device.device_kind for device in jax.devices()]
-      )
+    # A command that is refused must not rewrite what a study was made with.
+    if not workdir.config.exists():
+      artifacts.write_json(workdir.config, config.to_dict())
     STAGES[name].run(config, workdir)
     waiting = [s for s in stages[i + 1 :] if s in AFTER_ANSWERS]
     if name == 'annotate' and waiting and annotation.missing(workdir):
@@ -105,8 +111,12 @@ def run(
         'annotate',
         f'{", ".join(waiting)} wait for the answers',
       )
-      return
-  if 'report' in stages:
+      break
+  artifacts.write_json(workdir.config, config.to_dict())
+  artifacts.Manifest(workdir).describe(
+    devices=[device.device_kind for device in jax.devices()]
+  )
+  if 'report' in stages and workdir.report.exists():
     print(reporting.summary(config, workdir))
   console.say('done', f'in {time.monotonic() - start:.1f} s')
 
@@ -175,9 +185,19 @@ def _complain(problem: object) -> int:
   return 2
 
 
+def _last_of_each(argv: Sequence[str]) -> list[str]:
+  """Drops options that are given again later: else tuples would add up."""
+  last = {word.partition('=')[0]: i for i, word in enumerate(argv)}
+  return [
+    word
+    for i, word in enumerate(argv)
+    if not word.startswith('--config.') or i == last[word.partition('=')[0]]
+  ]
+
+
 def cli() -> None:
   """The entry point of the edsft-jax command."""
-  argv = list(sys.argv)
+  argv = _last_of_each(sys.argv)
   if not any(word.lstrip('-').startswith('config=') for word in argv):
     # Overrides are only understood behind a config.
     argv.insert(1, f'--config={default.__file__}')

@@ -129,6 +129,7 @@ def check(
     InputError: naming the option or the file.
   """
   study.check(config)
+  mesh_lib.make_mesh(**config.mesh)
   kernel = config.selection.kernel
   _check_choice(
     'selection.kernel.similarity', kernel.similarity, ('rbf', 'cosine')
@@ -212,6 +213,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   Raises:
     InputError: a strategy's file was made from other inputs.
   """
+  check(config, workdir, frozenset())
   c = config.selection
   budget = max(config.study.budgets)
   manifest = artifacts.Manifest(workdir)
@@ -251,8 +253,8 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   manifest.finish('select', {'strategies': len(c.strategies), 'budget': budget})
   console.say(
     'select',
-    f'{len(todo)} strategies, {budget:,} of {len(view.pool):,} prompts each '
-    f'-> {workdir.selections}',
+    f'{budget:,} of {console.count(len(view.pool), "prompt")} by '
+    f'{", ".join(todo)} -> {workdir.selections}',
   )
 
 

@@ -92,6 +92,9 @@ def write(
   if tasks:
     columns['task'] = labels
   artifacts.write_parquet(workdir.pool, pa.table(columns))
+  artifacts.write_parquet(
+    workdir.responses, pa.table({'id': ids, 'response': ids})
+  )
   for strategy in options.selection.strategies:
     bounds = [
       {'budget': m, 'objective': 9.0 * m, 'upper_bound': 10.0 * m}

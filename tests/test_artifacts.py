@@ -1,11 +1,43 @@
 """Files appear whole or not at all, and the manifest refuses what changed."""
 
 import json
+import os
 
 import pyarrow as pa
 import pytest
 
 from edsft_jax import artifacts, errors
+
+
+def test_a_workdir_serves_one_command_at_a_time(tmp_path):
+  workdir = artifacts.Workdir(tmp_path / 'w')
+  with artifacts.claimed(workdir):
+    (workdir.root / 'kept').touch()
+    with (
+      pytest.raises(errors.InputError, match='another command is at work'),
+      artifacts.claimed(workdir),
+    ):
+      pass
+  with artifacts.claimed(workdir):
+    pass
+  assert (workdir.root / 'kept').exists()
+
+
+def test_a_claim_leaves_no_empty_folder(tmp_path):
+  workdir = artifacts.Workdir(tmp_path / 'w')
+  with pytest.raises(RuntimeError), artifacts.claimed(workdir):
+    raise RuntimeError
+  assert not workdir.root.exists()
+
+
+def test_a_changed_file_has_another_hash(tmp_path):
+  path = tmp_path / 'f'
+  path.write_text('one')
+  first = artifacts.hash_file(path)
+  assert artifacts.hash_file(path) == first
+  path.write_text('two')
+  os.utime(path, ns=(0, 12345))
+  assert artifacts.hash_file(path) != first
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):

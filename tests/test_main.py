@@ -32,6 +32,18 @@ def test_unknown_stage_offers_the_nearest():
     main.stages_asked_for(['fintune'])
 
 
+def test_an_option_given_twice_takes_the_last(tmp_path):
+  result = _command(
+    '--config.pool.path=none.jsonl',
+    f'--workdir={tmp_path / "w"}',
+    "--config.study.budgets=('x',)",
+    '--config.study.budgets=(3,)',
+    '--config.pool.path=other.jsonl',
+  )
+  assert result.returncode == 2
+  assert 'other.jsonl' in result.stderr
+
+
 @pytest.mark.parametrize(
   ('words', 'says'),
   [
@@ -50,6 +62,7 @@ def test_unknown_stage_offers_the_nearest():
     (['--config.study.budgets=()'], 'study.budgets is empty'),
     (['--config.study.seeds=(1,1)'], 'study.seeds names a value twice'),
     (['--config.report.metric=bleu'], 'report.metric'),
+    (['--config.mesh.data=7'], 'mesh'),
   ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(tmp_path, words, says):

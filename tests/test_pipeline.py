@@ -183,9 +183,11 @@ def test_more_cells_redo_nothing(demo):
 def test_changed_inputs_are_refused_by_name(demo, option, value):
   root, _ = demo
   before = _stamps(root)
+  config = artifacts.Workdir(root).config.read_bytes()
   with pytest.raises(errors.InputError, match=option.replace('.', r'\.')):
     main.run(_small(**{option: value}), root)
   assert _stamps(root) == before
+  assert artifacts.Workdir(root).config.read_bytes() == config
 
 
 # A pool whose answers can be told from everything else.
@@ -287,6 +289,38 @@ def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
   assert 'full pool' not in said.split('strategy')[-1]
   assert (workdir.runs / 'min_margin-k6-seed0' / 'eval.json').exists()
   assert workdir.report.exists()
+
+
+def test_buyer_without_a_heldout_file_gets_the_list_too(tmp_path, capsys):
+  rows = [{'id': row['id'], 'prompt': row['prompt']} for row in _marked_rows()]
+  pool = _write_jsonl(tmp_path / 'pool.jsonl', rows)
+  root = tmp_path / 'w'
+  options = {
+    'pool.path': str(pool),
+    'pool.limit': 0,
+    'study.budgets': (3,),
+    'study.seeds': (0,),
+    'selection.strategies': ('random',),
+  }
+  with tiny_study.on_one_device():
+    main.run(_small(**options), root)
+  assert 'wait for the answers' in capsys.readouterr().out
+  todo = artifacts.read_jsonl(artifacts.Workdir(root).todo)
+  answers = _write_jsonl(
+    tmp_path / 'answers.jsonl', [{**row, 'response': 'x'} for row in todo]
+  )
+  options['annotation.answers_path'] = str(answers)
+  with pytest.raises(errors.InputError, match=r'set pool\.heldout_path'):
+    main.run(_small(**options), root)
+  assert not (root / 'runs').exists()
+
+
+def test_an_unusable_pool_leaves_nothing_behind(tmp_path):
+  pool = tmp_path / 'pool.jsonl'
+  pool.write_bytes(bytes(range(256)))
+  with pytest.raises(errors.InputError, match=r'pool\.jsonl'):
+    main.run(_small(**{'pool.path': str(pool)}), tmp_path / 'w')
+  assert not (tmp_path / 'w').exists()
 
 
 def test_a_budget_beyond_the_pool_is_found_before_scoring(tmp_path):

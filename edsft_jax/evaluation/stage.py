@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import functools
 import importlib.util
 import pathlib
 from typing import Any
@@ -52,12 +51,33 @@ def check(
     raise errors.InputError(
       f'evaluation.limit is {c.limit}: a number of prompts, or 0 for all'
     )
+  mesh_lib.make_mesh(**config.mesh)
+  _check_heldout(config, workdir, planned)
+
+
+def _check_heldout(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  planned: frozenset[str],
+) -> None:
+  if workdir.heldout.exists():
+    return
   wanted = bool(config.pool.heldout_path or config.pool.heldout_fraction)
-  if not workdir.heldout.exists() and not ('pool' in planned and wanted):
+  if 'pool' in planned and wanted:
+    return
+  if artifacts.Manifest(workdir).counts('pool').get('answers') == 0:
+    # The command ends at annotate, with a list of answers to buy.
+    if 'annotate' in planned:
+      return
     raise errors.InputError(
-      f'{workdir.heldout} is not there: set pool.heldout_path or '
-      'pool.heldout_fraction and run the pool stage'
+      'there is nothing to evaluate on, since the pool came without responses: '
+      'set pool.heldout_path to a file of prompts with responses, or ask for '
+      'the stages pool score select annotate finetune alone'
     )
+  raise errors.InputError(
+    f'{workdir.heldout} is not there: set pool.heldout_path or '
+    'pool.heldout_fraction and run the pool stage'
+  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
@@ -66,13 +86,19 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   Raises:
     InputError: a cell was evaluated with other inputs.
   """
+  check(config, workdir, frozenset())
   path = models.resolve(config.model.path)
   options = _options(config, workdir, models.hash_model(path))
   cells = _cells(config, workdir)
   manifest = artifacts.Manifest(workdir)
   if not any(workdir.runs.glob('*/eval.json')):
     manifest.forget('evaluate')
-  manifest.begin('evaluate', options)
+  manifest.begin(
+    'evaluate',
+    options,
+    f'set it back, remove {workdir.runs}/*/eval.json to evaluate every cell '
+    'anew, or use another --workdir',
+  )
   fingerprints = {
     cell: _fingerprint(workdir.run(cell.name), options) for cell in cells
   }
@@ -89,9 +115,11 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   manifest.finish('evaluate', counts)
   console.say(
     'evaluate',
-    f'{counts["models"]:,} models on {counts["prompts"]:,} held-out prompts, '
-    f'{counts["prompts_truncated"]:,} prompts truncated, '
-    f'{counts["references_cut"]:,} references cut -> {workdir.runs}',
+    f'{console.count(counts["models"], "model")} on '
+    f'{console.count(counts["prompts"], "held-out prompt")}, '
+    f'{console.count(counts["prompts_truncated"], "prompt")} truncated, '
+    f'{console.count(counts["references_cut"], "reference")} cut -> '
+    f'{workdir.runs}',
   )
 
 
@@ -179,13 +207,7 @@ def _evaluate(
 ) -> dict[str, int]:
   """Evaluates the cells of `todo`, one after the other."""
   c = config.evaluation
-  prompt_format = models.load_prompt_format(
-    path,
-    template=config.prompt.template,
-    separator=config.prompt.separator,
-    truncate=config.prompt.truncate,
-    log=functools.partial(console.say, 'evaluate'),
-  )
+  prompt_format = models.load_prompt_format(path, **config.prompt)
   mesh = mesh_lib.make_mesh(**config.mesh)
   evaluators: dict[nnx.GraphDef, evaluator_lib.Evaluator] = {}
   total = len(todo) * len(heldout)

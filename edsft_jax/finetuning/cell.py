@@ -98,7 +98,8 @@ def _not_finite(
 ) -> errors.InputError:
   return errors.InputError(
     f'finetuning {run.root.name}: the loss is not finite at step {step}: '
-    f'lower finetuning.learning_rate (now {recipe.learning_rate:g})'
+    f'lower finetuning.learning_rate (now {recipe.learning_rate:g}) and remove '
+    f'{run.root.parent}, whose other cells were made with it'
   )
 
 

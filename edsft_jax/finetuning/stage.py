@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import functools
 import math
 import pathlib
 import shutil
@@ -31,6 +30,7 @@ def check(
   study.check(config)
   path = models.resolve(config.model.path)
   models.check(path)
+  mesh_lib.make_mesh(**config.mesh)
   _check_options(config.finetuning, models.read_config(path).context)
   if 'pool' not in planned and not workdir.pool.exists():
     raise errors.InputError(
@@ -96,6 +96,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
     InputError: a cell was made from other inputs, an answer is missing, or
       the loss is not finite.
   """
+  check(config, workdir, frozenset())
   c = config.finetuning
   recipe = trainer_lib.Recipe(
     **{f.name: c[f.name] for f in dataclasses.fields(trainer_lib.Recipe)}
@@ -106,7 +107,12 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   manifest = artifacts.Manifest(workdir)
   if not any(workdir.runs.glob('*/model')):
     manifest.forget('finetune')
-  manifest.begin('finetune', options)
+  manifest.begin(
+    'finetune',
+    options,
+    f'set it back, remove {workdir.runs} to finetune every cell anew, or use '
+    'another --workdir',
+  )
   todo = [
     cell for cell, ids in cells.items() if _begin(workdir, cell, ids, options)
   ]
@@ -118,11 +124,12 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   manifest.finish('finetune', counts)
   console.say(
     'finetune',
-    f'{counts["cells"]:,} cells, {counts["steps"]:,} steps, '
+    f'{console.count(counts["cells"], "cell")}, '
+    f'{console.count(counts["steps"], "step")}, '
     f'{counts["response_tokens"]:,} response tokens in '
-    f'{counts["examples"]:,} answers, '
-    f'{counts["prompts_truncated"]:,} prompts truncated, '
-    f'{counts["responses_cut"]:,} answers cut -> {workdir.runs}',
+    f'{console.count(counts["examples"], "answer")}, '
+    f'{console.count(counts["prompts_truncated"], "prompt")} truncated, '
+    f'{console.count(counts["responses_cut"], "answer")} cut -> {workdir.runs}',
   )
 
 
@@ -234,13 +241,7 @@ def _finetune(
   todo: Sequence[study.Cell],
 ) -> dict[str, int]:
   """Finetunes the cells of `todo`; returns the counts of all cells."""
-  prompt_format = models.load_prompt_format(
-    path,
-    template=config.prompt.template,
-    separator=config.prompt.separator,
-    truncate=config.prompt.truncate,
-    log=functools.partial(console.say, 'finetune'),
-  )
+  prompt_format = models.load_prompt_format(path, **config.prompt)
   mesh = mesh_lib.make_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
   examples = {

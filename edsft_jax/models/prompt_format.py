@@ -45,7 +45,7 @@ def load_prompt_format(
     separator: stands between prompt and response where there is no template.
     truncate: which end a prompt beyond its limit loses: 'end' | 'start' |
       'middle'.
-    log: is told which format 'auto' chose.
+    log: is told which format 'auto' chose, and what the tokenizer lacks.
 
   Raises:
     InputError: an unknown option, a tokenizer that is missing, broken or
@@ -70,6 +70,8 @@ def load_prompt_format(
     chat_template = tokenizer.chat_template
   else:
     chat_template = None if template == 'raw' else template
+  if tokenizer.pad_token_id is None:
+    log('the tokenizer has no pad token: padding is masked, none is needed')
   model_end_ids = checkpoint.end_ids(directory)
   return PromptFormat(
     tokenizer, chat_template, separator, truncate, model_end_ids

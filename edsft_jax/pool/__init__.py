@@ -91,6 +91,8 @@ def _run_pool(
   counts = _count(built)
   for name, reason in built.dropped.items():
     console.say('pool', f'column {name!r} is left out: {reason}')
+  if built.kept:
+    console.say('pool', f'other columns kept: {", ".join(built.kept)}')
   if fraction and not counts['answers'] and not counts['heldout']:
     console.say('pool', 'no row has a response: nothing is held out')
 
@@ -253,18 +255,22 @@ def _say_pool(workdir: artifacts.Workdir, counts: dict[str, Any]) -> None:
     refused += f' ({workdir.quarantine})'
   console.say(
     'pool',
-    f'{counts["prompts"]:,} prompts, {counts["tasks"]:,} tasks, '
-    f'{counts["answers"]:,} answers known, {counts["heldout"]:,} held out, '
-    f'{counts["duplicates"]:,} duplicates, {refused}',
+    f'{console.count(counts["prompts"], "prompt")}, '
+    f'{console.count(counts["tasks"], "task")}, '
+    f'{console.count(counts["answers"], "answer")} known, '
+    f'{counts["heldout"]:,} held out, '
+    f'{console.count(counts["duplicates"], "duplicate")}, {refused}',
   )
 
 
 def _say_heldout(path: str, counts: dict[str, Any]) -> None:
   console.say(
     'pool',
-    f'{counts["prompts"]:,} held-out prompts from {path}; left out: '
+    f'{console.count(counts["prompts"], "held-out prompt")} from {path}; '
+    'left out: '
     f'{counts["without_response"]:,} without a response, '
-    f'{counts["in_pool"]:,} in the pool, {counts["duplicates"]:,} duplicates, '
+    f'{counts["in_pool"]:,} in the pool, '
+    f'{console.count(counts["duplicates"], "duplicate")}, '
     f'{counts["quarantined"]:,} quarantined',
   )
 

@@ -104,7 +104,7 @@ def build(
       continue
     keys.add(key)
     line_of_id[item.id] = row.line
-    kept.look(row.values, item.response)
+    kept.look(row.values, item.prompt, item.response)
     if item.response:
       answered += 1
       task_is_answer += leaks.normalize(item.task) == leaks.normalize(
@@ -118,6 +118,7 @@ def build(
 
   if not pool.ids:
     raise _no_usable_row(source, quarantine, len(heldout))
+  columns_kept = kept.finish()
   dropped = dict(kept.dropped)
   if task_is_answer > 0 and task_is_answer >= leaks.TASK_LEAK_SHARE * answered:
     dropped[columns.task] = _refuse_task(
@@ -125,7 +126,7 @@ def build(
     )
     pool.tasks = [''] * len(pool)
     heldout.tasks = [''] * len(heldout)
-  return Built(pool, heldout, kept.finish(), dropped, quarantine, duplicates)
+  return Built(pool, heldout, columns_kept, dropped, quarantine, duplicates)
 
 
 def _is_heldout(prompt_id: str, fraction: float) -> bool:

@@ -1,8 +1,11 @@
 """Answers must not reach what scores and selects: which columns hold one."""
 
+import collections
 from collections.abc import Mapping
+import re
 from typing import Any
 
+from edsft_jax import artifacts
 from edsft_jax.pool import schema
 
 # A column is no task when it is the answer in this share of the answered rows.
@@ -14,47 +17,57 @@ Scalar = str | int | float | bool
 
 
 def normalize(text: str) -> str:
-  """Without capitals, with single spaces around and between words."""
-  return f' {" ".join(text.casefold().split())} '
+  """The words alone, without capitals, a space around each."""
+  words = re.findall(r'\w+', text.casefold())
+  return f' {" ".join(words)} '
 
 
-def holds(text: str, response: str) -> bool:
-  """Whether `text` contains `response` as whole words; both normalized."""
-  needle = response.strip()
-  start = text.find(needle) if needle else -1
-  while start >= 0:
-    end = start + len(needle)
-    # A word goes on where both sides of the cut are letters or digits.
-    cut_before = text[start - 1].isalnum() and needle[0].isalnum()
-    cut_after = text[end].isalnum() and needle[-1].isalnum()
-    if not cut_before and not cut_after:
-      return True
-    start = text.find(needle, start + 1)
-  return False
+def holds(text: str, part: str) -> bool:
+  """Whether `text` has the words of `part` in a row; both normalized."""
+  return bool(part.strip()) and part in text
 
 
 class KeptColumns:
   """Gathers the columns beside prompt, task and response that may be kept.
 
   A column is dropped for good, with a reason, once it is seen to be nested,
-  not Unicode, or to hold a row's response (or a long part of one).
+  not Unicode, or to hold a row's response (or a long part of one). A short part
+  may be chance; in half of the answered rows it is not.
   """
 
   def __init__(self, columns: schema.Columns):
     self._used = columns.used
     self._num_rows = 0
+    self._num_answered = 0
+    self._num_parts: collections.Counter[str] = collections.Counter()
     self.values: dict[str, list[Scalar | None]] = {}
     self.dropped: dict[str, str] = {}
 
-  def look(self, values: Mapping[str, Any], response: str) -> None:
+  def look(
+    self, values: Mapping[str, Any], prompt: artifacts.Prompt, response: str
+  ) -> None:
     """Drops the columns that this row shows to be unfit."""
     answer = normalize(response)
+    self._num_answered += bool(response)
+    question = normalize(
+      prompt
+      if isinstance(prompt, str)
+      else ' '.join(turn['content'] for turn in prompt)
+    )
     for name, value in values.items():
       if name in self._used or name in self.dropped or value is None:
         continue
       if reason := _unfit(name, value, answer):
-        self.dropped[name] = reason
-        self.values.pop(name, None)
+        self._drop(name, reason)
+      else:
+        part = normalize(str(value))
+        # What the prompt says already gives nothing away.
+        told = holds(answer, part) and not holds(question, part)
+        self._num_parts[name] += told
+
+  def _drop(self, name: str, reason: str) -> None:
+    self.dropped[name] = reason
+    self.values.pop(name, None)
 
   def keep(self, values: Mapping[str, Any]) -> None:
     """Adds a row that was looked at."""
@@ -69,16 +82,18 @@ class KeptColumns:
 
   def finish(self) -> dict[str, list[Scalar | None]]:
     """The columns that are left, each as long as the rows kept."""
+    for name, count in self._num_parts.items():
+      if count and count >= 0.5 * self._num_answered:
+        self._drop(name, f'it is part of the response in {count:,} rows')
     for column in self.values.values():
       column.extend([None] * (self._num_rows - len(column)))
     return self.values
 
 
 def _unfit(name: str, value: Any, answer: str) -> str:
-  folded = name.casefold()
-  if folded in schema.ANSWERLIKE_COLUMNS:
+  if schema.may_be_answer(name):
     return 'by its name it may be an answer'
-  if folded in ('id', 'prompt', 'task'):
+  if name.casefold() in ('id', 'prompt', 'task'):
     return 'its name is taken'
   if isinstance(value, list | dict | bytes) or _looks_nested(value):
     return 'nested'

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import re
 from typing import Any
 
 from edsft_jax import artifacts, errors
@@ -33,25 +34,53 @@ ANSWER_COLUMNS = (
   'answers',
   'targets',
 )
-# Never kept beside the prompt, whatever they hold.
-ANSWERLIKE_COLUMNS = (
-  *ANSWER_COLUMNS,
-  'chosen',
-  'conversation',
-  'conversations',
-  'generation',
-  'generations',
-  'gold',
-  'label',
-  'labels',
-  'messages',
-  'reference',
-  'references',
-  'rejected',
-  'solution',
-  'solutions',
+# A column with one of these words in its name is never kept beside the prompt,
+# whatever it holds.
+_ANSWER_WORDS = frozenset(
+  (
+    *ANSWER_COLUMNS,
+    'ans',
+    'assistant',
+    'chosen',
+    'completions',
+    'conversation',
+    'conversations',
+    'correct',
+    'expected',
+    'generated',
+    'generation',
+    'generations',
+    'gold',
+    'golden',
+    'label',
+    'labels',
+    'messages',
+    'prediction',
+    'reference',
+    'references',
+    'rejected',
+    'replies',
+    'reply',
+    'resp',
+    'result',
+    'results',
+    'solution',
+    'solutions',
+    'text',
+    'truth',
+  )
 )
 ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
+
+
+def may_be_answer(name: str) -> bool:
+  """Whether a column's name says that it may hold answers.
+
+  Words are told apart by signs, digits and capitals: `Gold answer`,
+  `answer_2` and `goldAnswer` all speak of an answer.
+  """
+  words = re.findall(r'[^\W\d_]+', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name))
+  return any(word.casefold() in _ANSWER_WORDS for word in words)
 
 
 class UnusableRow(Exception):
@@ -146,6 +175,13 @@ def find_columns(
     if name and name not in names:
       raise errors.InputError(
         f'{option} is not in {source}: it has the columns {there}'
+      )
+    if (
+      name and field in ('prompt', 'task') and name.casefold() in ANSWER_COLUMNS
+    ):
+      raise errors.InputError(
+        f'{option} holds answers by its name, and what selects must not read '
+        'one: rename the column if it does not'
       )
     if name and name in options:
       raise errors.InputError(

@@ -73,12 +73,19 @@ def pool_size(workdir: artifacts.Workdir) -> int:
 
 
 def cells(
-  config: ml_collections.ConfigDict, num_prompts: int
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  num_prompts: int,
 ) -> list[study.Cell]:
-  """Every cell that the report would show, the references last."""
+  """Every cell that the report would show, the references last.
+
+  The whole pool is one of them only where it has been answered.
+  """
+  answered = len(artifacts.read_responses(workdir.responses))
+  full_pool = study.full_pool_cells(config, num_prompts)
   return [
     *study.cells(config),
-    *study.full_pool_cells(config, num_prompts),
+    *(full_pool if answered >= num_prompts else []),
     study.no_finetuning_cell(),
   ]
 
@@ -93,7 +100,7 @@ def read_results(
   """
   num_prompts = pool_size(workdir)
   evaluations, absent = {}, []
-  for cell in cells(config, num_prompts):
+  for cell in cells(config, workdir, num_prompts):
     path = workdir.run(cell.name).evaluation
     if path.exists():
       evaluations[cell] = _read_evaluation(path, cell)
@@ -184,7 +191,7 @@ def input_files(
     ),
     *(
       workdir.run(cell.name).evaluation
-      for cell in cells(config, pool_size(workdir))
+      for cell in cells(config, workdir, pool_size(workdir))
     ),
   ]
   return [path for path in paths if path.exists()]

@@ -55,7 +55,7 @@ def _any_evaluation(
   num_prompts = results.pool_size(workdir) if workdir.pool.exists() else 0
   return any(
     workdir.run(cell.name).evaluation.exists()
-    for cell in results.cells(config, num_prompts)
+    for cell in results.cells(config, workdir, num_prompts)
   )
 
 

@@ -39,6 +39,7 @@ def check(
   path = models.resolve(config.model.path)
   models.check(path)
   models.parse_dtype(config.model.dtype)
+  mesh_lib.make_mesh(**config.mesh)
   models.load_prompt_format(path, **config.prompt)
   decoder_config = models.read_config(path)
   if not -1 <= c.features.layer <= decoder_config.num_layers:
@@ -52,7 +53,7 @@ def check(
       f"prompt in the model's context of {decoder_config.context}"
     )
   for token in c.stop_token_ids:
-    if not 0 <= token < decoder_config.vocab_size:
+    if not isinstance(token, int) or not 0 <= token < decoder_config.vocab_size:
       raise errors.InputError(
         f'scoring.stop_token_ids has {token}: the model has ids 0 to '
         f'{decoder_config.vocab_size - 1}'
@@ -72,6 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
     InputError: the workdir was scored from other inputs, or the model gives
       numbers that are not finite.
   """
+  check(config, workdir, frozenset())
   c = config.scoring
   path = models.resolve(config.model.path)
   manifest = artifacts.Manifest(workdir)
@@ -99,9 +101,12 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
     console.say('score', 'done before')
     return
   with manifest.timed('score'):
+    notes: list[str] = []
     prompt_format = models.load_prompt_format(
-      path, **config.prompt, log=functools.partial(console.say, 'score')
+      path, **config.prompt, log=notes.append
     )
+    for note in notes:
+      console.say('score', note)
     mesh = mesh_lib.make_mesh(**config.mesh)
     decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
     scorer = Scorer(
@@ -136,13 +141,15 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
         )
         shards.write(shards.folder(workdir.score_shards, i), table, features)
     shards.join(workdir, len(ranges))
-  counts = _counts(workdir)
+  counts = {**_counts(workdir), 'notes': notes}
   manifest.finish('score', counts)
   console.say(
     'score',
-    f'{counts["prompts"]:,} prompts, {counts["prompt_tokens"]:,} tokens read, '
-    f'{counts["generated_tokens"]:,} generated, {counts["truncated"]:,} '
-    f'prompts truncated -> {workdir.scores.parent}',
+    f'{console.count(counts["prompts"], "prompt")}, '
+    f'{counts["prompt_tokens"]:,} tokens read, '
+    f'{counts["generated_tokens"]:,} generated, '
+    f'{console.count(counts["truncated"], "prompt")} truncated -> '
+    f'{workdir.scores.parent}',
   )
 
 

@@ -16,6 +16,7 @@ CHAT = (
   '{{ message.content }}<|end|>\n{% endfor %}'
   '{% if add_generation_prompt %}<|start|>assistant\n{% endif %}'
 )
+NO_PAD = 'the tokenizer has no pad token: padding is masked, none is needed'
 TEXT = 'The quick brown fox jumps over the lazy dog.'
 
 
@@ -88,7 +89,10 @@ def chat(tmp_path) -> pathlib.Path:
 def test_raw(plain):
   lines = []
   prompt_format = load(plain, log=lines.append)
-  assert lines == ['the checkpoint has no chat template: prompts go in raw']
+  assert lines == [
+    'the checkpoint has no chat template: prompts go in raw',
+    NO_PAD,
+  ]
   ids, truncated = prompt_format.encode_prompt(TEXT, 100, False)
   assert (ids, truncated) == ([1, *ids_of(TEXT)], False)
   ids, _ = prompt_format.encode_prompt(TEXT, 100, True)
@@ -111,7 +115,7 @@ def test_raw_conversations_are_joined(plain):
 def test_raw_wins_over_the_checkpoints_template(chat):
   lines = []
   prompt_format = load(chat, 'raw', log=lines.append)
-  assert lines == []
+  assert lines == [NO_PAD]
   assert prompt_format.encode_prompt('Hi', 9, False)[0] == [1, *ids_of('Hi')]
 
 
@@ -136,7 +140,10 @@ def test_bos_stands_once_where_the_tokenizer_sets_it(
 def test_chat(chat):
   lines = []
   prompt_format = load(chat, log=lines.append)
-  assert lines == ['prompts go through the chat template of the checkpoint']
+  assert lines == [
+    'prompts go through the chat template of the checkpoint',
+    NO_PAD,
+  ]
   head, tail = '<|start|>user\n', '<|end|>\n<|start|>assistant\n'
   expected = [1, *ids_of(head + TEXT + tail)]
   for for_response in (False, True):

@@ -16,6 +16,11 @@ from edsft_jax.pool import leaks, schema
     ('7/37', '7', True),
     ('say "(hi)" loud', '(hi)', True),
     ('x', '', False),
+    (
+      'The result: is SECRET7, as shown',
+      'the result is secret7 as shown.',
+      True,
+    ),
     ('no', 'yes', False),
   ],
 )
@@ -28,7 +33,7 @@ def gather(rows):
   columns = schema.Columns(prompt='prompt', response='response')
   kept = leaks.KeptColumns(columns)
   for row in rows:
-    kept.look(row, row['response'])
+    kept.look(row, row['prompt'], row['response'])
     kept.keep(row)
   return kept.finish(), kept.dropped
 
@@ -74,3 +79,48 @@ def test_columns_that_are_dropped(case, place):
   assert list(kept) == ['ok']
   assert len(kept['ok']) == 3
   assert list(dropped) == [name]
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'reply',
+    'completion_text',
+    'Output Text',
+    'assistant',
+    'model_answer',
+    'modelAnswer',
+    'ground_truth',
+    'expected_output',
+    'answer-2',
+    'canonical_solution',
+    'resp2',
+    'text',
+  ],
+)
+def test_names_that_speak_of_an_answer(name):
+  kept, dropped = gather([{'prompt': 'p', 'response': '', name: 'anything'}])
+  assert not kept
+  assert list(dropped) == [name]
+
+
+@pytest.mark.parametrize('name', ['source', 'category', 'context_id', 'level'])
+def test_names_that_do_not(name):
+  kept, _ = gather([{'prompt': 'p', 'response': '', name: 'anything'}])
+  assert list(kept) == [name]
+
+
+def test_the_core_of_an_answer_is_dropped_and_a_chance_word_is_not():
+  rows = [
+    {
+      'prompt': f'count, by hand, to {i}',
+      'response': f'The total of web pages is N{i}, as shown.',
+      'core': f'N{i}',
+      'source': 'web' if i == 0 else 'book',
+      'how': 'by hand',
+    }
+    for i in range(4)
+  ]
+  kept, dropped = gather(rows)
+  assert list(kept) == ['source', 'how']
+  assert list(dropped) == ['core']

@@ -84,7 +84,7 @@ def test_what_is_written(study, capsys):
   assert study.quarantine == []
   assert not study.workdir.heldout.exists()
   out = capsys.readouterr().out
-  assert '3 prompts, 1 tasks, 3 answers known, 0 held out' in out
+  assert '3 prompts, 1 task, 3 answers known, 0 held out' in out
 
 
 def test_doubles_are_kept_once_and_counted(study, capsys):
@@ -365,7 +365,7 @@ def test_heldout_file(study, capsys):
     'duplicates': 1,
     'quarantined': 1,
   }
-  assert '1 held-out prompts from' in capsys.readouterr().out
+  assert '1 held-out prompt from' in capsys.readouterr().out
 
 
 def test_heldout_file_without_answers(study):

@@ -84,7 +84,10 @@ def test_columns_that_make_no_sense():
     find('a', 'b')
   with pytest.raises(errors.InputError, match='is the column of'):
     find('prompt', 'x', response='x', task='x')
-  assert find('output', 'x', prompt='output').response == ''
+  assert find('text', 'x', prompt='text').response == ''
+  for field in ('prompt', 'task'):
+    with pytest.raises(errors.InputError, match='holds answers by its name'):
+      find('prompt', 'Output', **{field: 'Output'})
 
 
 def test_heldout_file_may_lack_named_columns():

@@ -288,6 +288,19 @@ def test_absent_cells_are_named_and_the_rest_is_shown(tmp_path, quick):
   assert counts['absent'] == 4
 
 
+def test_a_pool_that_is_not_all_answered_misses_no_full_pool(tmp_path, quick):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  for path in workdir.runs.glob('full_pool-*'):
+    shutil.rmtree(path)
+  assert 'full_pool' in reporting.summary(options, workdir)
+  answered = artifacts.read_parquet(workdir.responses)
+  artifacts.write_parquet(workdir.responses, answered.slice(1))
+  assert 'full_pool' not in reporting.summary(options, workdir)
+  reporting.run(options, workdir)
+  assert 'full_pool at' not in html(workdir)
+
+
 def test_cells_of_another_study_are_not_shown(tmp_path, quick):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)

@@ -345,6 +345,8 @@ def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
     ('scoring.batch_tokens', 0, 'scoring.batch_tokens'),
     ('scoring.shard_prompts', -1, 'scoring.shard_prompts'),
     ('scoring.stop_token_ids', (64,), 'scoring.stop_token_ids has 64'),
+    ('scoring.stop_token_ids', (1.5,), 'scoring.stop_token_ids has 1.5'),
+    ('mesh.data', 7, 'does not fit 8 devices'),
     ('scoring.features.pooling', 'max', "'max' is unknown"),
     ('scoring.features.layer', 3, 'scoring.features.layer is 3'),
     ('prompt.template', 'alpaca', 'alpaca'),
