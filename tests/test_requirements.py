@@ -45,3 +45,11 @@ def test_every_pin_says_why_it_is_there():
   for before, line in itertools.pairwise(lines):
     if line and not line.startswith('#') and 'python_version >=' not in line:
       assert before.startswith('#'), line
+
+
+def test_commits_are_checked_with_the_ruff_of_the_tests():
+  project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())
+  extras = project['project']['optional-dependencies']['test']
+  (ruff,) = (r for r in extras if r.startswith('ruff=='))
+  hooks = (REPOSITORY / '.pre-commit-config.yaml').read_text()
+  assert hooks.count('ruff==') == hooks.count(ruff) == 2
