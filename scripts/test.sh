@@ -7,4 +7,4 @@ scripts/setup.sh test
 bin="${VENV:-.venv}/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
-exec "$bin/python" -m pytest --numprocesses=auto --dist=worksteal "$@"
+exec "$bin/python" -m pytest --numprocesses=auto --dist=loadfile "$@"
