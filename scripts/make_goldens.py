@@ -3,14 +3,16 @@
   pip install torch 'transformers>=5.12,<6'
   python scripts/make_goldens.py [--shared=../shared]
 
-Each golden is a tiny Llama checkpoint with drawn weights and unusual values,
-and what transformers computes from it in float32: logits, greedy tokens,
-probabilities, entropies, hidden states. The tests compare the decoder with
-them where neither torch nor transformers' models are installed. With --shared
-also the greedy continuations of the pretrained stories3M model there.
+Each golden is a tiny checkpoint with drawn weights and unusual values, and
+what transformers computes from it in float32: logits, greedy tokens,
+probabilities, entropies, hidden states. rope.json has the frequencies of many
+rope settings. The tests compare the decoder with them where neither torch nor
+transformers' models are installed. With --shared also the greedy continuations
+of the pretrained stories3M model there. --only=CASE,CASE makes these alone.
 """
 
 import argparse
+import copy
 import json
 import pathlib
 import shutil
@@ -19,6 +21,7 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
+from transformers import modeling_rope_utils
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'tests' / 'models' / 'goldens'
 NUM_NEW_TOKENS = 12
@@ -39,6 +42,14 @@ COMMON = {
   'bos_token_id': 1,
   'eos_token_id': 2,
 }
+SMALLER = {
+  'vocab_size': 48,
+  'hidden_size': 24,
+  'intermediate_size': 28,
+  'rms_norm_eps': 3e-3,
+  'tie_word_embeddings': False,
+}
+DEFAULT_ROPE = {'rope_type': 'default', 'rope_theta': 321.0}
 CASES = {
   # Tied, head_dim derived; config.json in the form of transformers 4.
   'tied_v4': {
@@ -102,7 +113,142 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 5,
   },
+  # Every layer sees 7 tokens back.
+  'mistral_v4': {
+    'family': 'Mistral',
+    'fields': {
+      **SMALLER,
+      'sliding_window': 7,
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 26,
+    'dtype': torch.float16,
+    'form': 4,
+  },
+  # Biases at q, k and v; the first layer sees everything.
+  'qwen2_v4': {
+    'family': 'Qwen2',
+    'fields': {
+      **SMALLER,
+      'num_hidden_layers': 3,
+      'tie_word_embeddings': True,
+      'use_sliding_window': True,
+      'sliding_window': 5,
+      'max_window_layers': 1,
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 21,
+    'dtype': torch.bfloat16,
+    'form': 4,
+  },
+  # Norms of queries and keys, head_dim apart from width / heads; layer_types
+  # contradict max_window_layers and win.
+  'qwen3_v5': {
+    'family': 'Qwen3',
+    'fields': {
+      **SMALLER,
+      'head_dim': 10,
+      'attention_bias': True,
+      'use_sliding_window': True,
+      'sliding_window': 6,
+      'max_window_layers': 1,
+      'layer_types': ['sliding_attention', 'full_attention'],
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 22,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  'olmo2_v5': {
+    'family': 'Olmo2',
+    'fields': {
+      **SMALLER,
+      'attention_bias': True,
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 18,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  # Prompts beyond the original context of 20. With theta 30 the pairs of
+  # head_dim 16 turn 3.2 to 0.16 times in it: some more than 2, some less than
+  # 0.5.
+  'yarn_v5': {
+    'family': 'Qwen2',
+    'fields': {
+      **SMALLER,
+      'head_dim': 16,
+      'use_sliding_window': False,
+      'rope_parameters': {
+        'rope_type': 'yarn',
+        'rope_theta': 30.0,
+        'factor': 4.0,
+        'original_max_position_embeddings': 20,
+        'beta_fast': 2.0,
+        'beta_slow': 0.5,
+        'mscale': 3.0,
+        'mscale_all_dim': 0.6,
+        'truncate': False,
+      },
+    },
+    'length': 48,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  # Prompts below the context of 30; the new tokens pass it.
+  'dynamic_v4': {
+    'family': 'Llama',
+    'fields': {
+      **SMALLER,
+      'max_position_embeddings': 30,
+      'rope_parameters': {
+        'rope_type': 'dynamic',
+        'rope_theta': 50.0,
+        'factor': 3.0,
+      },
+    },
+    'length': 26,
+    'dtype': torch.bfloat16,
+    'form': 4,
+  },
+  # Prompts beyond it.
+  'dynamic_v5': {
+    'family': 'Mistral',
+    'fields': {
+      **SMALLER,
+      'max_position_embeddings': 30,
+      'sliding_window': None,
+      'rope_parameters': {
+        'rope_type': 'dynamic',
+        'rope_theta': 50.0,
+        'factor': 3.0,
+      },
+    },
+    'length': 41,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
 }
+# Settings whose frequencies rope.json has: fields, then lengths of the row.
+YARN = {'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 4.0}
+YARN_AT_32 = {**YARN, 'original_max_position_embeddings': 32}
+DYNAMIC = {'rope_type': 'dynamic', 'rope_theta': 1e4, 'factor': 2.5}
+ROPES = (
+  (YARN, None),
+  (YARN_AT_32, None),
+  ({**YARN_AT_32, 'truncate': False}, None),
+  ({**YARN_AT_32, 'beta_fast': 3.0, 'beta_slow': 0.7}, None),
+  ({**YARN_AT_32, 'beta_fast': 1.0, 'beta_slow': 1.0}, None),
+  ({**YARN_AT_32, 'attention_factor': 1.7}, None),
+  ({**YARN_AT_32, 'mscale': 2.0}, None),
+  ({**YARN_AT_32, 'mscale': 2.0, 'mscale_all_dim': 0.5}, None),
+  ({**YARN_AT_32, 'factor': 0.5}, None),
+  ({**YARN, 'original_max_position_embeddings': 5}, None),
+  (DYNAMIC, 1),
+  (DYNAMIC, 64),
+  (DYNAMIC, 65),
+  (DYNAMIC, 200),
+)
 STORIES = (
   'Once upon a time',
   'Lily and Tom went to the park. They saw a big',
@@ -110,11 +256,13 @@ STORIES = (
 )
 
 
-def draw_model(fields: dict, seed: int) -> torch.nn.Module:
-  """A Llama whose every tensor matters: nothing is zero, one or tiny."""
+def draw_model(family: str, fields: dict, seed: int) -> torch.nn.Module:
+  """A model whose every tensor matters: nothing is zero, one or tiny."""
   torch.manual_seed(seed)
-  config = transformers.LlamaConfig(**{**COMMON, **fields})
-  model = transformers.LlamaForCausalLM(config)
+  config_class = getattr(transformers, f'{family}Config')
+  # The class takes the rope's fields out of the dictionary it is given.
+  config = config_class(**copy.deepcopy({**COMMON, **fields}))
+  model = getattr(transformers, f'{family}ForCausalLM')(config)
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       if 'norm' in name:
@@ -134,7 +282,8 @@ def older_form(fields: dict) -> dict:
   fields['rope_scaling'] = rope if rope['rope_type'] != 'default' else None
   fields['torch_dtype'] = fields.pop('dtype')
   fields['transformers_version'] = '4.44.0'
-  del fields['head_dim']
+  for name in ('head_dim', 'layer_types'):
+    fields.pop(name, None)
   return fields
 
 
@@ -167,16 +316,24 @@ def measure(model: torch.nn.Module, tokens: torch.Tensor) -> dict:
 
 
 def greedy(model: torch.nn.Module, tokens: torch.Tensor) -> tuple:
-  """Greedy tokens without a cache, and the least relative gap of a step."""
-  new, gap = [], np.inf
+  """Greedy tokens, and the least relative gap of a step.
+
+  Without a cache; but dynamic rope as generate has it, where keys keep the
+  angles that they had in the shorter row.
+  """
+  dynamic = model.config.rope_parameters['rope_type'] == 'dynamic'
+  new, gap, cache, read = [], np.inf, None, tokens
   for _ in range(NUM_NEW_TOKENS):
     with torch.no_grad():
-      logits = model(tokens).logits[:, -1]
+      output = model(read, past_key_values=cache, use_cache=dynamic)
+    cache = output.past_key_values
+    logits = output.logits[:, -1]
     best = torch.topk(logits, 2, dim=-1).values
     spread = logits.max() - logits.min()
     gap = min(gap, float(((best[:, 0] - best[:, 1]) / spread).min()))
     new.append(logits.argmax(-1))
     tokens = torch.cat([tokens, new[-1][:, None]], dim=1)
+    read = new[-1][:, None] if dynamic else tokens
   return torch.stack(new, 1).numpy().astype(np.int32), gap
 
 
@@ -185,7 +342,8 @@ def make_case(name: str, case: dict) -> None:
   directory = GOLDENS / name
   for seed in range(100):
     shutil.rmtree(directory, ignore_errors=True)
-    draw_model(case['fields'], seed).to(case['dtype']).save_pretrained(
+    model = draw_model(case.get('family', 'Llama'), case['fields'], seed)
+    model.to(case['dtype']).save_pretrained(
       directory, max_shard_size=case.get('shards', '1GB')
     )
     # Read again: a cast of the drawn model would round its rope, too.
@@ -212,6 +370,29 @@ def make_case(name: str, case: dict) -> None:
   for file in directory.iterdir():
     file.chmod(0o644)
   print(f'{name}: seed {seed}, least gap {gap:.1e}')
+
+
+def make_ropes() -> None:
+  """Frequencies and attention factor of each of ROPES."""
+  rows = []
+  for parameters, length in ROPES:
+    fields = {
+      'head_dim': 16,
+      'max_position_embeddings': 64,
+      'rope_parameters': parameters,
+    }
+    config = transformers.LlamaConfig(**copy.deepcopy(fields))
+    compute = modeling_rope_utils.ROPE_INIT_FUNCTIONS[parameters['rope_type']]
+    frequencies, attention_factor = compute(config, seq_len=length)
+    rows.append(
+      {
+        'rope_parameters': parameters,
+        'length': length,
+        'frequencies': frequencies.tolist(),
+        'attention_factor': attention_factor,
+      }
+    )
+  (GOLDENS / 'rope.json').write_text(json.dumps(rows, indent=1) + '\n')
 
 
 def make_stories(shared: pathlib.Path) -> None:
@@ -249,9 +430,13 @@ def main() -> None:
   """Writes every golden."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--shared', type=pathlib.Path, default=None)
+  parser.add_argument('--only', default='')
   arguments = parser.parse_args()
+  only = arguments.only.split(',') if arguments.only else CASES
   for name, case in CASES.items():
-    make_case(name, case)
+    if name in only:
+      make_case(name, case)
+  make_ropes()
   if arguments.shared is not None:
     make_stories(arguments.shared)
 

@@ -14,23 +14,92 @@ from typing import Any
 
 from edsft_jax import errors
 
-ARCHITECTURES = ('LlamaForCausalLM',)
+_FULL, _SLIDING = 'full_attention', 'sliding_attention'
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """What an architecture fixes, and where its config.json says the rest.
+
+  Attributes:
+    model_type: its name in config.json.
+    qkv_bias: whether q, k and v projections have biases; a text names the
+      field that says so.
+    output_bias: the same for the o projection.
+    mlp_bias: the same for gate, up and down projections.
+    qk_norm: see DecoderConfig.
+    norm_last: see DecoderConfig.
+    window: which layers have a sliding window: 'none', 'all' (unless
+      sliding_window is null), or 'some' (use_sliding_window and the fields
+      beside it say).
+    required: fields that may be absent elsewhere; here transformers has a
+      number of its own for them, which fits one size of model.
+  """
+
+  model_type: str
+  qkv_bias: bool | str = False
+  output_bias: bool | str = False
+  mlp_bias: bool | str = False
+  qk_norm: str = 'none'
+  norm_last: bool = False
+  window: str = 'none'
+  required: tuple[str, ...] = ()
+
+
+_KV = 'num_key_value_heads'
+FAMILIES = {
+  'LlamaForCausalLM': Family(
+    'llama',
+    qkv_bias='attention_bias',
+    output_bias='attention_bias',
+    mlp_bias='mlp_bias',
+  ),
+  'MistralForCausalLM': Family('mistral', window='all', required=(_KV,)),
+  'Qwen2ForCausalLM': Family(
+    'qwen2', qkv_bias=True, window='some', required=(_KV,)
+  ),
+  'Qwen3ForCausalLM': Family(
+    'qwen3',
+    qkv_bias='attention_bias',
+    output_bias='attention_bias',
+    qk_norm='head',
+    window='some',
+    required=(_KV, 'head_dim'),
+  ),
+  'Olmo2ForCausalLM': Family(
+    'olmo2',
+    qkv_bias='attention_bias',
+    output_bias='attention_bias',
+    qk_norm='all',
+    norm_last=True,
+  ),
+}
 ACTIVATIONS = ('silu',)
 # Rope type -> the factors that it needs beside theta.
 ROPE_KINDS = {
   'default': (),
   'linear': ('factor',),
+  'dynamic': ('factor',),
   'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
+  'yarn': ('factor',),
 }
-_ROPE_FIELDS = {
+# What each may have beside them.
+_ROPE_OPTIONS = {
+  'yarn': {
+    'attention_factor',
+    'beta_fast',
+    'beta_slow',
+    'mscale',
+    'mscale_all_dim',
+    'truncate',
+  },
+}
+_ROPE_COMMON = {
   'type',
   'rope_type',
   'rope_theta',
-  'factor',
-  'low_freq_factor',
-  'high_freq_factor',
-  'original_max_position_embeddings',
   'partial_rotary_factor',
+  'original_max_position_embeddings',
 }
 
 
@@ -40,13 +109,18 @@ class Rope:
 
   Attributes:
     theta: base of the wavelengths.
-    kind: 'default' | 'linear' | 'llama3'.
-    factor: how far linear and llama3 stretch positions.
+    kind: 'default' | 'linear' | 'dynamic' | 'llama3' | 'yarn'.
+    factor: how far the others stretch positions.
     low_freq_factor: llama3: wavelengths beyond original_context / this are
       stretched by the whole factor.
     high_freq_factor: llama3: wavelengths below original_context / this are
       left alone.
-    original_context: llama3: the context before stretching.
+    original_context: dynamic, llama3, yarn: the context before stretching.
+    beta_fast: yarn: dimensions that turn more often than this within the
+      original context are left alone.
+    beta_slow: yarn: those that turn less often are stretched by the factor.
+    truncate: yarn: these limits are rounded to whole dimensions.
+    attention_factor: yarn: cosine and sine are multiplied by it.
   """
 
   theta: float = 10000.0
@@ -55,6 +129,10 @@ class Rope:
   low_freq_factor: float = 1.0
   high_freq_factor: float = 4.0
   original_context: int = 8192
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  truncate: bool = True
+  attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +147,20 @@ class DecoderConfig:
     num_heads: query heads [num_attention_heads].
     num_kv_heads: key and value heads [num_key_value_heads].
     head_dim: width of one head, width / num_heads unless given.
+    architecture: one of FAMILIES [architectures].
     norm_eps: [rms_norm_eps].
     rope: rotary positions [rope_theta, rope_scaling or rope_parameters].
     tied: the output layer is the embedding [tie_word_embeddings].
-    context: longest sequence [max_position_embeddings].
-    attention_bias: q, k, v and o projections have biases.
+    context: longest sequence [max_position_embeddings; dynamic rope: times its
+      factor].
+    qkv_bias: q, k and v projections have biases.
+    output_bias: the o projection has one.
     mlp_bias: gate, up and down projections have biases.
+    qk_norm: queries and keys are normed before they turn: 'none', 'head'
+      (each head by itself) or 'all' (all heads together).
+    norm_last: attention and MLP are followed by their norms, not preceded.
+    window: tokens that a position sees, itself included; None: all before it.
+    full_layers: numbers of the layers without the window, if there is one.
     initializer_range: standard deviation of freshly drawn weights.
     bos_id: begin-of-sequence id, if any [bos_token_id].
     eos_ids: ids that end a sequence [eos_token_id].
@@ -87,12 +173,18 @@ class DecoderConfig:
   num_heads: int
   num_kv_heads: int
   head_dim: int
+  architecture: str = 'LlamaForCausalLM'
   norm_eps: float = 1e-5
   rope: Rope = Rope()
   tied: bool = False
   context: int = 2048
-  attention_bias: bool = False
+  qkv_bias: bool = False
+  output_bias: bool = False
   mlp_bias: bool = False
+  qk_norm: str = 'none'
+  norm_last: bool = False
+  window: int | None = None
+  full_layers: tuple[int, ...] = ()
   initializer_range: float = 0.02
   bos_id: int | None = 1
   eos_ids: tuple[int, ...] = (2,)
@@ -135,18 +227,29 @@ def parse_eos_ids(value: Any, where: str) -> tuple[int, ...]:
 
 
 def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
-  """config.json for a decoder; in the older form, which every reader knows."""
+  """config.json for a decoder; in the older form, which every reader knows.
+
+  Raises:
+    ValueError: no config.json of this architecture says what `config` does.
+  """
+  family = FAMILIES[config.architecture]
   rope = config.rope
   scaling: dict[str, Any] | None = None
+  context = config.context
   if rope.kind != 'default':
     scaling = {'rope_type': rope.kind}
     scaling |= {name: getattr(rope, name) for name in ROPE_KINDS[rope.kind]}
-    if rope.kind == 'llama3':
-      scaling['original_max_position_embeddings'] = rope.original_context
+  if rope.kind in ('llama3', 'yarn'):
+    scaling['original_max_position_embeddings'] = rope.original_context
+  if rope.kind == 'yarn':
+    for name in ('attention_factor', 'beta_fast', 'beta_slow', 'truncate'):
+      scaling[name] = getattr(rope, name)
+  if rope.kind == 'dynamic':
+    context = rope.original_context
   eos_ids = config.eos_ids
-  return {
-    'architectures': ['LlamaForCausalLM'],
-    'model_type': 'llama',
+  fields = {
+    'architectures': [config.architecture],
+    'model_type': family.model_type,
     'vocab_size': config.vocab_size,
     'hidden_size': config.width,
     'intermediate_size': config.mlp_width,
@@ -158,15 +261,27 @@ def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     'rms_norm_eps': config.norm_eps,
     'rope_theta': rope.theta,
     'rope_scaling': scaling,
-    'max_position_embeddings': config.context,
+    'max_position_embeddings': context,
     'tie_word_embeddings': config.tied,
-    'attention_bias': config.attention_bias,
-    'mlp_bias': config.mlp_bias,
     'initializer_range': config.initializer_range,
     'bos_token_id': config.bos_id,
     'eos_token_id': eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None,
     'torch_dtype': dtype,
   }
+  for name in ('qkv_bias', 'output_bias', 'mlp_bias'):
+    if isinstance(field := getattr(family, name), str):
+      fields[field] = getattr(config, name)
+  if family.window != 'none':
+    fields['sliding_window'] = config.window
+  if family.window == 'some':
+    fields['use_sliding_window'] = config.window is not None
+    fields['layer_types'] = [
+      _FULL if config.window is None or n in config.full_layers else _SLIDING
+      for n in range(config.num_layers)
+    ]
+  if _Reader(pathlib.Path('config.json'), fields).decoder_config() != config:
+    raise ValueError(f'{config.architecture} has no config.json for {config}')
+  return fields
 
 
 class _Reader:
@@ -177,7 +292,10 @@ class _Reader:
     self._fields = fields
 
   def decoder_config(self) -> DecoderConfig:
-    self._check_supported()
+    architecture = self._architecture()
+    family = FAMILIES[architecture]
+    for name in family.required:
+      self._value(name, None)
     num_heads = self._integer('num_attention_heads')
     num_kv_heads = self._integer('num_key_value_heads', num_heads)
     if num_heads % num_kv_heads:
@@ -195,38 +313,48 @@ class _Reader:
     head_dim = self._integer('head_dim', width // num_heads)
     if head_dim % 2:
       raise self._error('head_dim', f'{head_dim} is odd: rope turns pairs')
-    vocab_size = self._integer('vocab_size')
+    num_layers = self._integer('num_hidden_layers')
+    window, full_layers = self._window(family, num_layers)
     context = self._integer('max_position_embeddings')
+    rope = self._rope(context)
+    if rope.kind == 'dynamic':
+      context = int(context * max(rope.factor, 1.0))
     return DecoderConfig(
-      vocab_size=vocab_size,
+      vocab_size=self._integer('vocab_size'),
       width=width,
       mlp_width=self._integer('intermediate_size'),
-      num_layers=self._integer('num_hidden_layers'),
+      num_layers=num_layers,
       num_heads=num_heads,
       num_kv_heads=num_kv_heads,
       head_dim=head_dim,
+      architecture=architecture,
       norm_eps=self._number('rms_norm_eps'),
-      rope=self._rope(context),
+      rope=rope,
       tied=self._boolean('tie_word_embeddings'),
       context=context,
-      attention_bias=self._boolean('attention_bias'),
-      mlp_bias=self._boolean('mlp_bias'),
+      qkv_bias=self._bias(family.qkv_bias),
+      output_bias=self._bias(family.output_bias),
+      mlp_bias=self._bias(family.mlp_bias),
+      qk_norm=family.qk_norm,
+      norm_last=family.norm_last,
+      window=window,
+      full_layers=full_layers,
       initializer_range=self._number('initializer_range', 0.02),
       bos_id=self._bos_id(),
       eos_ids=parse_eos_ids(self._fields.get('eos_token_id'), str(self._file)),
     )
 
-  def _check_supported(self) -> None:
+  def _architecture(self) -> str:
     architectures = self._fields.get('architectures')
     if architectures is None:
       raise self._error('architectures', 'is missing')
     if not (
       isinstance(architectures, list)
       and len(architectures) == 1
-      and architectures[0] in ARCHITECTURES
+      and architectures[0] in FAMILIES
     ):
       raise self._error(
-        'architectures', f'{architectures} is not one of {ARCHITECTURES}'
+        'architectures', f'{architectures} is not one of {tuple(FAMILIES)}'
       )
     activation = self._fields.get('hidden_act', 'silu')
     if activation not in ACTIVATIONS:
@@ -237,6 +365,50 @@ class _Reader:
       raise self._error(
         'quantization_config', 'quantized weights are not read: dequantize them'
       )
+    return architectures[0]
+
+  def _bias(self, bias: bool | str) -> bool:
+    return self._boolean(bias) if isinstance(bias, str) else bias
+
+  def _window(
+    self, family: Family, num_layers: int
+  ) -> tuple[int | None, tuple[int, ...]]:
+    """The sliding window, if any, and the layers that do not have it."""
+    if family.window == 'none':
+      return None, ()
+    types = self._fields.get('layer_types')
+    if family.window == 'all':
+      if types is not None:
+        raise self._error('layer_types', 'only one kind of layer is supported')
+      # Absent is not null: transformers would take a number of its own.
+      if 'sliding_window' not in self._fields:
+        raise self._error('sliding_window', 'is missing: a number, or null')
+      if self._fields['sliding_window'] is None:
+        return None, ()
+      return self._integer('sliding_window'), ()
+    used = self._boolean('use_sliding_window')
+    if types is None:
+      if not used:
+        return None, ()
+      first = self._integer('max_window_layers', least=0)
+      types = [_FULL] * first + [_SLIDING] * (num_layers - first)
+      types = types[:num_layers]
+    if (
+      not isinstance(types, list)
+      or len(types) != num_layers
+      or not set(map(str, types)) <= {_FULL, _SLIDING}
+    ):
+      raise self._error(
+        'layer_types', f'{types!r} is not {_FULL!r} or {_SLIDING!r} a layer'
+      )
+    if _SLIDING not in types:
+      return None, ()
+    if not used:
+      raise self._error(
+        'layer_types', f'has {_SLIDING!r}, but use_sliding_window is false'
+      )
+    full_layers = tuple(n for n, kind in enumerate(types) if kind == _FULL)
+    return self._integer('sliding_window'), full_layers
 
   def _rope(self, context: int) -> Rope:
     # transformers lets rope_scaling win where a file has both.
@@ -250,8 +422,11 @@ class _Reader:
       raise self._error(
         f'{name}.rope_type', f'{kind!r} is not one of {tuple(ROPE_KINDS)}'
       )
-    if unknown := sorted(set(rope) - _ROPE_FIELDS):
-      raise self._error(f'{name}.{unknown[0]}', 'is not known')
+    known = (
+      _ROPE_COMMON | set(ROPE_KINDS[kind]) | _ROPE_OPTIONS.get(kind, set())
+    )
+    if unknown := sorted(set(rope) - known):
+      raise self._error(f'{name}.{unknown[0]}', f'is not known with {kind!r}')
     inner = _Reader(self._file, {f'{name}.{k}': v for k, v in rope.items()})
     for reader, field in (
       (self, 'partial_rotary_factor'),
@@ -262,18 +437,52 @@ class _Reader:
     values = {
       factor: inner._number(f'{name}.{factor}') for factor in ROPE_KINDS[kind]
     }
-    if kind == 'llama3':
-      field = f'{name}.original_max_position_embeddings'
-      values['original_context'] = inner._integer(field, context)
-      if values['high_freq_factor'] <= values['low_freq_factor']:
-        raise self._error(
-          f'{name}.high_freq_factor',
-          f'{values["high_freq_factor"]} is not above low_freq_factor '
-          f'{values["low_freq_factor"]}',
-        )
+    if kind == 'dynamic':
+      values['original_context'] = context
+    if kind in ('llama3', 'yarn'):
+      field = 'original_max_position_embeddings'
+      original = inner._integer(f'{name}.{field}', context)
+      # transformers lets the outer one win.
+      values['original_context'] = self._integer(field, original)
+    if kind == 'llama3' and (
+      values['high_freq_factor'] <= values['low_freq_factor']
+    ):
+      raise self._error(
+        f'{name}.high_freq_factor',
+        f'{values["high_freq_factor"]} is not above low_freq_factor '
+        f'{values["low_freq_factor"]}',
+      )
+    if kind == 'yarn':
+      values |= inner._yarn(name, values['factor'])
     theta = self._number('rope_theta', 10000.0)
     theta = inner._number(f'{name}.rope_theta', theta)
     return Rope(theta=theta, kind=kind, **values)
+
+  def _yarn(self, name: str, factor: float) -> dict[str, Any]:
+    """Yarn's own numbers (Peng et al. 2023, arXiv 2309.00071)."""
+    beta_fast = self._number(f'{name}.beta_fast', 32.0)
+    beta_slow = self._number(f'{name}.beta_slow', 1.0)
+    if beta_fast < beta_slow:
+      raise self._error(
+        f'{name}.beta_fast', f'{beta_fast} is below beta_slow {beta_slow}'
+      )
+
+    def scale(weight: float) -> float:
+      return 0.1 * weight * math.log(max(factor, 1.0)) + 1.0
+
+    attention_factor = scale(1.0)
+    mscales = [f'{name}.mscale', f'{name}.mscale_all_dim']
+    if all(self._fields.get(mscale) for mscale in mscales):
+      above, below = map(self._number, mscales)
+      attention_factor = scale(above) / scale(below)
+    return {
+      'beta_fast': beta_fast,
+      'beta_slow': beta_slow,
+      'truncate': self._boolean(f'{name}.truncate', True),
+      'attention_factor': self._number(
+        f'{name}.attention_factor', attention_factor
+      ),
+    }
 
   def _bos_id(self) -> int | None:
     value = self._fields.get('bos_token_id')
@@ -281,10 +490,14 @@ class _Reader:
       raise self._error('bos_token_id', f'{value!r} is no token id')
     return value
 
-  def _integer(self, name: str, default: int | None = None) -> int:
+  def _integer(
+    self, name: str, default: int | None = None, least: int = 1
+  ) -> int:
     value = self._value(name, default)
-    if type(value) is not int or value < 1:
-      raise self._error(name, f'{value!r} is no whole number above 0')
+    if type(value) is not int or value < least:
+      raise self._error(
+        name, f'{value!r} is no whole number of at least {least}'
+      )
     return value
 
   def _number(self, name: str, default: float | None = None) -> float:
@@ -293,8 +506,8 @@ class _Reader:
       raise self._error(name, f'{value!r} is no number above 0')
     return float(value)
 
-  def _boolean(self, name: str) -> bool:
-    value = self._value(name, False)
+  def _boolean(self, name: str, default: bool = False) -> bool:
+    value = self._value(name, default)
     if type(value) is not bool:
       raise self._error(name, f'{value!r} is not true or false')
     return value

@@ -1,4 +1,4 @@
-"""A causal decoder of the Llama family in Flax NNX.
+"""A causal decoder in Flax NNX: Llama, Mistral, Qwen 2 and 3, OLMo 2.
 
 Modules carry the names that Hugging Face gives them, so that a parameter's
 path is its tensor's name. Matmuls follow the dtype of the weights (in true
@@ -29,6 +29,9 @@ LOGICAL_AXES = {
   'down_proj': ('mlp', 'embed'),
   'input_layernorm': ('norm',),
   'post_attention_layernorm': ('norm',),
+  'post_feedforward_layernorm': ('norm',),
+  'q_norm': ('norm',),
+  'k_norm': ('norm',),
   'norm': ('norm',),
   'lm_head': ('embed', 'vocab'),
 }
@@ -91,7 +94,7 @@ class Decoder(nnx.Module):
     self.layers = nnx.List(
       [Layer(config, self.dtype, rngs) for _ in range(config.num_layers)]
     )
-    self.norm = Norm(config, self.dtype)
+    self.norm = Norm(config.width, config, self.dtype)
     self.lm_head = (
       None
       if config.tied
@@ -153,7 +156,13 @@ class Decoder(nnx.Module):
     rotation = rotations(self.config.rope, self.config.head_dim, position_BxL)
     slot_L = index + jnp.arange(tokens.shape[1])
     causal_LxS = jnp.arange(mask_BxS.shape[1]) <= slot_L[:, None]
-    visible_BxLxS = causal_LxS & mask_BxS[:, None, :]
+    all_BxLxS = causal_LxS & mask_BxS[:, None, :]
+    window_BxLxS = all_BxLxS
+    if self.config.window is not None:
+      # Windows count tokens, not slots: padding takes no place in them.
+      position_BxS = jnp.cumsum(mask_BxS, axis=1) - 1
+      back_BxLxS = position_BxL[:, :, None] - position_BxS[:, None, :]
+      window_BxLxS = all_BxLxS & (back_BxLxS < self.config.window)
 
     x_BxLxD = self.embed_tokens(tokens)
     features_BxLxD = x_BxLxD
@@ -162,6 +171,8 @@ class Decoder(nnx.Module):
       before = None
       if cache is not None:
         before = (cache.keys[number], cache.values[number])
+      is_full = number in self.config.full_layers
+      visible_BxLxS = all_BxLxS if is_full else window_BxLxS
       x_BxLxD, k_BxKxSxA, v_BxKxSxA = block(
         x_BxLxD, rotation, visible_BxLxS, before, index
       )
@@ -209,13 +220,22 @@ class Decoder(nnx.Module):
 
 
 class Layer(nnx.Module):
-  """Attention and gated MLP, each behind a norm and a residual."""
+  """Attention and gated MLP, each with a norm and a residual.
+
+  The norm stands before either or, with norm_last, behind it; checkpoints
+  call the one between the two post_attention_layernorm both ways.
+  """
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    self.input_layernorm = Norm(config, dtype)
+    self.norm_last = config.norm_last
     self.self_attn = Attention(config, dtype, rngs)
-    self.post_attention_layernorm = Norm(config, dtype)
+    self.post_attention_layernorm = Norm(config.width, config, dtype)
     self.mlp = Mlp(config, dtype, rngs)
+    outer = Norm(config.width, config, dtype)
+    if config.norm_last:
+      self.post_feedforward_layernorm = outer
+    else:
+      self.input_layernorm = outer
 
   def __call__(
     self,
@@ -225,12 +245,17 @@ class Layer(nnx.Module):
     before: tuple[jax.Array, jax.Array] | None,
     index: jax.Array | int,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    attended_BxLxD, k_BxKxSxA, v_BxKxSxA = self.self_attn(
-      self.input_layernorm(x_BxLxD), rotation, visible_BxLxS, before, index
+    y_BxLxD = x_BxLxD if self.norm_last else self.input_layernorm(x_BxLxD)
+    y_BxLxD, k_BxKxSxA, v_BxKxSxA = self.self_attn(
+      y_BxLxD, rotation, visible_BxLxS, before, index
     )
-    x_BxLxD = x_BxLxD + attended_BxLxD
-    x_BxLxD = x_BxLxD + self.mlp(self.post_attention_layernorm(x_BxLxD))
-    return x_BxLxD, k_BxKxSxA, v_BxKxSxA
+    if self.norm_last:
+      x_BxLxD = x_BxLxD + self.post_attention_layernorm(y_BxLxD)
+      y_BxLxD = self.post_feedforward_layernorm(self.mlp(x_BxLxD))
+    else:
+      x_BxLxD = x_BxLxD + y_BxLxD
+      y_BxLxD = self.mlp(self.post_attention_layernorm(x_BxLxD))
+    return x_BxLxD + y_BxLxD, k_BxKxSxA, v_BxKxSxA
 
 
 class Attention(nnx.Module):
@@ -240,20 +265,30 @@ class Attention(nnx.Module):
     self.head_dim = config.head_dim
     self.num_kv_heads = config.num_kv_heads
 
-    def linear(num_in: int, num_out: int) -> Linear:
+    self.qk_norm = config.qk_norm
+
+    def linear(num_in: int, num_out: int, use_bias: bool) -> Linear:
       return Linear(
         num_in,
         num_out,
-        use_bias=config.attention_bias,
+        use_bias=use_bias,
         stddev=config.initializer_range,
         dtype=dtype,
         rngs=rngs,
       )
 
-    self.q_proj = linear(config.width, config.num_heads * config.head_dim)
-    self.k_proj = linear(config.width, config.num_kv_heads * config.head_dim)
-    self.v_proj = linear(config.width, config.num_kv_heads * config.head_dim)
-    self.o_proj = linear(config.num_heads * config.head_dim, config.width)
+    q_width = config.num_heads * config.head_dim
+    kv_width = config.num_kv_heads * config.head_dim
+    self.q_proj = linear(config.width, q_width, config.qkv_bias)
+    self.k_proj = linear(config.width, kv_width, config.qkv_bias)
+    self.v_proj = linear(config.width, kv_width, config.qkv_bias)
+    self.o_proj = linear(q_width, config.width, config.output_bias)
+    if config.qk_norm == 'head':
+      self.q_norm = Norm(config.head_dim, config, dtype)
+      self.k_norm = Norm(config.head_dim, config, dtype)
+    elif config.qk_norm == 'all':
+      self.q_norm = Norm(q_width, config, dtype)
+      self.k_norm = Norm(kv_width, config, dtype)
 
   def __call__(
     self,
@@ -263,8 +298,16 @@ class Attention(nnx.Module):
     before: tuple[jax.Array, jax.Array] | None,
     index: jax.Array | int,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    q_BxHxLxA = rotate(self._heads(self.q_proj(x_BxLxD)), rotation)
-    k_BxKxSxA = rotate(self._heads(self.k_proj(x_BxLxD)), rotation)
+    q_BxLxHA, k_BxLxKA = self.q_proj(x_BxLxD), self.k_proj(x_BxLxD)
+    if self.qk_norm == 'all':
+      q_BxLxHA, k_BxLxKA = self.q_norm(q_BxLxHA), self.k_norm(k_BxLxKA)
+    q_BxHxLxA, k_BxKxSxA = self._heads(q_BxLxHA), self._heads(k_BxLxKA)
+    if self.qk_norm == 'head':
+      q_BxHxLxA, k_BxKxSxA = self.q_norm(q_BxHxLxA), self.k_norm(k_BxKxSxA)
+    q_BxHxLxA, k_BxKxSxA = (
+      rotate(q_BxHxLxA, rotation),
+      rotate(k_BxKxSxA, rotation),
+    )
     v_BxKxSxA = self._heads(self.v_proj(x_BxLxD))
     if before is not None:
       start = (0, 0, index, 0)
@@ -392,8 +435,8 @@ class Embedding(nnx.Module):
 class Norm(nnx.Module):
   """Root-mean-square norm with a scale, computed in float32."""
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype):
-    self.weight = nnx.Param(jnp.ones(config.width, dtype))
+  def __init__(self, size: int, config: DecoderConfig, dtype: jnp.dtype):
+    self.weight = nnx.Param(jnp.ones(size, dtype))
     self.eps = config.norm_eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -405,17 +448,28 @@ class Norm(nnx.Module):
 def rotations(
   rope: Rope, head_dim: int, position_BxL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine of each position and frequency, [B, 1, L, A / 2]."""
-  frequency = jnp.asarray(frequencies(rope, head_dim))
+  """Cosine and sine of each position and frequency, [B, 1, L, A / 2].
+
+  'dynamic' turns by the length that a row has by now. Keys in a cache stay as
+  they were turned when the row was shorter, as in transformers' generate.
+  """
+  if rope.kind == 'dynamic':
+    length_B = jnp.max(position_BxL, axis=1) + 1
+    frequency = dynamic_frequencies(rope, head_dim, length_B)[:, None, None]
+  else:
+    frequency = jnp.asarray(frequencies(rope, head_dim))
   angle = position_BxL[:, None, :, None].astype(jnp.float32) * frequency
-  return jnp.cos(angle), jnp.sin(angle)
+  scale = rope.attention_factor
+  return scale * jnp.cos(angle), scale * jnp.sin(angle)
 
 
 def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
   """Radians a position for each pair of a head's dimensions, [A / 2] float32.
 
   'llama3' leaves short wavelengths alone, divides the frequency of long ones
-  by the factor and goes linearly between (Llama 3.1's published code).
+  by the factor and goes linearly between (Llama 3.1's published code). 'yarn'
+  does so by the number of a dimension (Peng et al. 2023, arXiv 2309.00071,
+  section 3.2, in the form of their published code).
   """
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   frequency = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
@@ -423,15 +477,45 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     return frequency
   if rope.kind == 'linear':
     return frequency / np.float32(rope.factor)
-  assert rope.kind == 'llama3', rope.kind
-  turns = rope.original_context * frequency / np.float32(2 * np.pi)
-  share = (turns - rope.low_freq_factor) / (
-    rope.high_freq_factor - rope.low_freq_factor
-  )
+  if rope.kind == 'llama3':
+    turns = rope.original_context * frequency / np.float32(2 * np.pi)
+    share = (turns - rope.low_freq_factor) / (
+      rope.high_freq_factor - rope.low_freq_factor
+    )
+  else:
+    assert rope.kind == 'yarn', rope.kind
+
+    def pair_turning(times: float) -> float:
+      wavelength = rope.original_context / times
+      turns = math.log(wavelength / (2 * math.pi)) / math.log(rope.theta)
+      return turns * head_dim / 2
+
+    low, high = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
+    if rope.truncate:
+      low, high = math.floor(low), math.ceil(high)
+    # The published code bounds pairs by the number of dimensions.
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+      high += 1e-3
+    share = 1.0 - (np.arange(head_dim // 2) - low) / (high - low)
   kept = np.clip(share, 0.0, 1.0)
   return ((1.0 - kept) / rope.factor * frequency + kept * frequency).astype(
     np.float32
   )
+
+
+def dynamic_frequencies(
+  rope: Rope, head_dim: int, length_B: jax.Array
+) -> jax.Array:
+  """Radians a position when rows have these lengths, [B, A / 2] float32.
+
+  Theta grows with what a row has beyond the original context.
+  """
+  length_B = jnp.maximum(length_B, rope.original_context).astype(jnp.float32)
+  growth_B = rope.factor * length_B / rope.original_context - (rope.factor - 1)
+  theta_B = rope.theta * growth_B ** (head_dim / (head_dim - 2))
+  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  return theta_B[:, None] ** -exponent
 
 
 def rotate(

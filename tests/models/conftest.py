@@ -12,7 +12,19 @@ from edsft_jax import models
 from edsft_jax.mesh import make_mesh
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
-CASES = ('tied_v4', 'biases_v5', 'linear_v4', 'llama3_v5')
+CASES = (
+  'tied_v4',
+  'biases_v5',
+  'linear_v4',
+  'llama3_v5',
+  'mistral_v4',
+  'qwen2_v4',
+  'qwen3_v5',
+  'olmo2_v5',
+  'yarn_v5',
+  'dynamic_v4',
+  'dynamic_v5',
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -263,7 +263,7 @@ def test_a_fresh_decoder_follows_the_config(goldens):
   assert attention.q_proj.bias.shape == (40,)
   assert attention.k_proj.weight.shape == (32, 10)
   np.testing.assert_array_equal(decoder.norm.weight[...], np.ones(32))
-  tied = dataclasses.replace(config, tied=True, attention_bias=False)
+  tied = dataclasses.replace(config, tied=True, qkv_bias=False)
   decoder = models.Decoder(tied, rngs=nnx.Rngs(0))
   assert decoder.lm_head is None
   assert decoder.layers[0].self_attn.q_proj.bias is None

@@ -61,7 +61,8 @@ def test_every_field_arrives(tmp_path):
     rope=models.Rope(theta=777.0),
     tied=True,
     context=99,
-    attention_bias=True,
+    qkv_bias=True,
+    output_bias=True,
     mlp_bias=True,
     initializer_range=0.03,
     bos_id=5,
@@ -76,7 +77,8 @@ def test_what_may_be_absent_has_transformers_defaults(tmp_path):
   assert config.num_kv_heads == 6
   assert config.head_dim == 4
   assert config.rope == models.Rope(theta=10000.0, kind='default')
-  assert not any([config.tied, config.attention_bias, config.mlp_bias])
+  biases = [config.qkv_bias, config.output_bias, config.mlp_bias]
+  assert not any([config.tied, *biases])
   assert (config.bos_id, config.eos_ids) == (None, ())
   assert config.initializer_range == 0.02
   # null is absent.
@@ -156,7 +158,7 @@ def test_rope_of_old_and_sparse_files(tmp_path):
     ('eos_token_id', {'eos_token_id': [1, None]}),
     ('rope_theta', {'rope_theta': 0}),
     ('rope_scaling', {'rope_scaling': 'linear'}),
-    ('rope_scaling.rope_type', {'rope_scaling': {'rope_type': 'yarn'}}),
+    ('rope_scaling.rope_type', {'rope_scaling': {'rope_type': 'longrope'}}),
     ('rope_parameters.rope_type', {'rope_parameters': {'rope_type': 'new'}}),
     ('rope_scaling.factor', {'rope_scaling': {'rope_type': 'linear'}}),
     (
