@@ -36,7 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.pool.heldout_fraction = 0.1
 
   c.model = ml_collections.ConfigDict()
-  # A Hugging Face model directory, or 'demo' for the small built-in one.
+  # A Hugging Face model directory, a model's name on the hub ('owner/model'),
+  # or 'demo' for the small built-in one.
   c.model.path = 'demo'
   # 'float32' | 'bfloat16' | 'float16'; no platform changes it silently.
   c.model.dtype = 'float32'

@@ -11,6 +11,9 @@ os.environ['XLA_FLAGS'] = (
 from places import REPOSITORY
 import pytest
 
+# No test asks the hub for a model.
+os.environ['HF_HUB_OFFLINE'] = '1'
+
 # Many tests run the same programs, and so do the commands they start: each is
 # compiled once.
 os.environ |= {

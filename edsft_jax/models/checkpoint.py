@@ -6,11 +6,14 @@ does not match the decoder exactly is refused with the tensor's name.
 """
 
 from collections.abc import Sequence
+import functools
 import pathlib
+import re
 import shutil
 from typing import Any
 
 from flax import nnx
+import huggingface_hub
 import jax  # Before safetensors: registers bfloat16 with numpy.
 import jax.numpy as jnp
 import numpy as np
@@ -40,24 +43,51 @@ _PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
 # Buffers that old checkpoints carry and that follow from the config.
 _IGNORED_SUFFIXES = ('rotary_emb.inv_freq',)
 
+_HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[\w.-]+')
+
 Path = str | pathlib.Path
 
 
 def resolve(path: Path) -> pathlib.Path:
-  """'demo' -> the built-in model; anything else must be a directory.
+  """'demo', a directory or a name on the Hugging Face hub -> a directory.
+
+  A directory goes before a model of the same name on the hub. Of that, what
+  is read here is downloaded into the hub's own cache: never code or pickles.
 
   Raises:
-    InputError: there is no such directory.
+    InputError: there is no such directory, and no such model to be had.
   """
   if str(path) == 'demo':
     return pathlib.Path(__file__).parent / 'demo'
   directory = pathlib.Path(path).expanduser()
-  if not str(path) or not directory.is_dir():
+  if str(path) and directory.is_dir():
+    return directory
+  if not _HUB_NAME.fullmatch(str(path)):
     raise errors.InputError(
       f'model.path {str(path)!r} is no directory: give a local Hugging Face '
-      "model directory, or 'demo'"
+      "model directory, a hub name as 'owner/model', or 'demo'"
     )
-  return directory
+  return _download(str(path))
+
+
+@functools.cache
+def _download(name: str) -> pathlib.Path:
+  """The hub is asked once a process, so that all of it sees one revision."""
+  patterns = ['config.json', 'generation_config.json', *TOKENIZER_FILES]
+  patterns += [WEIGHTS, INDEX, 'model-*.safetensors']
+  try:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(name, allow_patterns=patterns)
+    )
+  except (
+    Exception
+  ) as error:  # Of the hub's library, its HTTP library, the disk.
+    line = ' '.join(str(error).split()) or type(error).__name__
+    raise errors.InputError(
+      f'model.path {name!r} is no directory, and the Hugging Face hub does not '
+      f'give such a model ({line}): mend the name, or download the model where '
+      'there is a network and give its directory'
+    ) from None
 
 
 def parse_dtype(name: Any) -> jnp.dtype:
@@ -230,7 +260,10 @@ class _Weights:
         'not read: save the model as safetensors'
       )
     else:
-      raise errors.InputError(f'{directory} has no {WEIGHTS} and no {INDEX}')
+      raise errors.InputError(
+        f'{directory} has no {WEIGHTS} and no {INDEX}, and other weights are '
+        'not read: save the model as safetensors'
+      )
 
   def __enter__(self) -> '_Weights':
     return self

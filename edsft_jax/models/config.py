@@ -351,7 +351,7 @@ class _Reader:
     if not (
       isinstance(architectures, list)
       and len(architectures) == 1
-      and architectures[0] in FAMILIES
+      and architectures[0] in tuple(FAMILIES)
     ):
       raise self._error(
         'architectures', f'{architectures} is not one of {tuple(FAMILIES)}'
@@ -418,7 +418,7 @@ class _Reader:
     if not isinstance(rope, dict):
       raise self._error(name, f'{rope!r} is no object')
     kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind not in ROPE_KINDS:
+    if kind not in tuple(ROPE_KINDS):
       raise self._error(
         f'{name}.rope_type', f'{kind!r} is not one of {tuple(ROPE_KINDS)}'
       )

@@ -1,9 +1,13 @@
 """Model directories: what is read, what is refused, what is written."""
 
+import fnmatch
 import json
+import pathlib
 import shutil
 
 from flax import nnx
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
 import jax
 import ml_dtypes
 import numpy as np
@@ -12,6 +16,7 @@ import safetensors.numpy
 
 from edsft_jax import errors, models
 from edsft_jax.mesh import make_mesh
+from edsft_jax.models import checkpoint
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -88,6 +93,26 @@ def test_header_that_lies_about_sizes(single):
   data = (single / SINGLE).read_bytes()
   assert b'[64,32]' in data
   (single / SINGLE).write_bytes(data.replace(b'[64,32]', b'[65,32]', 1))
+  refused(single, SINGLE, 'copy it again')
+
+
+@pytest.mark.parametrize('length', [0, 1, 2**20, 2**40, 2**64 - 1])
+def test_header_that_lies_about_its_own_length(single, length):
+  data = (single / SINGLE).read_bytes()
+  (single / SINGLE).write_bytes(length.to_bytes(8, 'little') + data[8:])
+  refused(single, SINGLE, 'copy it again')
+
+
+def test_header_that_places_two_tensors_in_one_spot(single):
+  data = (single / SINGLE).read_bytes()
+  length = int.from_bytes(data[:8], 'little')
+  header = json.loads(data[8 : 8 + length])
+  norms = [name for name in header if name.endswith('norm.weight')]
+  header[norms[1]]['data_offsets'] = header[norms[0]]['data_offsets']
+  text = json.dumps(header).encode()
+  (single / SINGLE).write_bytes(
+    len(text).to_bytes(8, 'little') + text + data[8 + length :]
+  )
   refused(single, SINGLE, 'copy it again')
 
 
@@ -240,15 +265,110 @@ def test_unknown_architecture_and_rope_type_are_refused_before_loading(single):
   refused(single, 'config.json', 'architectures', 'BertModel')
 
 
-@pytest.mark.parametrize('path', ['', 'no/such/model', 'meta-llama/Llama-2-7b'])
-def test_resolve_refuses_what_is_no_directory(path):
-  with pytest.raises(errors.InputError, match=r'model\.path'):
+class Hub:
+  """Stands in for the hub: what it was asked, and what it answers."""
+
+  def __init__(self):
+    self.calls = []
+    self.answer = None
+
+  def __call__(self, name, *, allow_patterns):
+    self.calls.append((name, allow_patterns))
+    if isinstance(self.answer, Exception):
+      raise self.answer
+    return str(self.answer)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+  hub = Hub()
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', hub)
+  checkpoint._download.cache_clear()
+  yield hub
+  checkpoint._download.cache_clear()
+
+
+@pytest.mark.parametrize(
+  'path', ['', 'no/such/model', './owner/model', '/owner/model', 'owner/', 'x']
+)
+def test_resolve_refuses_what_is_no_directory(hub, path):
+  with pytest.raises(errors.InputError, match=r'model\.path .* no directory'):
     models.resolve(path)
+  assert not hub.calls
 
 
-def test_resolve_knows_the_demo(single):
+def test_resolve_knows_the_demo(hub, single):
   assert models.resolve('demo').name == 'demo'
   assert models.resolve(str(single)) == single
+  assert not hub.calls
+
+
+def test_a_directory_goes_before_the_hub(hub, single, monkeypatch):
+  monkeypatch.chdir(single.parent.parent)
+  path = f'{single.parent.name}/{single.name}'
+  assert models.resolve(path) == pathlib.Path(path)
+  assert not hub.calls
+
+
+def test_a_hub_name_is_downloaded_once_and_without_code(hub, sharded):
+  (sharded / 'evil.py').write_text('')
+  hub.answer = sharded
+  assert models.check('owner/Model-1.5_b') == models.read_config(sharded)
+  assert models.resolve('owner/Model-1.5_b') == sharded
+  ((name, patterns),) = hub.calls
+  assert name == 'owner/Model-1.5_b'
+
+  def asked_for(file):
+    return any(fnmatch.fnmatch(file, pattern) for pattern in patterns)
+
+  needed = {file.name for file in sharded.iterdir()} - {'golden.npz', 'evil.py'}
+  assert all(map(asked_for, needed))
+  assert asked_for(SINGLE)
+  assert asked_for('tokenizer_config.json')
+  for file in (
+    'evil.py',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+    'training_args.bin',
+    'original/consolidated.00.pth',
+    'consolidated.safetensors',
+  ):
+    assert not asked_for(file)
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    hub_errors.LocalEntryNotFoundError('Cannot find\nan appropriate folder'),
+    hub_errors.HFValidationError('Repo id must not have --'),
+    ConnectionError(),
+  ],
+)
+def test_offline_or_unknown_names_are_one_line(hub, error):
+  hub.answer = error
+  with pytest.raises(errors.InputError) as caught:
+    models.resolve('owner/model')
+  message = str(caught.value)
+  assert "model.path 'owner/model'" in message
+  assert (' '.join(str(error).split()) or 'ConnectionError') in message
+  assert 'give its directory' in message
+  assert '\n' not in message
+
+
+def test_offline_the_real_hub_library_says_so():
+  """Nothing is asked of the network: conftest.py sets HF_HUB_OFFLINE."""
+  assert huggingface_hub.constants.HF_HUB_OFFLINE
+  checkpoint._download.cache_clear()
+  with pytest.raises(errors.InputError, match=r"'owner/no-such' is no direct"):
+    models.resolve('owner/no-such')
+
+
+def test_pickles_on_the_hub_are_refused(hub, single):
+  """They are not even downloaded."""
+  (single / SINGLE).unlink()
+  hub.answer = single
+  with pytest.raises(errors.InputError, match='as safetensors'):
+    models.check('owner/model')
 
 
 def test_unknown_dtype():
@@ -300,8 +420,23 @@ def test_each_device_holds_its_part_of_the_file(sharded, sizes):
     np.testing.assert_array_equal(shard.data, whole[shard.index])
 
 
-@pytest.mark.parametrize('case', ['tied_v4', 'biases_v5', 'llama3_v5'])
-@pytest.mark.parametrize('with_source', [True, False])
+@pytest.mark.parametrize(
+  ('case', 'with_source'),
+  [
+    ('tied_v4', True),
+    ('biases_v5', True),
+    ('biases_v5', False),
+    ('llama3_v5', True),
+    ('llama3_v5', False),
+    ('mistral_v4', False),
+    ('qwen2_v4', False),
+    ('qwen3_v5', True),
+    ('qwen3_v5', False),
+    ('olmo2_v5', False),
+    ('yarn_v5', False),
+    ('dynamic_v4', False),
+  ],
+)
 def test_saved_directory_is_read_the_same(
   goldens, one_device, tmp_path, case, with_source
 ):

@@ -1,6 +1,8 @@
 """config.json in both forms, and each way in which it can be wrong."""
 
+import dataclasses
 import json
+import math
 
 import pytest
 
@@ -121,9 +123,149 @@ def test_rope_of_old_and_sparse_files(tmp_path):
   assert both == models.Rope(5.0, 'linear', 2.0)
 
 
+MISTRAL = {'architectures': ['MistralForCausalLM'], 'sliding_window': 9}
+QWEN2 = {'architectures': ['Qwen2ForCausalLM']}
+QWEN3 = {'architectures': ['Qwen3ForCausalLM'], 'head_dim': 10}
+OLMO2 = {'architectures': ['Olmo2ForCausalLM']}
+WINDOW = {
+  'use_sliding_window': True,
+  'sliding_window': 9,
+  'max_window_layers': 1,
+}
+FULL, SLIDING = 'full_attention', 'sliding_attention'
+DYNAMIC = {'rope_type': 'dynamic', 'factor': 2.5}
+YARN = {'type': 'yarn', 'factor': 4.0}
+
+
+@pytest.mark.parametrize(
+  ('family', 'biases'),
+  [
+    ({}, (True, True, True)),
+    (MISTRAL, (False, False, False)),
+    (QWEN2, (True, False, False)),
+    (QWEN3, (True, True, False)),
+    (OLMO2, (True, True, False)),
+  ],
+)
+def test_families_read_the_biases_that_they_have(tmp_path, family, biases):
+  def read(value):
+    changes = dict.fromkeys(('attention_bias', 'mlp_bias'), value)
+    config = models.read_config(write(tmp_path, **changes, **family))
+    return config.qkv_bias, config.output_bias, config.mlp_bias
+
+  assert read(True) == biases
+  assert read(False) == (
+    (True, False, False) if family is QWEN2 else (False,) * 3
+  )
+
+
+def test_families_place_their_norms(tmp_path):
+  for family, expected in (
+    ({}, ('none', False)),
+    (MISTRAL, ('none', False)),
+    (QWEN2, ('none', False)),
+    (QWEN3, ('head', False)),
+    (OLMO2, ('all', True)),
+  ):
+    config = models.read_config(write(tmp_path, **family))
+    assert (config.qk_norm, config.norm_last) == expected
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    ({'sliding_window': 9}, (None, ())),  # Llama has none.
+    (MISTRAL, (9, ())),
+    (MISTRAL | {'sliding_window': None}, (None, ())),
+    (QWEN2, (None, ())),
+    (QWEN2 | WINDOW, (9, (0,))),
+    (QWEN3 | WINDOW | {'max_window_layers': 0}, (9, ())),
+    (QWEN2 | WINDOW | {'max_window_layers': 2}, (9, (0, 1))),
+    (QWEN2 | WINDOW | {'max_window_layers': 3}, (None, ())),
+    (QWEN2 | WINDOW | {'max_window_layers': 28}, (None, ())),
+    (QWEN2 | WINDOW | {'use_sliding_window': False}, (None, ())),
+    (QWEN2 | WINDOW | {'layer_types': [SLIDING, FULL, SLIDING]}, (9, (1,))),
+    (QWEN3 | {'layer_types': [FULL] * 3, 'sliding_window': None}, (None, ())),
+  ],
+)
+def test_windows(tmp_path, changes, expected):
+  config = models.read_config(write(tmp_path, **changes))
+  assert (config.window, config.full_layers) == expected
+
+
+def test_dynamic_rope_reads_beyond_its_context(tmp_path):
+  config = models.read_config(write(tmp_path, rope_scaling=DYNAMIC))
+  assert config.rope == models.Rope(
+    10000.0, 'dynamic', 2.5, original_context=99
+  )
+  assert config.context == 247
+
+
+def test_yarn_reads_what_it_has(tmp_path):
+  rope = models.read_config(write(tmp_path, rope_scaling=YARN)).rope
+  scale = 0.1 * math.log(4) + 1
+  assert rope == models.Rope(
+    10000.0, 'yarn', 4.0, original_context=99, attention_factor=scale
+  )
+  whole = YARN | {
+    'original_max_position_embeddings': 33,
+    'beta_fast': 20,
+    'beta_slow': 2,
+    'truncate': False,
+    'attention_factor': 1.5,
+    'mscale': 7.0,
+    'mscale_all_dim': 6.0,
+  }
+  rope = models.read_config(write(tmp_path, rope_scaling=whole)).rope
+  assert rope == models.Rope(
+    10000.0,
+    'yarn',
+    4.0,
+    original_context=33,
+    beta_fast=20.0,
+    beta_slow=2.0,
+    truncate=False,
+    attention_factor=1.5,
+  )
+
+
+@pytest.mark.parametrize('rope', [YARN, LLAMA3])
+def test_the_outer_original_context_wins(tmp_path, rope):
+  changes = {'rope_scaling': rope, 'original_max_position_embeddings': 44}
+  rope = models.read_config(write(tmp_path, **changes)).rope
+  assert rope.original_context == 44
+
+
 @pytest.mark.parametrize(
   ('field', 'changes'),
   [
+    ('architectures', {'architectures': ['Gemma2ForCausalLM']}),
+    ('architectures', {'architectures': ['Qwen2MoeForCausalLM']}),
+    ('num_key_value_heads', MISTRAL | {'num_key_value_heads': ...}),
+    ('num_key_value_heads', QWEN2 | {'num_key_value_heads': ...}),
+    ('head_dim', QWEN3 | {'head_dim': ...}),
+    ('sliding_window', MISTRAL | {'sliding_window': ...}),
+    ('sliding_window', MISTRAL | {'sliding_window': 0}),
+    ('layer_types', MISTRAL | {'layer_types': [SLIDING] * 3}),
+    ('sliding_window', QWEN2 | WINDOW | {'sliding_window': None}),
+    ('max_window_layers', QWEN2 | WINDOW | {'max_window_layers': ...}),
+    ('max_window_layers', QWEN2 | WINDOW | {'max_window_layers': -1}),
+    ('use_sliding_window', QWEN2 | {'use_sliding_window': 'yes'}),
+    ('layer_types', QWEN2 | WINDOW | {'layer_types': [SLIDING] * 2}),
+    ('layer_types', QWEN2 | WINDOW | {'layer_types': [SLIDING, FULL, 'x']}),
+    ('layer_types', QWEN2 | WINDOW | {'layer_types': [SLIDING, FULL, []]}),
+    ('layer_types', QWEN2 | {'layer_types': [SLIDING, FULL, FULL]}),
+    ('rope_scaling.factor', {'rope_scaling': {'rope_type': 'dynamic'}}),
+    ('rope_scaling.factor', {'rope_scaling': {'rope_type': 'yarn'}}),
+    ('rope_scaling.truncate', {'rope_scaling': YARN | {'truncate': 1}}),
+    ('rope_scaling.mscale', {'rope_scaling': DYNAMIC | {'mscale': 1.0}}),
+    ('beta_fast', {'rope_scaling': YARN | {'beta_fast': 0.5}}),
+    ('attention_factor', {'rope_scaling': YARN | {'attention_factor': -1}}),
+    ('low_freq', {'rope_scaling': DYNAMIC | {'low_freq_factor': 1.0}}),
+    *(
+      ('rope_scaling.rope_type', {'rope_scaling': {'type': kind}})
+      for kind in ('su', 'mrope', 'proportional', 'Linear', 7)
+    ),
     ('architectures', {'architectures': ...}),
     ('architectures', {'architectures': ['GPT2LMHeadModel']}),
     ('architectures', {'architectures': ['LlamaForSequenceClassification']}),
@@ -203,9 +345,29 @@ def test_a_missing_file_is_named(tmp_path):
     {'rope_scaling': {'type': 'linear', 'factor': 3.0}, 'mlp_bias': True},
     {'eos_token_id': 4, 'bos_token_id': None, 'attention_bias': True},
     {'eos_token_id': None, 'rope_theta': 99.0},
+    {'rope_scaling': DYNAMIC},
+    {'rope_scaling': YARN | {'mscale': 3.0, 'mscale_all_dim': 2.0}},
+    MISTRAL | {'head_dim': 8},
+    MISTRAL | {'sliding_window': None},
+    QWEN2,
+    QWEN2 | WINDOW,
+    QWEN3 | WINDOW | {'layer_types': [SLIDING, FULL, SLIDING]},
+    QWEN3 | {'attention_bias': True, 'rope_scaling': YARN},
+    OLMO2 | {'attention_bias': True},
   ],
 )
 def test_to_json_is_read_back_the_same(tmp_path, changes):
   config = models.read_config(write(tmp_path, **changes))
   (tmp_path / 'config.json').write_text(json.dumps(to_json(config, 'float32')))
   assert models.read_config(tmp_path) == config
+
+
+def test_to_json_refuses_what_no_file_of_the_family_says(tmp_path):
+  config = models.read_config(write(tmp_path, **MISTRAL))
+  for changes in (
+    {'qkv_bias': True},
+    {'qk_norm': 'head'},
+    {'full_layers': (1,)},
+  ):
+    with pytest.raises(ValueError, match='MistralForCausalLM'):
+      to_json(dataclasses.replace(config, **changes), 'float32')
