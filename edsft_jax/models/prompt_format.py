@@ -16,7 +16,7 @@ import jinja2
 from edsft_jax import errors
 from edsft_jax.artifacts import Message, Prompt
 from edsft_jax.models import checkpoint
-from edsft_jax.models.config import read_config
+from edsft_jax.models.config import read_config, read_json_object
 
 # transformers would print that it found no PyTorch, which is not needed.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
@@ -253,8 +253,17 @@ def _load_tokenizer(directory: pathlib.Path) -> 'Tokenizer':
     raise errors.InputError(
       f'{directory} has no tokenizer.json: save the tokenizer beside the model'
     )
+  settings = directory / 'tokenizer_config.json'
+  named = settings.is_file() and read_json_object(settings)
+  # Where no class is named, transformers would guess one by the architecture
+  # and build its tokenizer anew, whatever tokenizer.json says.
+  tokenizer_class = (
+    transformers.AutoTokenizer
+    if named and named.get('tokenizer_class')
+    else transformers.PreTrainedTokenizerFast
+  )
   try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
+    tokenizer = tokenizer_class.from_pretrained(
       directory, local_files_only=True, trust_remote_code=False
     )
   except Exception as error:  # The tokenizer library raises bare Exceptions.

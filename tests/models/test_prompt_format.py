@@ -405,3 +405,11 @@ def test_vocabulary_beyond_the_embedding(tmp_path):
 def test_unknown_truncation(plain):
   with pytest.raises(errors.InputError, match=r"prompt\.truncate 'head'"):
     load(plain, truncate='head')
+
+
+def test_a_tokenizer_without_a_named_class_is_read_as_it_is(goldens):
+  """transformers alone would build an empty one for a Qwen model."""
+  for case in ('qwen2_v4', 'qwen3_v5', 'mistral_v4', 'olmo2_v5'):
+    prompt_format = load(goldens[case].path)
+    assert prompt_format.encode_prompt('w7 w9 w3', 9, False)[0] == [7, 9, 3]
+    assert prompt_format.encode_response('', 'w5') == [5, 2]
