@@ -5,7 +5,9 @@
       --config.model.path=HF_DIR --config.pool.path=prompts.jsonl
 
 Stages are positional words: pool score select annotate finetune evaluate
-report; none means all. Running a command again goes on where it stopped.
+report; none means all. Running a command again goes on where it stopped. The
+word preview shows the first prompts as the model will see them, and runs the
+pool stage for it.
 """
 
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ from edsft_jax import (
   evaluation,
   finetuning,
   pool,
+  preview,
   reporting,
   scoring,
   strategies,
@@ -43,6 +46,11 @@ STAGES: dict[str, ModuleType] = {
   'evaluate': evaluation,
   'report': reporting,
 }
+
+PREVIEW = 'preview'
+# What may be asked for: stages, and what stands between them but is none of
+# "all".
+WORDS = {'pool': pool, PREVIEW: preview, **STAGES}
 
 # Stages that need the answers, and so wait until people have written them.
 AFTER_ANSWERS = frozenset({'finetune', 'evaluate', 'report'})
@@ -100,11 +108,11 @@ def _run_stages(
   start = time.monotonic()
   for i, name in enumerate(stages):
     for j, later in enumerate(stages[i:], start=i):
-      STAGES[later].check(config, workdir, frozenset(stages[i:j]))
+      WORDS[later].check(config, workdir, frozenset(stages[i:j]))
     # A command that is refused must not rewrite what a study was made with.
     if not workdir.config.exists():
       artifacts.write_json(workdir.config, config.to_dict())
-    STAGES[name].run(config, workdir)
+    WORDS[name].run(config, workdir)
     waiting = [s for s in stages[i + 1 :] if s in AFTER_ANSWERS]
     if name == 'annotate' and waiting and annotation.missing(workdir):
       console.say(
@@ -112,7 +120,9 @@ def _run_stages(
         f'{", ".join(waiting)} wait for the answers',
       )
       break
-  artifacts.write_json(workdir.config, config.to_dict())
+  # A preview may try other options than those that the study was made with.
+  if list(stages) != ['pool', PREVIEW]:
+    artifacts.write_json(workdir.config, config.to_dict())
   artifacts.Manifest(workdir).describe(
     devices=[device.device_kind for device in jax.devices()]
   )
@@ -122,19 +132,24 @@ def _run_stages(
 
 
 def stages_asked_for(words: Sequence[str]) -> list[str]:
-  """The stages named, in the order of the data; all of them for no words.
+  """The words in the order of the data; every stage for no words.
+
+  A preview brings the pool stage with it.
 
   Raises:
     InputError: a word is no stage; the nearest is offered.
   """
   for word in words:
-    if word not in STAGES:
-      nearest = difflib.get_close_matches(word, STAGES, 1, 0.0)[0]
+    if word not in WORDS:
+      nearest = difflib.get_close_matches(word, WORDS, 1, 0.0)[0]
       raise errors.InputError(
         f'{word!r} is no stage: did you mean {nearest!r}? All: '
-        f'{" ".join(STAGES)}'
+        f'{" ".join(WORDS)}'
       )
-  return [name for name in STAGES if name in words or not words]
+  asked = {*words} or {*STAGES}
+  if PREVIEW in asked:
+    asked.add('pool')
+  return [name for name in WORDS if name in asked]
 
 
 def _load_config() -> ml_collections.ConfigDict:

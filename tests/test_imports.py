@@ -28,7 +28,8 @@ MAY_IMPORT = {
   'study': SERVES_ALL,
   'selection': set(),
   **{stage: {'study', 'models', 'mesh', *SERVES_ALL} for stage in STAGES},
-  'main': {*STAGES, *SERVES_ALL},
+  'preview': {'models', *SERVES_ALL},
+  'main': {*STAGES, 'preview', *SERVES_ALL},
 }
 for _stage in ('strategies', 'reporting'):
   MAY_IMPORT[_stage] = MAY_IMPORT[_stage] | {'selection'}

@@ -180,25 +180,39 @@ class PromptFormat:
     the generation prompt, up to and with the end token; where the turn's
     rendering does not begin with the prompt's, and without a template, the
     response and EOS.
+
+    Raises:
+      InputError: the template prints nothing of a response, so that there
+        would be nothing to learn.
     """
     response = _clean(response)
-    text = response
-    if self._template is not None:
-      before = self._render(prompt, True)
-      turn = {'role': 'assistant', 'content': response}
-      whole = self._render([*_turns(prompt), turn], False)
-      if whole.startswith(before):
-        text = whole[len(before) :]
-    ids = self._encode(text)
+    ids = self._encode(self._response_text(prompt, response))
+    if (
+      response.strip()
+      and not self.decode(ids).strip()
+      and _PROBE not in self._response_text(prompt, _PROBE)
+    ):
+      raise errors.InputError(
+        'prompt.template prints nothing of an answer, so that finetuning would '
+        "supervise nothing: it must print the content of the assistant's turn"
+      )
     ends = [n for n, id in enumerate(ids, 1) if id in self.end_ids]
     # Templates may print a line break after the end token; nobody samples it.
     if ends and not self._tokenizer.decode(ids[ends[-1] :]).strip():
       return ids[: ends[-1]]
     return ids if self._eos is None else [*ids, self._eos]
 
-  def decode(self, ids: Sequence[int]) -> str:
-    """Text of the ids, special tokens left out."""
-    return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+  def decode(self, ids: Sequence[int], special: bool = False) -> str:
+    """Text of the ids, special tokens left out unless they are asked for."""
+    return self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+
+  def _response_text(self, prompt: Prompt, response: str) -> str:
+    if self._template is None:
+      return response
+    before = self._render(prompt, True)
+    turn = {'role': 'assistant', 'content': response}
+    whole = self._render([*_turns(prompt), turn], False)
+    return whole[len(before) :] if whole.startswith(before) else response
 
   def _encode_whole(self, prompt: Prompt, for_response: bool) -> list[int]:
     if self._template is not None:

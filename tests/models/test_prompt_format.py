@@ -206,6 +206,32 @@ def test_template_whose_whole_does_not_begin_with_the_prompt(plain):
   assert response == [*ids_of('Yes'), 2]
 
 
+@pytest.mark.parametrize(
+  'template',
+  [
+    "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+    # Nothing but the end token.
+    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}"
+    '{% else %}</s>{% endif %}{% endfor %}',
+  ],
+)
+def test_template_that_prints_no_answer_is_refused(plain, template):
+  prompt_format = load(plain, template)
+  assert prompt_format.encode_prompt('Hi', 9, True)[0] == [1, *ids_of('Hi')]
+  with pytest.raises(errors.InputError, match=r'prompt\.template .* nothing'):
+    prompt_format.encode_response('Hi', 'Yes')
+  # An answer that is itself nothing is no fault of a template.
+  assert prompt_format.encode_response('Hi', '') == [2]
+  printing = load(plain, '{% for m in messages %}{{ m.content }}{% endfor %}')
+  assert printing.encode_response('Hi', '</s>') == [2]
+
+
+def test_special_tokens_are_shown_when_asked_for(plain):
+  prompt_format = load(plain)
+  assert prompt_format.decode([1, *ids_of('a'), 2]) == 'a'
+  assert prompt_format.decode([1, *ids_of('a'), 2], special=True) == '<s>a</s>'
+
+
 def test_dates_do_not_move(plain):
   template = (
     "{{ date_string if date_string is defined else strftime_now('%d') }}"

@@ -1,0 +1,110 @@
+"""Shows the first prompts as the model will see them, before any work.
+
+What is printed is decoded from the very tokens that scoring and finetuning
+use, special tokens and all: a doubled BOS, a missing generation prompt or an
+answer in the wrong place is seen here.
+"""
+
+from collections.abc import Set
+import functools
+
+import ml_collections
+
+from edsft_jax import artifacts, console, errors, models
+from edsft_jax.models import responses
+
+NUM_PROMPTS = 3
+# Around what finetuning supervises.
+MARKS = ('\u27e6', '\u27e7')
+_NO_ANSWER = '(the answer)'
+
+
+def check(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  planned: Set[str],
+) -> None:
+  """Refuses an unusable model or template, and a missing pool.
+
+  Raises:
+    InputError: naming the option or the file.
+  """
+  path = models.resolve(config.model.path)
+  models.check(path)
+  models.load_prompt_format(path, **config.prompt)
+  if 'pool' not in planned and not workdir.pool.exists():
+    raise errors.InputError(
+      f'{workdir.pool} is not there: run the pool stage first'
+    )
+
+
+def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+  """Prints the first prompts of the pool, for scoring and for finetuning.
+
+  Where no answer is known, a stand-in has its place.
+
+  Raises:
+    InputError: the template leaves nothing of an answer to be supervised.
+  """
+  path = models.resolve(config.model.path)
+  prompt_format = models.load_prompt_format(
+    path, **config.prompt, log=functools.partial(console.say, 'preview')
+  )
+  context = models.read_config(path).context
+  pool = artifacts.read_prompts(workdir.pool)
+  answers = _answers(workdir)
+  for id, prompt in zip(
+    pool.ids[:NUM_PROMPTS], pool.prompts[:NUM_PROMPTS], strict=True
+  ):
+    ids, truncated = prompt_format.encode_prompt(
+      prompt, context - config.scoring.max_new_tokens, for_response=False
+    )
+    notes = ['truncated'] if truncated else []
+    _show(
+      f'prompt {id} for scoring: {len(ids)} tokens',
+      notes,
+      prompt_format.decode(ids, special=True),
+    )
+    example = responses.encode(
+      prompt_format,
+      prompt,
+      answers.get(id, _NO_ANSWER),
+      config.finetuning.max_length or context,
+    )
+    notes = ['prompt truncated'] if example.prompt_truncated else []
+    notes += ['answer cut'] if example.response_cut else []
+    notes += [] if id in answers else ['no answer yet']
+    _show(
+      f'prompt {id} for finetuning: {len(example.tokens)} tokens, '
+      f'{example.num_response} supervised between {" and ".join(MARKS)}',
+      notes,
+      marked(prompt_format, example),
+    )
+
+
+def _show(head: str, notes: list[str], text: str) -> None:
+  console.say('preview', ', '.join([head, *notes]))
+  print(text, end='\n\n')
+
+
+def marked(
+  prompt_format: models.PromptFormat, example: responses.Example
+) -> str:
+  """Text of all its tokens, the supervised ones between MARKS."""
+  first = len(example.tokens) - example.num_response
+  before, supervised = example.tokens[:first], example.tokens[first:]
+  return (
+    prompt_format.decode(before, special=True)
+    + MARKS[0]
+    + prompt_format.decode(supervised, special=True)
+    + MARKS[1]
+  )
+
+
+def _answers(workdir: artifacts.Workdir) -> dict[str, str]:
+  """The answers that are known: people's, and those that came with the pool."""
+  answers = {}
+  for path in (workdir.pool_responses, workdir.responses):
+    if path.exists():
+      answers |= artifacts.read_responses(path)
+  return answers

@@ -1,0 +1,103 @@
+"""The preview shows the tokens that scoring and finetuning will use."""
+
+import json
+
+import pytest
+
+from configs import default
+from edsft_jax import artifacts, errors, main
+
+CHAT = (
+  "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}"
+  "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+  '{% if add_generation_prompt %}[assistant]{% endif %}'
+)
+ROWS = [
+  {'prompt': 'one two', 'response': 'three'},
+  {'prompt': 'four five six', 'response': ''},
+  *({'prompt': f'more of it {i}', 'response': f'so {i}'} for i in range(20)),
+]
+
+
+@pytest.fixture
+def config(tmp_path):
+  """A pool of answered prompts and the built-in model."""
+  pool = tmp_path / 'pool.jsonl'
+  pool.write_text(''.join(json.dumps(row) + '\n' for row in ROWS))
+  c = default.get_config()
+  c.pool.path = str(pool)
+  c.pool.heldout_fraction = 0.0
+  c.prompt.template = CHAT
+  return c
+
+
+def preview(config, tmp_path, capsys) -> list[str]:
+  """What is printed after the pool stage's own line."""
+  stages = main.stages_asked_for(['preview'])
+  main.run(config, tmp_path / 'w', stages)
+  text = capsys.readouterr().out
+  return text[text.index('preview ') :].splitlines()
+
+
+def test_no_part_of_all_stages_but_with_the_pool():
+  assert 'preview' not in main.stages_asked_for([])
+  assert main.stages_asked_for(['preview']) == ['pool', 'preview']
+  assert main.stages_asked_for(['score', 'preview']) == [
+    'pool',
+    'preview',
+    'score',
+  ]
+  assert main.stages_asked_for(['score']) == ['score']
+  with pytest.raises(errors.InputError, match="did you mean 'preview'"):
+    main.stages_asked_for(['preveiw'])
+
+
+def test_prompts_are_shown_with_their_special_tokens(config, tmp_path, capsys):
+  lines = preview(config, tmp_path, capsys)
+  ids = artifacts.read_prompts(artifacts.Workdir(tmp_path / 'w').pool).ids
+  heads = [line for line in lines if line.startswith('preview')]
+  assert [head.split()[2:5] for head in heads] == [
+    [id, 'for', use] for id in ids[:3] for use in ('scoring:', 'finetuning:')
+  ]
+  shown = lines.index(heads[0]) + 1
+  assert lines[shown] == '<s>[user]one two[assistant]'
+  trained = lines.index(heads[1]) + 1
+  assert lines[trained] == '<s>[user]one two[assistant]\u27e6three</s>\u27e7'
+  assert 'no answer yet' not in heads[1]
+
+
+def test_numbers_are_those_of_the_tokens(config, tmp_path, capsys):
+  config.scoring.max_new_tokens = 250
+  config.finetuning.max_length = 12
+  lines = preview(config, tmp_path, capsys)
+  heads = [line for line in lines if line.startswith('preview')]
+  assert ': 6 tokens' in heads[0]
+  assert heads[0].endswith(', truncated')
+  assert ': 12 tokens' in heads[1]
+
+
+def test_a_stand_in_takes_the_place_of_an_unknown_answer(
+  config, tmp_path, capsys
+):
+  pool = tmp_path / 'pool.jsonl'
+  pool.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+  lines = preview(config, tmp_path, capsys)
+  heads = [line for line in lines if line.startswith('preview')]
+  assert len(heads) == 4
+  assert 'no answer yet' in heads[1]
+  assert '<s>[user]one[assistant]\u27e6(the answer)</s>\u27e7' in lines
+
+
+def test_a_template_without_answers_is_refused(config, tmp_path, capsys):
+  config.prompt.template = (
+    "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+  )
+  with pytest.raises(errors.InputError, match='supervise nothing'):
+    preview(config, tmp_path, capsys)
+
+
+def test_a_bad_model_is_refused_before_the_pool_is_read(config, tmp_path):
+  config.model.path = 'no/such/model'
+  with pytest.raises(errors.InputError, match=r'model\.path'):
+    main.run(config, tmp_path / 'w', ['pool', 'preview'])
+  assert not (tmp_path / 'w').exists()
