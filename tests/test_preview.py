@@ -96,6 +96,16 @@ def test_a_template_without_answers_is_refused(config, tmp_path, capsys):
     preview(config, tmp_path, capsys)
 
 
+def test_a_preview_does_not_rewrite_what_the_study_was_made_with(
+  config, tmp_path, capsys
+):
+  preview(config, tmp_path, capsys)
+  before = (tmp_path / 'w' / 'config.json').read_text()
+  config.prompt.template = 'raw'
+  assert '<s>one two' in preview(config, tmp_path, capsys)
+  assert (tmp_path / 'w' / 'config.json').read_text() == before
+
+
 def test_a_bad_model_is_refused_before_the_pool_is_read(config, tmp_path):
   config.model.path = 'no/such/model'
   with pytest.raises(errors.InputError, match=r'model\.path'):
