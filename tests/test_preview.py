@@ -55,7 +55,7 @@ def test_no_part_of_all_stages_but_with_the_pool():
 def test_prompts_are_shown_with_their_special_tokens(config, tmp_path, capsys):
   lines = preview(config, tmp_path, capsys)
   ids = artifacts.read_prompts(artifacts.Workdir(tmp_path / 'w').pool).ids
-  heads = [line for line in lines if line.startswith('preview')]
+  heads = [line for line in lines if line.startswith('preview   prompt ')]
   assert [head.split()[2:5] for head in heads] == [
     [id, 'for', use] for id in ids[:3] for use in ('scoring:', 'finetuning:')
   ]
@@ -70,7 +70,7 @@ def test_numbers_are_those_of_the_tokens(config, tmp_path, capsys):
   config.scoring.max_new_tokens = 250
   config.finetuning.max_length = 12
   lines = preview(config, tmp_path, capsys)
-  heads = [line for line in lines if line.startswith('preview')]
+  heads = [line for line in lines if line.startswith('preview   prompt ')]
   assert ': 6 tokens' in heads[0]
   assert heads[0].endswith(', truncated')
   assert ': 12 tokens' in heads[1]
@@ -82,7 +82,7 @@ def test_a_stand_in_takes_the_place_of_an_unknown_answer(
   pool = tmp_path / 'pool.jsonl'
   pool.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
   lines = preview(config, tmp_path, capsys)
-  heads = [line for line in lines if line.startswith('preview')]
+  heads = [line for line in lines if line.startswith('preview   prompt ')]
   assert len(heads) == 4
   assert 'no answer yet' in heads[1]
   assert '<s>[user]one[assistant]\u27e6(the answer)</s>\u27e7' in lines
