@@ -82,17 +82,28 @@ def test_similarities_sum_exactly_in_any_order(similarity):
 
 
 @pytest.fixture(
-  params=['lists_at_once', 'lists_later', 'no_lists', 'kept', 'kept_no_lists']
+  params=['lists_at_once', 'guessed', 'wrong_guess', 'lists_later', 'no_lists']
 )
 def way(request, monkeypatch):
   """Sends small pools through every way that large ones take."""
   if request.param != 'lists_at_once':
     monkeypatch.setattr(module, '_SMALL', 0)
-  if request.param.startswith('kept'):
-    monkeypatch.setattr(columns, '_WIDTH_WORTH_KEEPING', 1)
-  if request.param.endswith('no_lists'):
-    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
+  if request.param == 'wrong_guess':
+    # Right at first, then the last candidate that is left.
+    likely = module._likely_pick
+    monkeypatch.setattr(
+      module,
+      '_likely_pick',
+      lambda columns, row_C, gain_U, picked: (
+        len(row_C) - len(picked)
+        if picked
+        else likely(columns, row_C, gain_U, [])
+      ),
+    )
+  if request.param == 'lists_later':
+    monkeypatch.setattr(columns.Columns, 'symmetric', lambda *args: False)
   if request.param == 'no_lists':
+    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
     # Two batches of columns fit: they push one another out.
     monkeypatch.setattr(columns, '_MOST_KEPT', 128)
 
