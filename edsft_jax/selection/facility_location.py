@@ -28,7 +28,7 @@ _SMALL = 2**18
 # while it leaves fewer entries by this part of all; rows to guess from.
 _MOST_GUESSED = 8
 _WORTH_A_GUESS = 0.02
-_MOST_SAMPLED = 1024
+_MOST_SAMPLED = 512
 
 
 def facility_location(

@@ -276,6 +276,7 @@ def finish(
     gains.append(gain)
     if num_picked + len(picks) >= next_compaction:
       lists.compact()
+      bound_C = np.where(np.isneginf(bound_C), bound_C, lists.gains())
       short = lists.num_entries <= _SHORT * len(bound_C)
       next_compaction *= 4 if short else 2
       order = (_FreshGains if short else _StaleGains)(lists, bound_C)
@@ -287,7 +288,6 @@ class _StaleGains:
 
   def __init__(self, lists: ShortLists, bound_C: np.ndarray):
     self._lists = lists
-    bound_C = np.where(np.isneginf(bound_C), -np.inf, lists.gains())
     self._heap = [
       (-bound, c) for c, bound in enumerate(bound_C.tolist()) if bound > -np.inf
     ]
@@ -314,10 +314,10 @@ class _StaleGains:
 class _FreshGains:
   """All gains, lowered with every pick."""
 
-  def __init__(self, lists: ShortLists, bound_C: np.ndarray):
+  def __init__(self, lists: ShortLists, gain_C: np.ndarray):
     self._lists = lists
     self._by_row = lists.by_row()
-    self._gain_C = np.where(np.isneginf(bound_C), -np.inf, lists.gains())
+    self._gain_C = gain_C
 
   def best(self) -> tuple[int, float]:
     """Returns the best candidate and its gain; -inf when there is none."""

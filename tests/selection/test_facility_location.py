@@ -201,6 +201,22 @@ def test_regret_in_a_float64_replay(offset, width):
   assert result.gains.sum() == pytest.approx(result.objective, rel=1e-6)
 
 
+@pytest.mark.parametrize('width', [0.3, 1.0])
+def test_regret_on_five_thousand_rows(width):
+  features = clustered(5000, d=16).astype(np.float64) + 30
+  result = selection.facility_location(
+    features, 1000, selection.Rbf(width=width)
+  )
+  x = features - features.mean(axis=0)
+  norm = np.square(x).sum(axis=1)
+  distance = norm[:, None] + norm - 2 * x @ x.T
+  np.fill_diagonal(distance, 0)
+  s = np.exp(-np.maximum(distance, 0) / (width * 2 * norm.mean()))
+  assert reference.replay(s, result.indices) < 1e-5
+  covered = s[:, result.indices].max(axis=1).sum()
+  assert result.objective == pytest.approx(covered, rel=1e-5)
+
+
 @hypothesis.settings(max_examples=10, deadline=None)
 @hypothesis.given(st.randoms(use_true_random=False))
 def test_permuted_rows_reach_the_same_objective(random):
