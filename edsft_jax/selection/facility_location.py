@@ -19,8 +19,9 @@ from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.result import Certificate, Selection
 
 METHODS = ('greedy', 'threshold', 'partitioned')
-# Bytes of one entry of a short list: row and similarity.
-_ENTRY_BYTES = 8
+# Bytes of one entry of a short list: row and similarity, and what cutting the
+# lists takes beside them.
+_ENTRY_BYTES = 10
 # Short lists pay when one entry in so many is left, or when they are small.
 _SPARSE = 4
 _SMALL = 2**18
