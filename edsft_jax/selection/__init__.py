@@ -1,6 +1,6 @@
 """Choose prompts from a feature matrix: arrays in, Selection out.
 
-Stands on jax and numpy alone (k-means also on scipy, which comes with jax).
+Stands on jax and numpy alone, and on scipy, which comes with jax.
 README.md beside this file explains the algorithms and what they guarantee.
 """
 

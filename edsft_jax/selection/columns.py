@@ -5,7 +5,7 @@ tiles whatever their number. Columns are kept while they fit, so that a
 candidate looked at again costs a pass over memory and not a matrix product.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 
 import jax
@@ -19,16 +19,21 @@ from edsft_jax.selection import similarity as similarity_lib
 BATCH = 64
 PANEL = 256
 # Columns kept at most: lazy picks rarely look at more before short lists.
-_MOST_KEPT = 4096
+_MOST_KEPT = 2048
 # No similarity exceeds this: rows that carry no weight, padding among them,
 # count as covered from the start.
 _COVERED = 2.0
-# Of narrower points a similarity costs no more to compute than to keep.
-_WIDTH_WORTH_KEEPING = 128
+# Pairs of tiles computed in one go when each serves both of its sides.
+_PAIRS = 16
 
 
 class Columns:
-  """Similarities of candidates to all rows, and how well rows are covered."""
+  """Similarities of candidates to all rows, and how well rows are covered.
+
+  Attributes:
+    coverage: [T, R] each row's largest similarity to a chosen one. May be set
+      back to what it was.
+  """
 
   def __init__(
     self,
@@ -52,21 +57,15 @@ class Columns:
     self._point_UxD = point_UxD
     self._norm_U = similarity_lib.squared_norms(point_UxD)
     self._self_U = similarity_lib.self_similarity(formula, self._norm_U)
-    self._num_rows, width = point_UxD.shape
+    self._num_rows = len(point_UxD)
     self._padded = sharding.padded(self._num_rows, mesh)
     self._point_TxRxD = sharding.tiles(point_UxD, mesh)
     self._norm_TxR = sharding.tiles(self._norm_U, mesh)
     self._self_TxR = sharding.tiles(self._self_U, mesh)
     self._weight_TxR = sharding.tiles(weight_U, mesh)
     current_U = np.where(weight_U > 0, 0.0, _COVERED).astype(np.float32)
-    self._current_TxR = sharding.tiles(current_U, mesh, padding=_COVERED)
+    self.coverage = sharding.tiles(current_U, mesh, padding=_COVERED)
 
-    whole = 4 * self._padded**2
-    self._keep_all = (
-      mesh.size == 1
-      and width >= _WIDTH_WORTH_KEEPING
-      and whole <= 0.6 * memory_limit
-    )
     slots = min(memory_limit // (4 * self._padded), self._padded, _MOST_KEPT)
     self._num_slots = max(slots // BATCH, 1) * BATCH
     self.forget()
@@ -78,19 +77,19 @@ class Columns:
     self._row_S = np.full(self._num_slots, -1, np.int64)
     self._next_slot = 0
 
-  @property
-  def kept_bytes(self) -> int:
-    """Bytes of the columns that are kept."""
-    return 0 if self._cache_SxU is None else self._cache_SxU.nbytes
-
-  @property
-  def keeps_all(self) -> bool:
-    """Whether all columns are kept already."""
-    return self._keep_all and self._cache_SxU is not None
+  def symmetric(self, row_C: np.ndarray) -> bool:
+    """Whether visiting each pair of rows once serves these candidates."""
+    return self._mesh.size == 1 and 2 * len(row_C) > self._num_rows
 
   def similarities(self, row_C: np.ndarray) -> np.ndarray:
     """Returns [C, padded rows] of a few candidates, given as rows."""
-    return sharding.on_host(self._compute(row_C, BATCH))[: len(row_C)]
+    parts = np.split(row_C, range(BATCH, len(row_C), BATCH))
+    return np.concatenate(
+      [
+        sharding.on_host(self._compute(part, BATCH))[: len(part)]
+        for part in parts
+      ]
+    )
 
   def panels(
     self, row_C: np.ndarray
@@ -101,17 +100,6 @@ class Columns:
     the caller works on the last.
     """
     parts = np.split(row_C, range(PANEL, len(row_C), PANEL))
-    if self.keeps_all:
-      whole_UxU = sharding.on_host(self._cache_SxU)
-      gain_C = self.all_gains(row_C)
-      for part, gains in zip(
-        parts, np.split(gain_C, range(PANEL, len(row_C), PANEL)), strict=True
-      ):
-        first, last = part[0], part[-1] + 1
-        # Most often all rows are candidates: no copy then.
-        in_a_row = np.array_equal(part, np.arange(first, last))
-        yield whole_UxU[first:last] if in_a_row else whole_UxU[part], gains
-      return
     ahead = self._panel(parts[0])
     for part, following in zip(parts, [*parts[1:], None], strict=True):
       s_CxU, gain_C = ahead
@@ -141,10 +129,10 @@ class Columns:
     """
     slot_C = np.resize(self._slots_of(row_C), BATCH)
     with jax.enable_x64(True):
-      self._current_TxR, gain_C, taken_C = _sweep(
+      self.coverage, gain_C, taken_C = _sweep(
         self._cache_SxU,
         slot_C,
-        self._current_TxR,
+        self.coverage,
         self._weight_TxR,
         np.float64(enough),
         np.int32(most),
@@ -155,10 +143,12 @@ class Columns:
 
   def all_gains(self, row_C: np.ndarray) -> np.ndarray:
     """Returns [C] float64 marginal gains of many candidates, maybe all."""
-    if self.keeps_all:
-      return np.asarray(self._gains(self._cache_SxU, row_C))
-    if self._mesh.size == 1 and 2 * len(row_C) > self._num_rows:
-      return self._symmetric_gains()[row_C]
+    if self.symmetric(row_C):
+      return self.symmetric_gains([self.coverage])[0][row_C]
+    return self.panel_gains(row_C)
+
+  def panel_gains(self, row_C: np.ndarray) -> np.ndarray:
+    """Returns [C] float64 marginal gains, a panel of candidates at a time."""
     parts = np.split(row_C, range(PANEL, len(row_C), PANEL))
     gains = [np.asarray(self._panel(part)[1])[: len(part)] for part in parts]
     return np.concatenate(gains)
@@ -172,14 +162,14 @@ class Columns:
       else:
         s_CxU, slot_C = self._compute(part, BATCH), np.arange(len(part))
       slot_C = np.resize(slot_C, BATCH).astype(np.int32)
-      self._current_TxR = _cover(s_CxU, slot_C, self._current_TxR)
+      self.coverage = _cover(s_CxU, slot_C, self.coverage)
 
   def current(self) -> np.ndarray:
-    """Returns [padded rows]: each row's largest similarity to a chosen one.
+    """Returns `coverage` as [padded rows] on the host.
 
     Padding and rows without weight have 2: they count as covered.
     """
-    return sharding.on_host(self._current_TxR).reshape(-1)
+    return sharding.on_host(self.coverage).reshape(-1)
 
   def _compute(self, row_C: np.ndarray, size: int) -> jax.Array:
     """Returns [size, padded rows]; candidates repeat to fill it up."""
@@ -199,28 +189,58 @@ class Columns:
     slot_C = slot_C.astype(np.int32)
     with jax.enable_x64(True):
       return _gains(
-        s_SxU, slot_C, self._current_TxR, self._weight_TxR, mesh=self._mesh
+        s_SxU, slot_C, self.coverage, self._weight_TxR, mesh=self._mesh
       )
 
-  def _symmetric_gains(self) -> np.ndarray:
-    """Returns gains of all rows from half of the pairs; may keep them."""
+  def symmetric_gains(
+    self, coverages: Sequence[jax.Array], cut: Callable | None = None
+  ) -> np.ndarray:
+    """Returns [K, padded rows] gains of all rows, from half of the pairs.
+
+    Args:
+      coverages: K of them, as `coverage` was at some time.
+      cut: called with every pair of tiles a <= b, ordered by a, then b, and
+        their [R, R] similarities, of rows in a by rows in b; returns whether
+        to go on calling it.
+    """
     first, second = np.triu_indices(len(self._norm_TxR))
+    count = len(first)
+    size = min(_PAIRS, count)
+    pairs = np.stack([first, second], axis=1).astype(np.int32)
+    pairs = np.concatenate([pairs, np.zeros((-count % size, 2), np.int32)])
+
+    def compute(start: int, gain_KxTxR: jax.Array):
+      with jax.enable_x64(True):
+        return _symmetric_gains(
+          self._point_TxRxD,
+          self._norm_TxR,
+          self._self_TxR,
+          tuple(coverages),
+          self._weight_TxR,
+          gain_KxTxR,
+          pairs[start : start + size],
+          np.int32(count - start),
+          formula=self._formula,
+          keep=cut is not None,
+        )
+
     with jax.enable_x64(True):
-      gain_U, self._cache_SxU = _symmetric_gains(
-        self._point_TxRxD,
-        self._norm_TxR,
-        self._self_TxR,
-        self._current_TxR,
-        self._weight_TxR,
-        first.astype(np.int32),
-        second.astype(np.int32),
-        formula=self._formula,
-        keep=self._keep_all,
+      gain_KxTxR = jnp.zeros(
+        (len(coverages), *self._norm_TxR.shape), jnp.float64
       )
-      gain_U = np.asarray(gain_U)
-    if self._keep_all:
-      self._slot_U = np.arange(self._num_rows, dtype=np.int32)
-    return gain_U
+    gain_KxTxR, ahead_PxRxR = compute(0, gain_KxTxR)
+    for start in range(0, count, size):
+      s_PxRxR = ahead_PxRxR
+      # The next are computed while the last are cut.
+      if start + size < count:
+        gain_KxTxR, ahead_PxRxR = compute(start + size, gain_KxTxR)
+      if cut is not None:
+        s_PxRxR = np.asarray(s_PxRxR)
+        for (a, b), s_RxR in zip(pairs[start:count], s_PxRxR, strict=False):
+          if not cut(int(a), int(b), s_RxR):
+            cut = None
+            break
+    return np.asarray(gain_KxTxR).reshape(len(coverages), -1)
 
   def _slots_of(self, row_C: np.ndarray) -> np.ndarray:
     """Returns where columns are kept, computing those that are not."""
@@ -228,7 +248,7 @@ class Columns:
     slot_C = self._slot_U[row_C]
     # Slots that are about to be overwritten do not count.
     missing = (slot_C < 0) | (slot_C >= self._next_slot) & (slot_C < end)
-    if self.keeps_all or (slot_C >= 0).all():
+    if (slot_C >= 0).all():
       return slot_C
     if self._cache_SxU is None:
       self._cache_SxU = jnp.zeros(
@@ -363,56 +383,51 @@ def _sweep(
   )(s_SxU, slot_C, current_TxR, weight_TxR, enough, most)
 
 
-@functools.partial(jax.jit, static_argnames=('formula', 'keep'))
+@functools.partial(
+  jax.jit, static_argnames=('formula', 'keep'), donate_argnames='gain_KxTxR'
+)
 def _symmetric_gains(
   point_TxRxD: jax.Array,
   norm_TxR: jax.Array,
   self_TxR: jax.Array,
-  current_TxR: jax.Array,
+  coverages: tuple[jax.Array, ...],
   weight_TxR: jax.Array,
-  first_P: jax.Array,
-  second_P: jax.Array,
+  gain_KxTxR: jax.Array,
+  pair_Px2: jax.Array,
+  count: jax.Array,
   *,
   formula: str,
   keep: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Visits T (T + 1) / 2 pairs of tiles, each for both of its sides.
+  """Visits the first `count` pairs of tiles, each for both of its sides.
 
   Returns:
-    [T R] float64 gains of all rows as candidates, and with `keep` the whole
-    [T R, T R] of similarities.
+    [K, T, R] float64 gains of all rows as candidates, one for each coverage,
+    with those of these pairs added; with `keep` [P, R, R] similarities.
   """
-  tiles, size = norm_TxR.shape
+  size = norm_TxR.shape[1]
 
-  def one_pair(p, state):
-    gain_TxR, s_UxU = state
-    a, b = first_P[p], second_P[p]
+  def one_pair(gain_KxTxR, numbered):
+    p, (a, b) = numbered
     s_AxB = similarity_lib.tile(
       formula, point_TxRxD[a], norm_TxR[a], point_TxRxD[b], norm_TxR[b]
     )
     diagonal = (a == b) & jnp.eye(size, dtype=bool)
     s_AxB = jnp.where(diagonal, self_TxR[a][:, None], s_AxB)
-    by_a_AxB = jnp.maximum(s_AxB - current_TxR[b], 0.0).astype(jnp.float64)
-    by_b_AxB = jnp.maximum(s_AxB - current_TxR[a][:, None], 0.0)
-    by_b_AxB = by_b_AxB.astype(jnp.float64) * weight_TxR[a][:, None]
-    # A sum along the fast axis goes one by one: 16 side by side are vectors.
-    by_a_A = (by_a_AxB * weight_TxR[b]).reshape(size, -1, 16).sum(1).sum(1)
-    gain_TxR = gain_TxR.at[b].add(by_b_AxB.sum(axis=0))
-    gain_TxR = gain_TxR.at[a].add(jnp.where(a == b, 0.0, by_a_A))
-    if keep:
-      place = jax.lax.dynamic_update_slice
-      s_UxU = place(s_UxU, s_AxB, (a * size, b * size))
-      s_UxU = place(s_UxU, s_AxB.T, (b * size, a * size))
-    return gain_TxR, s_UxU
+    weight_A = jnp.where((a == b) | (p >= count), 0.0, weight_TxR[a])
+    weight_B = jnp.where(p >= count, 0.0, weight_TxR[b])
+    for k, current_TxR in enumerate(coverages):
+      by_a_AxB = jnp.maximum(s_AxB - current_TxR[b], 0.0).astype(jnp.float64)
+      by_b_AxB = jnp.maximum(s_AxB - current_TxR[a][:, None], 0.0)
+      by_b_AxB = by_b_AxB.astype(jnp.float64) * weight_A[:, None]
+      # A sum along the fast axis goes one by one: 16 side by side are vectors.
+      by_a_A = (by_a_AxB * weight_B).reshape(size, -1, 16).sum(1).sum(1)
+      gain_KxTxR = gain_KxTxR.at[k, a].add(by_a_A)
+      gain_KxTxR = gain_KxTxR.at[k, b].add(by_b_AxB.sum(axis=0))
+    return gain_KxTxR, s_AxB if keep else None
 
-  gain_TxR = jnp.zeros(norm_TxR.shape, jnp.float64)
-  s_UxU = None
-  if keep:
-    s_UxU = jnp.zeros((tiles * size, tiles * size), jnp.float32)
-  gain_TxR, s_UxU = jax.lax.fori_loop(
-    0, len(first_P), one_pair, (gain_TxR, s_UxU)
-  )
-  return gain_TxR.reshape(-1), s_UxU
+  number_P = jnp.arange(len(pair_Px2))
+  return jax.lax.scan(one_pair, gain_KxTxR, (number_P, pair_Px2))
 
 
 @jax.jit

@@ -13,17 +13,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from edsft_jax.selection import checks, memory, short_lists
+from edsft_jax.selection import checks, memory, sharding, short_lists
 from edsft_jax.selection import columns as columns_lib
 from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.result import Certificate, Selection
 
 METHODS = ('greedy', 'threshold', 'partitioned')
-# Bytes of one entry of a short list: row and similarity.
-_ENTRY_BYTES = 8
+# Bytes of one entry of a short list: row and similarity, and what cutting the
+# lists takes beside them.
+_ENTRY_BYTES = 10
 # Short lists pay when one entry in so many is left, or when they are small.
 _SPARSE = 4
 _SMALL = 2**18
+# Picks guessed at most before the first pass over all pairs; another one pays
+# while it leaves fewer entries by this part of all; rows to guess from.
+_MOST_GUESSED = 8
+_WORTH_A_GUESS = 0.02
+_MOST_SAMPLED = 512
 
 
 def facility_location(
@@ -214,22 +220,33 @@ def _greedy(
   current_U = columns.current()
   bound_C = np.zeros(len(problem.row_C))
   goal = min(budget, len(problem.row_C))
+  ahead = _Ahead([], [], None)
   if goal:
     sample_SxU = columns.similarities(_sample(problem.row_C))
+    if _opens(problem, columns):
+      ahead = _look_ahead(problem, columns, memory_limit, slack)
   too_many = np.inf
   while len(order.candidates) < goal:
-    alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
-    if alive < too_many and _lists_pay(alive, problem, columns, memory_limit):
-      lists, fresh_C = _short_lists(problem, columns, memory_limit)
-      if lists is not None:
+    ahead.check(order.candidates)
+    if ahead.lists is not None:
+      if order.candidates == ahead.guess:
         columns.forget()
-        bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
-        return _finish(problem, budget, lists, bound_C, order)
-      # The sample was misleading: not again before half of it is gone.
-      too_many = alive / 2
-    if len(order.candidates) < 2:
+        return _finish(problem, budget, ahead.lists, bound_C, order)
+    else:
+      alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
+      if alive < too_many and _lists_pay(alive, problem, memory_limit):
+        lists, fresh_C = _short_lists(problem, columns, memory_limit)
+        if lists is not None:
+          columns.forget()
+          bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
+          return _finish(problem, budget, lists, bound_C, order)
+        # The sample was misleading: not again before half of it is gone.
+        too_many = alive / 2
+    fresh_C = ahead.gains_after(order.candidates)
+    if fresh_C is None and len(order.candidates) < 2:
       # The first pick lowers nearly every gain: refresh all at once.
       fresh_C = columns.all_gains(problem.row_C)
+    if fresh_C is not None:
       bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
       order.certify(problem, current_U, bound_C, budget)
       picks = np.argmax(bound_C, keepdims=True)
@@ -251,25 +268,147 @@ def _greedy(
   return order
 
 
+@dataclasses.dataclass
+class _Ahead:
+  """What was computed for a guess of the first picks.
+
+  A guess decides what is computed ahead, never what is picked: it is used only
+  as long as the picks are those that were guessed.
+
+  Attributes:
+    guess: the first candidates.
+    gain_KxC: gains of all after none of them, after the first, and so on.
+    lists: short lists after all of them, or None.
+  """
+
+  guess: list[int]
+  gain_KxC: Sequence[np.ndarray]
+  lists: short_lists.ShortLists | None
+
+  def check(self, candidates: list[int]) -> None:
+    """Forgets all unless these picks are the first that were guessed."""
+    if candidates != self.guess[: len(candidates)]:
+      self.guess, self.gain_KxC, self.lists = [], [], None
+
+  def gains_after(self, candidates: list[int]) -> np.ndarray | None:
+    """Returns the gains after some picks that were checked, if known."""
+    known = len(candidates) < len(self.gain_KxC)
+    return self.gain_KxC[len(candidates)] if known else None
+
+
+def _opens(problem: _Problem, columns: columns_lib.Columns) -> bool:
+  """Whether to guess the first picks, rather than to make lists at once."""
+  pairs = len(problem.row_C) * len(problem.point_UxD)
+  return pairs > _SMALL and columns.symmetric(problem.row_C)
+
+
+def _look_ahead(
+  problem: _Problem,
+  columns: columns_lib.Columns,
+  memory_limit: int,
+  slack: float,
+) -> _Ahead:
+  """Guesses the first picks, and computes what to do if they are right.
+
+  One pass over all pairs then gives the gains at each of them, and the lists.
+  """
+  coverages = [columns.coverage]
+  row_S = _sample_rows(problem, memory_limit)
+  s_SxU = columns.similarities(row_S)
+  guess: list[int] = []
+  # With slack, other picks will follow the first two.
+  most = min(_MOST_GUESSED if slack == 0.0 else 2, len(problem.row_C))
+  alive = np.inf
+  while True:
+    current_S = columns.current()[row_S]
+    before = alive
+    alive = np.count_nonzero(s_SxU > current_S[:, None]) / len(row_S)
+    fits = _lists_pay(alive, problem, memory_limit)
+    more = before - alive > _WORTH_A_GUESS * len(problem.point_UxD)
+    if len(guess) == most or (fits and not more):
+      break
+    gain_U = _weighted_gains(s_SxU, current_S, problem.weight_U[row_S])
+    guess.append(_likely_pick(columns, problem.row_C, gain_U, guess))
+    columns.cover(problem.row_C[guess[-1:]])
+    coverages.append(columns.coverage)
+  del s_SxU
+  lists = None
+  if fits:
+    lists = short_lists.ShortLists(
+      columns.current(), problem.weight_U, len(problem.row_C)
+    )
+  lists, gain_KxC = _pass(problem, columns, coverages[:-1], lists, memory_limit)
+  columns.coverage = coverages[0]
+  return _Ahead(guess, gain_KxC, lists)
+
+
+def _weighted_gains(
+  s_SxU: np.ndarray, current_S: np.ndarray, weight_S: np.ndarray
+) -> np.ndarray:
+  """Returns [padded rows] float32 gains over a sample of rows, roughly."""
+  gain_U = np.zeros(s_SxU.shape[1], np.float32)
+  # Row by row: all is in the cache.
+  for s_U, current, weight in zip(s_SxU, current_S, weight_S, strict=True):
+    gain_U += np.float32(weight) * np.maximum(s_U - current, 0.0)
+  return gain_U
+
+
+def _likely_pick(
+  columns: columns_lib.Columns,
+  row_C: np.ndarray,
+  sampled_gain_U: np.ndarray,
+  picked: list[int],
+) -> int:
+  """Returns the best of those candidates that the sample speaks for."""
+  gain_C = sampled_gain_U[row_C]
+  gain_C[picked] = -np.inf
+  promising = np.sort(_largest(gain_C, columns_lib.PANEL))
+  return int(promising[np.argmax(columns.panel_gains(row_C[promising]))])
+
+
+def _sample_rows(problem: _Problem, memory_limit: int) -> np.ndarray:
+  """Takes rows at even steps, enough to guess by."""
+  rows = len(problem.point_UxD)
+  size = min(rows // 8, _MOST_SAMPLED, memory_limit // (8 * rows))
+  return np.arange(0, rows, -(-rows // max(size, columns_lib.BATCH)))
+
+
+def _pass(
+  problem: _Problem,
+  columns: columns_lib.Columns,
+  coverages: Sequence[jax.Array],
+  lists: short_lists.ShortLists | None,
+  memory_limit: int,
+) -> tuple[short_lists.ShortLists | None, np.ndarray]:
+  """Visits each pair of rows once.
+
+  Returns:
+    The lists, filled, or None if they do not fit, and [K, C] gains with each
+    of the coverages.
+  """
+  if lists is None:
+    gain_KxU = columns.symmetric_gains(coverages)
+  else:
+    cutter = short_lists.TileCutter(
+      lists, problem.row_C, sharding.TILE_ROWS, memory_limit / _ENTRY_BYTES
+    )
+    gain_KxU = columns.symmetric_gains(coverages, cutter.cut)
+    lists = lists if cutter.fits else None
+  return lists, gain_KxU[:, problem.row_C]
+
+
 def _sample(row_C: np.ndarray) -> np.ndarray:
   """Takes candidates at even steps."""
   step = -(-len(row_C) // columns_lib.BATCH)
   return row_C[::step]
 
 
-def _lists_pay(
-  alive: float,
-  problem: _Problem,
-  columns: columns_lib.Columns,
-  memory_limit: int,
-) -> bool:
+def _lists_pay(alive: float, problem: _Problem, memory_limit: int) -> bool:
   """Whether lists of `alive` entries on average fit and are short enough."""
   count = len(problem.row_C)
   entries = alive * count
   if entries > max(_SMALL, count * len(problem.point_UxD) // _SPARSE):
     return False
-  if columns.keeps_all:
-    memory_limit -= columns.kept_bytes
   return entries * _ENTRY_BYTES <= 0.8 * memory_limit
 
 
@@ -280,14 +419,20 @@ def _short_lists(
 
   And fresh gains of all candidates.
   """
-  if columns.keeps_all:
-    memory_limit -= columns.kept_bytes
-  else:
-    columns.forget()
-  lists = short_lists.ShortLists(columns.current(), problem.weight_U)
+  columns.forget()
+  lists = short_lists.ShortLists(
+    columns.current(), problem.weight_U, len(problem.row_C)
+  )
+  if columns.symmetric(problem.row_C):
+    lists, gain_1xC = _pass(
+      problem, columns, [columns.coverage], lists, memory_limit
+    )
+    return lists, gain_1xC[0]
   gains = []
+  start = 0
   for s_CxU, gain_C in columns.panels(problem.row_C):
-    lists.append(s_CxU)
+    lists.append(np.arange(start, start + len(s_CxU)), s_CxU)
+    start += len(s_CxU)
     gains.append(gain_C)
     if lists.num_entries * _ENTRY_BYTES > memory_limit:
       return None, np.zeros(0)
@@ -318,7 +463,7 @@ def _next_pick(
 ) -> np.ndarray:
   """Refreshes the largest stale gains until one of them is above all."""
   while True:
-    top = _largest(bound_C)
+    top = _largest(bound_C, columns_lib.BATCH)
     bound_C[top] = columns.gains(problem.row_C[top])
     # The first of equals is the lowest index.
     best = np.argmax(bound_C, keepdims=True)
@@ -339,7 +484,7 @@ def _good_picks(
   stale gain reaches 1 - slack of the best.
   """
   while True:
-    top = _largest(bound_C)
+    top = _largest(bound_C, columns_lib.BATCH)
     top = top[np.argsort(-bound_C[top], kind='stable')]
     enough = (1 - slack) * bound_C[top[0]]
     bound_C[top], taken = columns.sweep(problem.row_C[top], enough, most)
@@ -349,9 +494,9 @@ def _good_picks(
       return top[:1]
 
 
-def _largest(bound_C: np.ndarray) -> np.ndarray:
-  """Returns a batch of candidates with the largest stale gains."""
-  size = min(columns_lib.BATCH, len(bound_C))
+def _largest(bound_C: np.ndarray, most: int) -> np.ndarray:
+  """Returns candidates with the largest stale gains."""
+  size = min(most, len(bound_C))
   top = np.argpartition(-bound_C, size - 1)[:size]
   return top[bound_C[top] > -np.inf]
 

@@ -63,9 +63,8 @@ def k_center(
     empty = np.zeros(0)
     return Selection(empty.astype(np.int64), empty, np.inf if n else 0.0)
 
-  mean_D, mean_square_distance = similarity_lib.moments(feature_NxD)
-  # 0.0 is added because -0.0 has other bits.
-  point_NxD = feature_NxD - mean_D + 0.0
+  point_NxD = feature_NxD - feature_NxD.mean(axis=0, dtype=np.float64)
+  point_NxD += 0.0  # -0.0 and 0.0 are the same number but not the same bits
   distinct = similarity_lib.distinct_rows(point_NxD)
   group_N = distinct.group_N
   picks: list[int] = []
@@ -80,11 +79,13 @@ def k_center(
   _, where = np.unique(group_N[open_N], return_index=True)
   pick_C = open_N[np.sort(where)]
 
-  norm_U = similarity_lib.squared_norms(distinct.point_UxD)
+  norm_N = similarity_lib.squared_norms(point_NxD)
+  norm_U = np.empty(len(distinct.point_UxD))
+  norm_U[group_N] = norm_N
   row_C = group_N[pick_C]
   row_I = np.unique(group_N[chosen])
   distances = _Distances(
-    distinct.point_UxD[row_C], norm_U[row_C], mean_square_distance, mesh
+    distinct.point_UxD[row_C], norm_U[row_C], 2 * norm_N.mean(), mesh
   )
   distances.cover(distinct.point_UxD[row_I], norm_U[row_I])
   while len(picks) < budget and distances.square_C.max(initial=0.0) > 0:

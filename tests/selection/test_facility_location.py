@@ -82,17 +82,28 @@ def test_similarities_sum_exactly_in_any_order(similarity):
 
 
 @pytest.fixture(
-  params=['lists_at_once', 'lists_later', 'no_lists', 'kept', 'kept_no_lists']
+  params=['lists_at_once', 'guessed', 'wrong_guess', 'lists_later', 'no_lists']
 )
 def way(request, monkeypatch):
   """Sends small pools through every way that large ones take."""
   if request.param != 'lists_at_once':
     monkeypatch.setattr(module, '_SMALL', 0)
-  if request.param.startswith('kept'):
-    monkeypatch.setattr(columns, '_WIDTH_WORTH_KEEPING', 1)
-  if request.param.endswith('no_lists'):
-    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
+  if request.param == 'wrong_guess':
+    # Right at first, then the last candidate that is left.
+    likely = module._likely_pick
+    monkeypatch.setattr(
+      module,
+      '_likely_pick',
+      lambda columns, row_C, gain_U, picked: (
+        len(row_C) - len(picked)
+        if picked
+        else likely(columns, row_C, gain_U, [])
+      ),
+    )
+  if request.param == 'lists_later':
+    monkeypatch.setattr(columns.Columns, 'symmetric', lambda *args: False)
   if request.param == 'no_lists':
+    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
     # Two batches of columns fit: they push one another out.
     monkeypatch.setattr(columns, '_MOST_KEPT', 128)
 
@@ -188,6 +199,22 @@ def test_regret_in_a_float64_replay(offset, width):
   covered = s[:, result.indices].max(axis=1).sum()
   assert result.objective == pytest.approx(covered, rel=1e-5)
   assert result.gains.sum() == pytest.approx(result.objective, rel=1e-6)
+
+
+@pytest.mark.parametrize('width', [0.3, 1.0])
+def test_regret_on_five_thousand_rows(width):
+  features = clustered(5000, d=16).astype(np.float64) + 30
+  result = selection.facility_location(
+    features, 1000, selection.Rbf(width=width)
+  )
+  x = features - features.mean(axis=0)
+  norm = np.square(x).sum(axis=1)
+  distance = norm[:, None] + norm - 2 * x @ x.T
+  np.fill_diagonal(distance, 0)
+  s = np.exp(-np.maximum(distance, 0) / (width * 2 * norm.mean()))
+  assert reference.replay(s, result.indices) < 1e-5
+  covered = s[:, result.indices].max(axis=1).sum()
+  assert result.objective == pytest.approx(covered, rel=1e-5)
 
 
 @hypothesis.settings(max_examples=10, deadline=None)

@@ -130,7 +130,16 @@ def test_products_are_true_float32():
         tiles, rows, points, norms, norms, row, formula='rbf', mesh=mesh
       ),
       columns._symmetric_gains.lower(
-        tiles, rows, rows, rows, rows, row, row, formula='rbf', keep=True
+        tiles,
+        rows,
+        rows,
+        (rows,),
+        rows,
+        rows[None].astype(np.float64),
+        np.zeros((1, 2), np.int32),
+        np.int32(1),
+        formula='rbf',
+        keep=True,
       ),
       center._nearest.lower(
         tiles, rows, rows, points, norms, np.float32(1), mesh=mesh
