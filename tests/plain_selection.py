@@ -25,7 +25,7 @@ def exact_similarities(features, similarity):
   return np.maximum(cosine, 0)
 
 
-def library_similarities(features, similarity):
+def similarities_in_use(features, similarity):
   """Returns [N, N] float32 as the library rounds them, from one whole tile."""
   points = similarity.points(np.asarray(features))
   distinct = similarity_lib.distinct_rows(points)

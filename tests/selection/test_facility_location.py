@@ -55,7 +55,7 @@ def problems(draw):
 @hypothesis.given(problems(), st.sampled_from(SIMILARITIES))
 def test_equals_plain_greedy_on_small_pools(problem, similarity):
   result = selection.facility_location(similarity=similarity, **problem)
-  s = reference.library_similarities(problem.pop('features'), similarity)
+  s = reference.similarities_in_use(problem.pop('features'), similarity)
   indices, gains, objective = reference.facility_location(s, **problem)
   np.testing.assert_array_equal(result.indices, indices)
   np.testing.assert_allclose(result.gains, gains, atol=1e-6)
@@ -69,7 +69,7 @@ def test_similarities_are_those_of_the_documentation(similarity):
   features = clustered(80)
   features[7] = 0
   np.testing.assert_allclose(
-    reference.library_similarities(features, similarity),
+    reference.similarities_in_use(features, similarity),
     reference.exact_similarities(features, similarity),
     atol=2e-6,
   )
@@ -77,7 +77,7 @@ def test_similarities_are_those_of_the_documentation(similarity):
 
 @pytest.mark.parametrize('similarity', SIMILARITIES)
 def test_similarities_sum_exactly_in_any_order(similarity):
-  s = reference.library_similarities(clustered(300), similarity)
+  s = reference.similarities_in_use(clustered(300), similarity)
   np.testing.assert_array_equal(np.modf(s.astype(np.float64) * 2**30)[0], 0)
 
 
@@ -116,7 +116,7 @@ def test_every_way_picks_the_same(similarity, way):
   result = selection.facility_location(
     features, 120, similarity, initial=[5, 7], weights=weights
   )
-  s = reference.library_similarities(features, similarity)
+  s = reference.similarities_in_use(features, similarity)
   indices, gains, objective = reference.facility_location(
     s, 120, [5, 7], weights=weights
   )

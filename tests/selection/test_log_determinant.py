@@ -20,7 +20,7 @@ def test_equals_whole_determinants(seed, similarity):
   result = selection.log_determinant(
     features, 6, similarity, jitter=1e-3, initial=initial
   )
-  s = reference.library_similarities(features, similarity)
+  s = reference.similarities_in_use(features, similarity)
   indices, gains, objective = reference.log_determinant(s, 6, 1e-3, initial)
   np.testing.assert_array_equal(result.indices, indices)
   np.testing.assert_allclose(result.gains, gains, atol=1e-6)
