@@ -187,6 +187,15 @@ def test_batch_size_and_devices_change_nothing(scored):
   np.testing.assert_allclose(features, np.load(scored.features), atol=1e-5)
 
 
+def test_what_the_tokenizer_lacks_stands_in_the_manifest(scored):
+  counts = artifacts.Manifest(scored).counts('score')
+  notes = ' '.join(counts['notes'])
+  assert 'no chat template' in notes
+  assert 'no pad token' in notes
+  assert counts['prompts'] == NUM_PROMPTS
+  assert counts['truncated'] == 0
+
+
 def test_length_normalized_divides_by_the_steps(scored):
   config = _config()
   config.scoring.length_normalized = True
