@@ -57,11 +57,18 @@ def get_config() -> ml_collections.ConfigDict:
   c.prompt.separator = '\n'
 
   c.scoring = ml_collections.ConfigDict()
+  # False: read the prompts alone. Then there are features and prompt_* scores,
+  # and of a continuation only what the next option asks for.
+  c.scoring.generate = True
+  # Take a task's confidence from this many of its prompts, drawn at random;
+  # 0: from all.
+  c.scoring.confidence_prompts_per_task = 0
   # Tokens of greedy continuation a prompt; the end token counts as one.
   c.scoring.max_new_tokens = 64
   # Token ids that end a continuation beside the model's own.
   c.scoring.stop_token_ids = ()
-  # Prompt and new tokens, padding included, in one batch.
+  # Prompt and new tokens of the rows that run at once, padding included; less
+  # takes less memory.
   c.scoring.batch_tokens = 16384
   # Prompts a shard; a run cut short goes on after its last whole shard.
   c.scoring.shard_prompts = 1024

@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   'mlp': 'tensor',
   'heads': 'tensor',
   'kv_heads': 'tensor',
+  'head_dim': None,
   'norm': None,
   'rank': None,
 }

@@ -58,6 +58,10 @@ def join(workdir: artifacts.Workdir, num_shards: int) -> None:
     del joined
   artifacts.write_parquet(
     workdir.scores,
-    pa.concat_tables(pq.read_table(f / 'scores.parquet') for f in folders),
+    pa.concat_tables(
+      (pq.read_table(f / 'scores.parquet') for f in folders),
+      # A shard of which no prompt was drawn knows no continuation.
+      promote_options='default',
+    ),
   )
   shutil.rmtree(workdir.score_shards)
