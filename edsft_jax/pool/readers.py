@@ -22,6 +22,7 @@ FORMATS = {
   '.ndjson': 'jsonl',
   '.json': 'json',
   '.csv': 'csv',
+  '.tsv': 'csv',
   '.parquet': 'parquet',
 }
 
@@ -228,7 +229,7 @@ def _read_csv(path: pathlib.Path) -> Iterator[Row]:
     header = _next_csv(path, reader, 1)
     if isinstance(header, str):
       raise errors.InputError(f'{path}: the header is broken: {header}')
-    header = header or []
+    header = [name.strip() for name in header or []]
     if len(set(header)) != len(header):
       twice = next(name for name in header if header.count(name) > 1)
       raise errors.InputError(
