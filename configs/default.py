@@ -15,7 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
 
   c.pool = ml_collections.ConfigDict()
-  # A file of prompts, or 'demo' for the built-in generated pool.
+  # A file of prompts; 'tfds:NAME/SPLIT', a dataset prepared as array_record in
+  # TFDS_DATA_DIR; or 'demo' for the built-in generated pool.
   c.pool.path = 'demo'
   # 'auto' (by the file's ending) | 'jsonl' | 'json' | 'csv' | 'parquet'.
   c.pool.format = 'auto'
@@ -28,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.pool.limit = 0
   # True: a row that would be quarantined is an error instead.
   c.pool.strict = False
-  # Prompts with reference responses to evaluate on: a file like pool.path ...
+  # Prompts with reference responses to evaluate on: like pool.path ...
   c.pool.heldout_path = ''
   # ... or, where there is no such file, this share of the pool's answered
   # prompts, split off before scoring and never selectable; 0.0: the whole file

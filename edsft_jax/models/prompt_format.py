@@ -142,15 +142,13 @@ class PromptFormat:
         f'no room for a prompt ({limit} tokens): the new tokens fill the '
         'context, ask for fewer'
       )
-    # Of megabytes of text only this much can matter, and a tokenizer takes
-    # minutes over the rest.
     text = _last_content(prompt)
-    first, last = self._cut(len(text), 2 * limit * self._longest_token)
+    first, last = self._cut(len(text), self._room(limit))
     shortened = first + last < len(text)
     if shortened:
       text = text[:first] + text[len(text) - last :]
       prompt = _with_last_content(prompt, text)
-    ids = self._encode_whole(prompt, for_response)
+    ids = self._encode_whole(prompt, for_response, limit)
     if len(ids) <= limit:
       return ids, shortened
     ends = [
@@ -164,7 +162,7 @@ class PromptFormat:
     kept = len(ends) - (len(ids) - limit)
     while kept > 0:
       shorter = _with_last_content(prompt, self._cut_text(text, ends, kept))
-      ids = self._encode_whole(shorter, for_response)
+      ids = self._encode_whole(shorter, for_response, limit)
       if len(ids) <= limit:
         return ids, True
       kept -= len(ids) - limit
@@ -173,20 +171,22 @@ class PromptFormat:
     first, last = self._cut(len(tail), limit - num_prefix)
     return head + tail[:first] + tail[len(tail) - last :], True
 
-  def encode_response(self, prompt: Prompt, response: str) -> list[int]:
+  def encode_response(
+    self, prompt: Prompt, response: str, limit: int = sys.maxsize
+  ) -> list[int]:
     """Token ids of what follows the prompt's: the response and its end.
 
     With a template, the text that it prints for the assistant's turn after
     the generation prompt, up to and with the end token; where the turn's
     rendering does not begin with the prompt's, and without a template, the
-    response and EOS.
+    response and EOS. Ids beyond the first `limit` are not to be relied on.
 
     Raises:
       InputError: the template prints nothing of a response, so that there
         would be nothing to learn.
     """
     response = _clean(response)
-    ids = self._encode(self._response_text(prompt, response))
+    ids = self._encode(self._response_text(prompt, response), limit)
     if (
       response.strip()
       and not self.decode(ids).strip()
@@ -214,19 +214,33 @@ class PromptFormat:
     whole = self._render([*_turns(prompt), turn], False)
     return whole[len(before) :] if whole.startswith(before) else response
 
-  def _encode_whole(self, prompt: Prompt, for_response: bool) -> list[int]:
+  def _encode_whole(
+    self, prompt: Prompt, for_response: bool, limit: int
+  ) -> list[int]:
     if self._template is not None:
       text = self._render(prompt, True)
     else:
       text = self._separator.join(turn['content'] for turn in _turns(prompt))
       text += self._separator if for_response else ''
-    ids = self._encode(text)
+    ids = self._encode(text, limit)
     while self._prefix and ids[:1] == self._prefix:
       ids = ids[1:]
     return self._prefix + ids
 
-  def _encode(self, text: str) -> list[int]:
+  def _encode(self, text: str, limit: int) -> list[int]:
+    """Token ids; the first and the last `limit` are those of the whole text."""
+    room = self._room(limit)
+    if len(text) > 2 * room:
+      text = text[:room] + text[-room:]
     return self._tokenizer(_clean(text), add_special_tokens=False).input_ids
+
+  def _room(self, limit: int) -> int:
+    """Characters that hold `limit` tokens, whatever a cut does to the last.
+
+    Of megabytes of text only so much can matter, and a tokenizer takes minutes
+    and gigabytes over the rest.
+    """
+    return 2 * limit * self._longest_token
 
   def _render(self, prompt: Prompt, add_generation_prompt: bool) -> str:
     try:

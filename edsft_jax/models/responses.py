@@ -45,7 +45,7 @@ def encode(
   The prompt is shortened first, to one token at the least; only then does the
   response lose tokens at its end.
   """
-  response_ids = prompt_format.encode_response(prompt, response)
+  response_ids = prompt_format.encode_response(prompt, response, max_length)
   room = max(max_length - len(response_ids), 1)
   prompt_ids, truncated = prompt_format.encode_prompt(
     prompt, room, for_response=True

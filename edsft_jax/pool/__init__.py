@@ -12,11 +12,12 @@ from typing import Any
 import ml_collections
 
 from edsft_jax import artifacts, console, errors
-from edsft_jax.pool import build, demo, readers, schema
+from edsft_jax.pool import build, demo, readers, schema, tfds_dataset
 
 DEMO = 'demo'
-# Bytes of a file from which on reading takes seconds.
+# Bytes of a file, or records of a dataset, from which on reading takes seconds.
 _LARGE_FILE = 2**25
+_LARGE_DATASET = 2**16
 
 
 def check(
@@ -46,7 +47,9 @@ def check(
   ):
     if option == 'pool.path' and path == DEMO:
       continue
-    if path:
+    if _is_dataset(path):
+      tfds_dataset.Split(path)
+    elif path:
       readers.check_readable(pathlib.Path(path), option)
       readers.find_format(pathlib.Path(path), _format(options, path))
     elif option == 'pool.path':
@@ -64,6 +67,10 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   manifest = artifacts.Manifest(workdir)
   _run_pool(config.pool, workdir, manifest)
   _run_heldout(config.pool, workdir, manifest)
+
+
+def _is_dataset(path: str) -> bool:
+  return path.startswith(tfds_dataset.PREFIX)
 
 
 def _format(options: ml_collections.ConfigDict, path: str) -> str:
@@ -134,16 +141,20 @@ def _split_fraction(
 def _fingerprint(
   options: ml_collections.ConfigDict, fraction: float
 ) -> dict[str, Any]:
-  if options.path == DEMO:
-    content = artifacts.hash_json(demo.rows())
-  else:
-    content = artifacts.hash_file(pathlib.Path(options.path))
   names = ('format', 'limit', *_COLUMN_OPTIONS)
   return {
-    'file of pool.path': content,
+    'file of pool.path': _hash(options.path),
     **{f'pool.{name}': options[name] for name in names},
     'pool.heldout_fraction': fraction,
   }
+
+
+def _hash(path: str) -> str:
+  if path == DEMO:
+    return artifacts.hash_json(demo.rows())
+  if _is_dataset(path):
+    return tfds_dataset.Split(path).hash()
+  return artifacts.hash_file(pathlib.Path(path))
 
 
 _COLUMN_OPTIONS = (
@@ -162,6 +173,12 @@ def _open(
     items = demo.rows()[: limit or None]
     rows = (readers.Row(i, values) for i, values in enumerate(items, 1))
     names = list(items[0])
+  elif _is_dataset(path):
+    split = tfds_dataset.Split(path)
+    names = split.columns
+    rows = split.rows(limit)
+    if len(split) >= _LARGE_DATASET:
+      rows = console.bar('pool', limit or len(split), 'rows', iterable=rows)
   else:
     file = pathlib.Path(path)
     fmt = readers.find_format(file, _format(options, path))
@@ -186,8 +203,7 @@ def _run_heldout(
   start = time.monotonic()
   path = options.heldout_path
   known = manifest.contents['stages'].get('heldout')
-  content = artifacts.hash_file(pathlib.Path(path)) if path else ''
-  fingerprint = {'file of pool.heldout_path': content}
+  fingerprint = {'file of pool.heldout_path': _hash(path) if path else ''}
   if known and known['done'] and workdir.heldout.exists():
     manifest.begin('heldout', fingerprint)
     _say_heldout(path, manifest.counts('heldout'))

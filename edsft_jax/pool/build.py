@@ -159,7 +159,8 @@ def _no_usable_row(
   first = quarantine[0]
   return errors.InputError(
     f'{source} has no usable row: {len(quarantine):,} refused, the first in '
-    f'line {first["line"]}: {first["reason"]}'
+    f'line {first["line"]}: {first["reason"]}: mend it, or name its format by '
+    'pool.format or its columns by pool.prompt_column and the like'
   )
 
 

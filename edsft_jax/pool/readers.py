@@ -1,6 +1,6 @@
 """Rows out of a file: JSON lines, JSON, CSV or parquet, plain or gzipped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import csv
 import dataclasses
@@ -22,6 +22,7 @@ FORMATS = {
   '.ndjson': 'jsonl',
   '.json': 'json',
   '.csv': 'csv',
+  '.tsv': 'csv',
   '.parquet': 'parquet',
 }
 
@@ -95,7 +96,7 @@ def read(path: pathlib.Path, fmt: str, limit: int = 0) -> Iterator[Row]:
 def columns(path: pathlib.Path, fmt: str, limit: int = 0) -> list[str]:
   """Names of the columns that `read` yields, in the order they turn up."""
   if fmt == 'parquet':
-    with _parquet_errors(path, lambda: 0):
+    with _parquet_errors(path):
       return pq.read_schema(path).names
   names: dict[str, None] = {}
   for row in read(path, fmt, limit):
@@ -228,7 +229,7 @@ def _read_csv(path: pathlib.Path) -> Iterator[Row]:
     header = _next_csv(path, reader, 1)
     if isinstance(header, str):
       raise errors.InputError(f'{path}: the header is broken: {header}')
-    header = header or []
+    header = [name.strip() for name in header or []]
     if len(set(header)) != len(header):
       twice = next(name for name in header if header.count(name) > 1)
       raise errors.InputError(
@@ -273,25 +274,32 @@ def _next_csv(path: pathlib.Path, reader: Any, line: int) -> Any:
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
-  number = 0
-  with _parquet_errors(path, lambda: number), pq.ParquetFile(path) as f:
+  number = 1
+  with _parquet_errors(path), pq.ParquetFile(path) as f:
     for batch in f.iter_batches(batch_size=4096):
-      for values in batch.to_pylist():
-        number += 1
-        yield Row(number, values)
+      yield from _batch_rows(batch, number)
+      number += batch.num_rows
+
+
+def _batch_rows(batch: pa.RecordBatch, number: int) -> Iterator[Row]:
+  """Rows numbered from `number`; one whose text is broken has a problem."""
+  try:
+    records = batch.to_pylist()
+  except UnicodeDecodeError:
+    if batch.num_rows == 1:
+      yield Row(number, None, 'not UTF-8')
+    else:
+      for n in range(batch.num_rows):
+        yield from _batch_rows(batch.slice(n, 1), number + n)
+  else:
+    for n, values in enumerate(records, number):
+      yield Row(n, values)
 
 
 @contextlib.contextmanager
-def _parquet_errors(
-  path: pathlib.Path, rows_read: Callable[[], int]
-) -> Iterator[None]:
+def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
-  except UnicodeDecodeError:
-    raise errors.InputError(
-      f'{path} has text that is not UTF-8 after row {rows_read()}: '
-      'write it anew'
-    ) from None
   except (pa.ArrowException, OSError) as e:
     reason = str(e).splitlines()[0]
     raise errors.InputError(

@@ -6,8 +6,10 @@ import socket
 
 import pytest
 import tokenizers
+import transformers
 
 from edsft_jax import errors, models
+from edsft_jax.models import responses
 
 SPECIAL = ('<unk>', '<s>', '</s>', '<|start|>', '<|end|>')
 # The end token of the template is none of the model's: the tokenizer names it.
@@ -375,6 +377,74 @@ def test_megabytes_are_cut_like_less(plain, truncate):
     'middle': text[:25] + text[-25:],
   }
   assert ids == [1, *ids_of(kept[truncate])]
+
+
+@pytest.fixture
+def tokenised(monkeypatch) -> list[int]:
+  """Lengths of all texts that a tokenizer is given from here on."""
+  lengths = []
+  call = transformers.PreTrainedTokenizerFast.__call__
+
+  def spy(self, text, **options):
+    lengths.append(len(text))
+    return call(self, text, **options)
+
+  monkeypatch.setattr(transformers.PreTrainedTokenizerFast, '__call__', spy)
+  return lengths
+
+
+@pytest.mark.parametrize('truncate', ['end', 'start', 'middle'])
+def test_megabytes_in_an_earlier_turn_are_cut_like_less(
+  chat, truncate, tokenised
+):
+  """They fill the limit alone: the tokens are cut, and the same ones stay."""
+  prompt_format = load(chat, truncate=truncate)
+  text = ' '.join(map(str, range(20_000)))
+  turns = [('user', text), ('assistant', text), ('user', TEXT)]
+  prompt = [{'role': role, 'content': content} for role, content in turns]
+  ids, truncated = prompt_format.encode_prompt(prompt, 51, False)
+  assert truncated
+  assert max(tokenised) < 5_000
+  rendered = [f'<|start|>{r}\n{c}<|end|>\n' for r, c in turns]
+  whole = ids_of(''.join([*rendered, '<|start|>assistant\n']))
+  kept = {
+    'end': whole[:50],
+    'start': whole[-50:],
+    'middle': whole[:25] + whole[-25:],
+  }
+  assert ids == [1, *kept[truncate]]
+
+
+def test_megabytes_of_response_are_cut_like_less(plain, tokenised):
+  prompt_format = load(plain)
+  text = ' '.join(map(str, range(20_000)))
+  example = responses.encode(prompt_format, TEXT, text, 51)
+  assert max(tokenised) < 5_000
+  assert example.tokens == [1, *ids_of(text[:50])]
+  assert example.num_response == 50
+  assert example.response_cut
+
+
+@pytest.mark.parametrize('truncate', ['end', 'start', 'middle'])
+@pytest.mark.parametrize(
+  'text',
+  [TEXT * 200, 'a' * 9_001, 'ab ' * 3_000, '\n' * 9_001, '日本🙂' * 2_000],
+)
+def test_what_is_cut_unread_changes_no_token(truncate, text, monkeypatch):
+  """With a tokenizer that merges, whose tokens look beyond their own text."""
+  path = models.resolve('demo')
+  turns = [{'role': 'user', 'content': text}] * 2
+
+  def encode_all():
+    prompt_format = load(path, 'raw', truncate)
+    return [
+      *(prompt_format.encode_prompt(p, 9, True) for p in (text, turns)),
+      responses.encode(prompt_format, 'Hi', text, 9),
+    ]
+
+  cut = encode_all()
+  monkeypatch.setattr(models.PromptFormat, '_room', lambda self, limit: 10**9)
+  assert cut == encode_all()
 
 
 def test_boundary_is_that_of_the_whole_text(chat):

@@ -74,10 +74,30 @@ def test_format_overrides_the_ending(tmp_path):
     read(path, 'xml')
 
 
-@pytest.mark.parametrize('delimiter', [';', '\t'])
-def test_csv_as_spreadsheets_save_it(tmp_path, delimiter):
-  path = tmp_path / 'p.csv'
+@pytest.mark.parametrize(
+  ('delimiter', 'name'), [(';', 'p.csv'), ('\t', 'p.csv'), ('\t', 'p.tsv')]
+)
+def test_csv_as_spreadsheets_save_it(tmp_path, delimiter, name):
+  path = tmp_path / name
   write_csv(path, delimiter, 'utf-8-sig')
+  assert [row.values for row in read(path)] == ROWS
+
+
+def test_csv_as_people_type_it(tmp_path):
+  path = tmp_path / 'p.csv'
+  path.write_text('prompt, response\na, b\n')
+  assert [row.values for row in read(path)] == [
+    {'prompt': 'a', 'response': ' b'}
+  ]
+
+
+@pytest.mark.parametrize('name', ['p.jsonl', 'p.jsonl.gz', 'p.json'])
+def test_text_as_windows_saves_it(tmp_path, name):
+  path = tmp_path / name
+  lines = [json.dumps(row) for row in ROWS]
+  text = '\n'.join(lines) if 'jsonl' in name else json.dumps(ROWS, indent=2)
+  data = text.replace('\n', '\r\n').encode('utf-8-sig')
+  path.write_bytes(gzip.compress(data) if name.endswith('.gz') else data)
   assert [row.values for row in read(path)] == ROWS
 
 

@@ -1,0 +1,233 @@
+"""Prepares a local file of prompts as a TFDS dataset, without TensorFlow.
+
+  python scripts/make_tfds_pool.py prompts.jsonl --name=my_prompts
+  python -m edsft_jax.main --config.pool.path=tfds:my_prompts/train ...
+
+Whatever pool.path reads can be prepared: .jsonl, .json, .csv, .parquet, plain
+or gzipped. The pool is then the one of the file, in the file's order, but for
+what TFDS cannot hold: numbers with a point have 32 bits, columns go by the
+alphabet, and nested ones are left out (a pool leaves them out, too).
+"""
+
+from collections.abc import Iterator, Set
+import functools
+import json
+import pathlib
+import re
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from edsft_jax import console, errors
+from edsft_jax.pool import readers, tfds_dataset
+
+_NAME = flags.DEFINE_string(
+  'name', None, "Name of the dataset: letters, digits, '_'.", required=True
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, 'Folder of datasets; TFDS_DATA_DIR where it is not given.'
+)
+_VERSION = flags.DEFINE_string('version', '1.0.0', 'Version of the dataset.')
+_SPLIT = flags.DEFINE_string('split', 'train', 'Name of its one split.')
+
+
+class PromptFile(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A file of prompts as a dataset of one split, in the file's order."""
+
+  def __init__(
+    self,
+    file: pathlib.Path,
+    name: str,
+    data_dir: str | None = None,
+    version: str = '1.0.0',
+    split: str = 'train',
+  ):
+    """Looks through the file; nothing is written before it is prepared.
+
+    Raises:
+      InputError: the file cannot be read, has a row that is broken, or a
+        column that is text here and a list there.
+    """
+    readers.check_readable(file, 'the file')
+    self.name = name
+    self.VERSION = tfds.core.Version(version)
+    self._split = split
+    self._rows = functools.partial(
+      readers.read, file, readers.find_format(file, 'auto')
+    )
+    self._kinds = _find_kinds(file, self._rows())
+    super().__init__(data_dir=data_dir, file_format=tfds_dataset.FORMAT)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = {name: _FEATURES[kind] for name, kind in self._kinds.items()}
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Prompts from a local file.',
+      features=tfds.features.FeaturesDict(features),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    del dl_manager  # Nothing is downloaded.
+    return {self._split: self._generate_examples()}
+
+  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in enumerate(self._rows()):
+      yield (
+        number,
+        {
+          name: _to_kind(row.values.get(name), kind)
+          for name, kind in self._kinds.items()
+        },
+      )
+
+
+_TEXT = tfds.features.Text()
+_FEATURES = {
+  'text': tfds.features.Text(optional=True),
+  'integer': tfds.features.Scalar(np.int64, optional=True),
+  'number': tfds.features.Scalar(np.float32, optional=True),
+  'truth': tfds.features.Scalar(np.bool_, optional=True),
+  'texts': tfds.features.Sequence(_TEXT),
+  'turns': tfds.features.Sequence({'role': _TEXT, 'content': _TEXT}),
+}
+
+
+def _find_kinds(
+  file: pathlib.Path, rows: Iterator[readers.Row]
+) -> dict[str, str]:
+  """What each column is, of _FEATURES: TFDS holds one kind a column."""
+  found: dict[str, set[str]] = {}
+  for row in rows:
+    where = f'{file}, line {row.line}'
+    if row.values is None:
+      raise errors.InputError(f'{where}: {row.problem}: mend it')
+    for name, value in row.values.items():
+      try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+      except UnicodeEncodeError:
+        raise errors.InputError(
+          f'{where}: {name!r} has half of a surrogate pair: mend it'
+        ) from None
+      found.setdefault(name, set()).update(_kinds(value))
+  kinds = {name: _join(file, name, each) for name, each in found.items()}
+  for name in [name for name, kind in kinds.items() if kind == 'nested']:
+    console.say('tfds', f'column {name!r} is left out: nested')
+    del kinds[name]
+  if not kinds:
+    raise errors.InputError(f'{file} has no rows: give one prompt a row')
+  return kinds
+
+
+def _kinds(value: Any) -> Set[str]:
+  """Its kind; nothing says nothing of the column's."""
+  if _is_gap(value):
+    return set()
+  if isinstance(value, bool):
+    return {'truth'}
+  if isinstance(value, int):
+    return {'integer' if abs(value) < 2**63 else 'text'}
+  if isinstance(value, float):
+    return {'number'}
+  if isinstance(value, str):
+    return {'text'}
+  if isinstance(value, list):
+    if all(isinstance(v, str) for v in value):
+      return {'texts'}
+    if all(_is_turn(v) for v in value):
+      return {'turns'}
+  return {'nested'}
+
+
+def _is_gap(value: Any) -> bool:
+  return value is None or value == [] or value != value
+
+
+def _is_turn(value: Any) -> bool:
+  return isinstance(value, dict) and all(
+    isinstance(value.get(name), str) for name in ('role', 'content')
+  )
+
+
+def _join(file: pathlib.Path, name: str, kinds: Set[str]) -> str:
+  """The one kind of a column that was seen to hold these."""
+  if len(kinds) == 1:
+    return next(iter(kinds))
+  if kinds <= {'text', 'integer', 'number', 'truth'}:
+    return 'text'
+  raise errors.InputError(
+    f'{file}: column {name!r} holds {" and ".join(sorted(kinds))}, and TFDS '
+    'takes one kind a column: make two files of it'
+  )
+
+
+def _to_kind(value: Any, kind: str) -> Any:
+  """The value as the builder takes it."""
+  if _is_gap(value):
+    return [] if kind in ('texts', 'turns') else None
+  if kind == 'turns':
+    return [
+      {name: turn[name] for name in ('role', 'content')} for turn in value
+    ]
+  return str(value) if kind == 'text' else value
+
+
+def prepare(
+  file: pathlib.Path, name: str, data_dir: str | None, version: str, split: str
+) -> PromptFile:
+  """Writes the dataset; it is there as a whole or not at all.
+
+  Raises:
+    InputError: see PromptFile; or the dataset is there already.
+  """
+  for option, value, pattern in (
+    ('name', name, '[a-z][a-z0-9_]*'),
+    ('split', split, '[a-z][a-z0-9_]*'),
+    ('version', version, r'\d+\.\d+\.\d+'),
+  ):
+    if not re.fullmatch(pattern, value):
+      raise errors.InputError(
+        f'--{option}={value} is not of the form {pattern}'
+      )
+  builder = PromptFile(file, name, data_dir, version, split)
+  if builder.data_path.exists():
+    raise errors.InputError(
+      f'{builder.data_path} is there already: give another --version, or '
+      'remove it'
+    )
+  builder.download_and_prepare(file_format=tfds_dataset.FORMAT)
+  return builder
+
+
+def main(argv: list[str]) -> int:
+  """Prepares the file that is named and tells how to read it."""
+  logging.set_verbosity(logging.WARNING)
+  try:
+    if len(argv) != 2:
+      raise errors.InputError('name one file of prompts')
+    builder = prepare(
+      pathlib.Path(argv[1]),
+      _NAME.value,
+      _DATA_DIR.value,
+      _VERSION.value,
+      _SPLIT.value,
+    )
+  except errors.InputError as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  count = builder.info.splits[_SPLIT.value].num_examples
+  console.say('tfds', f'{console.count(count, "row")} in {builder.data_path}')
+  set_folder = f'TFDS_DATA_DIR={_DATA_DIR.value} ' if _DATA_DIR.value else ''
+  console.say(
+    'tfds',
+    f'read them: {set_folder}python -m edsft_jax.main '
+    f'--config.pool.path=tfds:{_NAME.value}:{_VERSION.value}/{_SPLIT.value}',
+  )
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main)
