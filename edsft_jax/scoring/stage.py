@@ -1,7 +1,10 @@
 """The score stage: pool/ -> scores/, with the pretrained model alone."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import functools
+import pathlib
+import shutil
 from typing import Any
 
 from flax import nnx
@@ -10,8 +13,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pyarrow as pa
+import tqdm
 
-from edsft_jax import artifacts, console, errors, models
+from edsft_jax import artifacts, console, errors, models, processes
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.scoring import shards, statistics
 from edsft_jax.scoring.pooling import POOLINGS, pool_features
@@ -67,47 +71,41 @@ def check(
 def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   """Scores every prompt of the pool; goes on where a run was cut short.
 
-  Writes scores.parquet and features.npy in pool order.
+  Writes scores.parquet and the features in pool order. Of several processes
+  each scores a part of the shards, or all score each together where the model
+  spans them; each writes one file of features.
 
   Raises:
-    InputError: the workdir was scored from other inputs, or the model gives
-      numbers that are not finite.
+    InputError: the workdir was scored from other inputs, the model gives
+      numbers that are not finite, or not all processes see the workdir.
   """
   check(config, workdir, frozenset())
   c = config.scoring
   path = models.resolve(config.model.path)
+  pool = artifacts.read_prompts(workdir.pool)
+  ranges = shards.bounds(len(pool), c.shard_prompts)
+  folders = [shards.folder(workdir.score_shards, i) for i in range(len(ranges))]
   manifest = artifacts.Manifest(workdir)
-  known = manifest.contents['stages'].get('score')
-  shards_done = any(workdir.score_shards.glob('[0-9]*'))
-  if known and not known['done'] and not shards_done:
-    manifest.forget('score')  # A model that failed at once may be mended.
-  done = manifest.begin(
-    'score',
-    {
-      'pool': artifacts.hash_file(workdir.pool),
-      'model.path (its files)': models.hash_model(path),
-      'model.dtype': config.model.dtype,
-      'prompt.template': config.prompt.template,
-      'prompt.truncate': config.prompt.truncate,
-      'scoring.max_new_tokens': c.max_new_tokens,
-      'scoring.stop_token_ids': c.stop_token_ids,
-      'scoring.shard_prompts': c.shard_prompts,
-      'scoring.length_normalized': c.length_normalized,
-      'scoring.features.pooling': c.features.pooling,
-      'scoring.features.layer': c.features.layer,
-    },
+  first = processes.is_first()
+  # Only the first may write before all have begun, and what it finds done
+  # must be so for all: a network file system can show each another state.
+  todo = processes.from_first(
+    'shards to score',
+    lambda: _begin(
+      manifest, _fingerprint(config, workdir, path), workdir, folders
+    ),
   )
-  if done and workdir.scores.exists() and workdir.features.exists():
+  if todo is None:
     console.say('score', 'done before')
     return
-  with manifest.timed('score'):
+  with manifest.timed('score') if first else contextlib.nullcontext():
     notes: list[str] = []
     prompt_format = models.load_prompt_format(
       path, **config.prompt, log=notes.append
     )
     for note in notes:
       console.say('score', note)
-    mesh = mesh_lib.make_mesh(**config.mesh)
+    mesh = mesh_lib.model_mesh(**config.mesh)
     decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
     scorer = Scorer(
       decoder,
@@ -119,17 +117,11 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
       pooling=c.features.pooling,
       layer=c.features.layer,
     )
-    pool = artifacts.read_prompts(workdir.pool)
-    ranges = shards.bounds(len(pool), c.shard_prompts)
-    todo = [
-      i
-      for i in range(len(ranges))
-      if not shards.folder(workdir.score_shards, i).exists()
-    ]
-    before = len(pool) - sum(ranges[i][1] - ranges[i][0] for i in todo)
+    who = (processes.index(), processes.count())
+    mine = shards.part(todo, *who)
     limit = decoder.config.context - c.max_new_tokens
-    with console.bar('score', len(pool), 'prompts', initial=before) as bar:
-      for i in todo:
+    with _bar(ranges, todo, todo if mesh.is_multi_process else mine) as bar:
+      for i in todo if mesh.is_multi_process else mine:
         part = slice(*ranges[i])
         table, features = score_prompts(
           scorer,
@@ -139,10 +131,18 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
           limit,
           progress=bar.update,
         )
-        shards.write(shards.folder(workdir.score_shards, i), table, features)
-    shards.join(workdir, len(ranges))
+        if i in mine:
+          shards.write(folders[i], table, features)
+    processes.meet('scored')
+    processes.await_files(folders)
+    shards.join_features(workdir, len(ranges), *who)
+    processes.meet('joined')
+    if not first:
+      return
+    shards.join_scores(workdir, len(ranges))
   counts = {**_counts(workdir), 'notes': notes}
   manifest.finish('score', counts)
+  shutil.rmtree(workdir.score_shards)
   console.say(
     'score',
     f'{console.count(counts["prompts"], "prompt")}, '
@@ -150,6 +150,65 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
     f'{counts["generated_tokens"]:,} generated, '
     f'{console.count(counts["truncated"], "prompt")} truncated -> '
     f'{workdir.scores.parent}',
+  )
+
+
+def _fingerprint(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  path: pathlib.Path,
+) -> dict[str, Any]:
+  c = config.scoring
+  return {
+    'pool': artifacts.hash_file(workdir.pool),
+    'model.path (its files)': models.hash_model(path),
+    'model.dtype': config.model.dtype,
+    'prompt.template': config.prompt.template,
+    'prompt.truncate': config.prompt.truncate,
+    'scoring.max_new_tokens': c.max_new_tokens,
+    'scoring.stop_token_ids': c.stop_token_ids,
+    'scoring.shard_prompts': c.shard_prompts,
+    'scoring.length_normalized': c.length_normalized,
+    'scoring.features.pooling': c.features.pooling,
+    'scoring.features.layer': c.features.layer,
+  }
+
+
+def _begin(
+  manifest: artifacts.Manifest,
+  fingerprint: dict[str, Any],
+  workdir: artifacts.Workdir,
+  folders: Sequence[pathlib.Path],
+) -> list[int] | None:
+  """Numbers of the shards that are to be scored; None when all is done."""
+  known = manifest.contents['stages'].get('score')
+  shards_done = any(workdir.score_shards.glob('[0-9]*'))
+  if known and not known['done'] and not shards_done:
+    manifest.forget('score')  # A model that failed at once may be mended.
+  done = manifest.begin('score', fingerprint)
+  if done and workdir.scores.exists() and artifacts.feature_files(workdir):
+    shutil.rmtree(workdir.score_shards, ignore_errors=True)
+    return None
+  # Of a join that was cut short, perhaps by another number of processes.
+  for path in workdir.features.parent.glob('features*.npy'):
+    path.unlink()
+  return [i for i, path in enumerate(folders) if not path.exists()]
+
+
+def _bar(
+  ranges: Sequence[tuple[int, int]], todo: Sequence[int], own: Sequence[int]
+) -> tqdm.tqdm:
+  """Over the pool, or over what this process has to score of it."""
+
+  def prompts(numbers: Sequence[int]) -> int:
+    return sum(ranges[i][1] - ranges[i][0] for i in numbers)
+
+  if own is todo:
+    total = ranges[-1][1]
+    return console.bar('score', total, 'prompts', initial=total - prompts(todo))
+  num = processes.count()
+  return console.bar(
+    'score', prompts(own), f'prompts by one of {num} processes'
   )
 
 
@@ -283,7 +342,7 @@ class Scorer:
       [tokens[i] for i in group.indices], group.length, group.num_rows
     )
     batch = mesh_lib.shard_batch(self._mesh, (tokens_BxL, mask_BxL))
-    return jax.device_get(self._score(self._weights, *batch))
+    return mesh_lib.on_host(self._score(self._weights, *batch))
 
 
 def _score(
