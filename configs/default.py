@@ -43,7 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.dtype = 'float32'
 
   c.mesh = ml_collections.ConfigDict()
-  # Devices along each mesh axis; one axis may be -1: whatever is left.
+  # Devices along each mesh axis, of all processes together; one axis may be
+  # -1: whatever is left.
   c.mesh.data = -1
   c.mesh.fsdp = 1
   c.mesh.tensor = 1

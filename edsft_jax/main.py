@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import difflib
 import functools
 import operator
+import os
 import pathlib
 import sys
 import time
@@ -69,6 +70,7 @@ AFTER_ANSWERS = frozenset({'finetune', 'evaluate', 'report'})
 def main(argv: Sequence[str]) -> None:
   """Runs the stages named in argv[1:]; exits with 2 when a person must act."""
   logging.set_verbosity(logging.WARNING)
+  _keep_compilations()
   options = flags.FLAGS
   try:
     if not options.workdir:
@@ -197,6 +199,22 @@ def _run_stages(
   if 'report' in stages and workdir.report.exists():
     print(reporting.summary(config, workdir))
   console.say('done', f'in {time.monotonic() - start:.1f} s')
+
+
+def _keep_compilations() -> None:
+  """A second run compiles nothing again; JAX's own settings go before this."""
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  folder = pathlib.Path(cache) / 'edsft_jax' / 'compilations'
+  if not folder.is_absolute():
+    return  # There is no home.
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return  # A convenience, no condition.
+  if os.access(folder, os.W_OK):
+    jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def stages_asked_for(words: Sequence[str]) -> list[str]:
