@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -20,11 +21,15 @@ from edsft_jax.scoring import shards
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 9
+BUDGET = 4
 OPTIONS = {
   'model.path': str(GOLDEN),
-  'scoring.max_new_tokens': 3,
+  'scoring.max_new_tokens': 2,
   'scoring.shard_prompts': 2,
   'scoring.batch_tokens': 256,
+  'selection.strategies': ('k_center',),
+  'study.budgets': (BUDGET,),
+  'study.seeds': (0,),
 }
 
 
@@ -65,13 +70,12 @@ def scored(prompts, tmp_path_factory) -> artifacts.Workdir:
   return workdir
 
 
-def _command(prompts, root, *words) -> list[str]:
+def _command(stages, prompts, root, *words) -> list[str]:
   options = {**OPTIONS, 'pool.path': prompts}
   return [
     '-m',
     'edsft_jax.main',
-    'pool',
-    'score',
+    *stages.split(),
     '--config=configs/default.py',
     f'--workdir={root}',
     *(f'--config.{name}={value}' for name, value in options.items()),
@@ -79,10 +83,11 @@ def _command(prompts, root, *words) -> list[str]:
   ]
 
 
-def _score_by_two(prompts, root, *words):
+def _run_two(stages, prompts, root, *words):
   """The first process's and the second's result."""
   return two_processes.run(
     lambda number, address: _command(
+      stages,
       prompts,
       root,
       f'--coordinator={address}',
@@ -140,7 +145,7 @@ def test_the_pool_split_over_two_processes(
       scoring.run(config, workdir)
   assert [path.name for path in workdir.score_shards.iterdir()] == ['00000']
 
-  first, second = _score_by_two(prompts, workdir.root)
+  first, second = _run_two('pool score select', prompts, workdir.root)
   assert (first.returncode, second.returncode) == (0, 0), second.stderr
   assert _said(second) == ''
   assert f'{NUM_PROMPTS} prompts' in first.stdout
@@ -149,28 +154,25 @@ def test_the_pool_split_over_two_processes(
   assert 'one of 2 processes' in first.stderr
   _check_same(workdir, scored)
 
-  # One process finds it done, and selects from it.
+  # One process finds it done, and selects the same from it.
   monkeypatch.setattr(models, 'load_decoder', lambda *a, **k: pytest.fail('no'))
-  options = {
-    'selection.strategies': ('k_center', 'min_margin'),
-    'study.budgets': (4,),
-    'study.seeds': (0,),
-  }
-  config = _config(prompts, **options)
   scoring.run(config, workdir)
-  strategies.run(config, workdir)
-  strategies.run(config, scored)
-  for name in options['selection.strategies']:
-    picks = [
-      [row['id'] for row in artifacts.read_jsonl(w.selection(name, 0))]
-      for w in (workdir, scored)
-    ]
-    assert picks[0] == picks[1]
+  picks = [artifacts.read_jsonl(workdir.selection('k_center', 0))]
+  shutil.rmtree(workdir.selections)
+  for one in (workdir, scored):
+    strategies.run(config, one)
+    picks.append(artifacts.read_jsonl(one.selection('k_center', 0)))
+  assert len(picks[0]) == BUDGET
+  assert len({tuple(row['id'] for row in rows) for rows in picks}) == 1
 
 
 def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
-  results = _score_by_two(
-    prompts, tmp_path, '--config.mesh.data=1', '--config.mesh.fsdp=8'
+  results = _run_two(
+    'pool score',
+    prompts,
+    tmp_path,
+    '--config.mesh.fsdp=8',
+    f'--config.scoring.shard_prompts={NUM_PROMPTS - 4}',
   )
   assert [r.returncode for r in results] == [0, 0], results[1].stderr
   assert _said(results[1]) == ''
@@ -185,7 +187,7 @@ def test_a_process_whose_others_are_absent_ends_with_one_line(
     subprocess.Popen(
       [
         sys.executable,
-        *_command(prompts, tmp_path / 'w'),
+        *_command('pool', prompts, tmp_path / 'w'),
         f'--coordinator=localhost:{two_processes.free_port()}',
         '--num_processes=2',
         f'--process_id={number}',
