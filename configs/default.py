@@ -64,7 +64,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.scoring.stop_token_ids = ()
   # Prompt and new tokens, padding included, in one batch.
   c.scoring.batch_tokens = 16384
-  # Prompts a shard; a run cut short goes on after its last whole shard.
+  # Prompts a shard; a run cut short goes on after its last whole shard, and
+  # several processes share the pool by whole shards.
   c.scoring.shard_prompts = 1024
   # Divide least_confidence by the number of generated tokens.
   c.scoring.length_normalized = False

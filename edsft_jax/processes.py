@@ -129,7 +129,7 @@ def _explicit(
 def _connect(found: dict[str, Any], timeout: int) -> None:
   # It would catch SIGTERM and let the process run on.
   jax.config.update('jax_enable_preemption_service', False)
-  where = found.get('coordinator_address', 'the coordinator')
+  where = found.get('coordinator_address', 'the coordinator that JAX looks for')
 
   def give_up() -> None:
     print(

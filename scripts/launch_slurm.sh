@@ -14,4 +14,4 @@
 #SBATCH --job-name=edsft_jax
 #SBATCH --output=edsft_jax-%j.log
 set -euo pipefail
-exec srun --gpu-bind=none .venv/bin/python -m edsft_jax.main "$@"
+exec srun --gpu-bind=none "${VENV:-.venv}/bin/python" -m edsft_jax.main "$@"

@@ -27,7 +27,11 @@ def run(tmp_path):
   def run(launcher, *arguments):
     return subprocess.run(
       ['bash', REPOSITORY / 'scripts' / launcher, *arguments],
-      env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'},
+      env={
+        **os.environ,
+        'VENV': '/a b',
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+      },
       capture_output=True,
       text=True,
       check=False,
@@ -43,7 +47,7 @@ def _words(result):
 
 def test_slurm_starts_a_process_a_task(run):
   assert _words(run('launch_slurm.sh', *WORDS)) == [
-    *('srun', '--gpu-bind=none', '.venv/bin/python', '-m', 'edsft_jax.main'),
+    *('srun', '--gpu-bind=none', '/a b/bin/python', '-m', 'edsft_jax.main'),
     *WORDS,
   ]
 

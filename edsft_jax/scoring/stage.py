@@ -117,11 +117,18 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
       pooling=c.features.pooling,
       layer=c.features.layer,
     )
+    if 0 < len(todo) < processes.count() and not mesh.is_multi_process:
+      console.say(
+        'score',
+        f'{console.count(len(todo), "shard")} for {processes.count()} '
+        'processes: some have nothing to do',
+      )
     who = (processes.index(), processes.count())
     mine = shards.part(todo, *who)
+    work = todo if mesh.is_multi_process else mine
     limit = decoder.config.context - c.max_new_tokens
-    with _bar(ranges, todo, todo if mesh.is_multi_process else mine) as bar:
-      for i in todo if mesh.is_multi_process else mine:
+    with _bar(ranges, todo, work) as bar:
+      for i in work:
         part = slice(*ranges[i])
         table, features = score_prompts(
           scorer,
@@ -196,19 +203,19 @@ def _begin(
 
 
 def _bar(
-  ranges: Sequence[tuple[int, int]], todo: Sequence[int], own: Sequence[int]
+  ranges: Sequence[tuple[int, int]], todo: Sequence[int], work: Sequence[int]
 ) -> tqdm.tqdm:
   """Over the pool, or over what this process has to score of it."""
 
   def prompts(numbers: Sequence[int]) -> int:
     return sum(ranges[i][1] - ranges[i][0] for i in numbers)
 
-  if own is todo:
+  if len(work) == len(todo):
     total = ranges[-1][1]
     return console.bar('score', total, 'prompts', initial=total - prompts(todo))
   num = processes.count()
   return console.bar(
-    'score', prompts(own), f'prompts by one of {num} processes'
+    'score', prompts(work), f'prompts by one of {num} processes'
   )
 
 

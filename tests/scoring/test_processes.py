@@ -15,7 +15,16 @@ import pytest
 import two_processes
 
 from configs import default
-from edsft_jax import artifacts, models, pool, processes, scoring, strategies
+from edsft_jax import (
+  artifacts,
+  errors,
+  main,
+  models,
+  pool,
+  processes,
+  scoring,
+  strategies,
+)
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.scoring import shards
 
@@ -255,7 +264,7 @@ def test_flags_that_do_not_go_together(arguments, says, monkeypatch):
   monkeypatch.setattr(
     processes, '_connect', lambda *a: pytest.fail('connected')
   )
-  with pytest.raises(processes.errors.InputError, match=says):
+  with pytest.raises(errors.InputError, match=says):
     processes.start(*arguments)
 
 
@@ -272,6 +281,36 @@ def test_flags_that_do_not_go_together(arguments, says, monkeypatch):
 )
 def test_a_cluster_is_known_by_the_environment(environ, several):
   assert processes.is_cluster(environ) is several
+
+
+def test_a_workdir_that_not_all_see_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, '_SEEN_SECONDS', 0.1)
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  monkeypatch.setattr(processes, 'is_first', lambda: False)
+  monkeypatch.setattr(processes, 'from_first', lambda name, make: 'written')
+  monkeypatch.setattr(processes, 'meet', lambda name: None)
+  (tmp_path / 'written').touch()
+  processes.check_shared(tmp_path)
+  with pytest.raises(errors.InputError, match='all processes share'):
+    processes.check_shared(tmp_path / 'elsewhere')
+
+
+def test_another_command_is_refused_by_name(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  first = {'scoring.max_new_tokens': 9}
+  monkeypatch.setattr(
+    processes,
+    'from_first',
+    lambda name, make: artifacts.plain(make()) | first,
+  )
+  config = default.get_config()
+  with pytest.raises(errors.InputError) as e:
+    main.run(config, tmp_path / 'w', ['pool', 'score'])
+  assert 'other inputs: scoring.max_new_tokens (was 9, is 64): ' in str(e.value)
+  first['scoring.max_new_tokens'] = config.scoring.max_new_tokens
+  first['stages'] = ['pool']
+  with pytest.raises(errors.InputError, match='stages'):
+    main.run(config, tmp_path / 'w', ['pool', 'score'])
 
 
 def test_parts_are_even_and_in_order():
