@@ -44,7 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.dtype = 'float32'
 
   c.mesh = ml_collections.ConfigDict()
-  # Devices along each mesh axis; one axis may be -1: whatever is left.
+  # Devices along each mesh axis, of all processes together; one axis may be
+  # -1: whatever is left.
   c.mesh.data = -1
   c.mesh.fsdp = 1
   c.mesh.tensor = 1
@@ -71,7 +72,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Prompt and new tokens of the rows that run at once, padding included; less
   # takes less memory.
   c.scoring.batch_tokens = 16384
-  # Prompts a shard; a run cut short goes on after its last whole shard.
+  # Prompts a shard; a run cut short goes on after its last whole shard, and
+  # several processes share the pool by whole shards.
   c.scoring.shard_prompts = 1024
   # Divide least_confidence by the number of generated tokens.
   c.scoring.length_normalized = False

@@ -79,7 +79,13 @@ class Workdir:
 
   @property
   def features(self) -> pathlib.Path:
+    """As one process writes it; see `feature_files`."""
     return self.root / 'scores' / 'features.npy'
+
+  def features_part(self, index: int, count: int) -> pathlib.Path:
+    """Features of the index-th of `count` ranges of the pool."""
+    name = f'features-{index:05d}-of-{count:05d}.npy'
+    return self.features.with_name(name)
 
   @property
   def score_shards(self) -> pathlib.Path:
@@ -325,6 +331,45 @@ def read_responses(path: pathlib.Path) -> dict[str, str]:
   return dict(
     zip(table['id'].to_pylist(), table['response'].to_pylist(), strict=True)
   )
+
+
+# Features: one file, or one a process that scored.
+
+
+def feature_files(workdir: Workdir) -> list[pathlib.Path]:
+  """The files that hold the pool's features, in pool order; [] for none.
+
+  Raises:
+    InputError: they are not all there, or there are others beside them.
+  """
+  found = sorted(workdir.features.parent.glob('features*.npy'))
+  if not found or found == [workdir.features]:
+    return found
+  count = int(match[1]) if (match := _PART.search(found[-1].name)) else 0
+  parts = [workdir.features_part(i, count) for i in range(count)]
+  if found != parts:
+    odd = min({*found} ^ {*parts})
+    raise errors.InputError(
+      f'{odd} is {"not" if odd in found else "missing"} part of one set of '
+      f'features: remove all features*.npy in {odd.parent} and score again'
+    )
+  return parts
+
+
+_PART = re.compile(r'-of-(\d{5})\.npy$')
+
+
+def read_features(workdir: Workdir) -> np.ndarray:
+  """The pool's features [N, D] float32, in pool order."""
+  return np.concatenate(
+    [np.load(path, mmap_mode='r') for path in feature_files(workdir)]
+  )
+
+
+def hash_features(workdir: Workdir) -> str:
+  """One hash over all files of the features."""
+  paths = feature_files(workdir)
+  return hash_file(paths[0]) if len(paths) == 1 else hash_files(paths)
 
 
 # Hashes.

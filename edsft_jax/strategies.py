@@ -159,13 +159,13 @@ def check(
       f'selection.memory_limit is {config.selection.memory_limit}: GiB of at '
       'least 0.0'
     )
-  for stage, path in (
-    ('pool', workdir.pool),
-    ('score', workdir.scores),
-    ('score', workdir.features),
+  for stage, path, there in (
+    ('pool', workdir.pool, workdir.pool.exists()),
+    ('score', workdir.scores, workdir.scores.exists()),
+    ('score', workdir.features, artifacts.feature_files(workdir)),
   ):
     needed = stage == 'pool' or _needs_scores(config.selection.strategies)
-    if needed and stage not in planned and not path.exists():
+    if needed and stage not in planned and not there:
       raise errors.InputError(
         f'{path} is not there: run the {stage} stage first'
       )
@@ -219,17 +219,10 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   manifest = artifacts.Manifest(workdir)
   manifest.begin('select', {})
   with manifest.timed('select'):
-    hashes = {
-      'pool': artifacts.hash_file(workdir.pool),
-      **{
-        name: artifacts.hash_file(path)
-        for name, path in (
-          ('scores', workdir.scores),
-          ('features', workdir.features),
-        )
-        if _needs_scores(c.strategies)
-      },
-    }
+    hashes = {'pool': artifacts.hash_file(workdir.pool)}
+    if _needs_scores(c.strategies):
+      hashes['scores'] = artifacts.hash_file(workdir.scores)
+      hashes['features'] = artifacts.hash_features(workdir)
     todo = {
       name: record
       for name in c.strategies
@@ -336,7 +329,7 @@ def _view(
       )
   features = None
   if any(name in study.FEATURE_STRATEGIES for name in names):
-    features = np.load(workdir.features)
+    features = artifacts.read_features(workdir)
   similarity = None
   if c.kernel.similarity == 'cosine':
     similarity = selection.Cosine(transform=c.kernel.transform)
@@ -348,6 +341,9 @@ def _view(
     similarity = selection.Rbf(
       width=_suggested_width(workdir, features, budget, hashes['features'])
     )
+  mesh = mesh_lib.model_mesh(**config.mesh)
+  if mesh.is_multi_process:
+    mesh = mesh_lib.make_mesh(devices=jax.local_devices())
   return View(
     pool=pool,
     scores=scores,
@@ -356,7 +352,7 @@ def _view(
     task_confidence=c.task_confidence,
     k_center_first=c.k_center_first,
     memory_limit=int(c.memory_limit * 2**30) or None,
-    mesh=mesh_lib.make_mesh(**config.mesh),
+    mesh=mesh,
   )
 
 

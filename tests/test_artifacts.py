@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -128,3 +130,58 @@ def test_seconds_add_up_over_interrupted_runs(tmp_path):
     pass
   entry = json.loads(workdir.manifest.read_text())['stages']['score']
   assert entry['seconds'] >= 5.0
+
+
+def _save_parts(workdir, names):
+  for i, name in enumerate(names):
+    path = workdir.features.with_name(name)
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, np.full((2, 3), i, np.float32))
+
+
+def test_features_in_one_file_or_one_a_process(tmp_path):
+  one, two = (artifacts.Workdir(tmp_path / name) for name in ('one', 'two'))
+  for workdir in (one, two):
+    workdir.root.mkdir()
+    assert artifacts.feature_files(workdir) == []
+  _save_parts(one, ['features.npy'])
+  parts = [f'features-{i:05d}-of-00012.npy' for i in range(12)]
+  _save_parts(two, parts)
+  assert artifacts.feature_files(one) == [one.features]
+  assert [p.name for p in artifacts.feature_files(two)] == parts
+  assert artifacts.read_features(one).shape == (2, 3)
+  np.testing.assert_array_equal(
+    artifacts.read_features(two)[:, 0], np.repeat(np.arange(12), 2)
+  )
+  assert artifacts.hash_features(one) == artifacts.hash_file(one.features)
+  before = artifacts.hash_features(two)
+  np.save(two.features_part(5, 12), np.zeros((2, 3), np.float32))
+  assert artifacts.hash_features(two) != before
+
+
+@pytest.mark.parametrize(
+  ('names', 'odd'),
+  [
+    (['features-00000-of-00002.npy'], 'features-00001-of-00002.npy is missing'),
+    (
+      ['features.npy', 'features-00000-of-00001.npy'],
+      'features-00000-of-00001.npy is not part',
+    ),
+    (
+      [
+        'features-00000-of-00002.npy',
+        'features-00000-of-00003.npy',
+        'features-00001-of-00002.npy',
+        'features-00001-of-00003.npy',
+        'features-00002-of-00003.npy',
+      ],
+      'features-00000-of-00002.npy is not part',
+    ),
+    (['features-old.npy'], 'features-old.npy is not part'),
+  ],
+)
+def test_odd_sets_of_features_are_refused(tmp_path, names, odd):
+  workdir = artifacts.Workdir(tmp_path)
+  _save_parts(workdir, names)
+  with pytest.raises(errors.InputError, match=re.escape(odd)):
+    artifacts.feature_files(workdir)

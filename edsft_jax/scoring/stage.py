@@ -1,9 +1,11 @@
 """The score stage: pool/ -> scores/, with the pretrained model alone."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tqdm
 
-from edsft_jax import artifacts, console, errors, models
+from edsft_jax import artifacts, console, errors, models, processes
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.scoring import shards
 from edsft_jax.scoring.batching import Shapes
@@ -77,63 +79,128 @@ def check(
 def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   """Scores every prompt of the pool; goes on where a run was cut short.
 
-  Writes scores.parquet and features.npy in pool order.
+  Writes scores.parquet and the features in pool order. Of several processes
+  each scores a part of the shards, or all score each together where the model
+  spans them; each writes one file of features.
 
   Raises:
     InputError: the workdir was scored from other inputs, the model gives
-      numbers that are not finite, or the device has too little memory.
+      numbers that are not finite, the device has too little memory, or not all
+      processes see the workdir.
   """
   check(config, workdir, frozenset())
-  c = config.scoring
   path = models.resolve(config.model.path)
+  pool = artifacts.read_prompts(workdir.pool)
+  ranges = shards.bounds(len(pool), config.scoring.shard_prompts)
+  folders = [shards.folder(workdir.score_shards, i) for i in range(len(ranges))]
   manifest = artifacts.Manifest(workdir)
-  known = manifest.contents['stages'].get('score')
-  shards_done = any(workdir.score_shards.glob('[0-9]*'))
-  if known and not known['done'] and not shards_done:
-    manifest.forget('score')  # A model that failed at once may be mended.
-  done = manifest.begin(
-    'score',
-    {
-      'pool': artifacts.hash_file(workdir.pool),
-      'model.path (its files)': models.hash_model(path),
-      'model.dtype': config.model.dtype,
-      'prompt.template': config.prompt.template,
-      'prompt.truncate': config.prompt.truncate,
-      'scoring.generate': c.generate,
-      'scoring.confidence_prompts_per_task': c.confidence_prompts_per_task,
-      'scoring.max_new_tokens': c.max_new_tokens,
-      'scoring.stop_token_ids': c.stop_token_ids,
-      'scoring.shard_prompts': c.shard_prompts,
-      'scoring.length_normalized': c.length_normalized,
-      'scoring.features.pooling': c.features.pooling,
-      'scoring.features.layer': c.features.layer,
-    },
+  first = processes.is_first()
+  # Only the first may write before all have begun, and what it finds done
+  # must be so for all: a network file system can show each another state.
+  todo = processes.from_first(
+    'shards to score',
+    lambda: _begin(
+      manifest, _fingerprint(config, workdir, path), workdir, folders
+    ),
   )
-  if done and workdir.scores.exists() and workdir.features.exists():
+  if todo is None:
     console.say('score', 'done before')
     return
-  with manifest.timed('score'):
-    notes = _score_pool(config, workdir, path)
+  with manifest.timed('score') if first else contextlib.nullcontext():
+    notes = _score_shards(config, path, pool, ranges, folders, todo)
+    processes.meet('scored')
+    processes.await_files(folders)
+    shards.join_features(
+      workdir, len(ranges), processes.index(), processes.count()
+    )
+    processes.meet('joined')
+    if not first:
+      return
+    shards.join_scores(workdir, len(ranges))
   counts = {**_counts(workdir), 'notes': notes}
   manifest.finish('score', counts)
-  near = counts['near_ties']
+  shutil.rmtree(workdir.score_shards)
   console.say(
     'score',
     f'{console.count(counts["prompts"], "prompt")}, '
     f'{counts["prompt_tokens"]:,} tokens read, '
     f'{counts["generated_tokens"]:,} generated '
-    f'({near:,} near a tie), '
+    f'({counts["near_ties"]:,} near a tie), '
     f'{console.count(counts["truncated"], "prompt")} truncated -> '
     f'{workdir.scores.parent}',
   )
 
 
-def _score_pool(
+def _fingerprint(
   config: ml_collections.ConfigDict,
   workdir: artifacts.Workdir,
   path: pathlib.Path,
+) -> dict[str, Any]:
+  c = config.scoring
+  return {
+    'pool': artifacts.hash_file(workdir.pool),
+    'model.path (its files)': models.hash_model(path),
+    'model.dtype': config.model.dtype,
+    'prompt.template': config.prompt.template,
+    'prompt.truncate': config.prompt.truncate,
+    'scoring.generate': c.generate,
+    'scoring.confidence_prompts_per_task': c.confidence_prompts_per_task,
+    'scoring.max_new_tokens': c.max_new_tokens,
+    'scoring.stop_token_ids': c.stop_token_ids,
+    'scoring.shard_prompts': c.shard_prompts,
+    'scoring.length_normalized': c.length_normalized,
+    'scoring.features.pooling': c.features.pooling,
+    'scoring.features.layer': c.features.layer,
+  }
+
+
+def _begin(
+  manifest: artifacts.Manifest,
+  fingerprint: dict[str, Any],
+  workdir: artifacts.Workdir,
+  folders: Sequence[pathlib.Path],
+) -> list[int] | None:
+  """Numbers of the shards that are to be scored; None when all is done."""
+  known = manifest.contents['stages'].get('score')
+  shards_done = any(workdir.score_shards.glob('[0-9]*'))
+  if known and not known['done'] and not shards_done:
+    manifest.forget('score')  # A model that failed at once may be mended.
+  done = manifest.begin('score', fingerprint)
+  if done and workdir.scores.exists() and artifacts.feature_files(workdir):
+    shutil.rmtree(workdir.score_shards, ignore_errors=True)
+    return None
+  # Of a join that was cut short, perhaps by another number of processes.
+  for path in workdir.features.parent.glob('features*.npy'):
+    path.unlink()
+  return [i for i, path in enumerate(folders) if not path.exists()]
+
+
+def _bar(
+  ranges: Sequence[tuple[int, int]], todo: Sequence[int], work: Sequence[int]
+) -> tqdm.tqdm:
+  """Over the pool, or over what this process has to score of it."""
+
+  def prompts(numbers: Sequence[int]) -> int:
+    return sum(ranges[i][1] - ranges[i][0] for i in numbers)
+
+  if len(work) == len(todo):
+    total = ranges[-1][1]
+    return console.bar('score', total, 'prompts', initial=total - prompts(todo))
+  num = processes.count()
+  return console.bar(
+    'score', prompts(work), f'prompts by one of {num} processes'
+  )
+
+
+def _score_shards(
+  config: ml_collections.ConfigDict,
+  path: pathlib.Path,
+  pool: artifacts.Prompts,
+  ranges: Sequence[tuple[int, int]],
+  folders: Sequence[pathlib.Path],
+  todo: Sequence[int],
 ) -> list[str]:
-  """Scores the shards that are missing and joins all; returns what to note."""
+  """Scores this process's part of the shards; returns what is to be noted."""
   c = config.scoring
   notes: list[str] = []
   prompt_format = models.load_prompt_format(
@@ -141,9 +208,8 @@ def _score_pool(
   )
   for note in notes:
     console.say('score', note)
-  pool = artifacts.read_prompts(workdir.pool)
   generate, in_sample = _to_generate(c, pool.tasks, len(pool))
-  mesh = mesh_lib.make_mesh(**config.mesh)
+  mesh = mesh_lib.model_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
   encoded = _Encoded.of(
     prompt_format, pool.prompts, decoder.config.context - c.max_new_tokens
@@ -165,17 +231,18 @@ def _score_pool(
       layer=c.features.layer,
     )
 
+  if 0 < len(todo) < processes.count() and not mesh.is_multi_process:
+    console.say(
+      'score',
+      f'{console.count(len(todo), "shard")} for {processes.count()} '
+      'processes: some have nothing to do',
+    )
+  mine = shards.part(todo, processes.index(), processes.count())
+  work = todo if mesh.is_multi_process else mine
   sizes = [c.batch_tokens, c.batch_tokens // 2]
-  ranges = shards.bounds(len(pool), c.shard_prompts)
-  missing = [
-    i
-    for i in range(len(ranges))
-    if not shards.folder(workdir.score_shards, i).exists()
-  ]
-  before = len(pool) - sum(ranges[i][1] - ranges[i][0] for i in missing)
-  with console.bar('score', len(pool), 'prompts', initial=before) as bar:
+  with _bar(ranges, todo, work) as bar:
     rate = _Rate(bar)
-    for i in missing:
+    for i in work:
       part = slice(*ranges[i])
       scores = _within_memory(
         scorer_of, sizes, encoded.tokens[part], generate[part], rate
@@ -189,13 +256,10 @@ def _score_pool(
       }
       if in_sample is not None:
         columns['confidence_sample'] = in_sample[part]
-      table = _table(columns, scores, prompt_format)
-      shards.write(
-        shards.folder(workdir.score_shards, i), table, scores.features
-      )
-  shards.join(workdir, len(ranges))
-  programs = sum(scorer_of(size).num_programs for size in sizes[:1])
-  if programs:
+      if i in mine:
+        table = _table(columns, scores, prompt_format)
+        shards.write(folders[i], table, scores.features)
+  if programs := scorer_of(sizes[0]).num_programs:
     console.say(
       'score',
       f'{console.count(programs, "program")} compiled: prompts padded to '
@@ -340,7 +404,7 @@ class _Encoded:
       np.array([truncated for _, truncated in encoded], bool),
     )
 
-  @property
+  @functools.cached_property
   def lengths(self) -> list[int]:
     return [len(ids) for ids in self.tokens]
 

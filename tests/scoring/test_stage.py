@@ -168,7 +168,7 @@ def test_batch_size_and_devices_change_nothing(workdir, scored, monkeypatch):
   config = _config()
   config.scoring.batch_tokens = 64
   one = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  monkeypatch.setattr(stage.mesh_lib, 'make_mesh', lambda **sizes: one)
+  monkeypatch.setattr(stage.mesh_lib, 'model_mesh', lambda **sizes: one)
   scoring.run(config, workdir)
   table, expected = pq.read_table(workdir.scores), pq.read_table(scored.scores)
   assert table['generation'].equals(expected['generation'])
