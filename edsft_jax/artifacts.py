@@ -10,6 +10,7 @@ and refuses what changed.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -199,6 +200,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   On any exception what was written is removed and `path` is left as it was.
   Works for a file and, where `path` does not exist yet, for a directory.
+
+  Raises:
+    InputError: there is no space for it.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'.{path.name}.partial')
@@ -207,9 +211,18 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     yield partial
     _sync(partial)
     os.replace(partial, path)
-  except BaseException:
+  except BaseException as e:
     _remove(partial)
+    if isinstance(e, OSError) and e.errno in _NO_SPACE:
+      raise errors.InputError(
+        f'{path} cannot be written ({os.strerror(e.errno)}): make room, and '
+        'the same command goes on'
+      ) from e
     raise
+
+
+# The disk, the user's share of it, the largest file allowed.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -253,8 +266,26 @@ def write_parquet(path: pathlib.Path, table: pa.Table) -> None:
 
 def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
   """One array, whole."""
+  write_rows(path, array.shape, array.dtype, [array])
+
+
+def write_rows(
+  path: pathlib.Path,
+  shape: Sequence[int],
+  dtype: np.dtype,
+  parts: Iterable[np.ndarray],
+) -> None:
+  """One array from its parts, which follow each other along the first axis.
+
+  Through plain writes: np.save names no cause when the disk is full, and a
+  memory map ends the process.
+  """
+  header = {'shape': tuple(shape), 'fortran_order': False}
+  header['descr'] = np.lib.format.dtype_to_descr(np.dtype(dtype))
   with replacing(path) as partial, partial.open('wb') as f:
-    np.save(f, array)
+    np.lib.format.write_array_header_1_0(f, header)
+    for part in parts:
+      f.write(np.ascontiguousarray(part, dtype).data)
 
 
 # Reading.

@@ -31,6 +31,7 @@ import numpy as np
 
 from edsft_jax import models
 from edsft_jax.mesh import make_mesh
+from edsft_jax.scoring import batching, statistics
 from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.scorer import Scorer
 
@@ -103,6 +104,46 @@ class Ours:
     )
 
 
+class Waiting:
+  """This library's model in batches that wait for their last row."""
+
+  def __init__(self, path: pathlib.Path, tokens: list[np.ndarray]):
+    mesh = make_mesh()
+    decoder = models.load_decoder(path, 'float32', mesh)
+    self._graph, self._weights = nnx.split(decoder)
+    self._tokens = tokens
+    shapes = Shapes.of([len(ids) for ids in tokens], NUM_NEW)
+    rows = batching.Rows(16384, NUM_NEW, 1, len(tokens))
+    lengths = [len(ids) for ids in tokens]
+    self._chunks = batching.chunks(
+      lengths, range(len(tokens)), shapes, rows.to_decode
+    )
+
+  def generate(self, end_ids: Sequence[int]) -> Contestant:
+    """Continuations and their statistics; counts new tokens."""
+
+    @jax.jit
+    def run_batch(weights, tokens, mask):
+      return models.generate(
+        nnx.merge(self._graph, weights),
+        tokens,
+        mask,
+        max_new_tokens=NUM_NEW,
+        end_ids=tuple(end_ids),
+        observe=statistics.token_statistics,
+      )
+
+    def run() -> int:
+      total = 0
+      for chunk in self._chunks:
+        rows = [self._tokens[i] for i in chunk.indices]
+        batch = models.pad_left(rows, chunk.length, chunk.num_rows)
+        total += int(run_batch(self._weights, *batch).num_tokens_B.sum())
+      return total
+
+    return run
+
+
 class Transformers:
   """transformers in torch, batches in the order of the pool."""
 
@@ -131,7 +172,6 @@ class Transformers:
           attention_mask=mask,
           do_sample=False,
           max_new_tokens=NUM_NEW,
-          min_new_tokens=None,
           eos_token_id=list(end_ids) or None,
           pad_token_id=0,
           output_scores=True,
@@ -178,10 +218,11 @@ def contest(
   path: pathlib.Path,
   tokens: list[np.ndarray],
   batch_sizes: Sequence[int],
-  of: Callable[[Ours | Transformers], Contestant],
+  of: Callable[[Ours | Waiting | Transformers], Contestant],
   repeats: int,
+  *others: Callable[..., Waiting],
 ) -> Iterator[dict[str, str]]:
-  """Ours against the fastest batch size of transformers."""
+  """Ours against others, and the fastest batch size of transformers."""
   peers = {
     f'transformers, batches of {size}': of(Transformers(path, tokens, size))
     for size in batch_sizes
@@ -191,7 +232,10 @@ def contest(
     tried = compete(case, peers, 1)
     fastest = min(tried, key=lambda m: m.seconds).contestant
     peers = {fastest: peers[fastest]}
-  contestants = {'ours': of(Ours(path, tokens)), **peers}
+  contestants = {'ours': of(Ours(path, tokens))}
+  for other in others:
+    contestants[f'ours, {other.__name__.lower()}'] = of(other(path, tokens))
+  contestants |= peers
   for m in compete(case, contestants, repeats):
     yield {
       'case': m.case,
@@ -297,7 +341,8 @@ def cases(
     stop = [*models.end_ids(model), arguments.stop_token_id]
     until = lambda side: side.generate(stop)
     case = f'{model.name}, 256 prompts of {prompts.name}, {NUM_NEW} new or stop'
-    yield from contest(case, model, tokens, [32, 64, 128], until, repeats)
+    sizes = [32, 64, 128]
+    yield from contest(case, model, tokens, sizes, until, repeats, Waiting)
   if 'pool' in groups:
     yield pool_case(model, prompts)
 

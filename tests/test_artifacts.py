@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import resource
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from edsft_jax import artifacts, errors
+from edsft_jax.scoring import shards
 
 
 def test_a_workdir_serves_one_command_at_a_time(tmp_path):
@@ -55,6 +57,47 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
 
   assert artifacts.read_jsonl(path) == [{'a': 1}]
   assert [p.name for p in tmp_path.iterdir()] == ['rows.jsonl']
+
+
+@pytest.fixture
+def small_files():
+  """No file may grow beyond 10 kB, as if there were no more space."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+  yield
+  resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('kind', ['npy', 'parquet', 'jsonl', 'folder'])
+def test_no_space_is_one_clear_line_and_no_short_file(
+  tmp_path, small_files, kind
+):
+  path = tmp_path / 'out'
+  big = np.random.default_rng(0).random((1000, 8))
+  table = pa.table({'x': big.ravel()})
+  with pytest.raises(errors.InputError, match=r'cannot be .*: make room'):
+    if kind == 'npy':
+      artifacts.write_npy(path, big)
+    elif kind == 'parquet':
+      artifacts.write_parquet(path, table)
+    elif kind == 'jsonl':
+      artifacts.write_jsonl(path, ({'x': x} for x in big.ravel().tolist()))
+    else:
+      shards.write(path, table.slice(0, 1), big)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('shape', [(7, 3), (0, 3), (5,)])
+def test_arrays_come_back_from_parts(tmp_path, shape):
+  path = tmp_path / 'array.npy'
+  array = np.random.default_rng(1).random(shape).astype(np.float32)
+  # Neither contiguous nor of the type that is written.
+  parts = [np.asfortranarray(array[:2], np.float64), array[2:]]
+  artifacts.write_rows(path, array.shape, np.float32, parts)
+  back = np.load(path)
+  assert back.dtype == np.float32
+  np.testing.assert_array_equal(back, array)
+  assert np.load(path, mmap_mode='r').shape == shape
 
 
 def test_a_folder_appears_only_when_complete(tmp_path):

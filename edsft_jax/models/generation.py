@@ -181,12 +181,12 @@ class Generator:
 
   def advance(
     self, decoder: Decoder, rows: Rows, until: jax.Array | int = 0
-  ) -> Rows:
-    """Decodes until no more than `until` rows are live."""
+  ) -> tuple[Rows, jax.Array]:
+    """Decodes until no more than `until` rows are live; counts the steps."""
     return jax.lax.while_loop(
-      lambda rows: jnp.sum(rows.live_B) > until,
-      lambda rows: self._step(decoder, rows),
-      rows,
+      lambda carry: jnp.sum(carry[0].live_B) > until,
+      lambda carry: (self._step(decoder, carry[0]), carry[1] + 1),
+      (rows, jnp.int32(0)),
     )
 
   def _step(self, decoder: Decoder, rows: Rows) -> Rows:
@@ -267,7 +267,7 @@ def generate(
   new, prompt = generator.start(decoder, tokens, mask)
   rows = generator.empty(decoder, batch, length)
   rows = generator.admit(rows, new, jnp.arange(batch))
-  rows = generator.advance(decoder, rows)
+  rows, _ = generator.advance(decoder, rows)
   return Generation(rows.tokens_BxT, rows.num_tokens_B, rows.observed, prompt)
 
 

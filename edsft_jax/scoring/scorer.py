@@ -17,13 +17,13 @@ import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
-from edsft_jax.scoring import batching, statistics
+from edsft_jax.scoring import batching, statistics, throughput
 from edsft_jax.scoring.pooling import pool_features
 
 # Floats of logits that exist at once while a prompt's tokens are scored.
 _MOST_LOGITS = 2**22
 
-Progress = Callable[[int, int], Any]
+Progress = Callable[[throughput.Work], Any]
 
 
 @dataclasses.dataclass
@@ -88,6 +88,7 @@ class Scorer:
     self._rows = batching.Rows(
       batch_tokens, max_new_tokens, mesh_lib.batch_multiple(mesh), most_rows
     )
+    self._costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
     graph, self._weights = nnx.split(decoder)
     model = _Model(
       graph,
@@ -115,17 +116,17 @@ class Scorer:
     self,
     tokens: Sequence[Sequence[int]],
     generate: np.ndarray,
-    progress: Progress = lambda prompts, tokens: None,
+    progress: Progress = lambda work: None,
   ) -> Scores:
     """Scores prompts.
 
     Args:
       tokens: ids of each prompt.
       generate: bool [n], the prompts to be continued.
-      progress: called with prompts and tokens done since the last call.
+      progress: called with what was done since the last call.
     """
     lengths = [len(row) for row in tokens]
-    result = _Collector(lengths, generate, progress)
+    result = _Collector(lengths, generate, self._costs, progress)
     only_read = batching.chunks(
       lengths, np.flatnonzero(~generate), self._shapes, self._rows.to_read
     )
@@ -170,7 +171,8 @@ class Scorer:
         until = self._rows.to_decode(next_room) - following.num_rows
       if np.sum(places >= 0) > until:
         rows, ended = self._advance(self._weights, rows, until)
-        result.add_ended(places, jax.device_get(ended))
+        slots = rows.cache.position_BxS.shape[1]
+        result.add_ended(places, slots, jax.device_get(ended))
 
   def _make_room(
     self, rows: models.Rows | None, places: np.ndarray, room: int
@@ -201,9 +203,14 @@ class _Collector:
   """Gathers what comes from the device, in any order."""
 
   def __init__(
-    self, lengths: Sequence[int], generate: np.ndarray, progress: Progress
+    self,
+    lengths: Sequence[int],
+    generate: np.ndarray,
+    costs: throughput.Costs,
+    progress: Progress,
   ):
     self._lengths = lengths
+    self._costs = costs
     self._progress = progress
     self._generated = generate
     self._read: list[tuple[models.Group, dict[str, Any]]] = []
@@ -214,25 +221,43 @@ class _Collector:
   def add_read(self, chunk: models.Group, read: dict[str, Any]) -> None:
     """Keeps what the device will have for the prompts of a chunk."""
     self._read.append((chunk, read))
-    tokens = sum(self._lengths[i] for i in chunk.indices)
-    done = np.sum(~self._generated[chunk.indices])
-    self._progress(int(done), tokens)
+    lengths = [self._lengths[i] for i in chunk.indices]
+    self._progress(
+      throughput.Work(
+        prompts=int(np.sum(~self._generated[chunk.indices])),
+        tokens=sum(lengths),
+        flops=sum(self._costs.flops(0, length) for length in lengths),
+        bytes=self._costs.read_bytes(),
+      )
+    )
 
-  def add_ended(self, places: np.ndarray, ended: dict[str, Any]) -> None:
-    """Takes rows that have ended out of their places."""
+  def add_ended(
+    self, places: np.ndarray, slots: int, ended: dict[str, Any]
+  ) -> None:
+    """Takes rows that have ended out of their places, of so many slots."""
     finished = np.flatnonzero((places >= 0) & ~ended['live'])
-    tokens = 0
+    tokens, flops = 0, 0.0
     for place in finished:
-      i = places[place]
-      num = ended['num_tokens'][place]
+      i, num = places[place], int(ended['num_tokens'][place])
       self._tokens[i] = ended['tokens'][place, :num]
-      tokens += int(num)
+      tokens += num
+      # The last token is not read again.
+      length = self._lengths[i]
+      flops += self._costs.flops(length, length + num - 1)
     which = places[finished]
     self._near_ties[which] = ended['near_ties'][finished]
     for name, values in ended['scores'].items():
       self._column(self._scores, name)[which] = values[finished]
+    step_bytes = self._costs.step_bytes(len(places), slots)
     places[finished] = -1
-    self._progress(len(finished), tokens)
+    self._progress(
+      throughput.Work(
+        prompts=len(finished),
+        tokens=tokens,
+        flops=flops,
+        bytes=int(ended['steps']) * step_bytes,
+      )
+    )
 
   def finish(self) -> Scores:
     features = None
@@ -307,7 +332,7 @@ class _Model:
   ) -> tuple[models.Rows, dict[str, Any]]:
     """Decodes until few rows are live; what is known of all rows then."""
     decoder = nnx.merge(self.graph, weights)
-    rows = self.generator.advance(decoder, rows, until)
+    rows, steps = self.generator.advance(decoder, rows, until)
     step_T = jnp.arange(self.generator.max_new_tokens)
     step_BxT = step_T < rows.num_tokens_B[:, None]
     scores = statistics.sequence_scores(
@@ -316,6 +341,7 @@ class _Model:
     scores['first_token_confidence'] = rows.observed.top1[:, 0]
     return self._placed(rows), self._everywhere(
       {
+        'steps': steps,
         'live': rows.live_B,
         'num_tokens': rows.num_tokens_B,
         'tokens': rows.tokens_BxT,

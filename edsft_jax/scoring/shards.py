@@ -36,7 +36,7 @@ def write(path: pathlib.Path, scores: pa.Table, features: np.ndarray) -> None:
   with artifacts.replacing(path) as partial:
     partial.mkdir()
     pq.write_table(scores, partial / 'scores.parquet')
-    np.save(partial / 'features.npy', features)
+    artifacts.write_npy(partial / 'features.npy', features)
 
 
 def part(items: Sequence[T], index: int, count: int) -> Sequence[T]:
@@ -49,7 +49,7 @@ def join_features(
 ) -> None:
   """Makes the index-th of `count` features files of its part of the shards.
 
-  It goes through a memory map: the pool's matrix is never held.
+  They are read through memory maps: the pool's matrix is never held.
   """
 
   def read(number: int) -> np.ndarray:
@@ -60,19 +60,8 @@ def join_features(
   path = workdir.features
   if count > 1:
     path = workdir.features_part(index, count)
-  with artifacts.replacing(path) as partial:
-    joined = np.lib.format.open_memmap(
-      partial,
-      mode='w+',
-      dtype=np.float32,
-      shape=(sum(len(f) for f in mine), read(0).shape[1]),
-    )
-    start = 0
-    for rows in mine:
-      joined[start : start + len(rows)] = rows
-      start += len(rows)
-    joined.flush()
-    del joined
+  shape = (sum(len(rows) for rows in mine), read(0).shape[1])
+  artifacts.write_rows(path, shape, np.float32, mine)
 
 
 def join_scores(workdir: artifacts.Workdir, num_shards: int) -> None:

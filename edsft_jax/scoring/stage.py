@@ -18,7 +18,7 @@ import tqdm
 
 from edsft_jax import artifacts, console, errors, models, processes
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.scoring import shards
+from edsft_jax.scoring import shards, throughput
 from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
@@ -241,7 +241,7 @@ def _score_shards(
   work = todo if mesh.is_multi_process else mine
   sizes = [c.batch_tokens, c.batch_tokens // 2]
   with _bar(ranges, todo, work) as bar:
-    rate = _Rate(bar)
+    rate = _Rate(bar, mesh)
     for i in work:
       part = slice(*ranges[i])
       scores = _within_memory(
@@ -274,18 +274,21 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 class _Rate:
-  """A progress bar that shows tokens a second beside prompts."""
+  """A progress bar that shows tokens a second, and how busy the devices are."""
 
-  def __init__(self, bar: tqdm.tqdm):
+  def __init__(self, bar: tqdm.tqdm, mesh: jax.sharding.Mesh):
     self._bar = bar
+    self._devices = mesh.devices.ravel()
     self._start = time.monotonic()
-    self._tokens = 0
+    self._work = throughput.Work()
 
-  def __call__(self, prompts: int, tokens: int) -> None:
-    self._tokens += tokens
-    rate = self._tokens / (time.monotonic() - self._start)
-    self._bar.set_postfix_str(f'{rate:,.0f} tokens/s', refresh=False)
-    self._bar.update(prompts)
+  def __call__(self, work: throughput.Work) -> None:
+    self._work += work
+    seconds = time.monotonic() - self._start
+    self._bar.set_postfix_str(
+      throughput.shown(self._work, seconds, self._devices), refresh=False
+    )
+    self._bar.update(work.prompts)
 
 
 def _within_memory(

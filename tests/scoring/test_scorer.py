@@ -10,7 +10,7 @@ import pytest
 
 from edsft_jax import models
 from edsft_jax.mesh import make_mesh
-from edsft_jax.scoring import batching, statistics
+from edsft_jax.scoring import batching, statistics, throughput
 from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.scorer import Scorer
 
@@ -90,7 +90,7 @@ def test_company_changes_nothing(
   scorer = _scorer(placed, mesh, end_ids, shapes, batch_tokens)
   seen = []
   everything = np.ones(len(tokens), bool)
-  result = scorer(tokens, everything, lambda *done: seen.append(done))
+  result = scorer(tokens, everything, seen.append)
   for row, ids in enumerate(result.tokens):
     num = int(alone.num_tokens_B[row])
     assert ids.tolist() == alone.tokens_BxT[row, :num].tolist(), row
@@ -108,9 +108,10 @@ def test_company_changes_nothing(
     )
   ]
   np.testing.assert_allclose(result.features, features, rtol=1e-4, atol=1e-5)
-  prompts, done = np.sum(seen, axis=0)
-  assert prompts == len(tokens)
-  assert done == sum(map(len, tokens)) + int(np.sum(alone.num_tokens_B))
+  work = sum(seen, throughput.Work())
+  assert work.prompts == len(tokens)
+  assert work.tokens == sum(map(len, tokens)) + int(np.sum(alone.num_tokens_B))
+  assert work.flops > 0 < work.bytes
   # Reading: one a length. Decoding: one a room.
   assert scorer.num_programs == len(shapes.lengths) + len(shapes.rooms)
 
@@ -210,3 +211,41 @@ def test_rows_fit_the_budget_and_the_mesh():
   assert few.to_decode(64) == 8
   none = batching.Rows(batch_tokens=1, num_new=64, multiple=4, most=5)
   assert none.to_decode(64) == none.to_admit(64, 64) == none.to_read(64) == 4
+
+
+def test_operations_are_those_that_the_compiler_counts(decoder):
+  """Of a pass over two rows; the compiler adds norms and the like."""
+  graph, state = nnx.split(decoder)
+  length = 32
+
+  @jax.jit
+  def run(state, tokens, mask):
+    merged = nnx.merge(graph, state)
+    return merged.logits(merged(tokens, mask).hidden_BxLxD)
+
+  tokens, mask = models.pad_left([np.full(length, 5)] * 2, length)
+  counted = run.lower(state, tokens, mask).compile().cost_analysis()['flops']
+  costs = throughput.Costs(decoder.config, 4)
+  # The program multiplies tokens with those behind them too.
+  pairs = length * length - length * (length + 1) // 2
+  c = decoder.config
+  masked = 4 * c.num_layers * c.num_heads * c.head_dim * pairs
+  assert 0.75 < 2 * (costs.flops(0, length) + masked) / counted < 1.0
+  apart = costs.flops(0, 20) + costs.flops(20, length)
+  assert costs.flops(0, length) == pytest.approx(apart)
+  sizes = [x.size for x in jax.tree.leaves(state)]
+  assert costs.read_bytes() == pytest.approx(4 * sum(sizes), rel=0.35)
+  cache = decoder.init_cache(3, 50)
+  stored = sum(x.nbytes for x in (*cache.keys, *cache.values))
+  assert costs.step_bytes(3, 50) - costs.read_bytes() == stored
+
+
+def test_shares_of_the_peak_are_shown_where_it_is_known():
+  class Known:
+    device_kind = 'TPU v4'
+
+  work = throughput.Work(tokens=3000, flops=275e12, bytes=0.3 * 1.228e12)
+  assert throughput.shown(work, 2.0, [Known(), Known()]) == (
+    '1,500 tokens/s, 25% of peak FLOP/s, 8% of bandwidth'
+  )
+  assert throughput.shown(work, 2.0, jax.devices()[:1]) == '1,500 tokens/s'
