@@ -73,7 +73,7 @@ class Ours:
     self._mesh = make_mesh()
     self._decoder = models.load_decoder(path, 'float32', self._mesh)
     self._tokens = tokens
-    self._shapes = Shapes.of([len(ids) for ids in tokens], NUM_NEW)
+    self._shapes = Shapes.of([len(ids) for ids in tokens])
 
   def generate(self, end_ids: Sequence[int]) -> Contestant:
     """Everything that a row of scores.parquet holds; counts new tokens."""
@@ -112,7 +112,7 @@ class Waiting:
     decoder = models.load_decoder(path, 'float32', mesh)
     self._graph, self._weights = nnx.split(decoder)
     self._tokens = tokens
-    shapes = Shapes.of([len(ids) for ids in tokens], NUM_NEW)
+    shapes = Shapes.of([len(ids) for ids in tokens])
     rows = batching.Rows(16384, NUM_NEW, 1, len(tokens))
     lengths = [len(ids) for ids in tokens]
     self._chunks = batching.chunks(

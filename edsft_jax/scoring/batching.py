@@ -37,20 +37,15 @@ class Shapes:
   rooms: tuple[int, ...]
 
   @classmethod
-  def of(cls, lengths: Sequence[int], num_new: int) -> 'Shapes':
-    """Chooses shapes for prompts of these many tokens.
-
-    Args:
-      lengths: of every prompt of the pool.
-      num_new: slots that a row has beside those of its prompt.
-    """
+  def of(cls, lengths: Sequence[int]) -> 'Shapes':
+    """Chooses shapes for prompts of these many tokens."""
     padded = -(-np.maximum(lengths, 1) // _STEP) * _STEP
     sizes, counts = np.unique(padded, return_counts=True)
-    chosen = _choose(sizes, counts, _MOST_LENGTHS, 0)
+    chosen = _choose(sizes, counts, _MOST_LENGTHS)
     counts = np.bincount(
       np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)
     )
-    rooms = _choose(chosen, counts, _MOST_ROOMS, num_new)
+    rooms = _choose(chosen, counts, _MOST_ROOMS)
     return cls(tuple(chosen.tolist()), tuple(rooms.tolist()))
 
   def length(self, num_tokens: int) -> int:
@@ -128,16 +123,13 @@ def chunks(
   return result[::-1]
 
 
-def _choose(
-  sizes: np.ndarray, counts: np.ndarray, most: int, beside: int
-) -> np.ndarray:
+def _choose(sizes: np.ndarray, counts: np.ndarray, most: int) -> np.ndarray:
   """Chooses some of the sizes, so that rounding up to them wastes little.
 
   Args:
     sizes: ascending.
     counts: rows of each.
     most: sizes to choose at most; fewer when more are not worth compiling.
-    beside: slots that every row has beside.
 
   Returns:
     The chosen sizes, ascending, the largest among them.
@@ -151,7 +143,7 @@ def _choose(
   best[0, 0] = 0
   for k in range(1, len(best)):
     for j in range(k, num + 1):
-      slots = best[k - 1, :j] + (below[j] - below[:j]) * (sizes[j - 1] + beside)
+      slots = best[k - 1, :j] + (below[j] - below[:j]) * sizes[j - 1]
       before[k, j] = np.argmin(slots)
       best[k, j] = slots[before[k, j]]
   programs = np.arange(len(best))

@@ -214,7 +214,7 @@ def _score_shards(
   encoded = _Encoded.of(
     prompt_format, pool.prompts, decoder.config.context - c.max_new_tokens
   )
-  shapes = Shapes.of(encoded.lengths, c.max_new_tokens)
+  shapes = Shapes.of(encoded.lengths)
 
   @functools.cache
   def scorer_of(batch_tokens: int) -> Scorer:

@@ -154,28 +154,26 @@ def test_shapes_waste_least(monkeypatch):
   monkeypatch.setattr(batching, '_SLOTS_TO_COMPILE', 0)
   monkeypatch.setattr(batching, '_MOST_LENGTHS', 3)
   monkeypatch.setattr(batching, '_MOST_ROOMS', 2)
-  shapes = Shapes.of(lengths, 50)
+  shapes = Shapes.of(lengths)
   sizes = range(16, 145, 16)
   longest = -(-max(lengths) // 16) * 16
 
-  def slots(chosen, beside=0):
-    return sum(
-      min(size for size in chosen if size >= x) + beside for x in lengths
-    )
+  def slots(chosen):
+    return sum(min(size for size in chosen if size >= x) for x in lengths)
 
   assert slots(shapes.lengths) == min(
     slots({*chosen, longest}) for chosen in itertools.combinations(sizes, 2)
   )
-  assert slots(shapes.rooms, 50) == min(
-    slots({size, longest}, 50) for size in shapes.lengths
+  assert slots(shapes.rooms) == min(
+    slots({size, longest}) for size in shapes.lengths
   )
   assert shapes.lengths[-1] == shapes.rooms[-1] == longest
 
 
 def test_a_small_pool_is_not_worth_many_programs():
-  few = Shapes.of([3, 20, 40, 100], 64)
+  few = Shapes.of([3, 20, 40, 100])
   assert few == Shapes((112,), (112,))
-  many = Shapes.of([3, 20, 40, 100, 400] * 4000, 64)
+  many = Shapes.of([3, 20, 40, 100, 400] * 4000)
   assert many.lengths == (16, 32, 48, 112, 400)
   assert 1 < len(many.rooms) <= 4
   assert many.rooms[-1] == 400
