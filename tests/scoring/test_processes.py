@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -154,7 +153,7 @@ def test_the_pool_split_over_two_processes(
       scoring.run(config, workdir)
   assert [path.name for path in workdir.score_shards.iterdir()] == ['00000']
 
-  first, second = _run_two('pool score select', prompts, workdir.root)
+  first, second = _run_two('pool score', prompts, workdir.root)
   assert (first.returncode, second.returncode) == (0, 0), second.stderr
   assert _said(second) == ''
   assert f'{NUM_PROMPTS} prompts' in first.stdout
@@ -163,21 +162,24 @@ def test_the_pool_split_over_two_processes(
   assert 'one of 2 processes' in first.stderr
   _check_same(workdir, scored)
 
-  # One process finds it done, and selects the same from it.
+  # One process finds it done, and selects from it.
   monkeypatch.setattr(models, 'load_decoder', lambda *a, **k: pytest.fail('no'))
   scoring.run(config, workdir)
-  picks = [artifacts.read_jsonl(workdir.selection('k_center', 0))]
-  shutil.rmtree(workdir.selections)
   for one in (workdir, scored):
     strategies.run(config, one)
-    picks.append(artifacts.read_jsonl(one.selection('k_center', 0)))
-  assert len(picks[0]) == BUDGET
-  assert len({tuple(row['id'] for row in rows) for rows in picks}) == 1
+  assert _picks(workdir) == _picks(scored)
+
+
+def _picks(workdir: artifacts.Workdir) -> list[str]:
+  rows = artifacts.read_jsonl(workdir.selection('k_center', 0))
+  assert len(rows) == BUDGET
+  return [row['id'] for row in rows]
 
 
 def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
+  """The first process then selects on its own devices."""
   results = _run_two(
-    'pool score',
+    'pool score select',
     prompts,
     tmp_path,
     '--config.mesh.fsdp=8',
@@ -186,7 +188,10 @@ def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
   assert [r.returncode for r in results] == [0, 0], results[1].stderr
   assert _said(results[1]) == ''
   assert f'{NUM_PROMPTS}/{NUM_PROMPTS} ' in results[0].stderr
-  _check_same(artifacts.Workdir(tmp_path), scored)
+  workdir = artifacts.Workdir(tmp_path)
+  _check_same(workdir, scored)
+  strategies.run(_config(prompts), scored)
+  assert _picks(workdir) == _picks(scored)
 
 
 def test_a_process_whose_others_are_absent_ends_with_one_line(
