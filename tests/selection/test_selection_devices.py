@@ -141,8 +141,15 @@ def test_products_are_true_float32():
         formula='rbf',
         keep=True,
       ),
-      center._nearest.lower(
-        tiles, rows, rows, points, norms, np.float32(1), mesh=mesh
+      center._nearest.lower(tiles, rows, rows, points, norms, mesh=mesh),
+      center._squares.lower(
+        points,
+        norms,
+        np.ones((200, 3), np.float32),
+        np.ones(200, np.float32),
+        np.int32(0),
+        np.int32(64),
+        np.float32(1),
       ),
       center._pairs.lower(points, norms, np.float32(1)),
       log_determinant._greedy_map.lower(
