@@ -99,7 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
   # The score that is averaged into a task's confidence.
   c.selection.task_confidence = 'mean_confidence'
   # GiB that one selection may use beyond the features; 0.0: a fraction of
-  # what is free, on a host at most 1.
+  # what is free, on a host at most 2.5.
   c.selection.memory_limit = 0.0
 
   c.study = ml_collections.ConfigDict()

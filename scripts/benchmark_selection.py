@@ -43,7 +43,7 @@ FIELDS = (
 )
 # What facility location may use for a row beside its memory limit, d being 64:
 # points, columns to guess from, a panel, and what numpy needs beside them.
-BYTES_A_ROW = 2**13
+BYTES_A_ROW = 12 * 2**10
 Contestant = Callable[[], float]
 
 

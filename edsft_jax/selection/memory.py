@@ -10,8 +10,8 @@ from edsft_jax.selection import checks
 
 # Of what is free: a host has other tenants, an accelerator is ours.
 _HOST_FRACTION = 1 / 6
-# More saves little time: selection grows slower than the memory it is given.
-_MOST_ON_HOST = 2**30
+# 100,000 rows then stay below 4 GiB in all, on any host.
+_MOST_ON_HOST = 5 * 2**29
 _ACCELERATOR_FRACTION = 1 / 2
 
 
