@@ -103,10 +103,13 @@ def get_config() -> ml_collections.ConfigDict:
   c.selection.kernel.transform = 'shift'
   # First centre of k_center: 'zero' (pool index 0) | 'random' | 'medoid'.
   c.selection.k_center_first = 'zero'
+  # Tasks to find by k-means on the features, where the pool has no task column
+  # and a strategy needs tasks; 0: the root of half the pool, at most 100.
+  c.selection.task_clusters = 0
   # The score that is averaged into a task's confidence.
   c.selection.task_confidence = 'mean_confidence'
   # GiB that one selection may use beyond the features; 0.0: a fraction of
-  # what is free.
+  # what is free, on a host at most 2.5.
   c.selection.memory_limit = 0.0
 
   c.study = ml_collections.ConfigDict()
