@@ -66,7 +66,7 @@ def _complete(
   Raises:
     InputError: the column or some of its values are absent.
   """
-  remedy = 'scoring.generate=True scores every prompt'
+  remedy = 'score with scoring.generate=True in a new --workdir'
   if column.startswith('prompt_'):
     remedy = 'leave the strategy out'
   if column not in scores:
@@ -149,7 +149,7 @@ def _confidence(
   if empty := [task for task, sample in samples.items() if not sample]:
     raise errors.InputError(
       f'scores.parquet has no {column} for any prompt of task {empty[0]!r}: '
-      'scoring.generate=True scores every prompt'
+      'score with scoring.generate=True in a new --workdir'
     )
   means = {task: np.mean(sample) for task, sample in samples.items()}
   return np.array([means[task] for task in tasks])
@@ -220,6 +220,8 @@ def check(
       f'selection.memory_limit is {config.selection.memory_limit}: GiB of at '
       'least 0.0'
     )
+  if 'score' in planned:
+    _check_generated(config)
   clusters = config.selection.task_clusters
   if clusters < 0:
     raise errors.InputError(
@@ -259,6 +261,21 @@ def check(
     scored = _needs_scores(config.selection.strategies)
     if scored and 'score' not in planned:
       _check_scores(config, _scores(workdir, pool.ids), pool)
+
+
+def _check_generated(config: ml_collections.ConfigDict) -> None:
+  """Refuses strategies that need continuations which will not be there."""
+  if config.scoring.generate:
+    return
+  needing = set(study.CONTINUATION_SCORES)
+  if not config.scoring.confidence_prompts_per_task:
+    needing.add('weighted_task_diversity')
+  for name in config.selection.strategies:
+    if name in needing:
+      raise errors.InputError(
+        f'{name} needs continuations, and scoring.generate is False: set it to '
+        'True, or leave the strategy out (prompt_ scores need none)'
+      )
 
 
 def _check_scores(

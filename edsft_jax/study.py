@@ -12,7 +12,7 @@ FULL_POOL = 'full_pool'
 NO_FINETUNING = 'no_finetuning'
 
 # Name, and score column it ranks by -> whether the largest come first.
-_CONTINUATION_SCORES = {
+CONTINUATION_SCORES = {
   'mean_entropy': True,
   'max_entropy': True,
   'least_confidence': True,
@@ -21,8 +21,8 @@ _CONTINUATION_SCORES = {
   'min_margin': False,
 }
 # The same scores over the prompt's own tokens need no generation.
-SCORE_STRATEGIES = _CONTINUATION_SCORES | {
-  f'prompt_{name}': largest for name, largest in _CONTINUATION_SCORES.items()
+SCORE_STRATEGIES = CONTINUATION_SCORES | {
+  f'prompt_{name}': largest for name, largest in CONTINUATION_SCORES.items()
 }
 KERNEL_STRATEGIES = ('facility_location', 'log_determinant')
 FEATURE_STRATEGIES = ('k_center', *KERNEL_STRATEGIES)

@@ -422,7 +422,7 @@ def test_a_tasks_confidence_may_come_from_a_sample(workdir, absent):
 
   values[2] = absent
   _change_scores(workdir, mean_confidence=values)
-  with pytest.raises(errors.InputError, match=r"task 't2': scoring\.generate"):
+  with pytest.raises(errors.InputError, match=r"task 't2': score with scoring\.generate"):
     strategies.check(_config('weighted_task_diversity'), workdir, frozenset())
 
 
@@ -434,7 +434,7 @@ def test_scores_of_some_prompts_are_not_enough(workdir, absent):
     ('min_margin', 'min_margin'),
     ('weighted_task_diversity', 'mean_confidence'),
   ):
-    says = rf"no {column} for 2 prompts, first for 'p5': scoring\.generate=True"
+    says = rf"no {column} for 2 prompts, first for 'p5': score with"
     with pytest.raises(errors.InputError, match=says):
       strategies.check(_config(name), workdir, frozenset())
   strategies.run(_config('mean_margin', 'prompt_min_margin'), workdir)
@@ -449,7 +449,7 @@ def test_without_generation_the_prompts_scores_remain(workdir):
     workdir, drop=[*continuation, 'mean_confidence', 'first_token_confidence']
   )
   for name in (*continuation, 'weighted_task_diversity'):
-    says = r'scores\.parquet has no .*: scoring\.generate=True'
+    says = r'scores\.parquet has no .*: score with scoring\.generate'
     with pytest.raises(errors.InputError, match=says):
       strategies.check(_config(name), workdir, frozenset())
   names = [f'prompt_{name}' for name in continuation]
@@ -496,3 +496,28 @@ def test_an_order_is_never_rewritten(workdir):
   with pytest.raises(errors.InputError, match='holds other picks'):
     strategies.run(_config('random', budgets=(5, 9)), workdir)
   assert artifacts.read_jsonl(path) == rows[::-1]
+
+
+@pytest.mark.parametrize(
+  ('strategy', 'per_task', 'fits'),
+  [
+    ('min_margin', 3, False),
+    ('prompt_min_margin', 0, True),
+    ('weighted_task_diversity', 0, False),
+    ('weighted_task_diversity', 3, True),
+    ('facility_location', 0, True),
+  ],
+)
+def test_what_will_not_be_generated_is_refused_before_scoring(
+  tmp_path, strategy, per_task, fits
+):
+  config = default.get_config()
+  config.selection.strategies = (strategy,)
+  config.scoring.generate = False
+  config.scoring.confidence_prompts_per_task = per_task
+  arguments = (config, artifacts.Workdir(tmp_path), {'pool', 'score'})
+  if fits:
+    strategies.check(*arguments)
+  else:
+    with pytest.raises(errors.InputError, match=rf'{strategy} .*generate is'):
+      strategies.check(*arguments)

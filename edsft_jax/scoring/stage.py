@@ -120,12 +120,15 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   counts = {**_counts(workdir), 'notes': notes}
   manifest.finish('score', counts)
   shutil.rmtree(workdir.score_shards)
+  generated = (
+    f'{counts["generated_tokens"]:,} generated ({counts["near_ties"]:,} near a '
+    'tie)'
+  )
   console.say(
     'score',
     f'{console.count(counts["prompts"], "prompt")}, '
     f'{counts["prompt_tokens"]:,} tokens read, '
-    f'{counts["generated_tokens"]:,} generated '
-    f'({counts["near_ties"]:,} near a tie), '
+    f'{generated if counts["generated_tokens"] else "none generated"}, '
     f'{console.count(counts["truncated"], "prompt")} truncated -> '
     f'{workdir.scores.parent}',
   )
@@ -263,8 +266,8 @@ def _score_shards(
     console.say(
       'score',
       f'{console.count(programs, "program")} compiled: prompts padded to '
-      f'{_listed(shapes.lengths)} tokens, decoded in rooms of '
-      f'{_listed(shapes.rooms)}',
+      f'{_listed(shapes.lengths)} tokens'
+      + (f', decoded in rooms of {_listed(shapes.rooms)}' * generate.any()),
     )
   return notes
 
