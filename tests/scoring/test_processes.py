@@ -112,6 +112,12 @@ def _said(process: subprocess.CompletedProcess[str]) -> str:
   return '\n'.join(line for line in lines if '[Gloo]' not in line)
 
 
+def _is_silent(process: subprocess.CompletedProcess[str]) -> bool:
+  """Of its stages; XLA warns where a loaded machine makes it wait."""
+  news = ('pool  ', 'score  ', 'select  ', 'done  ')
+  return not any(word in _said(process) for word in news)
+
+
 def _check_same(workdir: artifacts.Workdir, scored: artifacts.Workdir) -> None:
   table, expected = pq.read_table(workdir.scores), pq.read_table(scored.scores)
   assert table.column_names == expected.column_names
@@ -154,8 +160,8 @@ def test_the_pool_split_over_two_processes(
   assert [path.name for path in workdir.score_shards.iterdir()] == ['00000']
 
   first, second = _run_two('pool score', prompts, workdir.root)
-  assert (first.returncode, second.returncode) == (0, 0), second.stderr
-  assert _said(second) == ''
+  assert (first.returncode, second.returncode) == (0, 0), _said(second)
+  assert _is_silent(second)
   assert f'{NUM_PROMPTS} prompts' in first.stdout
   # Four shards were left: the first two, of two prompts each, were its own.
   assert ' 4/4 ' in first.stderr
@@ -185,8 +191,8 @@ def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
     '--config.mesh.fsdp=8',
     f'--config.scoring.shard_prompts={NUM_PROMPTS - 4}',
   )
-  assert [r.returncode for r in results] == [0, 0], results[1].stderr
-  assert _said(results[1]) == ''
+  assert [r.returncode for r in results] == [0, 0], [_said(r) for r in results]
+  assert _is_silent(results[1])
   assert f'{NUM_PROMPTS}/{NUM_PROMPTS} ' in results[0].stderr
   workdir = artifacts.Workdir(tmp_path)
   _check_same(workdir, scored)
