@@ -44,7 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.dtype = 'float32'
 
   c.mesh = ml_collections.ConfigDict()
-  # Devices along each mesh axis; one axis may be -1: whatever is left.
+  # Devices along each mesh axis, of all processes together; one axis may be
+  # -1: whatever is left.
   c.mesh.data = -1
   c.mesh.fsdp = 1
   c.mesh.tensor = 1
@@ -58,13 +59,21 @@ def get_config() -> ml_collections.ConfigDict:
   c.prompt.separator = '\n'
 
   c.scoring = ml_collections.ConfigDict()
+  # False: read the prompts alone. Then there are features and prompt_* scores,
+  # and of a continuation only what the next option asks for.
+  c.scoring.generate = True
+  # Take a task's confidence from this many of its prompts, drawn at random;
+  # 0: from all.
+  c.scoring.confidence_prompts_per_task = 0
   # Tokens of greedy continuation a prompt; the end token counts as one.
   c.scoring.max_new_tokens = 64
   # Token ids that end a continuation beside the model's own.
   c.scoring.stop_token_ids = ()
-  # Prompt and new tokens, padding included, in one batch.
+  # Prompt and new tokens of the rows that run at once, padding included; less
+  # takes less memory.
   c.scoring.batch_tokens = 16384
-  # Prompts a shard; a run cut short goes on after its last whole shard.
+  # Prompts a shard; a run cut short goes on after its last whole shard, and
+  # several processes share the pool by whole shards.
   c.scoring.shard_prompts = 1024
   # Divide least_confidence by the number of generated tokens.
   c.scoring.length_normalized = False
@@ -94,10 +103,13 @@ def get_config() -> ml_collections.ConfigDict:
   c.selection.kernel.transform = 'shift'
   # First centre of k_center: 'zero' (pool index 0) | 'random' | 'medoid'.
   c.selection.k_center_first = 'zero'
+  # Tasks to find by k-means on the features, where the pool has no task column
+  # and a strategy needs tasks; 0: the root of half the pool, at most 100.
+  c.selection.task_clusters = 0
   # The score that is averaged into a task's confidence.
   c.selection.task_confidence = 'mean_confidence'
   # GiB that one selection may use beyond the features; 0.0: a fraction of
-  # what is free.
+  # what is free, on a host at most 2.5.
   c.selection.memory_limit = 0.0
 
   c.study = ml_collections.ConfigDict()

@@ -10,6 +10,7 @@ and refuses what changed.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import hashlib
@@ -79,7 +80,13 @@ class Workdir:
 
   @property
   def features(self) -> pathlib.Path:
+    """As one process writes it; see `feature_files`."""
     return self.root / 'scores' / 'features.npy'
+
+  def features_part(self, index: int, count: int) -> pathlib.Path:
+    """Features of the index-th of `count` ranges of the pool."""
+    name = f'features-{index:05d}-of-{count:05d}.npy'
+    return self.features.with_name(name)
 
   @property
   def score_shards(self) -> pathlib.Path:
@@ -193,6 +200,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   On any exception what was written is removed and `path` is left as it was.
   Works for a file and, where `path` does not exist yet, for a directory.
+
+  Raises:
+    InputError: there is no space for it.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'.{path.name}.partial')
@@ -201,9 +211,18 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     yield partial
     _sync(partial)
     os.replace(partial, path)
-  except BaseException:
+  except BaseException as e:
     _remove(partial)
+    if isinstance(e, OSError) and e.errno in _NO_SPACE:
+      raise errors.InputError(
+        f'{path} cannot be written ({os.strerror(e.errno)}): make room, and '
+        'the same command goes on'
+      ) from e
     raise
+
+
+# The disk, the user's share of it, the largest file allowed.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -247,8 +266,26 @@ def write_parquet(path: pathlib.Path, table: pa.Table) -> None:
 
 def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
   """One array, whole."""
+  write_rows(path, array.shape, array.dtype, [array])
+
+
+def write_rows(
+  path: pathlib.Path,
+  shape: Sequence[int],
+  dtype: np.dtype,
+  parts: Iterable[np.ndarray],
+) -> None:
+  """One array from its parts, which follow each other along the first axis.
+
+  Through plain writes: np.save names no cause when the disk is full, and a
+  memory map ends the process.
+  """
+  header = {'shape': tuple(shape), 'fortran_order': False}
+  header['descr'] = np.lib.format.dtype_to_descr(np.dtype(dtype))
   with replacing(path) as partial, partial.open('wb') as f:
-    np.save(f, array)
+    np.lib.format.write_array_header_1_0(f, header)
+    for part in parts:
+      f.write(np.ascontiguousarray(part, dtype).data)
 
 
 # Reading.
@@ -325,6 +362,45 @@ def read_responses(path: pathlib.Path) -> dict[str, str]:
   return dict(
     zip(table['id'].to_pylist(), table['response'].to_pylist(), strict=True)
   )
+
+
+# Features: one file, or one a process that scored.
+
+
+def feature_files(workdir: Workdir) -> list[pathlib.Path]:
+  """The files that hold the pool's features, in pool order; [] for none.
+
+  Raises:
+    InputError: they are not all there, or there are others beside them.
+  """
+  found = sorted(workdir.features.parent.glob('features*.npy'))
+  if not found or found == [workdir.features]:
+    return found
+  count = int(match[1]) if (match := _PART.search(found[-1].name)) else 0
+  parts = [workdir.features_part(i, count) for i in range(count)]
+  if found != parts:
+    odd = min({*found} ^ {*parts})
+    raise errors.InputError(
+      f'{odd} is {"not" if odd in found else "missing"} part of one set of '
+      f'features: remove all features*.npy in {odd.parent} and score again'
+    )
+  return parts
+
+
+_PART = re.compile(r'-of-(\d{5})\.npy$')
+
+
+def read_features(workdir: Workdir) -> np.ndarray:
+  """The pool's features [N, D] float32, in pool order."""
+  return np.concatenate(
+    [np.load(path, mmap_mode='r') for path in feature_files(workdir)]
+  )
+
+
+def hash_features(workdir: Workdir) -> str:
+  """One hash over all files of the features."""
+  paths = feature_files(workdir)
+  return hash_file(paths[0]) if len(paths) == 1 else hash_files(paths)
 
 
 # Hashes.

@@ -1,14 +1,20 @@
-"""What a person watching the terminal sees: one line a fact, bars for waits."""
+"""What a person watching the terminal sees: one line a fact, bars for waits.
+
+Of several processes only the first is seen.
+"""
 
 from collections.abc import Iterable
 from typing import Any
 
 import tqdm
 
+from edsft_jax import processes
+
 
 def say(stage: str, text: str) -> None:
   """Prints one line of a stage's news, aligned under the others."""
-  tqdm.tqdm.write(f'{stage:<9} {text}')
+  if processes.is_first():
+    tqdm.tqdm.write(f'{stage:<9} {text}')
 
 
 def count(number: int, noun: str) -> str:
@@ -38,4 +44,5 @@ def bar(
     dynamic_ncols=True,
     mininterval=0.2 if sys.stderr.isatty() else 10.0,
     smoothing=0.1,
+    disable=not processes.is_first(),
   )

@@ -12,9 +12,13 @@ pool stage for it.
 
 from collections.abc import Sequence
 import difflib
+import functools
+import operator
+import os
 import pathlib
 import sys
 import time
+import traceback
 from types import ModuleType
 
 from absl import app, flags, logging
@@ -32,6 +36,7 @@ from edsft_jax import (
   finetuning,
   pool,
   preview,
+  processes,
   reporting,
   scoring,
   strategies,
@@ -52,6 +57,12 @@ PREVIEW = 'preview'
 # "all".
 WORDS = {'pool': pool, PREVIEW: preview, **STAGES}
 
+# What several processes work on together; all else the first does alone while
+# the others wait.
+SHARED = frozenset({'score'})
+# What uses every device from one process.
+ALONE = frozenset({'finetune', 'evaluate'})
+
 # Stages that need the answers, and so wait until people have written them.
 AFTER_ANSWERS = frozenset({'finetune', 'evaluate', 'report'})
 
@@ -59,21 +70,34 @@ AFTER_ANSWERS = frozenset({'finetune', 'evaluate', 'report'})
 def main(argv: Sequence[str]) -> None:
   """Runs the stages named in argv[1:]; exits with 2 when a person must act."""
   logging.set_verbosity(logging.WARNING)
+  _keep_compilations()
+  options = flags.FLAGS
   try:
-    if not flags.FLAGS.workdir:
+    if not options.workdir:
       raise errors.InputError(
         'no --workdir: name the folder for this study, as --workdir=runs/first'
       )
     stages = stages_asked_for(argv[1:])
-    run(_load_config(), pathlib.Path(flags.FLAGS.workdir), stages)
-  except errors.InputError as e:
-    sys.exit(_complain(e))
-  except KeyboardInterrupt:
-    print(
-      '\nStopped. The same command goes on from here.',
-      file=sys.stderr,
+    processes.start(
+      options.coordinator,
+      options.num_processes,
+      options.process_id,
+      options.start_timeout,
     )
-    sys.exit(130)
+    run(_load_config(), pathlib.Path(options.workdir), stages)
+  except errors.InputError as e:
+    processes.end(2, functools.partial(_complain, e))
+  except KeyboardInterrupt:
+    processes.end(
+      130,
+      lambda: print(
+        '\nStopped. The same command goes on from here.', file=sys.stderr
+      ),
+    )
+  except Exception:
+    if processes.count() == 1:
+      raise
+    processes.end(1, traceback.print_exc)
 
 
 def run(
@@ -87,17 +111,61 @@ def run(
   inputs: a budget beyond the pool is found when the pool is read, not after
   hours of scoring.
 
+  Of several processes each calls this with the same arguments.
+
   Raises:
     InputError: a bad option or file; finished stages stay finished.
   """
   workdir = artifacts.Workdir(path)
+  if alone := [s for s in stages if s in ALONE and processes.count() > 1]:
+    raise errors.InputError(
+      f'{" and ".join(alone)} cannot be run by several processes: run pool and '
+      'score so, and then the others as one process'
+    )
+  if processes.count() > 1:
+    _refuse_other_commands(config, stages)
+  if not processes.is_first():
+    _help(config, workdir, stages)
+    return
   with artifacts.claimed(workdir):
+    processes.check_shared(workdir.root)
     try:
       _run_stages(config, workdir, stages)
     except errors.InputError:
       if not artifacts.Manifest(workdir).contents['stages']:
         workdir.config.unlink(missing_ok=True)
       raise
+    processes.meet('end')
+
+
+def _refuse_other_commands(
+  config: ml_collections.ConfigDict, stages: Sequence[str]
+) -> None:
+  """Processes with other options would wait for each other in vain."""
+  command = {
+    'stages': stages,
+    **{n: operator.attrgetter(n)(config) for n in option_names(config)},
+  }
+  artifacts.refuse_change(
+    'the work of process 0',
+    processes.from_first('command', lambda: command),
+    command,
+    'start every process with the same command',
+  )
+
+
+def _help(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  stages: Sequence[str],
+) -> None:
+  """What every process but the first does: its part of the shared stages."""
+  processes.check_shared(workdir.root)
+  for name in stages:
+    if name in SHARED:
+      processes.meet(name)
+      WORDS[name].run(config, workdir)
+  processes.meet('end')
 
 
 def _run_stages(
@@ -112,6 +180,8 @@ def _run_stages(
     # A command that is refused must not rewrite what a study was made with.
     if not workdir.config.exists():
       artifacts.write_json(workdir.config, config.to_dict())
+    if name in SHARED:
+      processes.meet(name)
     WORDS[name].run(config, workdir)
     waiting = [s for s in stages[i + 1 :] if s in AFTER_ANSWERS]
     if name == 'annotate' and waiting and annotation.missing(workdir):
@@ -129,6 +199,25 @@ def _run_stages(
   if 'report' in stages and workdir.report.exists():
     print(reporting.summary(config, workdir))
   console.say('done', f'in {time.monotonic() - start:.1f} s')
+
+
+def _keep_compilations() -> None:
+  """A second run compiles nothing again; JAX's own settings go before this."""
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  folder = pathlib.Path(cache) / 'edsft_jax' / 'compilations'
+  if not folder.is_absolute():
+    return  # There is no home.
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return  # A convenience, no condition.
+  if os.access(folder, os.W_OK):
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+      # JAX's own 1 s leaves out what adds up to a fifth of a small study.
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def stages_asked_for(words: Sequence[str]) -> list[str]:
@@ -196,7 +285,8 @@ def option_names(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _complain(problem: object) -> int:
-  print(f'edsft_jax: {" ".join(str(problem).split())}', file=sys.stderr)
+  who = '' if processes.is_first() else f'process {processes.index()}: '
+  print(f'edsft_jax: {who}{" ".join(str(problem).split())}', file=sys.stderr)
   return 2
 
 
@@ -223,6 +313,17 @@ def cli() -> None:
   )
   flags.DEFINE_string(
     'workdir', '', "Where this study's files go; made if it is not there."
+  )
+  flags.DEFINE_string(
+    'coordinator',
+    '',
+    'Several processes: HOST:PORT at which process 0 listens, or auto on a '
+    'Cloud TPU pod. SLURM steps need none of this.',
+  )
+  flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+  flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
+  flags.DEFINE_integer(
+    'start_timeout', 120, 'Seconds that processes wait for each other.'
   )
   app.run(main, argv=argv, flags_parser=_parse_flags)
 

@@ -26,6 +26,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   'mlp': 'tensor',
   'heads': 'tensor',
   'kv_heads': 'tensor',
+  'head_dim': None,
   'norm': None,
   'rank': None,
 }
@@ -70,8 +71,38 @@ def make_mesh(
       f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit '
       f'{len(devices)} devices: their product must be that number'
     )
+  return _mesh(tuple(sizes[name] for name in AXES), devices)
+
+
+def model_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+  """The mesh that this process runs the model on, of several or alone.
+
+  `make_mesh` of the same sizes is over the devices of all processes. Where the
+  devices that hold one copy of the weights can all be of one process, each has
+  a mesh of its own devices and takes its own batches, without a word to the
+  others. Else it is the mesh over all, on which all run the same batches.
+
+  Raises:
+    InputError: see `make_mesh`.
+  """
+  whole = make_mesh(data, fsdp, tensor)
+  local = jax.local_devices()
+  sizes = own_sizes(tuple(whole.shape.values()), len(local))
+  return whole if sizes is None else _mesh(sizes, local)
+
+
+def own_sizes(
+  sizes: tuple[int, int, int], num_local: int
+) -> tuple[int, int, int] | None:
+  """Axes over a process's own devices; None if the model does not fit them."""
+  _, fsdp, tensor = sizes
+  data, left = divmod(num_local, fsdp * tensor)
+  return None if left else (data, fsdp, tensor)
+
+
+def _mesh(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
   return jax.make_mesh(
-    tuple(sizes[name] for name in AXES),
+    sizes,
     AXES,
     axis_types=(AxisType.Auto,) * len(AXES),
     devices=devices,
@@ -107,6 +138,28 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
   Raises:
     ValueError: a leading axis is no multiple of `batch_multiple(mesh)`.
   """
-  return jax.device_put(
-    tree, NamedSharding(mesh, PartitionSpec(RULES['batch']))
+  place = NamedSharding(mesh, PartitionSpec(RULES['batch']))
+  if not mesh.is_multi_process:
+    return jax.device_put(tree, place)
+  # Every process holds all of it; device_put would compare them each time.
+  return jax.tree.map(
+    lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]),
+    tree,
   )
+
+
+def on_host(tree: Any) -> Any:
+  """Whole numpy arrays, on every process of the mesh that they lie on."""
+  spread = [
+    x
+    for x in jax.tree.leaves(tree)
+    if not x.is_fully_addressable and not x.is_fully_replicated
+  ]
+  if spread:
+    everywhere = NamedSharding(spread[0].sharding.mesh, PartitionSpec())
+    tree = jax.jit(_same, out_shardings=everywhere)(tree)
+  return jax.device_get(tree)
+
+
+def _same(tree: Any) -> Any:
+  return tree

@@ -5,7 +5,7 @@ A strategy is a row of `_CHOOSERS`: a function from what it may see to a
 study.py; see WORKSPACE.md.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import os
@@ -28,12 +28,16 @@ WIDTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 # prompts they are drawn on an even sample with the budget cut in proportion.
 CURVE_PROMPTS = 4000
 
+# Tasks found at most in a pool without labels, unless the config says how many.
+MOST_CLUSTERS = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class View:
   """All that a strategy may look at: no answers, no held-out prompts."""
 
   pool: artifacts.Prompts
+  tasks: Sequence[str] | None
   scores: Mapping[str, np.ndarray]
   features: np.ndarray | None
   similarity: Any
@@ -50,7 +54,31 @@ def _random(view: View, budget: int, seed: int) -> selection.Selection:
 def _top(
   view: View, budget: int, seed: int, *, column: str, largest: bool
 ) -> selection.Selection:
-  return selection.top(view.scores[column], budget, largest=largest)
+  values = _complete(view.scores, view.pool.ids, column)
+  return selection.top(values, budget, largest=largest)
+
+
+def _complete(
+  scores: Mapping[str, np.ndarray], ids: Sequence[str], column: str
+) -> np.ndarray:
+  """A score that every prompt has.
+
+  Raises:
+    InputError: the column or some of its values are absent.
+  """
+  remedy = 'score with scoring.generate=True in a new --workdir'
+  if column.startswith('prompt_'):
+    remedy = 'leave the strategy out'
+  if column not in scores:
+    raise errors.InputError(f'scores.parquet has no {column}: {remedy}')
+  values = scores[column]
+  if absent := np.flatnonzero(np.isnan(values)).tolist():
+    raise errors.InputError(
+      f'scores.parquet has no {column} for '
+      f'{console.count(len(absent), "prompt")}, first for '
+      f'{ids[absent[0]]!r}: {remedy}'
+    )
+  return values
 
 
 def _k_center(view: View, budget: int, seed: int) -> selection.Selection:
@@ -90,18 +118,51 @@ def _task_diversity(
   view: View, budget: int, seed: int, *, weighted: bool
 ) -> selection.Selection:
   return selection.task_diversity(
-    view.pool.tasks,
+    view.tasks,
     budget,
-    confidence=view.scores[view.task_confidence] if weighted else None,
+    confidence=_confidence(
+      view.scores, view.pool.ids, view.tasks, view.task_confidence
+    )
+    if weighted
+    else None,
     seed=seed,
   )
 
 
+def _confidence(
+  scores: Mapping[str, np.ndarray],
+  ids: Sequence[str],
+  tasks: Sequence[str],
+  column: str,
+) -> np.ndarray:
+  """Each prompt's confidence: its task's, where only a sample was generated.
+
+  Raises:
+    InputError: a task has none.
+  """
+  if _SAMPLE not in scores or column not in scores:
+    return _complete(scores, ids, column)
+  values = scores[column].astype(np.float64)
+  samples: dict[str, list[float]] = {task: [] for task in tasks}
+  for i in np.flatnonzero(scores[_SAMPLE] & np.isfinite(values)):
+    samples[tasks[i]].append(values[i])
+  if empty := [task for task, sample in samples.items() if not sample]:
+    raise errors.InputError(
+      f'scores.parquet has no {column} for any prompt of task {empty[0]!r}: '
+      'score with scoring.generate=True in a new --workdir'
+    )
+  means = {task: np.mean(sample) for task, sample in samples.items()}
+  return np.array([means[task] for task in tasks])
+
+
+# The score column that tells which prompts a task's confidence comes from.
+_SAMPLE = 'confidence_sample'
+
 _CHOOSERS: dict[str, Callable[[View, int, int], selection.Selection]] = {
   'random': _random,
   **{
-    name: functools.partial(_top, column=column, largest=largest)
-    for name, (column, largest) in study.SCORE_STRATEGIES.items()
+    name: functools.partial(_top, column=name, largest=largest)
+    for name, largest in study.SCORE_STRATEGIES.items()
   },
   'k_center': _k_center,
   'facility_location': _facility_location,
@@ -159,13 +220,21 @@ def check(
       f'selection.memory_limit is {config.selection.memory_limit}: GiB of at '
       'least 0.0'
     )
-  for stage, path in (
-    ('pool', workdir.pool),
-    ('score', workdir.scores),
-    ('score', workdir.features),
+  if 'score' in planned:
+    _check_generated(config)
+  clusters = config.selection.task_clusters
+  if clusters < 0:
+    raise errors.InputError(
+      f'selection.task_clusters is {clusters}: a number of tasks, or 0 for as '
+      'many as the pool suggests'
+    )
+  for stage, path, there in (
+    ('pool', workdir.pool, workdir.pool.exists()),
+    ('score', workdir.scores, workdir.scores.exists()),
+    ('score', workdir.features, artifacts.feature_files(workdir)),
   ):
     needed = stage == 'pool' or _needs_scores(config.selection.strategies)
-    if needed and stage not in planned and not path.exists():
+    if needed and stage not in planned and not there:
       raise errors.InputError(
         f'{path} is not there: run the {stage} stage first'
       )
@@ -177,14 +246,67 @@ def check(
         f'study.budgets has {largest}, which exceeds the pool: '
         f'{len(pool)} prompts'
       )
-    needs_tasks = [
-      s for s in config.selection.strategies if s in study.TASK_STRATEGIES
-    ]
-    if needs_tasks and pool.tasks is None:
+    if _clusters_tasks(pool, config.selection.strategies):
+      if 'score' not in planned and not artifacts.feature_files(workdir):
+        raise errors.InputError(
+          'task strategies need task labels and this pool has none: name the '
+          'column by pool.task_column, or run the score stage first, whose '
+          'features give tasks by k-means'
+        )
+      if clusters > len(pool):
+        raise errors.InputError(
+          f'selection.task_clusters is {clusters}, which exceeds the pool: '
+          f'{len(pool)} prompts'
+        )
+    scored = _needs_scores(config.selection.strategies)
+    if scored and 'score' not in planned:
+      _check_scores(config, _scores(workdir, pool.ids), pool)
+
+
+def _check_generated(config: ml_collections.ConfigDict) -> None:
+  """Refuses strategies that need continuations which will not be there."""
+  if config.scoring.generate:
+    return
+  needing = set(study.CONTINUATION_SCORES)
+  if not config.scoring.confidence_prompts_per_task:
+    needing.add('weighted_task_diversity')
+  for name in config.selection.strategies:
+    if name in needing:
       raise errors.InputError(
-        f'strategy {needs_tasks[0]} needs task labels and this pool has '
-        'none: name the column by pool.task_column, or leave the strategy out'
+        f'{name} needs continuations, and scoring.generate is False: set it to '
+        'True, or leave the strategy out (prompt_ scores need none)'
       )
+
+
+def _check_scores(
+  config: ml_collections.ConfigDict,
+  scores: Mapping[str, np.ndarray],
+  pool: artifacts.Prompts,
+) -> None:
+  """Refuses strategies whose scores were not computed."""
+  for name in config.selection.strategies:
+    if name in study.SCORE_STRATEGIES:
+      _complete(scores, pool.ids, name)
+    elif name == 'weighted_task_diversity' and pool.tasks is not None:
+      column = config.selection.task_confidence
+      _confidence(scores, pool.ids, pool.tasks, column)
+
+
+def _scores(
+  workdir: artifacts.Workdir, ids: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Reads scores.parquet, null as NaN."""
+  table = artifacts.read_parquet(workdir.scores)
+  if table['id'].to_pylist() != list(ids):
+    raise errors.InputError(
+      f'{workdir.scores} and {workdir.pool} list other prompts: score this '
+      'pool again in a new --workdir'
+    )
+  return {
+    column: table[column].to_numpy()
+    for column in table.column_names
+    if column not in ('id', 'generation')
+  }
 
 
 _TRANSFORMS = ('shift', 'clip')
@@ -200,6 +322,13 @@ def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _needs_scores(strategies: tuple[str, ...]) -> bool:
   return any(s not in ('random', 'task_diversity') for s in strategies)
+
+
+def _clusters_tasks(pool: artifacts.Prompts, strategies: Iterable[str]) -> bool:
+  """Whether tasks are found by k-means: a strategy needs them, and none are."""
+  return pool.tasks is None and any(
+    name in study.TASK_STRATEGIES for name in strategies
+  )
 
 
 def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
@@ -219,26 +348,23 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   manifest = artifacts.Manifest(workdir)
   manifest.begin('select', {})
   with manifest.timed('select'):
-    hashes = {
-      'pool': artifacts.hash_file(workdir.pool),
-      **{
-        name: artifacts.hash_file(path)
-        for name, path in (
-          ('scores', workdir.scores),
-          ('features', workdir.features),
-        )
-        if _needs_scores(c.strategies)
-      },
-    }
+    pool = artifacts.read_prompts(workdir.pool)
+    clustered = _clusters_tasks(pool, c.strategies)
+    scored = _needs_scores(c.strategies)
+    hashes = {'pool': artifacts.hash_file(workdir.pool)}
+    if scored:
+      hashes['scores'] = artifacts.hash_file(workdir.scores)
+    if scored or clustered:
+      hashes['features'] = artifacts.hash_features(workdir)
     todo = {
       name: record
       for name in c.strategies
-      if (record := _pending(config, workdir, name, budget, hashes))
+      if (record := _pending(config, workdir, name, budget, hashes, clustered))
     }
     if not todo:
       console.say('select', 'done before')
       return
-    view = _view(config, workdir, budget, hashes, todo)
+    view = _view(config, workdir, pool, budget, hashes, todo)
     for name in console.bar(
       'select', len(todo), 'strategies', iterable=list(todo)
     ):
@@ -259,7 +385,10 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
 
 
 def _fingerprint(
-  config: ml_collections.ConfigDict, name: str, hashes: Mapping[str, str]
+  config: ml_collections.ConfigDict,
+  name: str,
+  hashes: Mapping[str, str],
+  clustered: bool,
 ) -> dict[str, Any]:
   """Only what this strategy reads."""
   kernel = config.selection.kernel
@@ -280,6 +409,9 @@ def _fingerprint(
   if name == 'weighted_task_diversity':
     read['scores'] = hashes['scores']
     read['selection.task_confidence'] = config.selection.task_confidence
+  if clustered and name in study.TASK_STRATEGIES:
+    read['features'] = hashes['features']
+    read['selection.task_clusters'] = config.selection.task_clusters
   return read
 
 
@@ -289,9 +421,10 @@ def _pending(
   name: str,
   budget: int,
   hashes: Mapping[str, str],
+  clustered: bool,
 ) -> dict[str, Any] | None:
   """The record to complete, or None when all the files are there."""
-  fingerprint = _fingerprint(config, name, hashes)
+  fingerprint = _fingerprint(config, name, hashes, clustered)
   path = workdir.selection_record(name)
   record = {'fingerprint': fingerprint, 'budget': 0}
   if path.exists():
@@ -315,28 +448,17 @@ def _pending(
 def _view(
   config: ml_collections.ConfigDict,
   workdir: artifacts.Workdir,
+  pool: artifacts.Prompts,
   budget: int,
   hashes: Mapping[str, str],
   names: Mapping[str, Any],
 ) -> View:
   c = config.selection
-  pool = artifacts.read_prompts(workdir.pool)
-  scores = {}
-  if workdir.scores.exists():
-    table = artifacts.read_parquet(workdir.scores)
-    scores = {
-      column: table[column].to_numpy()
-      for column in table.column_names
-      if column not in ('id', 'generation')
-    }
-    if table['id'].to_pylist() != pool.ids:
-      raise errors.InputError(
-        f'{workdir.scores} and {workdir.pool} list other prompts: score this '
-        'pool again in a new --workdir'
-      )
+  scores = _scores(workdir, pool.ids) if workdir.scores.exists() else {}
+  clustered = _clusters_tasks(pool, names)
   features = None
-  if any(name in study.FEATURE_STRATEGIES for name in names):
-    features = np.load(workdir.features)
+  if clustered or any(name in study.FEATURE_STRATEGIES for name in names):
+    features = artifacts.read_features(workdir)
   similarity = None
   if c.kernel.similarity == 'cosine':
     similarity = selection.Cosine(transform=c.kernel.transform)
@@ -348,16 +470,32 @@ def _view(
     similarity = selection.Rbf(
       width=_suggested_width(workdir, features, budget, hashes['features'])
     )
+  mesh = mesh_lib.model_mesh(**config.mesh)
+  if mesh.is_multi_process:
+    mesh = mesh_lib.make_mesh(devices=jax.local_devices())
   return View(
     pool=pool,
+    tasks=_found_tasks(features, c.task_clusters) if clustered else pool.tasks,
     scores=scores,
     features=features,
     similarity=similarity,
     task_confidence=c.task_confidence,
     k_center_first=c.k_center_first,
     memory_limit=int(c.memory_limit * 2**30) or None,
-    mesh=mesh_lib.make_mesh(**config.mesh),
+    mesh=mesh,
   )
+
+
+def _found_tasks(features: np.ndarray, num_clusters: int) -> list[str]:
+  """Tasks by k-means, named in the order in which the pool shows them."""
+  suggested = min(max(round(np.sqrt(len(features) / 2)), 1), MOST_CLUSTERS)
+  labels = selection.cluster_tasks(features, num_clusters or suggested)
+  console.say(
+    'select',
+    'the pool has no task labels: '
+    f'{console.count(labels.max() + 1, "task")} by k-means on the features',
+  )
+  return [f'cluster {label}' for label in labels]
 
 
 def _suggested_width(
@@ -436,13 +574,16 @@ def _select(
       'similarity': str(view.similarity)
       if name in study.KERNEL_STRATEGIES
       else None,
+      'task_clusters': len(set(view.tasks))
+      if name in study.TASK_STRATEGIES and view.pool.tasks is None
+      else None,
       'bounds': _bounds(chosen, sorted({*budgets, budget})),
       'seconds': round(time.monotonic() - start, 3),
     },
   )
   if name in study.TASK_STRATEGIES:
-    picked = {view.pool.tasks[i] for i in chosen.indices}
-    if left := sorted(set(view.pool.tasks) - picked):
+    picked = {view.tasks[i] for i in chosen.indices}
+    if left := sorted(set(view.tasks) - picked):
       console.say(
         'select',
         f'{name}: {len(left)} tasks get no prompt at budget {budget}: '
@@ -474,15 +615,15 @@ def _number(x: float) -> float | None:
 def _rows(
   view: View, name: str, chosen: selection.Selection
 ) -> list[dict[str, Any]]:
-  column = study.SCORE_STRATEGIES.get(name, (None,))[0]
-
+  scores = view.scores[name] if name in study.SCORE_STRATEGIES else None
+  tasks = view.tasks if name in study.TASK_STRATEGIES else view.pool.tasks
   return [
     {
       'rank': rank,
       'id': view.pool.ids[i],
       'gain': _number(chosen.gains[rank]),
-      'score': _number(view.scores[column][i]) if column else None,
-      'task': view.pool.tasks[i] if view.pool.tasks else None,
+      'score': None if scores is None else _number(scores[i]),
+      'task': tasks[i] if tasks else None,
     }
     for rank, i in enumerate(chosen.indices)
   ]

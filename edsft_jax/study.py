@@ -11,14 +11,18 @@ from edsft_jax import artifacts, errors
 FULL_POOL = 'full_pool'
 NO_FINETUNING = 'no_finetuning'
 
-# Name -> (the score column it ranks by, whether the largest come first).
-SCORE_STRATEGIES = {
-  'mean_entropy': ('mean_entropy', True),
-  'max_entropy': ('max_entropy', True),
-  'least_confidence': ('least_confidence', True),
-  'min_confidence': ('min_confidence', False),
-  'mean_margin': ('mean_margin', False),
-  'min_margin': ('min_margin', False),
+# Name, and score column it ranks by -> whether the largest come first.
+CONTINUATION_SCORES = {
+  'mean_entropy': True,
+  'max_entropy': True,
+  'least_confidence': True,
+  'min_confidence': False,
+  'mean_margin': False,
+  'min_margin': False,
+}
+# The same scores over the prompt's own tokens need no generation.
+SCORE_STRATEGIES = CONTINUATION_SCORES | {
+  f'prompt_{name}': largest for name, largest in CONTINUATION_SCORES.items()
 }
 KERNEL_STRATEGIES = ('facility_location', 'log_determinant')
 FEATURE_STRATEGIES = ('k_center', *KERNEL_STRATEGIES)

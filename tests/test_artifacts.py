@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import resource
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from edsft_jax import artifacts, errors
+from edsft_jax.scoring import shards
 
 
 def test_a_workdir_serves_one_command_at_a_time(tmp_path):
@@ -53,6 +57,47 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
 
   assert artifacts.read_jsonl(path) == [{'a': 1}]
   assert [p.name for p in tmp_path.iterdir()] == ['rows.jsonl']
+
+
+@pytest.fixture
+def small_files():
+  """No file may grow beyond 10 kB, as if there were no more space."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+  yield
+  resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize('kind', ['npy', 'parquet', 'jsonl', 'folder'])
+def test_no_space_is_one_clear_line_and_no_short_file(
+  tmp_path, small_files, kind
+):
+  path = tmp_path / 'out'
+  big = np.random.default_rng(0).random((1000, 8))
+  table = pa.table({'x': big.ravel()})
+  with pytest.raises(errors.InputError, match=r'cannot be .*: make room'):
+    if kind == 'npy':
+      artifacts.write_npy(path, big)
+    elif kind == 'parquet':
+      artifacts.write_parquet(path, table)
+    elif kind == 'jsonl':
+      artifacts.write_jsonl(path, ({'x': x} for x in big.ravel().tolist()))
+    else:
+      shards.write(path, table.slice(0, 1), big)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('shape', [(7, 3), (0, 3), (5,)])
+def test_arrays_come_back_from_parts(tmp_path, shape):
+  path = tmp_path / 'array.npy'
+  array = np.random.default_rng(1).random(shape).astype(np.float32)
+  # Neither contiguous nor of the type that is written.
+  parts = [np.asfortranarray(array[:2], np.float64), array[2:]]
+  artifacts.write_rows(path, array.shape, np.float32, parts)
+  back = np.load(path)
+  assert back.dtype == np.float32
+  np.testing.assert_array_equal(back, array)
+  assert np.load(path, mmap_mode='r').shape == shape
 
 
 def test_a_folder_appears_only_when_complete(tmp_path):
@@ -128,3 +173,58 @@ def test_seconds_add_up_over_interrupted_runs(tmp_path):
     pass
   entry = json.loads(workdir.manifest.read_text())['stages']['score']
   assert entry['seconds'] >= 5.0
+
+
+def _save_parts(workdir, names):
+  for i, name in enumerate(names):
+    path = workdir.features.with_name(name)
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, np.full((2, 3), i, np.float32))
+
+
+def test_features_in_one_file_or_one_a_process(tmp_path):
+  one, two = (artifacts.Workdir(tmp_path / name) for name in ('one', 'two'))
+  for workdir in (one, two):
+    workdir.root.mkdir()
+    assert artifacts.feature_files(workdir) == []
+  _save_parts(one, ['features.npy'])
+  parts = [f'features-{i:05d}-of-00012.npy' for i in range(12)]
+  _save_parts(two, parts)
+  assert artifacts.feature_files(one) == [one.features]
+  assert [p.name for p in artifacts.feature_files(two)] == parts
+  assert artifacts.read_features(one).shape == (2, 3)
+  np.testing.assert_array_equal(
+    artifacts.read_features(two)[:, 0], np.repeat(np.arange(12), 2)
+  )
+  assert artifacts.hash_features(one) == artifacts.hash_file(one.features)
+  before = artifacts.hash_features(two)
+  np.save(two.features_part(5, 12), np.zeros((2, 3), np.float32))
+  assert artifacts.hash_features(two) != before
+
+
+@pytest.mark.parametrize(
+  ('names', 'odd'),
+  [
+    (['features-00000-of-00002.npy'], 'features-00001-of-00002.npy is missing'),
+    (
+      ['features.npy', 'features-00000-of-00001.npy'],
+      'features-00000-of-00001.npy is not part',
+    ),
+    (
+      [
+        'features-00000-of-00002.npy',
+        'features-00000-of-00003.npy',
+        'features-00001-of-00002.npy',
+        'features-00001-of-00003.npy',
+        'features-00002-of-00003.npy',
+      ],
+      'features-00000-of-00002.npy is not part',
+    ),
+    (['features-old.npy'], 'features-old.npy is not part'),
+  ],
+)
+def test_odd_sets_of_features_are_refused(tmp_path, names, odd):
+  workdir = artifacts.Workdir(tmp_path)
+  _save_parts(workdir, names)
+  with pytest.raises(errors.InputError, match=re.escape(odd)):
+    artifacts.feature_files(workdir)

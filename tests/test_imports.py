@@ -18,10 +18,11 @@ STAGES = (
   'evaluation',
   'reporting',
 )
-SERVES_ALL = {'artifacts', 'console', 'errors'}
+SERVES_ALL = {'artifacts', 'console', 'errors', 'processes'}
 MAY_IMPORT = {
   'errors': set(),
-  'console': set(),
+  'processes': {'errors'},
+  'console': {'processes'},
   'artifacts': {'errors'},
   'mesh': {'errors'},
   'models': {'mesh', *SERVES_ALL},

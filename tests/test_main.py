@@ -1,12 +1,15 @@
 """The command line: stages, and one clear line for what is mistyped."""
 
+import os
 import subprocess
 import sys
 
+import jax
 from places import REPOSITORY
 import pytest
 
-from edsft_jax import errors, main
+from configs import default
+from edsft_jax import errors, main, processes
 
 
 def _command(*words, cwd=REPOSITORY):
@@ -85,3 +88,66 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert f'--workdir={workdir} cannot be written to' in line
+
+
+_COMPILE = """
+import jax
+from edsft_jax import main
+main._keep_compilations()
+jax.jit(lambda x: x @ x)(jax.numpy.eye(9))
+"""
+
+
+def test_a_second_command_compiles_nothing_again(tmp_path):
+  environ = os.environ | {'XDG_CACHE_HOME': str(tmp_path)}
+  del environ['JAX_COMPILATION_CACHE_DIR']
+  kept = []
+  for _ in range(2):
+    subprocess.run(
+      [sys.executable, '-c', _COMPILE],
+      env=environ,
+      cwd=REPOSITORY,
+      check=True,
+    )
+    folder = tmp_path / 'edsft_jax' / 'compilations'
+    kept.append({path.name for path in folder.glob('*-cache')})
+  assert kept[0]
+  assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(
+  ('environ', 'settings'),
+  [
+    ({}, ['dir', 'threshold']),
+    ({'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '2'}, ['dir']),
+    ({'JAX_COMPILATION_CACHE_DIR': 'mine'}, []),
+    ({'XDG_CACHE_HOME': '/dev/null/x'}, []),
+    ({'XDG_CACHE_HOME': 'relative'}, []),
+  ],
+)
+def test_what_the_environment_says_of_compilations(
+  monkeypatch, tmp_path, environ, settings
+):
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  for name, value in environ.items():
+    monkeypatch.setenv(name, value)
+  updates = []
+  monkeypatch.setattr(jax.config, 'update', lambda *a: updates.append(a))
+  main._keep_compilations()
+  of = {
+    'dir': (
+      'jax_compilation_cache_dir',
+      str(tmp_path / 'edsft_jax' / 'compilations'),
+    ),
+    'threshold': ('jax_persistent_cache_min_compile_time_secs', 0.1),
+  }
+  assert updates == [of[name] for name in settings]
+
+
+def test_several_processes_do_not_finetune(monkeypatch, tmp_path):
+  monkeypatch.setattr(processes, 'count', lambda: 2)
+  with pytest.raises(errors.InputError, match='finetune and evaluate cannot'):
+    main.run(default.get_config(), tmp_path / 'w')
+  assert not (tmp_path / 'w').exists()

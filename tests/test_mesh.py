@@ -80,3 +80,23 @@ def test_shard_batch_splits_the_leading_axis():
     np.testing.assert_array_equal(shards[2].data, array[2:4])
   with pytest.raises(ValueError, match=r'partition|divi'):
     mesh_lib.shard_batch(mesh, {'tokens': np.zeros((6, 3))})
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'num_local', 'own'),
+  [
+    ((8, 1, 1), 4, (4, 1, 1)),
+    ((4, 2, 1), 4, (2, 2, 1)),
+    ((2, 2, 2), 4, (1, 2, 2)),
+    ((8, 1, 1), 1, (1, 1, 1)),
+    ((1, 8, 1), 4, None),
+    ((1, 2, 4), 4, None),
+    ((2, 1, 3), 4, None),
+  ],
+)
+def test_a_process_works_alone_where_the_model_fits_it(sizes, num_local, own):
+  assert mesh_lib.own_sizes(sizes, num_local) == own
+
+
+def test_the_model_mesh_of_one_process_is_the_whole():
+  assert mesh_lib.model_mesh(-1, 2, 2) == mesh_lib.make_mesh(-1, 2, 2)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from configs import default
-from edsft_jax import artifacts, errors, strategies, study
+from edsft_jax import artifacts, errors, selection, strategies, study
 
 N, BUDGET = 40, 12
 ALL = tuple(s for s in study.STRATEGIES)
@@ -115,6 +115,12 @@ def _score_order(workdir, name) -> list[int]:
     'min_confidence': ('min_confidence', False),
     'mean_margin': ('mean_margin', False),
     'min_margin': ('min_margin', False),
+    'prompt_mean_entropy': ('prompt_mean_entropy', True),
+    'prompt_max_entropy': ('prompt_max_entropy', True),
+    'prompt_least_confidence': ('prompt_least_confidence', True),
+    'prompt_min_confidence': ('prompt_min_confidence', False),
+    'prompt_mean_margin': ('prompt_mean_margin', False),
+    'prompt_min_margin': ('prompt_min_margin', False),
   }[name]
   values = artifacts.read_parquet(workdir.scores)[column].to_numpy()
   return np.argsort(-values if largest else values, kind='stable')[
@@ -329,12 +335,127 @@ def test_bad_options_name_themselves(workdir, option, value, says):
     strategies.check(config, workdir, frozenset())
 
 
-def test_a_task_strategy_needs_tasks(tmp_path):
+def test_a_pool_without_tasks_has_them_from_its_features(tmp_path, capfd):
   workdir = artifacts.Workdir(tmp_path)
   _write(workdir, tasks=False)
-  with pytest.raises(errors.InputError, match='task_diversity needs task'):
-    strategies.check(_config('task_diversity'), workdir, frozenset())
-  strategies.check(_config('random', 'k_center'), workdir, frozenset())
+  names = ('task_diversity', 'weighted_task_diversity')
+  strategies.run(_config(*names, 'random'), workdir)
+  # round(sqrt(40 / 2)) of them.
+  labels = selection.cluster_tasks(_features(), 4)
+  assert 'no task labels: 4 tasks by k-means' in capfd.readouterr().out
+  for name in names:
+    rows = artifacts.read_jsonl(workdir.selection(name, 0))
+    for row in rows:
+      assert row['task'] == f'cluster {labels[int(row["id"][1:])]}'
+    record = artifacts.read_json(workdir.selection_record(name))
+    assert record['task_clusters'] == 4
+    assert {'features', 'selection.task_clusters'} <= set(record['fingerprint'])
+  counts = np.bincount(labels[_picks(workdir, 'task_diversity')])
+  # An even share, or all there are.
+  assert all((counts >= 3) | (counts == np.bincount(labels)))
+  assert artifacts.read_jsonl(workdir.selection('random', 0))[0]['task'] is None
+  random = artifacts.read_json(workdir.selection_record('random'))
+  assert random['task_clusters'] is None
+  assert 'selection.task_clusters' not in random['fingerprint']
+
+  changed = _config(*names)
+  changed.selection.task_clusters = 6
+  with pytest.raises(errors.InputError, match=r'selection\.task_clusters'):
+    strategies.run(changed, workdir)
+  strategies.run(_config('random', budgets=(13,)), workdir)
+
+
+def test_the_number_of_tasks_to_find_can_be_set(tmp_path):
+  workdir = artifacts.Workdir(tmp_path)
+  _write(workdir, tasks=False)
+  config = _config('task_diversity')
+  config.selection.task_clusters = 6
+  strategies.run(config, workdir)
+  rows = artifacts.read_jsonl(workdir.selection('task_diversity', 0))
+  assert len({row['task'] for row in rows}) == 6
+  for wrong in (-1, N + 1):
+    config.selection.task_clusters = wrong
+    with pytest.raises(errors.InputError, match=f'task_clusters is {wrong}'):
+      strategies.check(config, workdir, frozenset())
+
+
+def test_a_task_strategy_needs_tasks_or_features(tmp_path):
+  workdir = artifacts.Workdir(tmp_path)
+  _write(workdir, tasks=False)
+  workdir.features.unlink()
+  config = _config('task_diversity')
+  with pytest.raises(errors.InputError, match=r'name the column.*k-means'):
+    strategies.check(config, workdir, frozenset())
+  strategies.check(config, workdir, frozenset({'score'}))
+  strategies.check(_config('random'), workdir, frozenset())
+
+
+def _change_scores(workdir, drop=(), **columns) -> None:
+  table = artifacts.read_parquet(workdir.scores).drop(list(drop))
+  for name, values in columns.items():
+    if name in table.column_names:
+      table = table.drop([name])
+    table = table.append_column(name, pa.array(values))
+  artifacts.write_parquet(workdir.scores, table)
+
+
+@pytest.mark.parametrize('absent', [None, float('nan')])
+def test_a_tasks_confidence_may_come_from_a_sample(workdir, absent):
+  tasks = _tasks()
+  # Of task t0 prompt 0 is in the sample, of t1 prompts 1 and 8, and so on;
+  # prompt 14 of t0 has a number that was not drawn for it.
+  sample = [i in (0, 1, 8, 2, 3) for i in range(N)]
+  values = [absent] * N
+  for i, value in {0: 0.9, 1: 0.5, 8: 0.12, 2: 0.8, 3: 0.7, 14: 0.001}.items():
+    values[i] = value
+  _change_scores(workdir, mean_confidence=values, confidence_sample=sample)
+  strategies.run(_config('weighted_task_diversity', 'k_center'), workdir)
+  steps = _task_counts(
+    {'t0': 1 / 0.9, 't1': 1 / 0.31, 't2': 1 / 0.8, 't3': 1 / 0.7}
+  )
+  got = dict.fromkeys(steps[-1], 0)
+  for i, expected in zip(
+    _picks(workdir, 'weighted_task_diversity'), steps, strict=True
+  ):
+    got[tasks[i]] += 1
+    assert got == expected
+
+  values[2] = absent
+  _change_scores(workdir, mean_confidence=values)
+  with pytest.raises(errors.InputError, match=r"task 't2': score with scoring\.generate"):
+    strategies.check(_config('weighted_task_diversity'), workdir, frozenset())
+
+
+@pytest.mark.parametrize('absent', [None, float('nan')])
+def test_scores_of_some_prompts_are_not_enough(workdir, absent):
+  some = [absent if i in (5, 7) else 0.5 for i in range(N)]
+  _change_scores(workdir, min_margin=some, mean_confidence=some)
+  for name, column in (
+    ('min_margin', 'min_margin'),
+    ('weighted_task_diversity', 'mean_confidence'),
+  ):
+    says = rf"no {column} for 2 prompts, first for 'p5': score with"
+    with pytest.raises(errors.InputError, match=says):
+      strategies.check(_config(name), workdir, frozenset())
+  strategies.run(_config('mean_margin', 'prompt_min_margin'), workdir)
+
+
+def test_without_generation_the_prompts_scores_remain(workdir):
+  continuation = [
+    name for name in study.SCORE_STRATEGIES if not name.startswith('prompt_')
+  ]
+  assert len(continuation) == 6
+  _change_scores(
+    workdir, drop=[*continuation, 'mean_confidence', 'first_token_confidence']
+  )
+  for name in (*continuation, 'weighted_task_diversity'):
+    says = r'scores\.parquet has no .*: score with scoring\.generate'
+    with pytest.raises(errors.InputError, match=says):
+      strategies.check(_config(name), workdir, frozenset())
+  names = [f'prompt_{name}' for name in continuation]
+  strategies.run(_config(*names), workdir)
+  for name in names:
+    assert _picks(workdir, name) == _score_order(workdir, name)
 
 
 def test_missing_inputs_name_their_stage(tmp_path):
@@ -375,3 +496,28 @@ def test_an_order_is_never_rewritten(workdir):
   with pytest.raises(errors.InputError, match='holds other picks'):
     strategies.run(_config('random', budgets=(5, 9)), workdir)
   assert artifacts.read_jsonl(path) == rows[::-1]
+
+
+@pytest.mark.parametrize(
+  ('strategy', 'per_task', 'fits'),
+  [
+    ('min_margin', 3, False),
+    ('prompt_min_margin', 0, True),
+    ('weighted_task_diversity', 0, False),
+    ('weighted_task_diversity', 3, True),
+    ('facility_location', 0, True),
+  ],
+)
+def test_what_will_not_be_generated_is_refused_before_scoring(
+  tmp_path, strategy, per_task, fits
+):
+  config = default.get_config()
+  config.selection.strategies = (strategy,)
+  config.scoring.generate = False
+  config.scoring.confidence_prompts_per_task = per_task
+  arguments = (config, artifacts.Workdir(tmp_path), {'pool', 'score'})
+  if fits:
+    strategies.check(*arguments)
+  else:
+    with pytest.raises(errors.InputError, match=rf'{strategy} .*generate is'):
+      strategies.check(*arguments)

@@ -13,6 +13,13 @@ DEVICES_EACH = 4
 SECONDS = 240
 
 
+def free_port() -> int:
+  """One that nobody listens at."""
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    return probe.getsockname()[1]
+
+
 def run(
   arguments: Callable[[int, str], Sequence[str]], num_processes: int = 2
 ) -> list[subprocess.CompletedProcess[str]]:
@@ -26,9 +33,7 @@ def run(
   Returns:
     What each printed and returned, in the order of their numbers.
   """
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    address = f'localhost:{probe.getsockname()[1]}'
+  address = f'localhost:{free_port()}'
   devices = f'--xla_force_host_platform_device_count={DEVICES_EACH}'
   environment = os.environ | {'XLA_FLAGS': devices, 'JAX_PLATFORMS': 'cpu'}
   started = [

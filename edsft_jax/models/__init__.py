@@ -24,10 +24,13 @@ from edsft_jax.models.decoder import (
 )
 from edsft_jax.models.generation import (
   Generation,
+  Generator,
   Group,
+  Rows,
   bucket,
   generate,
   group,
+  likeliest,
   pad_left,
 )
 from edsft_jax.models.lora import (
@@ -43,11 +46,13 @@ __all__ = [
   'Decoder',
   'DecoderConfig',
   'Generation',
+  'Generator',
   'Group',
   'LoRAParam',
   'Output',
   'PromptFormat',
   'Rope',
+  'Rows',
   'add_lora',
   'bucket',
   'check',
@@ -55,6 +60,7 @@ __all__ = [
   'generate',
   'group',
   'hash_model',
+  'likeliest',
   'load_adapter',
   'load_decoder',
   'load_prompt_format',

@@ -49,13 +49,15 @@ class Cache:
   Attributes:
     keys: one [B, K, S, A] array a layer.
     values: one [B, K, S, A] array a layer.
-    mask_BxS: slots that hold a token (padding does not count).
+    position_BxS: the position in its row of the token that a slot holds; -1
+      for padding and for slots that hold none. Order among slots means
+      nothing.
     index: the next slot to be written, the same for all rows.
   """
 
   keys: tuple[jax.Array, ...]
   values: tuple[jax.Array, ...]
-  mask_BxS: jax.Array
+  position_BxS: jax.Array
   index: jax.Array
 
 
@@ -141,27 +143,25 @@ class Decoder(nnx.Module):
     layer %= num_states
     mask_BxL = mask.astype(bool)
     if cache is None:
-      num_before_B = jnp.zeros(tokens.shape[0], jnp.int32)
       index = 0
-      mask_BxS = mask_BxL
+      num_before_B = jnp.zeros(tokens.shape[0], jnp.int32)
     else:
-      num_before_B = jnp.sum(cache.mask_BxS, axis=1, dtype=jnp.int32)
       index = cache.index
-      mask_BxS = jax.lax.dynamic_update_slice(
-        cache.mask_BxS, mask_BxL, (0, index)
-      )
+      num_before_B = jnp.max(cache.position_BxS, axis=1) + 1
     position_BxL = jnp.maximum(
       num_before_B[:, None] + jnp.cumsum(mask_BxL, axis=1) - 1, 0
     )
     rotation = rotations(self.config.rope, self.config.head_dim, position_BxL)
-    slot_L = index + jnp.arange(tokens.shape[1])
-    causal_LxS = jnp.arange(mask_BxS.shape[1]) <= slot_L[:, None]
-    all_BxLxS = causal_LxS & mask_BxS[:, None, :]
+    position_BxS = jnp.where(mask_BxL, position_BxL, -1)
+    if cache is not None:
+      position_BxS = jax.lax.dynamic_update_slice(
+        cache.position_BxS, position_BxS, (0, index)
+      )
+    # Positions count tokens, not slots: padding takes no place in a window.
+    back_BxLxS = position_BxL[:, :, None] - position_BxS[:, None, :]
+    all_BxLxS = (back_BxLxS >= 0) & (position_BxS >= 0)[:, None, :]
     window_BxLxS = all_BxLxS
     if self.config.window is not None:
-      # Windows count tokens, not slots: padding takes no place in them.
-      position_BxS = jnp.cumsum(mask_BxS, axis=1) - 1
-      back_BxLxS = position_BxL[:, :, None] - position_BxS[:, None, :]
       window_BxLxS = all_BxLxS & (back_BxLxS < self.config.window)
 
     x_BxLxD = self.embed_tokens(tokens)
@@ -185,7 +185,7 @@ class Decoder(nnx.Module):
       features_BxLxD = hidden_BxLxD
     if cache is not None:
       cache = Cache(
-        tuple(keys), tuple(values), mask_BxS, index + tokens.shape[1]
+        tuple(keys), tuple(values), position_BxS, index + tokens.shape[1]
       )
     return Output(hidden_BxLxD, features_BxLxD, cache)
 
@@ -214,7 +214,7 @@ class Decoder(nnx.Module):
     return Cache(
       keys=zeros,
       values=zeros,
-      mask_BxS=jnp.zeros((batch, slots), bool),
+      position_BxS=jnp.full((batch, slots), -1, jnp.int32),
       index=jnp.zeros((), jnp.int32),
     )
 

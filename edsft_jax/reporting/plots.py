@@ -35,6 +35,13 @@ STYLES = {
   'least_confidence': ('#117733', '>'),
   'min_confidence': ('#999933', 'p'),
   'log_determinant': ('#332288', 'h'),
+  # Lighter than the same scores over the continuation.
+  'prompt_min_margin': ('#66c5ab', 's'),
+  'prompt_mean_margin': ('#e0afca', 'P'),
+  'prompt_mean_entropy': ('#b87a99', 'X'),
+  'prompt_max_entropy': ('#cc8fc2', '<'),
+  'prompt_least_confidence': ('#70ad84', '>'),
+  'prompt_min_confidence': ('#c2c285', 'p'),
 }
 REFERENCES = {
   study.FULL_POOL: ('#1f2430', (0, (6, 2)), 'full pool'),

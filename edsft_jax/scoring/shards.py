@@ -5,14 +5,17 @@ never cross a shard, so a run that was cut short and went on gives the files
 of one that was not.
 """
 
+from collections.abc import Sequence
 import pathlib
-import shutil
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from edsft_jax import artifacts
+
+T = TypeVar('T')
 
 
 def bounds(num_prompts: int, shard_prompts: int) -> list[tuple[int, int]]:
@@ -33,31 +36,44 @@ def write(path: pathlib.Path, scores: pa.Table, features: np.ndarray) -> None:
   with artifacts.replacing(path) as partial:
     partial.mkdir()
     pq.write_table(scores, partial / 'scores.parquet')
-    np.save(partial / 'features.npy', features)
+    artifacts.write_npy(partial / 'features.npy', features)
 
 
-def join(workdir: artifacts.Workdir, num_shards: int) -> None:
-  """Makes scores.parquet and features.npy of the shards and removes them.
+def part(items: Sequence[T], index: int, count: int) -> Sequence[T]:
+  """The index-th of `count` even parts, in order."""
+  return items[len(items) * index // count : len(items) * (index + 1) // count]
 
-  Features go through a memory map: the pool's matrix is never held twice.
+
+def join_features(
+  workdir: artifacts.Workdir, num_shards: int, index: int, count: int
+) -> None:
+  """Makes the index-th of `count` features files of its part of the shards.
+
+  They are read through memory maps: the pool's matrix is never held.
   """
-  folders = [folder(workdir.score_shards, i) for i in range(num_shards)]
-  features = [np.load(f / 'features.npy', mmap_mode='r') for f in folders]
-  with artifacts.replacing(workdir.features) as partial:
-    joined = np.lib.format.open_memmap(
-      partial,
-      mode='w+',
-      dtype=np.float32,
-      shape=(sum(len(f) for f in features), features[0].shape[1]),
-    )
-    start = 0
-    for part in features:
-      joined[start : start + len(part)] = part
-      start += len(part)
-    joined.flush()
-    del joined
+
+  def read(number: int) -> np.ndarray:
+    path = folder(workdir.score_shards, number)
+    return np.load(path / 'features.npy', mmap_mode='r')
+
+  mine = [read(i) for i in part(range(num_shards), index, count)]
+  path = workdir.features
+  if count > 1:
+    path = workdir.features_part(index, count)
+  shape = (sum(len(rows) for rows in mine), read(0).shape[1])
+  artifacts.write_rows(path, shape, np.float32, mine)
+
+
+def join_scores(workdir: artifacts.Workdir, num_shards: int) -> None:
+  """Makes scores.parquet of the shards."""
   artifacts.write_parquet(
     workdir.scores,
-    pa.concat_tables(pq.read_table(f / 'scores.parquet') for f in folders),
+    pa.concat_tables(
+      (
+        pq.read_table(folder(workdir.score_shards, i) / 'scores.parquet')
+        for i in range(num_shards)
+      ),
+      # A shard of which no prompt was drawn knows no continuation.
+      promote_options='default',
+    ),
   )
-  shutil.rmtree(workdir.score_shards)

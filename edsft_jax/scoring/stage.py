@@ -1,20 +1,27 @@
 """The score stage: pool/ -> scores/, with the pretrained model alone."""
 
 from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
 import functools
+import pathlib
+import shutil
+import time
 from typing import Any
 
-from flax import nnx
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import tqdm
 
-from edsft_jax import artifacts, console, errors, models
+from edsft_jax import artifacts, console, errors, models, processes
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.scoring import shards, statistics
-from edsft_jax.scoring.pooling import POOLINGS, pool_features
+from edsft_jax.scoring import shards, throughput
+from edsft_jax.scoring.batching import Shapes
+from edsft_jax.scoring.pooling import POOLINGS
+from edsft_jax.scoring.scorer import Scorer, Scores
 
 
 def check(
@@ -31,6 +38,11 @@ def check(
   for name in ('max_new_tokens', 'batch_tokens', 'shard_prompts'):
     if c[name] < 1:
       raise errors.InputError(f'scoring.{name} is {c[name]}: at least 1')
+  if c.confidence_prompts_per_task < 0:
+    raise errors.InputError(
+      'scoring.confidence_prompts_per_task is '
+      f'{c.confidence_prompts_per_task}: at least 0'
+    )
   if c.features.pooling not in POOLINGS:
     raise errors.InputError(
       f'scoring.features.pooling {c.features.pooling!r} is unknown: one of '
@@ -67,284 +79,381 @@ def check(
 def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   """Scores every prompt of the pool; goes on where a run was cut short.
 
-  Writes scores.parquet and features.npy in pool order.
+  Writes scores.parquet and the features in pool order. Of several processes
+  each scores a part of the shards, or all score each together where the model
+  spans them; each writes one file of features.
 
   Raises:
-    InputError: the workdir was scored from other inputs, or the model gives
-      numbers that are not finite.
+    InputError: the workdir was scored from other inputs, the model gives
+      numbers that are not finite, the device has too little memory, or not all
+      processes see the workdir.
   """
   check(config, workdir, frozenset())
-  c = config.scoring
   path = models.resolve(config.model.path)
+  pool = artifacts.read_prompts(workdir.pool)
+  ranges = shards.bounds(len(pool), config.scoring.shard_prompts)
+  folders = [shards.folder(workdir.score_shards, i) for i in range(len(ranges))]
   manifest = artifacts.Manifest(workdir)
-  known = manifest.contents['stages'].get('score')
-  shards_done = any(workdir.score_shards.glob('[0-9]*'))
-  if known and not known['done'] and not shards_done:
-    manifest.forget('score')  # A model that failed at once may be mended.
-  done = manifest.begin(
-    'score',
-    {
-      'pool': artifacts.hash_file(workdir.pool),
-      'model.path (its files)': models.hash_model(path),
-      'model.dtype': config.model.dtype,
-      'prompt.template': config.prompt.template,
-      'prompt.truncate': config.prompt.truncate,
-      'scoring.max_new_tokens': c.max_new_tokens,
-      'scoring.stop_token_ids': c.stop_token_ids,
-      'scoring.shard_prompts': c.shard_prompts,
-      'scoring.length_normalized': c.length_normalized,
-      'scoring.features.pooling': c.features.pooling,
-      'scoring.features.layer': c.features.layer,
-    },
+  first = processes.is_first()
+  # Only the first may write before all have begun, and what it finds done
+  # must be so for all: a network file system can show each another state.
+  todo = processes.from_first(
+    'shards to score',
+    lambda: _begin(
+      manifest, _fingerprint(config, workdir, path), workdir, folders
+    ),
   )
-  if done and workdir.scores.exists() and workdir.features.exists():
+  if todo is None:
     console.say('score', 'done before')
     return
-  with manifest.timed('score'):
-    notes: list[str] = []
-    prompt_format = models.load_prompt_format(
-      path, **config.prompt, log=notes.append
+  with manifest.timed('score') if first else contextlib.nullcontext():
+    notes = _score_shards(config, path, pool, ranges, folders, todo)
+    processes.meet('scored')
+    processes.await_files(folders)
+    shards.join_features(
+      workdir, len(ranges), processes.index(), processes.count()
     )
-    for note in notes:
-      console.say('score', note)
-    mesh = mesh_lib.make_mesh(**config.mesh)
-    decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-    scorer = Scorer(
-      decoder,
-      mesh,
-      end_ids=(*prompt_format.end_ids, *c.stop_token_ids),
-      max_new_tokens=c.max_new_tokens,
-      batch_tokens=c.batch_tokens,
-      length_normalized=c.length_normalized,
-      pooling=c.features.pooling,
-      layer=c.features.layer,
-    )
-    pool = artifacts.read_prompts(workdir.pool)
-    ranges = shards.bounds(len(pool), c.shard_prompts)
-    todo = [
-      i
-      for i in range(len(ranges))
-      if not shards.folder(workdir.score_shards, i).exists()
-    ]
-    before = len(pool) - sum(ranges[i][1] - ranges[i][0] for i in todo)
-    limit = decoder.config.context - c.max_new_tokens
-    with console.bar('score', len(pool), 'prompts', initial=before) as bar:
-      for i in todo:
-        part = slice(*ranges[i])
-        table, features = score_prompts(
-          scorer,
-          prompt_format,
-          pool.ids[part],
-          pool.prompts[part],
-          limit,
-          progress=bar.update,
-        )
-        shards.write(shards.folder(workdir.score_shards, i), table, features)
-    shards.join(workdir, len(ranges))
+    processes.meet('joined')
+    if not first:
+      return
+    shards.join_scores(workdir, len(ranges))
   counts = {**_counts(workdir), 'notes': notes}
   manifest.finish('score', counts)
+  shutil.rmtree(workdir.score_shards)
+  generated = (
+    f'{counts["generated_tokens"]:,} generated ({counts["near_ties"]:,} near a '
+    'tie)'
+  )
   console.say(
     'score',
     f'{console.count(counts["prompts"], "prompt")}, '
     f'{counts["prompt_tokens"]:,} tokens read, '
-    f'{counts["generated_tokens"]:,} generated, '
+    f'{generated if counts["generated_tokens"] else "none generated"}, '
     f'{console.count(counts["truncated"], "prompt")} truncated -> '
     f'{workdir.scores.parent}',
   )
 
 
-def _counts(workdir: artifacts.Workdir) -> dict[str, int]:
-  table = artifacts.read_parquet(
-    workdir.scores,
-    columns=['num_prompt_tokens', 'num_generated_tokens', 'truncated'],
-  )
+def _fingerprint(
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  path: pathlib.Path,
+) -> dict[str, Any]:
+  c = config.scoring
   return {
-    'prompts': table.num_rows,
-    'prompt_tokens': int(np.sum(table['num_prompt_tokens'])),
-    'generated_tokens': int(np.sum(table['num_generated_tokens'])),
-    'truncated': int(np.sum(table['truncated'])),
+    'pool': artifacts.hash_file(workdir.pool),
+    'model.path (its files)': models.hash_model(path),
+    'model.dtype': config.model.dtype,
+    'prompt.template': config.prompt.template,
+    'prompt.truncate': config.prompt.truncate,
+    'scoring.generate': c.generate,
+    'scoring.confidence_prompts_per_task': c.confidence_prompts_per_task,
+    'scoring.max_new_tokens': c.max_new_tokens,
+    'scoring.stop_token_ids': c.stop_token_ids,
+    'scoring.shard_prompts': c.shard_prompts,
+    'scoring.length_normalized': c.length_normalized,
+    'scoring.features.pooling': c.features.pooling,
+    'scoring.features.layer': c.features.layer,
   }
 
 
-def score_prompts(
-  scorer: 'Scorer',
-  prompt_format: models.PromptFormat,
-  ids: Sequence[str],
-  prompts: Sequence[artifacts.Prompt],
-  limit: int,
-  progress: Callable[[int], Any] = lambda n: None,
-) -> tuple[pa.Table, np.ndarray]:
-  """Scores some prompts.
+def _begin(
+  manifest: artifacts.Manifest,
+  fingerprint: dict[str, Any],
+  workdir: artifacts.Workdir,
+  folders: Sequence[pathlib.Path],
+) -> list[int] | None:
+  """Numbers of the shards that are to be scored; None when all is done."""
+  known = manifest.contents['stages'].get('score')
+  shards_done = any(workdir.score_shards.glob('[0-9]*'))
+  if known and not known['done'] and not shards_done:
+    manifest.forget('score')  # A model that failed at once may be mended.
+  done = manifest.begin('score', fingerprint)
+  if done and workdir.scores.exists() and artifacts.feature_files(workdir):
+    shutil.rmtree(workdir.score_shards, ignore_errors=True)
+    return None
+  # Of a join that was cut short, perhaps by another number of processes.
+  for path in workdir.features.parent.glob('features*.npy'):
+    path.unlink()
+  return [i for i, path in enumerate(folders) if not path.exists()]
+
+
+def _bar(
+  ranges: Sequence[tuple[int, int]], todo: Sequence[int], work: Sequence[int]
+) -> tqdm.tqdm:
+  """Over the pool, or over what this process has to score of it."""
+
+  def prompts(numbers: Sequence[int]) -> int:
+    return sum(ranges[i][1] - ranges[i][0] for i in numbers)
+
+  if len(work) == len(todo):
+    total = ranges[-1][1]
+    return console.bar('score', total, 'prompts', initial=total - prompts(todo))
+  num = processes.count()
+  return console.bar(
+    'score', prompts(work), f'prompts by one of {num} processes'
+  )
+
+
+def _score_shards(
+  config: ml_collections.ConfigDict,
+  path: pathlib.Path,
+  pool: artifacts.Prompts,
+  ranges: Sequence[tuple[int, int]],
+  folders: Sequence[pathlib.Path],
+  todo: Sequence[int],
+) -> list[str]:
+  """Scores this process's part of the shards; returns what is to be noted."""
+  c = config.scoring
+  notes: list[str] = []
+  prompt_format = models.load_prompt_format(
+    path, **config.prompt, log=notes.append
+  )
+  for note in notes:
+    console.say('score', note)
+  generate, in_sample = _to_generate(c, pool.tasks, len(pool))
+  mesh = mesh_lib.model_mesh(**config.mesh)
+  decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
+  encoded = _Encoded.of(
+    prompt_format, pool.prompts, decoder.config.context - c.max_new_tokens
+  )
+  shapes = Shapes.of(encoded.lengths)
+
+  @functools.cache
+  def scorer_of(batch_tokens: int) -> Scorer:
+    return Scorer(
+      decoder,
+      mesh,
+      shapes,
+      end_ids=(*prompt_format.end_ids, *c.stop_token_ids),
+      max_new_tokens=c.max_new_tokens,
+      batch_tokens=batch_tokens,
+      most_rows=min(c.shard_prompts, len(pool)),
+      length_normalized=c.length_normalized,
+      pooling=c.features.pooling,
+      layer=c.features.layer,
+    )
+
+  if 0 < len(todo) < processes.count() and not mesh.is_multi_process:
+    console.say(
+      'score',
+      f'{console.count(len(todo), "shard")} for {processes.count()} '
+      'processes: some have nothing to do',
+    )
+  mine = shards.part(todo, processes.index(), processes.count())
+  work = todo if mesh.is_multi_process else mine
+  sizes = [c.batch_tokens, c.batch_tokens // 2]
+  with _bar(ranges, todo, work) as bar:
+    rate = _Rate(bar, mesh)
+    for i in work:
+      part = slice(*ranges[i])
+      scores = _within_memory(
+        scorer_of, sizes, encoded.tokens[part], generate[part], rate
+      )
+      ids = pool.ids[part]
+      _refuse_overflow(scores, ids)
+      columns = {
+        'id': ids,
+        'num_prompt_tokens': encoded.lengths[part],
+        'truncated': encoded.truncated[part],
+      }
+      if in_sample is not None:
+        columns['confidence_sample'] = in_sample[part]
+      if i in mine:
+        table = _table(columns, scores, prompt_format)
+        shards.write(folders[i], table, scores.features)
+  if programs := scorer_of(sizes[0]).num_programs:
+    console.say(
+      'score',
+      f'{console.count(programs, "program")} compiled: prompts padded to '
+      f'{_listed(shapes.lengths)} tokens'
+      + (f', decoded in rooms of {_listed(shapes.rooms)}' * generate.any()),
+    )
+  return notes
+
+
+def _listed(numbers: Sequence[int]) -> str:
+  return ', '.join(str(number) for number in numbers)
+
+
+class _Rate:
+  """A progress bar that shows tokens a second, and how busy the devices are."""
+
+  def __init__(self, bar: tqdm.tqdm, mesh: jax.sharding.Mesh):
+    self._bar = bar
+    self._devices = mesh.devices.ravel()
+    self._start = time.monotonic()
+    self._work = throughput.Work()
+
+  def __call__(self, work: throughput.Work) -> None:
+    self._work += work
+    seconds = time.monotonic() - self._start
+    self._bar.set_postfix_str(
+      throughput.shown(self._work, seconds, self._devices), refresh=False
+    )
+    self._bar.update(work.prompts)
+
+
+def _within_memory(
+  scorer_of: Callable[[int], Scorer],
+  sizes: list[int],
+  tokens: Sequence[np.ndarray],
+  generate: np.ndarray,
+  rate: '_Rate',
+) -> Scores:
+  """Scores prompts with the first of some batch sizes that fits the device.
 
   Args:
-    scorer: the model, ready to run.
-    prompt_format: how a prompt becomes tokens.
-    ids: of the prompts, for the table and for errors.
-    prompts: texts or conversations.
-    limit: tokens a prompt may have; longer ones are truncated and flagged.
-    progress: called with the number of prompts done since the last call.
-
-  Returns:
-    The rows of scores.parquet in the order given, and features float32 [n, D].
+    scorer_of: from tokens a batch to a scorer.
+    sizes: tokens a batch, to be tried in turn; too large ones are taken off.
+    tokens: of each prompt.
+    generate: prompts to be continued.
+    rate: told of progress.
 
   Raises:
-    InputError: a feature or a score is not finite, naming the prompt's id.
+    InputError: none fits.
   """
-  encoded = [
-    prompt_format.encode_prompt(prompt, limit, for_response=False)
-    for prompt in prompts
-  ]
-  tokens = [row for row, _ in encoded]
-  rows: list[dict[str, Any] | None] = [None] * len(prompts)
-  features: list[np.ndarray | None] = [None] * len(prompts)
-  for group in scorer.groups([len(row) for row in tokens]):
-    result = scorer(tokens, group)
-    for j, i in enumerate(group.indices):
-      num_new = int(result['num_generated_tokens'][j])
-      generated = result['tokens'][j, :num_new]
-      rows[i] = {
-        'id': ids[i],
-        'num_prompt_tokens': len(tokens[i]),
-        'num_generated_tokens': num_new,
-        'truncated': encoded[i][1],
-        'generation': prompt_format.decode(generated.tolist()),
-        **{name: float(x[j]) for name, x in result['scores'].items()},
-      }
-      features[i] = result['features'][j]
-      if not np.all(np.isfinite(features[i])) or not np.isfinite(
-        rows[i]['mean_entropy']
-      ):
+  while True:
+    try:
+      return scorer_of(sizes[0])(tokens, generate, rate)
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      if len(sizes) == 1:
         raise errors.InputError(
-          f'prompt {ids[i]!r} gives scores or features that are not finite: '
-          "the model's numbers overflow; check its weights or model.dtype"
-        )
-    progress(len(group.indices))
-  columns = {name: [row[name] for row in rows] for name in rows[0]}
-  table = pa.table(
-    {
-      name: pa.array(values, pa.float32(), from_pandas=True)
-      if isinstance(values[0], float)
-      else pa.array(values)
-      for name, values in columns.items()
-    }
-  )
-  return table, np.stack(features)
-
-
-class Scorer:
-  """The pretrained model as a compiled function from tokens to scores.
-
-  Compiles once for each padded prompt length, of which there are few.
-  """
-
-  def __init__(
-    self,
-    decoder: models.Decoder,
-    mesh: jax.sharding.Mesh,
-    *,
-    end_ids: Sequence[int],
-    max_new_tokens: int,
-    batch_tokens: int,
-    length_normalized: bool = False,
-    pooling: str = 'mean',
-    layer: int = -1,
-  ):
-    self._mesh = mesh
-    self._max_new_tokens = max_new_tokens
-    self._batch_tokens = batch_tokens
-    graph, self._weights = nnx.split(decoder)
-    self._score = jax.jit(
-      functools.partial(
-        _score,
-        graph,
-        end_ids=tuple(end_ids),
-        max_new_tokens=max_new_tokens,
-        length_normalized=length_normalized,
-        pooling=pooling,
-        layer=layer,
+          f'the device has no memory for {sizes[0]} tokens a batch: set '
+          'scoring.batch_tokens lower'
+        ) from e
+      console.say(
+        'score',
+        f'no memory for scoring.batch_tokens={sizes.pop(0)}: going on with '
+        f'{sizes[0]}',
       )
-    )
-
-  def groups(self, lengths: Sequence[int]) -> list[models.Group]:
-    """Which prompts run together, by their numbers of tokens."""
-    return models.group(
-      lengths,
-      num_new=self._max_new_tokens,
-      batch_tokens=self._batch_tokens,
-      multiple=mesh_lib.batch_multiple(self._mesh),
-      fill=True,
-    )
-
-  def __call__(
-    self, tokens: Sequence[list[int]], group: models.Group
-  ) -> dict[str, Any]:
-    """Scores one group; every array returned has its num_rows."""
-    tokens_BxL, mask_BxL = models.pad_left(
-      [tokens[i] for i in group.indices], group.length, group.num_rows
-    )
-    batch = mesh_lib.shard_batch(self._mesh, (tokens_BxL, mask_BxL))
-    return jax.device_get(self._score(self._weights, *batch))
 
 
-def _score(
-  graph: nnx.GraphDef,
-  weights: nnx.State,
-  tokens_BxL: jax.Array,
-  mask_BxL: jax.Array,
-  *,
-  end_ids: tuple[int, ...],
-  max_new_tokens: int,
-  length_normalized: bool,
-  pooling: str,
-  layer: int,
-) -> dict[str, Any]:
-  decoder = nnx.merge(graph, weights)
-  generation = models.generate(
-    decoder,
-    tokens_BxL,
-    mask_BxL,
-    max_new_tokens=max_new_tokens,
-    end_ids=end_ids,
-    observe=statistics.token_statistics,
-    layer=layer,
-  )
-  num_B = generation.num_tokens_B
-  step_BxT = jnp.arange(max_new_tokens) < num_B[:, None]
-  scores = statistics.sequence_scores(
-    generation.observed, step_BxT, length_normalized
-  )
-  scores['first_token_confidence'] = generation.observed.top1[:, 0]
-  prompt_scores = statistics.sequence_scores(
-    _prompt_statistics(decoder, generation.prompt.hidden_BxLxD, tokens_BxL),
-    mask_BxL[:, :-1] & mask_BxL[:, 1:],
-    length_normalized,
-  )
-  scores |= {f'prompt_{name}': x for name, x in prompt_scores.items()}
+def _counts(workdir: artifacts.Workdir) -> dict[str, int]:
+  table = artifacts.read_parquet(workdir.scores)
+
+  def total(name: str) -> int:
+    known = name in table.column_names
+    return (pc.sum(table[name]).as_py() or 0) if known else 0
+
   return {
-    'tokens': generation.tokens_BxT,
-    'num_generated_tokens': num_B,
-    'scores': scores,
-    'features': pool_features(
-      generation.prompt.features_BxLxD, mask_BxL, pooling
-    ),
+    'prompts': table.num_rows,
+    'prompt_tokens': total('num_prompt_tokens'),
+    'generated_tokens': total('num_generated_tokens'),
+    'near_ties': total('near_ties'),
+    'truncated': total('truncated'),
   }
 
 
-def _prompt_statistics(
-  decoder: models.Decoder, hidden_BxLxD: jax.Array, tokens_BxL: jax.Array
-) -> statistics.TokenStatistics:
-  """Statistics of each next prompt token, fields [B, L - 1].
+def _to_generate(
+  options: ml_collections.ConfigDict,
+  tasks: Sequence[str] | None,
+  num_prompts: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Which prompts to continue, bool [N], and which to draw confidence from.
 
-  One position at a time: logits of the whole prompt, [B, L, V], would be the
-  largest buffer by far.
+  The second is None where all of a task's prompts are.
+
+  Raises:
+    InputError: a sample of each task is wanted, and there are no tasks.
+  """
+  per_task = options.confidence_prompts_per_task
+  if not per_task:
+    return np.full(num_prompts, options.generate), None
+  if tasks is None:
+    raise errors.InputError(
+      f'scoring.confidence_prompts_per_task is {per_task}, but the pool has no '
+      'tasks: name its column in pool.task_column, or leave it at 0'
+    )
+  in_sample = draw(tasks, per_task)
+  return in_sample | options.generate, in_sample
+
+
+def draw(tasks: Sequence[str], per_task: int) -> np.ndarray:
+  """Prompts drawn at random from each task, or all of a small one; bool [N]."""
+  rng = np.random.default_rng(0)
+  task_N = np.array(tasks)
+  drawn_N = np.zeros(len(task_N), bool)
+  for task in dict.fromkeys(tasks):
+    members = np.flatnonzero(task_N == task)
+    drawn_N[rng.permutation(members)[:per_task]] = True
+  return drawn_N
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+  """A pool as the model will see it.
+
+  Attributes:
+    tokens: int32 ids of each prompt, cut to what the context holds.
+    truncated: bool [N], prompts that were cut.
   """
 
-  def at_position(hidden_and_next):
-    hidden_BxD, next_B = hidden_and_next
-    return statistics.token_statistics(decoder.logits(hidden_BxD), next_B)
+  tokens: list[np.ndarray]
+  truncated: np.ndarray
 
-  of_LxB = jax.lax.map(
-    at_position,
-    (hidden_BxLxD[:, :-1].swapaxes(0, 1), tokens_BxL[:, 1:].swapaxes(0, 1)),
-  )
-  return jax.tree.map(jnp.transpose, of_LxB)
+  @classmethod
+  def of(
+    cls,
+    prompt_format: models.PromptFormat,
+    prompts: Sequence[artifacts.Prompt],
+    limit: int,
+  ) -> '_Encoded':
+    encoded = [
+      prompt_format.encode_prompt(prompt, limit, for_response=False)
+      for prompt in prompts
+    ]
+    return cls(
+      [np.array(ids, np.int32) for ids, _ in encoded],
+      np.array([truncated for _, truncated in encoded], bool),
+    )
+
+  @functools.cached_property
+  def lengths(self) -> list[int]:
+    return [len(ids) for ids in self.tokens]
+
+
+def _refuse_overflow(scores: Scores, ids: Sequence[str]) -> None:
+  """Raises InputError naming the first prompt with a number not finite."""
+  finite = np.isfinite(scores.features).all(axis=1)
+  if scores.scores:
+    finite &= ~scores.generated | np.isfinite(scores.scores['mean_entropy'])
+  if not finite.all():
+    raise errors.InputError(
+      f'prompt {ids[int(np.argmin(finite))]!r} gives scores or features that '
+      "are not finite: the model's numbers overflow; check its weights or "
+      'model.dtype'
+    )
+
+
+def _table(
+  columns: dict[str, Any], scores: Scores, prompt_format: models.PromptFormat
+) -> pa.Table:
+  """Rows of scores.parquet: the columns given, then what was scored.
+
+  Nothing of a continuation where none was asked for; nulls for prompts that
+  were not continued.
+  """
+  if scores.scores:
+    none = ~scores.generated
+    num_tokens = np.array([len(ids) for ids in scores.tokens], np.int64)
+    columns |= {
+      'num_generated_tokens': pa.array(num_tokens, mask=none),
+      'near_ties': pa.array(scores.near_ties, mask=none),
+      'generation': [
+        prompt_format.decode(ids.tolist()) if generated else None
+        for ids, generated in zip(scores.tokens, scores.generated, strict=True)
+      ],
+      **{name: _nullable(x) for name, x in scores.scores.items()},
+    }
+  columns |= {
+    f'prompt_{name}': _nullable(x) for name, x in scores.prompt_scores.items()
+  }
+  return pa.table(columns)
+
+
+def _nullable(values: np.ndarray) -> pa.Array:
+  """NaN, for which there is no value, becomes null."""
+  return pa.array(values, pa.float32(), from_pandas=True)

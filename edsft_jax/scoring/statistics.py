@@ -5,6 +5,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from edsft_jax import models
+
+# Logits closer than this may change places on other devices.
+_NEAR = 1e-4
+
 
 class TokenStatistics(NamedTuple):
   """What is kept of one predictive distribution; each float32 [...].
@@ -26,21 +31,34 @@ def token_statistics(logits: jax.Array, token: jax.Array) -> TokenStatistics:
   """Reduces logits [..., V] and chosen tokens [...] to statistics [...].
 
   The softmax is float32 over the full vocabulary whatever the logits' type.
-  Two reductions find the two best: cheaper than a sort on every backend.
+  Reductions find the two best: cheaper than a sort on every backend.
   """
   logit_xV = logits.astype(jnp.float32)
-  log_prob_xV = jax.nn.log_softmax(logit_xV, axis=-1)
-  best_x = jnp.argmax(logit_xV, axis=-1)
+  best_x = models.likeliest(logit_xV)
   is_best_xV = jnp.arange(logit_xV.shape[-1]) == best_x[..., None]
-  second_x = jnp.max(jnp.where(is_best_xV, -jnp.inf, log_prob_xV), axis=-1)
+  max_x1 = jnp.max(logit_xV, axis=-1, keepdims=True)
+  below_xV = logit_xV - max_x1
+  # Below the largest, so that no exponential overflows.
+  exp_xV = jnp.exp(below_xV)
+  total_x = jnp.sum(exp_xV, axis=-1)
+  log_total_x = jnp.log(total_x)
+  second_x = jnp.max(jnp.where(is_best_xV, -jnp.inf, below_xV), axis=-1)
+  chosen_x1 = jnp.take_along_axis(below_xV, token[..., None], axis=-1)
   return TokenStatistics(
-    entropy=-jnp.sum(jnp.exp(log_prob_xV) * log_prob_xV, axis=-1),
-    top1=jnp.exp(jnp.max(log_prob_xV, axis=-1)),
-    top2=jnp.exp(second_x),
-    log_prob=jnp.take_along_axis(log_prob_xV, token[..., None], axis=-1)[
-      ..., 0
-    ],
+    entropy=log_total_x - jnp.sum(exp_xV * below_xV, axis=-1) / total_x,
+    top1=1.0 / total_x,
+    top2=jnp.exp(second_x) / total_x,
+    log_prob=chosen_x1[..., 0] - log_total_x,
   )
+
+
+def near_ties(statistics: TokenStatistics, valid: jax.Array) -> jax.Array:
+  """Steps [B] whose two best logits are closer than 1e-4.
+
+  There another order of summation may choose another token.
+  """
+  gap_BxT = jnp.log(statistics.top1) - jnp.log(statistics.top2)
+  return jnp.sum(valid & (gap_BxT < _NEAR), axis=-1)
 
 
 def sequence_scores(

@@ -29,6 +29,10 @@ def features(values: Any) -> np.ndarray:
       raise ValueError(
         f'features have dtype {array.dtype}: numbers are needed'
       ) from None
+  else:
+    # In this machine's byte order.
+    single = array.dtype.itemsize == 4
+    array = array.astype(np.float32 if single else np.float64, copy=False)
   for start in range(0, len(array), _ROWS):
     block = array[start : start + _ROWS]
     finite = np.isfinite(block)
@@ -138,9 +142,9 @@ def one_of(name: str, value: Any, options: Sequence[str]) -> str:
 
 
 def mesh(value: Any) -> jax.sharding.Mesh:
-  """Returns a mesh with an axis 'data'; by default of the first device."""
+  """Returns a mesh with an axis 'data'; by default of the first device here."""
   if value is None:
-    return jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ('data',))
+    return jax.sharding.Mesh(np.asarray(jax.local_devices()[:1]), ('data',))
   if not isinstance(value, jax.sharding.Mesh) or 'data' not in value.shape:
     raise ValueError(f"mesh {value!r} is no Mesh with an axis 'data'")
   return value

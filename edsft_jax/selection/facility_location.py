@@ -26,10 +26,14 @@ _ENTRY_BYTES = 10
 _SPARSE = 4
 _SMALL = 2**18
 # Picks guessed at most before the first pass over all pairs; another one pays
-# while it leaves fewer entries by this part of all; rows to guess from.
-_MOST_GUESSED = 8
+# while it leaves fewer entries by this part of all.
+_MOST_GUESSED = 16
 _WORTH_A_GUESS = 0.02
+# How many picks before which all gains are refreshed: later few fall.
+_REFRESHED = (0, 1, 2, 4)
+# Rows to guess from, and one in so many candidates looked at closely.
 _MOST_SAMPLED = 512
+_PROMISING = 64
 
 
 def facility_location(
@@ -220,7 +224,7 @@ def _greedy(
   current_U = columns.current()
   bound_C = np.zeros(len(problem.row_C))
   goal = min(budget, len(problem.row_C))
-  ahead = _Ahead([], [], None)
+  ahead = _Ahead([], {}, None)
   if goal:
     sample_SxU = columns.similarities(_sample(problem.row_C))
     if _opens(problem, columns):
@@ -229,7 +233,7 @@ def _greedy(
   while len(order.candidates) < goal:
     ahead.check(order.candidates)
     if ahead.lists is not None:
-      if order.candidates == ahead.guess:
+      if len(order.candidates) == len(ahead.guess):
         columns.forget()
         return _finish(problem, budget, ahead.lists, bound_C, order)
     else:
@@ -273,27 +277,28 @@ class _Ahead:
   """What was computed for a guess of the first picks.
 
   A guess decides what is computed ahead, never what is picked: it is used only
-  as long as the picks are those that were guessed.
+  where the picks are those that were guessed, in whichever order.
 
   Attributes:
     guess: the first candidates.
-    gain_KxC: gains of all after none of them, after the first, and so on.
+    gain_C: gains of all after so many of them.
     lists: short lists after all of them, or None.
   """
 
   guess: list[int]
-  gain_KxC: Sequence[np.ndarray]
+  gain_C: dict[int, np.ndarray]
   lists: short_lists.ShortLists | None
 
   def check(self, candidates: list[int]) -> None:
-    """Forgets all unless these picks are the first that were guessed."""
-    if candidates != self.guess[: len(candidates)]:
-      self.guess, self.gain_KxC, self.lists = [], [], None
+    """Forgets all unless these picks were guessed."""
+    if not set(candidates) <= set(self.guess):
+      self.guess, self.gain_C, self.lists = [], {}, None
 
   def gains_after(self, candidates: list[int]) -> np.ndarray | None:
-    """Returns the gains after some picks that were checked, if known."""
-    known = len(candidates) < len(self.gain_KxC)
-    return self.gain_KxC[len(candidates)] if known else None
+    """Returns the gains after some picks, if they are known."""
+    count = len(candidates)
+    as_guessed = set(candidates) == set(self.guess[:count])
+    return self.gain_C.get(count) if as_guessed else None
 
 
 def _opens(problem: _Problem, columns: columns_lib.Columns) -> bool:
@@ -310,7 +315,7 @@ def _look_ahead(
 ) -> _Ahead:
   """Guesses the first picks, and computes what to do if they are right.
 
-  One pass over all pairs then gives the gains at each of them, and the lists.
+  One pass over all pairs then gives gains on the way, and the lists.
   """
   coverages = [columns.coverage]
   row_S = _sample_rows(problem, memory_limit)
@@ -337,9 +342,12 @@ def _look_ahead(
     lists = short_lists.ShortLists(
       columns.current(), problem.weight_U, len(problem.row_C)
     )
-  lists, gain_KxC = _pass(problem, columns, coverages[:-1], lists, memory_limit)
+  refreshed = [k for k in _REFRESHED if k < len(guess)]
+  lists, gain_KxC = _pass(
+    problem, columns, [coverages[k] for k in refreshed], lists, memory_limit
+  )
   columns.coverage = coverages[0]
-  return _Ahead(guess, gain_KxC, lists)
+  return _Ahead(guess, dict(zip(refreshed, gain_KxC, strict=True)), lists)
 
 
 def _weighted_gains(
@@ -362,7 +370,8 @@ def _likely_pick(
   """Returns the best of those candidates that the sample speaks for."""
   gain_C = sampled_gain_U[row_C]
   gain_C[picked] = -np.inf
-  promising = np.sort(_largest(gain_C, columns_lib.PANEL))
+  most = max(columns_lib.PANEL, len(row_C) // _PROMISING)
+  promising = np.sort(_largest(gain_C, most))
   return int(promising[np.argmax(columns.panel_gains(row_C[promising]))])
 
 

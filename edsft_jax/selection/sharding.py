@@ -22,19 +22,25 @@ def tiles(
   array: np.ndarray, mesh: jax.sharding.Mesh, padding: float = 0.0
 ) -> jax.Array:
   """Cuts rows into [T, R, ...] and puts on each device its share of them."""
-  missing = padded(len(array), mesh) - len(array)
-  tail = np.full((missing, *array.shape[1:]), padding, array.dtype)
-  cut = np.concatenate([array, tail]).reshape(-1, TILE_ROWS, *array.shape[1:])
+  shape = (padded(len(array), mesh) // TILE_ROWS, TILE_ROWS, *array.shape[1:])
+
+  def part(index: tuple[slice, ...]) -> np.ndarray:
+    start, stop, _ = index[0].indices(shape[0])
+    own = array[start * TILE_ROWS : stop * TILE_ROWS]
+    missing = (stop - start) * TILE_ROWS - len(own)
+    if missing:
+      tail = np.full((missing, *array.shape[1:]), padding, array.dtype)
+      own = np.concatenate([own, tail])
+    return own.reshape(stop - start, *shape[1:])
+
   place = jax.sharding.NamedSharding(mesh, ROWS)
   with jax.enable_x64(True):
-    return jax.make_array_from_callback(
-      cut.shape, place, lambda index: cut[index]
-    )
+    return jax.make_array_from_callback(shape, place, part)
 
 
 def on_host(array: jax.Array) -> np.ndarray:
   """Returns the whole array, whichever process holds its parts."""
-  if array.is_fully_addressable:
+  if array.is_fully_addressable or array.is_fully_replicated:
     return np.asarray(array)
   # Only where several processes share the mesh.
   from jax.experimental import multihost_utils

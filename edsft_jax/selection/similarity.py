@@ -103,7 +103,6 @@ class Cosine:
       block /= np.where(largest > 0, largest, 1.0)
       norm = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
       points[start : start + _ROWS] = block / np.where(norm > 0, norm, 1.0)
-    points += 0.0  # -0.0 and 0.0 are the same number but not the same bits
     return points
 
 
@@ -129,7 +128,6 @@ def _shift_and_scale(
   for start in range(0, len(features), _ROWS):
     block = features[start : start + _ROWS] - mean_D
     points[start : start + _ROWS] = block * scale
-  points += 0.0  # -0.0 and 0.0 are the same number but not the same bits
   return points
 
 
@@ -200,7 +198,8 @@ def distinct_rows(points: np.ndarray) -> Distinct:
   multiplier_D = 2 * multiplier_D + 1
   hash_N = np.empty(n, np.uint64)
   for start in range(0, n, _ROWS):
-    block = np.ascontiguousarray(points[start : start + _ROWS])
+    # -0.0 and 0.0 are the same number but not the same bits.
+    block = np.ascontiguousarray(points[start : start + _ROWS]) + 0.0
     bits = block.view(word).astype(np.uint64, copy=False)
     hash_N[start : start + _ROWS] = (bits * multiplier_D).sum(
       axis=1, dtype=np.uint64

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edsft_jax.selection import checks
+from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.result import Selection
 
 
@@ -112,10 +113,10 @@ def cluster_tasks(features: Any, num_tasks: int, seed: int = 0) -> np.ndarray:
   from scipy.cluster import vq
 
   centred_NxD = feature_NxD - feature_NxD.mean(axis=0, dtype=np.float64)
-  distinct = len(np.unique(centred_NxD, axis=0))
+  distinct = similarity_lib.distinct_rows(feature_NxD)
   _, label_N = vq.kmeans2(
     centred_NxD,
-    min(num_tasks, distinct),
+    min(num_tasks, len(distinct.point_UxD)),
     iter=50,
     minit='++',
     missing='warn',

@@ -168,6 +168,25 @@ def test_padding_rows_and_company_change_nothing(clear):
     )
 
 
+def test_rows_moved_leave_places_empty(clear):
+  generator = models.Generator(3, (-1,))
+  new, _ = generator.start(clear.decoder, *models.pad_left(rows(clear), 27))
+  few = generator.admit(
+    generator.empty(clear.decoder, 4, 27), new, np.array([3, 1])
+  )
+  assert few.live_B.tolist() == [False, True, False, True]
+  moved = generator.move(few, np.array([3, -1, 1]), 30)
+  assert moved.live_B.tolist() == [True, False, True]
+  assert moved.last_B[::2].tolist() == new.last_B[:2].tolist()
+  assert (moved.cache.position_BxS[1] == -1).all()
+  assert moved.cache.position_BxS.shape == (3, 33)
+  assert int(moved.cache.index) == 30
+  # One beyond the last place leaves a row out.
+  fewer = generator.admit(few, new, np.array([4, 0]))
+  assert fewer.live_B.tolist() == [True, True, False, True]
+  assert fewer.last_B[0] == new.last_B[1]
+
+
 def test_the_lowest_id_wins_among_equals(clear):
   prompt = rows(clear)[0]
   best = int(clear.values['greedy'][0, 0])

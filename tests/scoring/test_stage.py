@@ -21,8 +21,8 @@ import pytest
 from configs import default
 from edsft_jax import artifacts, errors, models, scoring
 from edsft_jax.mesh import make_mesh
-from edsft_jax.scoring import stage
-from edsft_jax.scoring.stage import Scorer, score_prompts
+from edsft_jax.scoring import shards, stage
+from edsft_jax.scoring.scorer import Scorer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 21
@@ -156,35 +156,30 @@ def test_columns_are_the_contract(scored):
     'num_generated_tokens',
     'truncated',
     'generation',
+    'near_ties',
     'first_token_confidence',
     *scores,
     *(f'prompt_{name}' for name in scores),
   }
 
 
-def test_batch_size_and_devices_change_nothing(scored):
-  """Eight devices and other batches give what one device gives."""
-  prompt_format = models.load_prompt_format(GOLDEN, 'raw', '\n', 'end')
-  mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  scorer = Scorer(
-    models.load_decoder(GOLDEN, 'float32', mesh),
-    mesh,
-    end_ids=prompt_format.end_ids,
-    max_new_tokens=6,
-    batch_tokens=64,
-  )
-  ids = [f'p{i}' for i in range(NUM_PROMPTS)]
-  table, features = score_prompts(
-    scorer, prompt_format, ids, _prompts(), limit=100
-  )
-  expected = pq.read_table(scored.scores)
+def test_batch_size_and_devices_change_nothing(workdir, scored, monkeypatch):
+  """One device and other batches give what eight devices gave."""
+  config = _config()
+  config.scoring.batch_tokens = 64
+  one = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  monkeypatch.setattr(stage.mesh_lib, 'model_mesh', lambda **sizes: one)
+  scoring.run(config, workdir)
+  table, expected = pq.read_table(workdir.scores), pq.read_table(scored.scores)
   assert table['generation'].equals(expected['generation'])
   for name in expected.column_names:
     if pa.types.is_floating(expected[name].type):
       np.testing.assert_allclose(
         table[name].to_numpy(), expected[name].to_numpy(), atol=1e-5, rtol=1e-5
       )
-  np.testing.assert_allclose(features, np.load(scored.features), atol=1e-5)
+  np.testing.assert_allclose(
+    np.load(workdir.features), np.load(scored.features), atol=1e-5
+  )
 
 
 def test_what_the_tokenizer_lacks_stands_in_the_manifest(scored):
@@ -232,16 +227,17 @@ def test_kill_and_run_again_gives_the_same_bytes(workdir, scored, monkeypatch):
   assert not workdir.scores.exists(), 'it was not killed in time'
   left = {p.name for p in workdir.score_shards.iterdir()}
 
-  scored_now = []
+  written = []
+  write = shards.write
 
-  def spy(scorer, prompt_format, ids, *args, **kwargs):
-    scored_now.extend(ids)
-    return score_prompts(scorer, prompt_format, ids, *args, **kwargs)
+  def spy(path, *args):
+    written.append(path.name)
+    write(path, *args)
 
-  monkeypatch.setattr(stage, 'score_prompts', spy)
+  monkeypatch.setattr(stage.shards, 'write', spy)
   scoring.run(_config(), workdir)
   whole = sum(1 for name in left if not name.startswith('.'))
-  assert scored_now == [f'p{i}' for i in range(8 * whole, NUM_PROMPTS)]
+  assert written == ['00000', '00001', '00002'][whole:]
   assert workdir.scores.read_bytes() == scored.scores.read_bytes()
   assert workdir.features.read_bytes() == scored.features.read_bytes()
 
@@ -287,42 +283,119 @@ def test_batch_tokens_may_change(scored):
   scoring.run(config, scored)
 
 
-def test_stop_token_ids_end_a_continuation(scored):
-  prompt_format = models.load_prompt_format(GOLDEN, 'raw', '\n', 'end')
-  mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  decoder = models.load_decoder(GOLDEN, 'float32', mesh)
-  vocab = decoder.config.vocab_size
-  scorer = Scorer(
-    decoder,
-    mesh,
-    end_ids=range(vocab),
-    max_new_tokens=6,
-    batch_tokens=4096,
+def test_stop_token_ids_end_a_continuation(workdir):
+  config = _config()
+  config.scoring.stop_token_ids = tuple(
+    range(models.read_config(GOLDEN).vocab_size)
   )
-  table, _ = score_prompts(scorer, prompt_format, ['a'], ['w3 w9'], limit=100)
-  assert table['num_generated_tokens'].to_pylist() == [1]
+  scoring.run(config, workdir)
+  table = pq.read_table(workdir.scores)
+  assert set(table['num_generated_tokens'].to_pylist()) == {1}
 
 
-def test_long_prompts_are_truncated_and_flagged(scored):
-  prompt_format = models.load_prompt_format(GOLDEN, 'raw', '\n', 'end')
-  mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  scorer = Scorer(
-    models.load_decoder(GOLDEN, 'float32', mesh),
-    mesh,
-    end_ids=prompt_format.end_ids,
-    max_new_tokens=6,
-    batch_tokens=4096,
+def test_long_prompts_are_truncated_and_flagged(workdir):
+  context = models.read_config(GOLDEN).context
+  kept = ' '.join(['w3'] * (context - 6))
+  prompts = ['w3 w4', kept, kept + ' w9 w9']
+  artifacts.write_parquet(
+    workdir.pool, pa.table({'id': ['a', 'b', 'c'], 'prompt': prompts})
   )
-  table, features = score_prompts(
-    scorer,
-    prompt_format,
-    ['short', 'long'],
-    ['w3 w4 w5', 'w3 w4 w5 w6 w7'],
-    limit=3,
+  config = _config()
+  config.scoring.generate = False
+  scoring.run(config, workdir)
+  table = pq.read_table(workdir.scores)
+  assert table['truncated'].to_pylist() == [False, False, True]
+  assert table['num_prompt_tokens'].to_pylist()[1:] == [context - 6] * 2
+  features = np.load(workdir.features)
+  np.testing.assert_allclose(features[1], features[2], atol=1e-6)
+
+
+def test_without_generation_there_are_features_and_prompt_scores(
+  workdir, scored
+):
+  config = _config()
+  config.scoring.generate = False
+  scoring.run(config, workdir)
+  table, whole = pq.read_table(workdir.scores), pq.read_table(scored.scores)
+  of_prompts = [n for n in whole.column_names if n.startswith('prompt_')]
+  assert table.column_names == [
+    'id',
+    'num_prompt_tokens',
+    'truncated',
+    *of_prompts,
+  ]
+  for name in of_prompts:
+    np.testing.assert_allclose(
+      table[name].to_numpy(), whole[name].to_numpy(), atol=1e-5, rtol=1e-5
+    )
+  np.testing.assert_allclose(
+    np.load(workdir.features), np.load(scored.features), atol=1e-5
   )
-  assert table['truncated'].to_pylist() == [False, True]
-  assert table['num_prompt_tokens'].to_pylist() == [3, 3]
-  np.testing.assert_allclose(features[0], features[1], atol=1e-6)
+
+
+@pytest.mark.parametrize('generate', [True, False])
+def test_confidence_from_a_sample_of_each_task(workdir, scored, generate):
+  """Tasks of 1, 7 and 13 prompts; the first shard holds none of the last."""
+  tasks = ['few'] + ['some'] * 7 + ['many'] * 13
+  table = pq.read_table(workdir.pool).append_column('task', [tasks])
+  artifacts.write_parquet(workdir.pool, table)
+  config = _config()
+  config.scoring.generate = generate
+  config.scoring.confidence_prompts_per_task = 2
+  scoring.run(config, workdir)
+  table, whole = pq.read_table(workdir.scores), pq.read_table(scored.scores)
+  drawn = np.array(table['confidence_sample'].to_pylist())
+  counts = {task: sum(drawn[np.array(tasks) == task]) for task in set(tasks)}
+  assert counts == {'few': 1, 'some': 2, 'many': 2}
+  for name in ('num_generated_tokens', 'generation', 'min_margin'):
+    known = np.array([x is not None for x in table[name].to_pylist()])
+    assert known.tolist() == (drawn | generate).tolist()
+  for row in np.flatnonzero(drawn):
+    assert table['generation'][row] == whole['generation'][row]
+    np.testing.assert_allclose(
+      table['mean_confidence'][row].as_py(),
+      whole['mean_confidence'][row].as_py(),
+      rtol=1e-5,
+    )
+  assert None not in table['prompt_min_margin'].to_pylist()[:1]
+  np.testing.assert_allclose(
+    np.load(workdir.features), np.load(scored.features), atol=1e-5
+  )
+
+
+def test_a_sample_of_each_task_needs_tasks(workdir):
+  config = _config()
+  config.scoring.confidence_prompts_per_task = 2
+  with pytest.raises(
+    errors.InputError, match=r'pool has no tasks.*task_column'
+  ):
+    scoring.run(config, workdir)
+
+
+def test_out_of_memory_is_met_by_a_smaller_batch_once(
+  workdir, scored, monkeypatch, capsys
+):
+  """What a device raises, raised in its place: no CPU runs out so early."""
+  tried = []
+
+  class Small(Scorer):
+    def __call__(self, *args):
+      tried.append(self.batch_tokens)
+      if self.batch_tokens > fits:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+      return super().__call__(*args)
+
+  monkeypatch.setattr(stage, 'Scorer', Small)
+  fits = 100
+  with pytest.raises(errors.InputError, match=r'128 .*scoring\.batch_tokens'):
+    scoring.run(_config(), workdir)
+  assert tried == [256, 128]
+  fits = 128
+  scoring.run(_config(), workdir)
+  assert tried == [256, 128, 256, 128, 128, 128]
+  assert 'batch_tokens=256' in capsys.readouterr().out
+  table, expected = pq.read_table(workdir.scores), pq.read_table(scored.scores)
+  assert table['generation'].equals(expected['generation'])
 
 
 def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):

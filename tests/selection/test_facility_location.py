@@ -7,6 +7,7 @@ import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
+from edsft_jax.selection import checks, memory
 
 module = importlib.import_module('edsft_jax.selection.facility_location')
 columns = importlib.import_module('edsft_jax.selection.columns')
@@ -123,6 +124,20 @@ def test_every_way_picks_the_same(similarity, way):
   np.testing.assert_array_equal(result.indices, indices)
   np.testing.assert_allclose(result.gains, gains, atol=1e-4)
   assert result.objective == pytest.approx(objective)
+
+
+def test_a_guess_in_another_order_serves_as_well(monkeypatch):
+  features = clustered(300)
+  expected = selection.facility_location(features, 100)
+  guesses = iter(expected.indices[[0, 1, 4, 2, 5, 3, 6, 8]].tolist())
+  monkeypatch.setattr(module, '_SMALL', 0)
+  monkeypatch.setattr(module, '_WORTH_A_GUESS', -1.0)
+  monkeypatch.setattr(module, '_MOST_GUESSED', 7)
+  monkeypatch.setattr(module, '_likely_pick', lambda *args: next(guesses))
+  monkeypatch.setattr(module, '_short_lists', None)  # Lists are not made again.
+  result = selection.facility_location(features, 100)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+  np.testing.assert_array_equal(result.gains, expected.gains)
 
 
 @pytest.mark.parametrize('memory_limit', [0, 10**5, 10**6, 10**7])
@@ -332,3 +347,12 @@ def test_other_methods_on_pools_that_run_out(method):
   assert sorted([*result.indices.tolist(), 4]) == list(range(9))
   empty = selection.facility_location(np.ones((0, 2)), 0, method=method)
   assert empty.indices.tolist() == []
+
+
+def test_a_large_host_does_not_raise_the_memory_limit(monkeypatch):
+  mesh = checks.mesh(None)
+  monkeypatch.setattr(memory, 'free_on_host', lambda: 6 * 2**30)
+  assert memory.limit(None, mesh) == 2**30
+  monkeypatch.setattr(memory, 'free_on_host', lambda: 2**40)
+  assert memory.limit(None, mesh) == 2.5 * 2**30
+  assert memory.limit(2**40, mesh) == 2**40

@@ -91,6 +91,14 @@ def test_more_ties_than_a_block_holds():
   np.testing.assert_allclose(result.gains[1:], np.sqrt(2), rtol=1e-6)
 
 
+def test_differences_that_float32_cannot_tell_decide():
+  # Rows a_i e_i: the farthest of those that are left is that of the largest a.
+  length = 1 + 1e-9 * np.random.default_rng(0).permutation(700)
+  result = selection.k_center(np.diag(length), 700)
+  order = np.argsort(-length)
+  assert result.indices.tolist() == [0, *order[order != 0]]
+
+
 @pytest.mark.parametrize('block', [2, 3, 7])
 def test_ties_across_the_edge_of_a_block(block, monkeypatch):
   monkeypatch.setattr(module, '_BLOCK', block)

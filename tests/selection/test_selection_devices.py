@@ -1,15 +1,12 @@
 """The same picks on any number of devices, and true float32 on all."""
 
 import importlib
-import os
-import pathlib
-import socket
-import subprocess
-import sys
+import json
 
 import jax
 import numpy as np
 import pytest
+import two_processes
 
 from edsft_jax import selection
 
@@ -18,22 +15,37 @@ columns = importlib.import_module('edsft_jax.selection.columns')
 center = importlib.import_module('edsft_jax.selection.k_center')
 log_determinant = importlib.import_module('edsft_jax.selection.log_determinant')
 
-TWO_PROCESSES = """
-import sys
+# In every process: the same calls, which print picks and gains.
+SELECTIONS = """
+import json, sys
 import jax
 import numpy as np
-process, port = int(sys.argv[1]), sys.argv[2]
-jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-jax.distributed.initialize(f'localhost:{port}', 2, process)
 from edsft_jax import selection
-mesh = jax.make_mesh(
-  (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
-)
-features = np.random.default_rng(0).normal(size=(1500, 4)).round(1)
-one = selection.facility_location(features, 40, mesh=mesh, memory_limit=10**7)
-two = selection.k_center(features, 40, mesh=mesh)
-if process == 0:
-  print(*one.indices, *two.indices)
+
+def selections(mesh=None):
+  features = np.random.default_rng(0).normal(size=(1500, 4)).round(1)
+  features[::9] = features[1]
+  short = dict(initial=[3], memory_limit=10**5, mesh=mesh)
+  results = [
+    selection.facility_location(features, 40, mesh=mesh),
+    selection.facility_location(features, 30, method='greedy', **short),
+    selection.facility_location(features, 4, method='threshold', **short),
+    selection.facility_location(features, 9, method='partitioned', mesh=mesh),
+    selection.k_center(features, 600, initial=[3], mesh=mesh),
+    selection.log_determinant(features, 9),
+  ]
+  curves = selection.gains_curves(features, 9, [0.1, 1.0], mesh=mesh).curves
+  return [
+    *([r.indices.tolist(), r.gains.tolist(), r.objective] for r in results),
+    curves.tolist(),
+  ]
+"""
+TWO_PROCESSES = """
+process, address = int(sys.argv[1]), sys.argv[2]
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(address, 2, process)
+mesh = jax.make_mesh((8,), ('data',), (jax.sharding.AxisType.Auto,))
+print(json.dumps(selections(mesh)))
 """
 
 
@@ -80,43 +92,32 @@ def test_k_center_on_any_number_of_devices():
 def test_each_device_holds_its_share():
   points = pool(4096).astype(np.float32)
   held = columns.Columns('rbf', points, np.ones(len(points)), mesh_of(8), 10**8)
-  for array in (held._point_TxRxD, held._compute(np.arange(3), 64)):
+  distances = center._Distances(points, np.arange(4096), 1, mesh_of(8))
+  for array in (
+    held._point_TxRxD,
+    held._compute(np.arange(3), 64),
+    distances._point_TxRxD,
+  ):
     sizes = {shard.data.size for shard in array.addressable_shards}
     assert sizes == {array.size // 8}
 
 
-def test_two_processes_pick_what_one_picks():
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = str(free.getsockname()[1])
-  environment = dict(
-    os.environ,
-    XLA_FLAGS='--xla_force_host_platform_device_count=4',
-    PYTHONPATH=str(pathlib.Path(__file__).parents[2]),
+def test_two_processes_pick_what_one_device_picks():
+  finished = two_processes.run(
+    lambda process, address: [
+      '-c',
+      SELECTIONS + TWO_PROCESSES,
+      str(process),
+      address,
+    ]
   )
-  processes = [
-    subprocess.Popen(
-      [sys.executable, '-c', TWO_PROCESSES, str(process), port],
-      env=environment,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for process in (0, 1)
-  ]
-  try:
-    output = processes[0].communicate(timeout=120)[0]
-    processes[1].communicate(timeout=120)
-  finally:
-    for process in processes:
-      process.kill()
-  features = np.random.default_rng(0).normal(size=(1500, 4)).round(1)
-  expected = [
-    *selection.facility_location(features, 40).indices,
-    *selection.k_center(features, 40).indices,
-  ]
-  # Above it stands what the connection has to say.
-  picks = output.splitlines()[-1].split()
-  assert picks == [str(i) for i in expected]
+  names: dict = {}
+  exec(SELECTIONS, names)
+  expected = names['selections']()
+  for process in finished:
+    assert process.returncode == 0, process.stderr
+    # Above it stands what the connection has to say.
+    assert json.loads(process.stdout.splitlines()[-1]) == expected
 
 
 def test_products_are_true_float32():
@@ -141,8 +142,15 @@ def test_products_are_true_float32():
         formula='rbf',
         keep=True,
       ),
-      center._nearest.lower(
-        tiles, rows, rows, points, norms, np.float32(1), mesh=mesh
+      center._nearest.lower(tiles, rows, rows, points, norms, mesh=mesh),
+      center._squares.lower(
+        points,
+        norms,
+        np.ones((200, 3), np.float32),
+        np.ones(200, np.float32),
+        np.int32(0),
+        np.int32(64),
+        np.float32(1),
       ),
       center._pairs.lower(points, norms, np.float32(1)),
       log_determinant._greedy_map.lower(

@@ -1,0 +1,413 @@
+"""Prompts in, scores and features out: reading, decoding, refilling.
+
+Rows end at different steps. A batch that waits for its last row computes
+mostly rows that have ended; so as soon as an eighth of the places is free,
+the next prompts are read into them. What is left when the prompts of one room
+run out moves on into the next larger one.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax import models
+from edsft_jax.scoring import batching, statistics, throughput
+from edsft_jax.scoring.pooling import pool_features
+
+# Floats of logits that exist at once while a prompt's tokens are scored.
+_MOST_LOGITS = 2**22
+
+Progress = Callable[[throughput.Work], Any]
+
+
+@dataclasses.dataclass
+class Scores:
+  """What is known of n prompts, in the order in which they were given.
+
+  Attributes:
+    features: float32 [n, D].
+    prompt_scores: of the prompt's own tokens, float32 [n] by name.
+    generated: bool [n], the prompts that were continued.
+    scores: of the continuation, float32 [n] by name; NaN where there is none.
+    near_ties: int32 [n], steps whose two best logits were nearly the same.
+    tokens: of the continuation; empty where there is none.
+  """
+
+  features: np.ndarray
+  prompt_scores: dict[str, np.ndarray]
+  generated: np.ndarray
+  scores: dict[str, np.ndarray]
+  near_ties: np.ndarray
+  tokens: list[np.ndarray]
+
+
+class Scorer:
+  """The pretrained model as compiled functions from tokens to scores.
+
+  Attributes:
+    batch_tokens: slots of the rows that run at once.
+  """
+
+  def __init__(
+    self,
+    decoder: models.Decoder,
+    mesh: jax.sharding.Mesh,
+    shapes: batching.Shapes,
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_tokens: int,
+    most_rows: int,
+    length_normalized: bool = False,
+    pooling: str = 'mean',
+    layer: int = -1,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      decoder: its weights lie on the mesh.
+      mesh: batches are split over its axes data and fsdp.
+      shapes: the padded lengths.
+      end_ids: ids that end a continuation.
+      max_new_tokens: of a continuation, the end token included.
+      batch_tokens: prompt and new tokens of the rows that run at once.
+      most_rows: prompts that a call gets at most.
+      length_normalized: divide least_confidence by the number of steps.
+      pooling: of the features, see `pool_features`.
+      layer: of the features, see Decoder.__call__.
+    """
+    self.batch_tokens = batch_tokens
+    self._mesh = mesh
+    self._shapes = shapes
+    self._rows = batching.Rows(
+      batch_tokens, max_new_tokens, mesh_lib.batch_multiple(mesh), most_rows
+    )
+    self._costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
+    graph, self._weights = nnx.split(decoder)
+    model = _Model(
+      graph,
+      mesh,
+      models.Generator(
+        max_new_tokens, tuple(end_ids), statistics.token_statistics, layer
+      ),
+      length_normalized,
+      pooling,
+    )
+    self._read = jax.jit(model.read)
+    self._start = jax.jit(model.start)
+    self._advance = jax.jit(model.advance, donate_argnums=1)
+    self._empty = jax.jit(model.empty, static_argnums=(1, 2))
+    self._admit = jax.jit(model.admit, donate_argnums=0)
+    self._move = jax.jit(model.move, static_argnums=2)
+
+  @property
+  def num_programs(self) -> int:
+    """Programs compiled so far to read prompts and to decode."""
+    compiled = (self._read, self._start, self._advance)
+    return sum(function._cache_size() for function in compiled)
+
+  def __call__(
+    self,
+    tokens: Sequence[Sequence[int]],
+    generate: np.ndarray,
+    progress: Progress = lambda work: None,
+  ) -> Scores:
+    """Scores prompts.
+
+    Args:
+      tokens: ids of each prompt.
+      generate: bool [n], the prompts to be continued.
+      progress: called with what was done since the last call.
+    """
+    lengths = [len(row) for row in tokens]
+    result = _Collector(lengths, generate, self._costs, progress)
+    only_read = batching.chunks(
+      lengths, np.flatnonzero(~generate), self._shapes, self._rows.to_read
+    )
+    for chunk in only_read:
+      result.add_read(
+        chunk, self._read(self._weights, *self._pad(chunk, tokens))
+      )
+    admitted = batching.chunks(
+      lengths,
+      np.flatnonzero(generate),
+      self._shapes,
+      lambda length: self._rows.to_admit(length, self._shapes.room(length)),
+    )
+    self._decode(tokens, admitted, result)
+    return result.finish()
+
+  def _decode(
+    self,
+    tokens: Sequence[Sequence[int]],
+    queue: list[models.Group],
+    result: '_Collector',
+  ) -> None:
+    """Reads the chunks of a queue, the shortest first, and continues them."""
+    rows, places, room = None, np.zeros(0, int), 0
+    for number, chunk in enumerate(queue):
+      if self._shapes.room(chunk.length) != room:
+        room = self._shapes.room(chunk.length)
+        rows, places = self._make_room(rows, places, room)
+      free = np.flatnonzero(places < 0)[: chunk.num_rows]
+      place_P = np.full(chunk.num_rows, len(places), np.int32)
+      place_P[: len(chunk.indices)] = free[: len(chunk.indices)]
+      new, read = self._start(self._weights, *self._pad(chunk, tokens))
+      rows = self._admit(rows, new, place_P)
+      places[place_P[: len(chunk.indices)]] = chunk.indices
+      result.add_read(chunk, read)
+
+      until = 0
+      if number + 1 < len(queue):
+        following = queue[number + 1]
+        next_room = self._shapes.room(following.length)
+        # All that is left must find a place, and so must those that follow.
+        until = self._rows.to_decode(next_room) - following.num_rows
+      if np.sum(places >= 0) > until:
+        rows, ended = self._advance(self._weights, rows, until)
+        slots = rows.cache.position_BxS.shape[1]
+        result.add_ended(places, slots, jax.device_get(ended))
+
+  def _make_room(
+    self, rows: models.Rows | None, places: np.ndarray, room: int
+  ) -> tuple[models.Rows, np.ndarray]:
+    """Rows that are on their way, in places with `room` slots a prompt."""
+    num_places = self._rows.to_decode(room)
+    if rows is None or not np.any(places >= 0):
+      empty = self._empty(self._weights, num_places, room)
+      return empty, np.full(num_places, -1)
+    staying = np.full(num_places, -1, np.int32)
+    occupied = np.flatnonzero(places >= 0)
+    staying[: len(occupied)] = occupied
+    moved = np.where(staying >= 0, places[staying], -1)
+    return self._move(rows, staying, room), moved
+
+  def _pad(
+    self, chunk: models.Group, tokens: Sequence[Sequence[int]]
+  ) -> tuple[jax.Array, jax.Array]:
+    return mesh_lib.shard_batch(
+      self._mesh,
+      models.pad_left(
+        [tokens[i] for i in chunk.indices], chunk.length, chunk.num_rows
+      ),
+    )
+
+
+class _Collector:
+  """Gathers what comes from the device, in any order."""
+
+  def __init__(
+    self,
+    lengths: Sequence[int],
+    generate: np.ndarray,
+    costs: throughput.Costs,
+    progress: Progress,
+  ):
+    self._lengths = lengths
+    self._costs = costs
+    self._progress = progress
+    self._generated = generate
+    self._read: list[tuple[models.Group, dict[str, Any]]] = []
+    self._scores: dict[str, np.ndarray] = {}
+    self._near_ties = np.zeros(len(lengths), np.int32)
+    self._tokens = [np.zeros(0, np.int32) for _ in lengths]
+
+  def add_read(self, chunk: models.Group, read: dict[str, Any]) -> None:
+    """Keeps what the device will have for the prompts of a chunk."""
+    self._read.append((chunk, read))
+    lengths = [self._lengths[i] for i in chunk.indices]
+    self._progress(
+      throughput.Work(
+        prompts=int(np.sum(~self._generated[chunk.indices])),
+        tokens=sum(lengths),
+        flops=sum(self._costs.flops(0, length) for length in lengths),
+        bytes=self._costs.read_bytes(),
+      )
+    )
+
+  def add_ended(
+    self, places: np.ndarray, slots: int, ended: dict[str, Any]
+  ) -> None:
+    """Takes rows that have ended out of their places, of so many slots."""
+    finished = np.flatnonzero((places >= 0) & ~ended['live'])
+    tokens, flops = 0, 0.0
+    for place in finished:
+      i, num = places[place], int(ended['num_tokens'][place])
+      self._tokens[i] = ended['tokens'][place, :num]
+      tokens += num
+      # The last token is not read again.
+      length = self._lengths[i]
+      flops += self._costs.flops(length, length + num - 1)
+    which = places[finished]
+    self._near_ties[which] = ended['near_ties'][finished]
+    for name, values in ended['scores'].items():
+      self._column(self._scores, name)[which] = values[finished]
+    step_bytes = self._costs.step_bytes(len(places), slots)
+    places[finished] = -1
+    self._progress(
+      throughput.Work(
+        prompts=len(finished),
+        tokens=tokens,
+        flops=flops,
+        bytes=int(ended['steps']) * step_bytes,
+      )
+    )
+
+  def finish(self) -> Scores:
+    features = None
+    prompt_scores: dict[str, np.ndarray] = {}
+    for chunk, read in self._read:
+      read = jax.device_get(read)
+      rows = slice(len(chunk.indices))
+      if features is None:
+        width = read['features'].shape[1]
+        features = np.zeros((len(self._lengths), width), np.float32)
+      features[chunk.indices] = read['features'][rows]
+      for name, values in read['scores'].items():
+        self._column(prompt_scores, name)[chunk.indices] = values[rows]
+    return Scores(
+      features=features,
+      prompt_scores=prompt_scores,
+      generated=self._generated,
+      scores=self._scores,
+      near_ties=self._near_ties,
+      tokens=self._tokens,
+    )
+
+  def _column(self, columns: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in columns:
+      columns[name] = np.full(len(self._lengths), np.nan, np.float32)
+    return columns[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+  """What is compiled; every method is pure."""
+
+  graph: nnx.GraphDef
+  mesh: jax.sharding.Mesh
+  generator: models.Generator
+  length_normalized: bool
+  pooling: str
+
+  def read(
+    self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
+  ) -> dict[str, Any]:
+    """Features and scores of the prompts themselves."""
+    decoder = nnx.merge(self.graph, weights)
+    output = decoder(tokens_BxL, mask_BxL, layer=self.generator.layer)
+    return self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+
+  def start(
+    self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
+  ) -> tuple[models.Rows, dict[str, Any]]:
+    """The same, and rows to be continued."""
+    decoder = nnx.merge(self.graph, weights)
+    rows, output = self.generator.start(decoder, tokens_BxL, mask_BxL)
+    read = self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+    return self._placed(rows), read
+
+  def empty(self, weights: nnx.State, places: int, room: int) -> models.Rows:
+    decoder = nnx.merge(self.graph, weights)
+    return self._placed(self.generator.empty(decoder, places, room))
+
+  def admit(
+    self, rows: models.Rows, new: models.Rows, place_P: jax.Array
+  ) -> models.Rows:
+    return self._placed(self.generator.admit(rows, new, place_P))
+
+  def move(
+    self, rows: models.Rows, place_M: jax.Array, room: int
+  ) -> models.Rows:
+    return self._placed(self.generator.move(rows, place_M, room))
+
+  def advance(
+    self, weights: nnx.State, rows: models.Rows, until: jax.Array
+  ) -> tuple[models.Rows, dict[str, Any]]:
+    """Decodes until few rows are live; what is known of all rows then."""
+    decoder = nnx.merge(self.graph, weights)
+    rows, steps = self.generator.advance(decoder, rows, until)
+    step_T = jnp.arange(self.generator.max_new_tokens)
+    step_BxT = step_T < rows.num_tokens_B[:, None]
+    scores = statistics.sequence_scores(
+      rows.observed, step_BxT, self.length_normalized
+    )
+    scores['first_token_confidence'] = rows.observed.top1[:, 0]
+    return self._placed(rows), self._everywhere(
+      {
+        'steps': steps,
+        'live': rows.live_B,
+        'num_tokens': rows.num_tokens_B,
+        'tokens': rows.tokens_BxT,
+        'near_ties': statistics.near_ties(rows.observed, step_BxT),
+        'scores': scores,
+      }
+    )
+
+  def _of_prompt(
+    self,
+    decoder: models.Decoder,
+    output: models.Output,
+    tokens_BxL: jax.Array,
+    mask_BxL: jax.Array,
+  ) -> dict[str, Any]:
+    scores = statistics.sequence_scores(
+      _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL),
+      mask_BxL[:, :-1] & mask_BxL[:, 1:],
+      self.length_normalized,
+    )
+    features = pool_features(output.features_BxLxD, mask_BxL, self.pooling)
+    return self._everywhere({'scores': scores, 'features': features})
+
+  def _placed(self, rows: models.Rows) -> models.Rows:
+    """Rows split over the mesh as batches are, heads as weights are."""
+
+    def place(x: jax.Array) -> jax.Array:
+      axes = ('batch', 'kv_heads', 'length', 'head_dim')[: x.ndim]
+      if x.ndim == 2:
+        axes = ('batch', 'length')
+      place = mesh_lib.sharding(self.mesh, axes, x.shape)
+      return jax.lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(place, rows)
+
+  def _everywhere(self, tree: Any) -> Any:
+    """For the host, which cannot read what lies on other hosts alone."""
+    return jax.lax.with_sharding_constraint(
+      tree, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+    )
+
+
+def _prompt_statistics(
+  decoder: models.Decoder, hidden_BxLxD: jax.Array, tokens_BxL: jax.Array
+) -> statistics.TokenStatistics:
+  """Statistics of each next prompt token, fields [B, L - 1].
+
+  A few positions at a time: logits of the whole prompt, [B, L, V], would be
+  the largest buffer by far.
+  """
+  batch, length = tokens_BxL.shape
+  vocab = decoder.config.vocab_size
+  size = 1
+  while length % (2 * size) == 0 and 2 * size * batch * vocab <= _MOST_LOGITS:
+    size *= 2
+  next_BxL = jnp.roll(tokens_BxL, -1, axis=1)
+
+  def of_positions(part):
+    hidden_BxPxD, next_BxP = part
+    return statistics.token_statistics(decoder.logits(hidden_BxPxD), next_BxP)
+
+  def parts(x_BxL):
+    x_BxNxP = x_BxL.reshape(batch, -1, size, *x_BxL.shape[2:])
+    return x_BxNxP.swapaxes(0, 1)
+
+  of_NxBxP = jax.lax.map(of_positions, (parts(hidden_BxLxD), parts(next_BxL)))
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(batch, length)[:, :-1], of_NxBxP
+  )

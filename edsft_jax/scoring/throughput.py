@@ -1,0 +1,103 @@
+"""How much of the hardware is used, from counted operations.
+
+Operations count for real tokens alone: what padding, places without a row and
+repeated work cost lowers the share.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+
+from edsft_jax import models
+
+# Device kind -> dense bfloat16 FLOP/s and bytes/s of memory, as the makers'
+# data sheets give them.
+PEAKS = {
+  'NVIDIA A100-SXM4-40GB': (312e12, 1.555e12),
+  'NVIDIA A100-SXM4-80GB': (312e12, 2.039e12),
+  'NVIDIA H100 80GB HBM3': (989e12, 3.35e12),
+  'NVIDIA H200': (989e12, 4.8e12),
+  'TPU v4': (275e12, 1.228e12),
+  'TPU v5 lite': (197e12, 0.819e12),
+  'TPU v5': (459e12, 2.765e12),
+  'TPU v6 lite': (918e12, 1.64e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What was done; adds up.
+
+  Attributes:
+    prompts: finished.
+    tokens: read and generated.
+    flops: multiplications and additions of matrix products.
+    bytes: of weights, keys and values read from memory.
+  """
+
+  prompts: int = 0
+  tokens: int = 0
+  flops: float = 0.0
+  bytes: float = 0.0
+
+  def __add__(self, other: 'Work') -> 'Work':
+    return Work(
+      self.prompts + other.prompts,
+      self.tokens + other.tokens,
+      self.flops + other.flops,
+      self.bytes + other.bytes,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What a model's tokens and steps take.
+
+  Attributes:
+    config: the model's.
+    item_bytes: of one number of its weights and cache.
+  """
+
+  config: models.DecoderConfig
+  item_bytes: int
+
+  @property
+  def num_multiplied(self) -> int:
+    """Weights that a token is multiplied with, the output layer's too."""
+    c = self.config
+    heads = 2 * (c.num_heads + c.num_kv_heads) * c.head_dim
+    layer = c.width * (heads + 3 * c.mlp_width)
+    return c.num_layers * layer + c.width * c.vocab_size
+
+  def flops(self, first: int, end: int) -> float:
+    """Of a row's tokens at the positions from `first` to `end`."""
+    c = self.config
+    num = end - first
+    # Each token meets itself and all before it, in two products.
+    pairs = num * (first + end + 1) / 2
+    attention = 4 * c.num_layers * c.num_heads * c.head_dim * pairs
+    return 2 * num * self.num_multiplied + attention
+
+  def read_bytes(self) -> float:
+    """Of one pass over prompts."""
+    return float(self.num_multiplied * self.item_bytes)
+
+  def step_bytes(self, places: int, slots: int) -> float:
+    """Of one decode step."""
+    c = self.config
+    cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * places * slots
+    return self.read_bytes() + float(cache * self.item_bytes)
+
+
+def shown(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
+  """Tokens a second and, of known devices, shares of their peaks."""
+  text = f'{work.tokens / seconds:,.0f} tokens/s'
+  peak = PEAKS.get(devices[0].device_kind)
+  if peak is None:
+    return text
+  flops, memory = (len(devices) * x * seconds for x in peak)
+  return (
+    f'{text}, {work.flops / flops:.0%} of peak FLOP/s, '
+    f'{work.bytes / memory:.0%} of bandwidth'
+  )

@@ -1,0 +1,372 @@
+"""Times edsft_jax.scoring against transformers' generate, side by side.
+
+  pip install -e '.[bench]'
+  python scripts/benchmark_scoring.py --model HF_DIR --prompts FILE.jsonl
+
+Both run the same weights on the same ids in one process. Every contestant of a
+case runs once to warm up, then they take turns, and the median of three calls
+counts. Ours computes what a row of scores.parquet holds: entropies, margins
+and confidences of continuation and prompt, and features. transformers'
+contestant computes entropies and margins of the continuation, batches in the
+pool's order; the batch size is the fastest of those given.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+import gzip
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+from contest import Contestant, compete, show
+from flax import nnx
+import jax
+import numpy as np
+
+from edsft_jax import models
+from edsft_jax.mesh import make_mesh
+from edsft_jax.scoring import batching, statistics
+from edsft_jax.scoring.batching import Shapes
+from edsft_jax.scoring.scorer import Scorer
+
+GROUPS = ('generate', 'stop', 'features', 'pool')
+FIELDS = (
+  'case',
+  'contestant',
+  'seconds',
+  'ratio',
+  'cpu_seconds',
+  'tokens',
+  'tokens_per_second',
+)
+NUM_NEW = 64
+# 58 million parameters, half of them in the vocabulary, as small models have.
+CONFIG = {
+  'model_type': 'llama',
+  'architectures': ['LlamaForCausalLM'],
+  'vocab_size': 32_000,
+  'hidden_size': 512,
+  'intermediate_size': 1376,
+  'num_hidden_layers': 8,
+  'num_attention_heads': 8,
+  'num_key_value_heads': 8,
+  'max_position_embeddings': 512,
+  'rms_norm_eps': 1e-5,
+  'rope_theta': 10_000.0,
+  'tie_word_embeddings': False,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+  'torch_dtype': 'float32',
+}
+
+
+class Ours:
+  """This library, on all devices there are."""
+
+  def __init__(self, path: pathlib.Path, tokens: list[np.ndarray]):
+    self._mesh = make_mesh()
+    self._decoder = models.load_decoder(path, 'float32', self._mesh)
+    self._tokens = tokens
+    self._shapes = Shapes.of([len(ids) for ids in tokens])
+
+  def generate(self, end_ids: Sequence[int]) -> Contestant:
+    """Everything that a row of scores.parquet holds; counts new tokens."""
+    scorer = self._scorer(end_ids)
+    everything = np.ones(len(self._tokens), bool)
+    return lambda: sum(map(len, scorer(self._tokens, everything).tokens))
+
+  def features(self) -> Contestant:
+    """Features and scores of the prompts; counts their tokens."""
+    scorer = self._scorer(())
+    nothing = np.zeros(len(self._tokens), bool)
+
+    def run() -> int:
+      scorer(self._tokens, nothing)
+      return sum(map(len, self._tokens))
+
+    return run
+
+  def _scorer(self, end_ids: Sequence[int]) -> Scorer:
+    return Scorer(
+      self._decoder,
+      self._mesh,
+      self._shapes,
+      end_ids=end_ids,
+      max_new_tokens=NUM_NEW,
+      batch_tokens=16384,
+      most_rows=len(self._tokens),
+    )
+
+
+class Waiting:
+  """This library's model in batches that wait for their last row."""
+
+  def __init__(self, path: pathlib.Path, tokens: list[np.ndarray]):
+    mesh = make_mesh()
+    decoder = models.load_decoder(path, 'float32', mesh)
+    self._graph, self._weights = nnx.split(decoder)
+    self._tokens = tokens
+    shapes = Shapes.of([len(ids) for ids in tokens])
+    rows = batching.Rows(16384, NUM_NEW, 1, len(tokens))
+    lengths = [len(ids) for ids in tokens]
+    self._chunks = batching.chunks(
+      lengths, range(len(tokens)), shapes, rows.to_decode
+    )
+
+  def generate(self, end_ids: Sequence[int]) -> Contestant:
+    """Continuations and their statistics; counts new tokens."""
+
+    @jax.jit
+    def run_batch(weights, tokens, mask):
+      return models.generate(
+        nnx.merge(self._graph, weights),
+        tokens,
+        mask,
+        max_new_tokens=NUM_NEW,
+        end_ids=tuple(end_ids),
+        observe=statistics.token_statistics,
+      )
+
+    def run() -> int:
+      total = 0
+      for chunk in self._chunks:
+        rows = [self._tokens[i] for i in chunk.indices]
+        batch = models.pad_left(rows, chunk.length, chunk.num_rows)
+        total += int(run_batch(self._weights, *batch).num_tokens_B.sum())
+      return total
+
+    return run
+
+
+class Transformers:
+  """transformers in torch, batches in the order of the pool."""
+
+  def __init__(
+    self, path: pathlib.Path, tokens: list[np.ndarray], batch_size: int
+  ):
+    import torch
+    import transformers
+
+    self._torch = torch
+    self._model = transformers.AutoModelForCausalLM.from_pretrained(
+      path, dtype=torch.float32
+    ).eval()
+    self._tokens = tokens
+    self._batch_size = batch_size
+
+  def generate(self, end_ids: Sequence[int]) -> Contestant:
+    """Greedy continuations with entropy and margin of each step."""
+    torch = self._torch
+
+    def run() -> int:
+      total = 0
+      for ids, mask in self._batches():
+        out = self._model.generate(
+          input_ids=ids,
+          attention_mask=mask,
+          do_sample=False,
+          max_new_tokens=NUM_NEW,
+          eos_token_id=list(end_ids) or None,
+          pad_token_id=0,
+          output_scores=True,
+          return_dict_in_generate=True,
+        )
+        for logits in out.scores:
+          log_prob = torch.log_softmax(logits.float(), -1)
+          prob = log_prob.exp()
+          top = prob.topk(2).values
+          _ = top[:, 0] - top[:, 1], -(prob * log_prob).sum(-1)
+        new = out.sequences[:, ids.shape[1] :]
+        ended = torch.isin(new, torch.tensor(list(end_ids) or [-1]))
+        before = ended.cumsum(1) - ended.int()
+        total += int((before == 0).sum())
+      return total
+
+    return torch.inference_mode()(run)
+
+  def features(self) -> Contestant:
+    """Hidden states after the final norm, averaged over the tokens."""
+
+    def run() -> int:
+      for ids, mask in self._batches():
+        hidden = self._model.model(
+          input_ids=ids, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        _ = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+      return sum(map(len, self._tokens))
+
+    return self._torch.inference_mode()(run)
+
+  def _batches(self) -> Iterator[tuple]:
+    for start in range(0, len(self._tokens), self._batch_size):
+      part = self._tokens[start : start + self._batch_size]
+      ids, mask = models.pad_left(part, max(map(len, part)))
+      yield (
+        self._torch.from_numpy(ids).long(),
+        self._torch.from_numpy(mask).long(),
+      )
+
+
+def contest(
+  case: str,
+  path: pathlib.Path,
+  tokens: list[np.ndarray],
+  batch_sizes: Sequence[int],
+  of: Callable[[Ours | Waiting | Transformers], Contestant],
+  repeats: int,
+  *others: Callable[..., Waiting],
+) -> Iterator[dict[str, str]]:
+  """Ours against others, and the fastest batch size of transformers."""
+  peers = {
+    f'transformers, batches of {size}': of(Transformers(path, tokens, size))
+    for size in batch_sizes
+    if size <= len(tokens)
+  }
+  if len(peers) > 1:
+    tried = compete(case, peers, 1)
+    fastest = min(tried, key=lambda m: m.seconds).contestant
+    peers = {fastest: peers[fastest]}
+  contestants = {'ours': of(Ours(path, tokens))}
+  for other in others:
+    contestants[f'ours, {other.__name__.lower()}'] = of(other(path, tokens))
+  contestants |= peers
+  for m in compete(case, contestants, repeats):
+    yield {
+      'case': m.case,
+      'contestant': m.contestant,
+      'seconds': f'{m.seconds:.2f}',
+      'ratio': f'{m.ratio:.2f}',
+      'cpu_seconds': f'{m.cpu_seconds:.2f}',
+      'tokens': f'{m.result:,.0f}',
+      'tokens_per_second': f'{m.result / m.seconds:,.0f}',
+    }
+
+
+def read_prompts(path: pathlib.Path) -> list[str]:
+  """The column "prompt" of a jsonl file, gzipped or not."""
+  with (gzip.open if path.suffix == '.gz' else open)(path, 'rt') as file:
+    return [json.loads(line)['prompt'] for line in file]
+
+
+def encode(path: pathlib.Path, prompts: Sequence[str]) -> list[np.ndarray]:
+  """Ids of prompts, cut to leave room for the continuation."""
+  prompt_format = models.load_prompt_format(path, 'auto', '\n', 'end')
+  limit = models.read_config(path).context - NUM_NEW
+  return [
+    np.array(prompt_format.encode_prompt(p, limit, False)[0], np.int32)
+    for p in prompts
+  ]
+
+
+def random_model(folder: pathlib.Path) -> None:
+  """Writes a freshly drawn model of 58 million parameters."""
+  (folder / 'config.json').write_text(json.dumps(CONFIG))
+  decoder = models.Decoder(models.read_config(folder), rngs=nnx.Rngs(0))
+  models.save_decoder(decoder, folder, source=folder)
+
+
+def random_tokens() -> list[np.ndarray]:
+  """64 prompts of 20 to 200 tokens."""
+  rng = np.random.default_rng(0)
+  return [
+    rng.integers(3, 32_000, size).astype(np.int32)
+    for size in rng.integers(20, 201, 64)
+  ]
+
+
+def pool_case(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
+  """Scores a whole file by the command line, in a process of its own."""
+  with tempfile.TemporaryDirectory() as folder:
+    start = time.perf_counter()
+    out = subprocess.run(
+      [
+        *(sys.executable, '-m', 'edsft_jax.main', 'pool', 'score'),
+        f'--workdir={folder}/study',
+        f'--config.pool.path={prompts}',
+        f'--config.model.path={model}',
+        '--config.pool.heldout_fraction=0.0',
+      ],
+      env=os.environ | {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+    ).stdout
+    seconds = time.perf_counter() - start
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  programs = re.search(r'(\d+) programs? compiled', out)[1]
+  counts = re.search(r'([\d,]+) tokens read, ([\d,]+) generated', out)
+  tokens = sum(int(x.replace(',', '')) for x in counts.groups())
+  return {
+    'case': f'the whole of {prompts.name}, compilation included',
+    'contestant': f'ours: {programs} programs, '
+    f'peak {used.ru_maxrss / 2**20:.2f} GiB',
+    'seconds': f'{seconds:.1f}',
+    'ratio': '',
+    'cpu_seconds': f'{used.ru_utime + used.ru_stime:.1f}',
+    'tokens': f'{tokens:,}',
+    'tokens_per_second': f'{tokens / seconds:,.0f}',
+  }
+
+
+def cases(
+  groups: Sequence[str], arguments: argparse.Namespace
+) -> Iterator[dict[str, str]]:
+  """Rows of the groups asked for."""
+  repeats = arguments.repeats
+  if {'generate', 'features'} & {*groups}:
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder)
+      random_model(path)
+      tokens = random_tokens()
+      size = 'random 58M, 64 prompts of 20-200 tokens'
+      if 'generate' in groups:
+        case = f'{size}, {NUM_NEW} new'
+        generate = lambda side: side.generate(())
+        yield from contest(case, path, tokens, [16, 32, 64], generate, repeats)
+      if 'features' in groups:
+        case = f'{size}, features'
+        features = lambda side: side.features()
+        yield from contest(case, path, tokens, [8, 16, 64], features, repeats)
+  if not (arguments.model and arguments.prompts):
+    return
+  model, prompts = arguments.model, arguments.prompts
+  if 'stop' in groups:
+    tokens = encode(model, read_prompts(prompts)[:256])
+    stop = [*models.end_ids(model), arguments.stop_token_id]
+    until = lambda side: side.generate(stop)
+    case = f'{model.name}, 256 prompts of {prompts.name}, {NUM_NEW} new or stop'
+    sizes = [32, 64, 128]
+    yield from contest(case, model, tokens, sizes, until, repeats, Waiting)
+  if 'pool' in groups:
+    yield pool_case(model, prompts)
+
+
+def main() -> None:
+  """Runs the groups asked for, prints a table and writes it."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('groups', nargs='*', help=f'of {", ".join(GROUPS)}')
+  parser.add_argument('--model', type=pathlib.Path, help='for stop and pool')
+  parser.add_argument('--prompts', type=pathlib.Path, help='for stop and pool')
+  parser.add_argument('--stop_token_id', type=int, default=4010)
+  parser.add_argument('--repeats', type=int, default=3)
+  parser.add_argument(
+    '--csv', default='', help='file to write; none by default'
+  )
+  arguments = parser.parse_args()
+  groups = arguments.groups or GROUPS
+  if unknown := set(groups) - set(GROUPS):
+    parser.error(
+      f'unknown: {", ".join(unknown)}; there are {", ".join(GROUPS)}'
+    )
+  print(f'jax on {jax.devices()}', file=sys.stderr)
+  show(FIELDS, cases(groups, arguments), arguments.csv)
+
+
+if __name__ == '__main__':
+  main()

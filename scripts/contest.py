@@ -1,0 +1,74 @@
+"""Contestants that take turns, and the table of what they needed."""
+
+from collections.abc import Callable, Iterable, Sequence
+import csv
+import dataclasses
+import statistics
+import time
+
+Contestant = Callable[[], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  """What one contestant needed in one case.
+
+  Attributes:
+    case: what was done.
+    contestant: by whom.
+    seconds: median wall time.
+    ratio: that over the first contestant's.
+    cpu_seconds: median, over all threads.
+    result: what the contestant returned.
+  """
+
+  case: str
+  contestant: str
+  seconds: float
+  ratio: float
+  cpu_seconds: float
+  result: float
+
+
+def compete(
+  case: str, contestants: dict[str, Contestant], repeats: int
+) -> list[Measurement]:
+  """Warms all up, then lets them take turns: noise hits all alike."""
+  result = {name: run() for name, run in contestants.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in contestants}
+  cpu_seconds: dict[str, list[float]] = {name: [] for name in contestants}
+  for _ in range(repeats):
+    for name, run in contestants.items():
+      start, cpu_start = time.perf_counter(), time.process_time()
+      run()
+      seconds[name].append(time.perf_counter() - start)
+      cpu_seconds[name].append(time.process_time() - cpu_start)
+  median = {name: statistics.median(s) for name, s in seconds.items()}
+  reference = next(iter(median.values()))
+  return [
+    Measurement(
+      case,
+      name,
+      median[name],
+      median[name] / reference,
+      statistics.median(cpu_seconds[name]),
+      result[name],
+    )
+    for name in contestants
+  ]
+
+
+def show(
+  fields: Sequence[str], rows: Iterable[dict[str, str]], path: str
+) -> None:
+  """Prints rows as they come, and writes them to a csv file if one is named."""
+  seen = []
+  print(' | '.join(fields), flush=True)
+  for row in rows:
+    seen.append(row)
+    print(' | '.join(row[field] for field in fields), flush=True)
+  if path:
+    with open(path, 'w', newline='') as file:
+      writer = csv.DictWriter(file, fields)
+      writer.writeheader()
+      writer.writerows(seen)
