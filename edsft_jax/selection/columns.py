@@ -5,6 +5,7 @@ tiles whatever their number. Columns are kept while they fit, so that a
 candidate looked at again costs a pass over memory and not a matrix product.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 import functools
 
@@ -25,6 +26,8 @@ _MOST_KEPT = 2048
 _COVERED = 2.0
 # Pairs of tiles computed in one go when each serves both of its sides.
 _PAIRS = 16
+# Runs of them at the same time: one keeps no two cores busy.
+_LANES = 2
 
 
 class Columns:
@@ -209,38 +212,36 @@ class Columns:
     pairs = np.stack([first, second], axis=1).astype(np.int32)
     pairs = np.concatenate([pairs, np.zeros((-count % size, 2), np.int32)])
 
-    def compute(start: int, gain_KxTxR: jax.Array):
+    with jax.enable_x64(True):
+      shape = (len(coverages), *self._norm_TxR.shape)
+      lanes = [jnp.zeros(shape, jnp.float64) for _ in range(_LANES)]
+
+    def compute(start: int, lane: int) -> jax.Array | None:
       with jax.enable_x64(True):
-        return _symmetric_gains(
+        lanes[lane], s_PxRxR = _symmetric_gains(
           self._point_TxRxD,
           self._norm_TxR,
           self._self_TxR,
           tuple(coverages),
           self._weight_TxR,
-          gain_KxTxR,
+          lanes[lane],
           pairs[start : start + size],
           np.int32(count - start),
           formula=self._formula,
           keep=cut is not None,
         )
+      return s_PxRxR
 
-    with jax.enable_x64(True):
-      gain_KxTxR = jnp.zeros(
-        (len(coverages), *self._norm_TxR.shape), jnp.float64
-      )
-    gain_KxTxR, ahead_PxRxR = compute(0, gain_KxTxR)
-    for start in range(0, count, size):
-      s_PxRxR = ahead_PxRxR
-      # The next are computed while the last are cut.
-      if start + size < count:
-        gain_KxTxR, ahead_PxRxR = compute(start + size, gain_KxTxR)
-      if cut is not None:
-        s_PxRxR = np.asarray(s_PxRxR)
-        for (a, b), s_RxR in zip(pairs[start:count], s_PxRxR, strict=False):
-          if not cut(int(a), int(b), s_RxR):
-            cut = None
-            break
-    return np.asarray(gain_KxTxR).reshape(len(coverages), -1)
+    # Each lane's are computed while those of another are cut.
+    ahead = collections.deque()
+    for number, start in enumerate(range(0, count, size)):
+      if len(ahead) == _LANES:
+        cut = _cut_pairs(*ahead.popleft(), cut)
+      ahead.append((pairs[start:count], compute(start, number % _LANES)))
+    while ahead:
+      cut = _cut_pairs(*ahead.popleft(), cut)
+    # Sums are exact: no order of them is better.
+    return sum(map(np.asarray, lanes)).reshape(len(coverages), -1)
 
   def _slots_of(self, row_C: np.ndarray) -> np.ndarray:
     """Returns where columns are kept, computing those that are not."""
@@ -267,6 +268,18 @@ class Columns:
     ]
     self._next_slot = end % self._num_slots
     return self._slot_U[row_C]
+
+
+def _cut_pairs(
+  pair_Px2: np.ndarray, s_PxRxR: jax.Array | None, cut: Callable | None
+) -> Callable | None:
+  """Calls `cut` with each pair; returns it, or None if it wants no more."""
+  if cut is None:
+    return None
+  for (a, b), s_RxR in zip(pair_Px2, np.asarray(s_PxRxR), strict=False):
+    if not cut(int(a), int(b), s_RxR):
+      return None
+  return cut
 
 
 @functools.partial(jax.jit, static_argnames=('formula', 'mesh'))

@@ -25,15 +25,16 @@ _ENTRY_BYTES = 10
 # Short lists pay when one entry in so many is left, or when they are small.
 _SPARSE = 4
 _SMALL = 2**18
-# Picks guessed at most before the first pass over all pairs; another one pays
-# while it leaves fewer entries by this part of all.
+# Picks guessed at most before the first pass over all pairs. Another one pays
+# where more than a few of all entries are left, and the last one left fewer.
 _MOST_GUESSED = 16
+_FEW = 0.1
 _WORTH_A_GUESS = 0.02
 # How many picks before which all gains are refreshed: later few fall.
 _REFRESHED = (0, 1, 2, 4)
 # Rows to guess from, and one in so many candidates looked at closely.
 _MOST_SAMPLED = 512
-_PROMISING = 64
+_PROMISING = 128
 
 
 def facility_location(
@@ -235,6 +236,8 @@ def _greedy(
     if ahead.lists is not None:
       if len(order.candidates) == len(ahead.guess):
         columns.forget()
+        if not order.candidates:
+          bound_C = ahead.gain_C[0]
         return _finish(problem, budget, ahead.lists, bound_C, order)
     else:
       alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
@@ -329,7 +332,8 @@ def _look_ahead(
     before = alive
     alive = np.count_nonzero(s_SxU > current_S[:, None]) / len(row_S)
     fits = _lists_pay(alive, problem, memory_limit)
-    more = before - alive > _WORTH_A_GUESS * len(problem.point_UxD)
+    rows = len(problem.point_UxD)
+    more = alive > _FEW * rows and before - alive > _WORTH_A_GUESS * rows
     if len(guess) == most or (fits and not more):
       break
     gain_U = _weighted_gains(s_SxU, current_S, problem.weight_U[row_S])
@@ -342,7 +346,7 @@ def _look_ahead(
     lists = short_lists.ShortLists(
       columns.current(), problem.weight_U, len(problem.row_C)
     )
-  refreshed = [k for k in _REFRESHED if k < len(guess)]
+  refreshed = [k for k in _REFRESHED if k < max(len(guess), 1)]
   lists, gain_KxC = _pass(
     problem, columns, [coverages[k] for k in refreshed], lists, memory_limit
   )

@@ -37,6 +37,11 @@ class ShortLists:
     self._places: list[tuple[int, int, int]] = [(0, 0, 0)] * num_candidates
     self.num_entries = 0
 
+  @property
+  def unweighted(self) -> bool:
+    """Whether every row is worth 1."""
+    return self._weight_U is None
+
   def append(self, candidates: np.ndarray, s_CxU: np.ndarray) -> None:
     """Adds candidates, given their similarities to all rows."""
     size = s_CxU.shape[1]
@@ -145,6 +150,8 @@ class RowLists:
   ):
     """Takes the lists one after the other, and where each starts."""
     self._start_U = start_U
+    self._count_U = np.diff(start_U)
+    self._numbers = np.arange(len(value), dtype=start_U.dtype)
     self._candidate = candidate
     self._value = value
     self._weight_U = weight_U
@@ -159,16 +166,21 @@ class RowLists:
       before: how well each was covered.
       after: and how well now.
     """
-    count = self._start_U[row + 1] - self._start_U[row]
+    # Methods, and not the functions of numpy: there are few entries.
+    count = self._count_U[row]
     first = self._start_U[row] - (count.cumsum() - count)
-    entry = np.repeat(first, count)
-    entry += np.arange(len(entry))
+    entry = first.repeat(count)
+    entry += self._numbers[: len(entry)]
     value = self._value[entry]
     # Differences are rounded as those that were added up.
-    loss = np.maximum(value - np.repeat(before, count), 0.0).astype(np.float64)
-    loss -= np.maximum(value - np.repeat(after, count), 0.0)
+    loss = value - before.repeat(count)
+    np.maximum(loss, 0.0, out=loss)
+    value -= after.repeat(count)
+    np.maximum(value, 0.0, out=value)
+    loss = loss.astype(np.float64)
+    loss -= value
     if self._weight_U is not None:
-      loss *= np.repeat(self._weight_U[row], count)
+      loss *= self._weight_U[row].repeat(count)
     return self._candidate[entry], loss
 
 
@@ -322,10 +334,12 @@ class _FreshGains:
   def best(self) -> tuple[int, float]:
     """Returns the best candidate and its gain; -inf when there is none."""
     while True:
-      candidate = int(np.argmax(self._gain_C))
-      noted = self._gain_C[candidate]
+      candidate = int(self._gain_C.argmax())
+      noted = float(self._gain_C[candidate])
       if noted == -np.inf:
         return -1, noted
+      if self._lists.unweighted:
+        return candidate, noted
       # Weights that are no whole numbers leave rounding behind.
       gain = self._lists.gain(candidate)
       if gain == noted:

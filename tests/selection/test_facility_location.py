@@ -149,6 +149,24 @@ def test_memory_limit_changes_nothing(memory_limit):
   np.testing.assert_array_equal(result.gains, expected.gains)
 
 
+@pytest.mark.parametrize('lists', [True, False])
+def test_block_sizes_change_nothing(lists, monkeypatch):
+  features, budget = clustered(1200), 150 if lists else 12
+  expected = selection.facility_location(features, budget)
+  if not lists:
+    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
+  for name, size in (
+    ('BATCH', 32),
+    ('PANEL', 96),
+    ('_PAIRS', 2),
+    ('_LANES', 1),
+  ):
+    monkeypatch.setattr(columns, name, size)
+  result = selection.facility_location(features, budget)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+  np.testing.assert_array_equal(result.gains, expected.gains)
+
+
 def test_lists_that_outgrow_the_limit_are_given_up(monkeypatch):
   features = np.concatenate([[[99.0] * 6], clustered(1200)])
   similarity = selection.Rbf(gamma=0.02)

@@ -74,6 +74,20 @@ def test_scaling_by_a_power_of_two_scales_the_gains(scale):
   np.testing.assert_array_equal(result.gains, expected.gains * scale)
 
 
+@hypothesis.settings(max_examples=5, deadline=None)
+@hypothesis.given(st.randoms(use_true_random=False))
+def test_permuted_rows_are_picked_alike(random):
+  features = pool(300)
+  order = list(range(1, 300))
+  random.shuffle(order)
+  order = np.array([0, *order])
+  expected = selection.k_center(features, 100)
+  result = selection.k_center(features[order], 100)
+  np.testing.assert_array_equal(order[result.indices], expected.indices)
+  np.testing.assert_allclose(result.gains, expected.gains, rtol=1e-9)
+  assert result.objective == pytest.approx(expected.objective, rel=1e-9)
+
+
 def test_prefixes_and_topping_up():
   whole = selection.k_center(pool(900), 500)
   for budget in (0, 1, 2, 255, 300):
