@@ -62,6 +62,10 @@ def get_config() -> ml_collections.ConfigDict:
   # False: read the prompts alone. Then there are features and prompt_* scores,
   # and of a continuation only what the next option asks for.
   c.scoring.generate = True
+  # The same scores over the prompt's own tokens (prompt_*); they take a product
+  # with the whole vocabulary for each, half of the time of reading a prompt in
+  # a small model.
+  c.scoring.prompt_scores = True
   # Take a task's confidence from this many of its prompts, drawn at random;
   # 0: from all.
   c.scoring.confidence_prompts_per_task = 0

@@ -6,9 +6,10 @@
 Both run the same weights on the same ids in one process. Every contestant of a
 case runs once to warm up, then they take turns, and the median of three calls
 counts. Ours computes what a row of scores.parquet holds: entropies, margins
-and confidences of continuation and prompt, and features. transformers'
-contestant computes entropies and margins of the continuation, batches in the
-pool's order; the batch size is the fastest of those given.
+and confidences of the continuation, features and, unless it says without, the
+scores of the prompt's own tokens. transformers' contestant computes entropies
+and margins of the continuation, or features, in batches in the pool's order;
+its batch size is the fastest of some.
 """
 
 import argparse
@@ -69,11 +70,12 @@ CONFIG = {
 class Ours:
   """This library, on all devices there are."""
 
-  def __init__(self, path: pathlib.Path, tokens: list[np.ndarray]):
-    self._mesh = make_mesh()
-    self._decoder = models.load_decoder(path, 'float32', self._mesh)
+  prompt_scores = True
+
+  def __init__(self, decoder: models.Decoder, tokens: list[np.ndarray]):
+    self._decoder = decoder
     self._tokens = tokens
-    self._shapes = Shapes.of([len(ids) for ids in tokens])
+    self._shapes = shapes_of(tokens)
 
   def generate(self, end_ids: Sequence[int]) -> Contestant:
     """Everything that a row of scores.parquet holds; counts new tokens."""
@@ -95,24 +97,29 @@ class Ours:
   def _scorer(self, end_ids: Sequence[int]) -> Scorer:
     return Scorer(
       self._decoder,
-      self._mesh,
+      make_mesh(),
       self._shapes,
       end_ids=end_ids,
       max_new_tokens=NUM_NEW,
       batch_tokens=16384,
       most_rows=len(self._tokens),
+      prompt_scores=self.prompt_scores,
     )
+
+
+class OursUnscored(Ours):
+  """Without scores of the prompts, which the peer does not give either."""
+
+  prompt_scores = False
 
 
 class Waiting:
   """This library's model in batches that wait for their last row."""
 
-  def __init__(self, path: pathlib.Path, tokens: list[np.ndarray]):
-    mesh = make_mesh()
-    decoder = models.load_decoder(path, 'float32', mesh)
+  def __init__(self, decoder: models.Decoder, tokens: list[np.ndarray]):
     self._graph, self._weights = nnx.split(decoder)
     self._tokens = tokens
-    shapes = Shapes.of([len(ids) for ids in tokens])
+    shapes = shapes_of(tokens)
     rows = batching.Rows(16384, NUM_NEW, 1, len(tokens))
     lengths = [len(ids) for ids in tokens]
     self._chunks = batching.chunks(
@@ -213,16 +220,29 @@ class Transformers:
       )
 
 
+OURS = {'ours, without prompt scores': OursUnscored, 'ours, everything': Ours}
+
+
+def shapes_of(tokens: list[np.ndarray]) -> Shapes:
+  """The shapes of a pool that goes on like this for long.
+
+  For a pool of a few prompts fewer programs would be compiled, which warm
+  calls do not pay for.
+  """
+  return Shapes.of([len(ids) for ids in tokens] * 100)
+
+
 def contest(
   case: str,
   path: pathlib.Path,
+  decoder: models.Decoder,
   tokens: list[np.ndarray],
   batch_sizes: Sequence[int],
   of: Callable[[Ours | Waiting | Transformers], Contestant],
   repeats: int,
-  *others: Callable[..., Waiting],
+  sides: dict[str, Callable[..., Ours | Waiting]],
 ) -> Iterator[dict[str, str]]:
-  """Ours against others, and the fastest batch size of transformers."""
+  """Ways of ours, and the fastest batch size of transformers."""
   peers = {
     f'transformers, batches of {size}': of(Transformers(path, tokens, size))
     for size in batch_sizes
@@ -232,10 +252,9 @@ def contest(
     tried = compete(case, peers, 1)
     fastest = min(tried, key=lambda m: m.seconds).contestant
     peers = {fastest: peers[fastest]}
-  contestants = {'ours': of(Ours(path, tokens))}
-  for other in others:
-    contestants[f'ours, {other.__name__.lower()}'] = of(other(path, tokens))
-  contestants |= peers
+  contestants = {
+    name: of(side(decoder, tokens)) for name, side in sides.items()
+  } | peers
   for m in compete(case, contestants, repeats):
     yield {
       'case': m.case,
@@ -264,11 +283,13 @@ def encode(path: pathlib.Path, prompts: Sequence[str]) -> list[np.ndarray]:
   ]
 
 
-def random_model(folder: pathlib.Path) -> None:
-  """Writes a freshly drawn model of 58 million parameters."""
+def random_model(folder: pathlib.Path) -> models.Decoder:
+  """Draws a model of 58 million parameters and writes it for the peer."""
   (folder / 'config.json').write_text(json.dumps(CONFIG))
   decoder = models.Decoder(models.read_config(folder), rngs=nnx.Rngs(0))
   models.save_decoder(decoder, folder, source=folder)
+  models.shard_decoder(decoder, make_mesh())
+  return decoder
 
 
 def random_tokens() -> list[np.ndarray]:
@@ -322,17 +343,16 @@ def cases(
   if {'generate', 'features'} & {*groups}:
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder)
-      random_model(path)
-      tokens = random_tokens()
+      inputs = (path, random_model(path), random_tokens())
       size = 'random 58M, 64 prompts of 20-200 tokens'
       if 'generate' in groups:
         case = f'{size}, {NUM_NEW} new'
         generate = lambda side: side.generate(())
-        yield from contest(case, path, tokens, [16, 32, 64], generate, repeats)
+        yield from contest(case, *inputs, [16, 32, 64], generate, repeats, OURS)
       if 'features' in groups:
         case = f'{size}, features'
         features = lambda side: side.features()
-        yield from contest(case, path, tokens, [8, 16, 64], features, repeats)
+        yield from contest(case, *inputs, [8, 16, 64], features, repeats, OURS)
   if not (arguments.model and arguments.prompts):
     return
   model, prompts = arguments.model, arguments.prompts
@@ -341,8 +361,11 @@ def cases(
     stop = [*models.end_ids(model), arguments.stop_token_id]
     until = lambda side: side.generate(stop)
     case = f'{model.name}, 256 prompts of {prompts.name}, {NUM_NEW} new or stop'
-    sizes = [32, 64, 128]
-    yield from contest(case, model, tokens, sizes, until, repeats, Waiting)
+    decoder = models.load_decoder(model, 'float32', make_mesh())
+    sides = OURS | {'ours, batches wait for their last row': Waiting}
+    yield from contest(
+      case, model, decoder, tokens, [32, 64, 128], until, repeats, sides
+    )
   if 'pool' in groups:
     yield pool_case(model, prompts)
 

@@ -422,7 +422,9 @@ def test_a_tasks_confidence_may_come_from_a_sample(workdir, absent):
 
   values[2] = absent
   _change_scores(workdir, mean_confidence=values)
-  with pytest.raises(errors.InputError, match=r"task 't2': score with scoring\.generate"):
+  with pytest.raises(
+    errors.InputError, match=r"task 't2': score with scoring\.generate"
+  ):
     strategies.check(_config('weighted_task_diversity'), workdir, frozenset())
 
 

@@ -32,7 +32,8 @@ class Scores:
 
   Attributes:
     features: float32 [n, D].
-    prompt_scores: of the prompt's own tokens, float32 [n] by name.
+    prompt_scores: of the prompt's own tokens, float32 [n] by name; none if
+      they were not asked for.
     generated: bool [n], the prompts that were continued.
     scores: of the continuation, float32 [n] by name; NaN where there is none.
     near_ties: int32 [n], steps whose two best logits were nearly the same.
@@ -64,6 +65,7 @@ class Scorer:
     max_new_tokens: int,
     batch_tokens: int,
     most_rows: int,
+    prompt_scores: bool = True,
     length_normalized: bool = False,
     pooling: str = 'mean',
     layer: int = -1,
@@ -78,6 +80,7 @@ class Scorer:
       max_new_tokens: of a continuation, the end token included.
       batch_tokens: prompt and new tokens of the rows that run at once.
       most_rows: prompts that a call gets at most.
+      prompt_scores: score the prompts' own tokens too.
       length_normalized: divide least_confidence by the number of steps.
       pooling: of the features, see `pool_features`.
       layer: of the features, see Decoder.__call__.
@@ -96,6 +99,7 @@ class Scorer:
       models.Generator(
         max_new_tokens, tuple(end_ids), statistics.token_statistics, layer
       ),
+      prompt_scores,
       length_normalized,
       pooling,
     )
@@ -293,6 +297,7 @@ class _Model:
   graph: nnx.GraphDef
   mesh: jax.sharding.Mesh
   generator: models.Generator
+  prompt_scores: bool
   length_normalized: bool
   pooling: str
 
@@ -357,11 +362,13 @@ class _Model:
     tokens_BxL: jax.Array,
     mask_BxL: jax.Array,
   ) -> dict[str, Any]:
-    scores = statistics.sequence_scores(
-      _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL),
-      mask_BxL[:, :-1] & mask_BxL[:, 1:],
-      self.length_normalized,
-    )
+    scores = {}
+    if self.prompt_scores:
+      scores = statistics.sequence_scores(
+        _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL),
+        mask_BxL[:, :-1] & mask_BxL[:, 1:],
+        self.length_normalized,
+      )
     features = pool_features(output.features_BxLxD, mask_BxL, self.pooling)
     return self._everywhere({'scores': scores, 'features': features})
 

@@ -310,6 +310,16 @@ def test_long_prompts_are_truncated_and_flagged(workdir):
   np.testing.assert_allclose(features[1], features[2], atol=1e-6)
 
 
+def test_without_scores_of_prompts_the_rest_is_the_same(workdir, scored):
+  config = _config()
+  config.scoring.prompt_scores = False
+  scoring.run(config, workdir)
+  table, whole = pq.read_table(workdir.scores), pq.read_table(scored.scores)
+  names = [n for n in whole.column_names if not n.startswith('prompt_')]
+  assert table.column_names == names
+  assert table['generation'].equals(whole['generation'])
+
+
 def test_without_generation_there_are_features_and_prompt_scores(
   workdir, scored
 ):
