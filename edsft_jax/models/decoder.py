@@ -47,7 +47,7 @@ class Cache:
   """Keys and values of the tokens so far.
 
   Attributes:
-    keys: one [B, K, S, A] array a layer.
+    keys: one [B, K, A, S] array a layer.
     values: one [B, K, S, A] array a layer.
     position_BxS: the position in its row of the token that a slot holds; -1
       for padding and for slots that hold none. Order among slots means
@@ -173,10 +173,10 @@ class Decoder(nnx.Module):
         before = (cache.keys[number], cache.values[number])
       is_full = number in self.config.full_layers
       visible_BxLxS = all_BxLxS if is_full else window_BxLxS
-      x_BxLxD, k_BxKxSxA, v_BxKxSxA = block(
+      x_BxLxD, k_BxKxAxS, v_BxKxSxA = block(
         x_BxLxD, rotation, visible_BxLxS, before, index
       )
-      keys.append(k_BxKxSxA)
+      keys.append(k_BxKxAxS)
       values.append(v_BxKxSxA)
       if number + 1 == layer:
         features_BxLxD = x_BxLxD
@@ -205,15 +205,17 @@ class Decoder(nnx.Module):
   def init_cache(self, batch: int, slots: int) -> Cache:
     """An empty cache for `batch` rows of at most `slots` tokens, padding too.
 
-    Keys and values lie [batch, heads, slots, head_dim], one array a layer:
-    a decode step then reads each head's slots in one piece.
+    One array a layer for keys and one for values. The slots of a key's
+    dimension lie side by side, and the dimensions of a value: either product
+    of a decode step then runs through memory in its own order.
     """
     config = self.config
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
-    zeros = tuple(jnp.zeros(shape, self.dtype) for _ in self.layers)
+    rows = (batch, config.num_kv_heads)
+    key_shape = (*rows, config.head_dim, slots)
+    value_shape = (*rows, slots, config.head_dim)
     return Cache(
-      keys=zeros,
-      values=zeros,
+      keys=tuple(jnp.zeros(key_shape, self.dtype) for _ in self.layers),
+      values=tuple(jnp.zeros(value_shape, self.dtype) for _ in self.layers),
       position_BxS=jnp.full((batch, slots), -1, jnp.int32),
       index=jnp.zeros((), jnp.int32),
     )
@@ -246,7 +248,7 @@ class Layer(nnx.Module):
     index: jax.Array | int,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     y_BxLxD = x_BxLxD if self.norm_last else self.input_layernorm(x_BxLxD)
-    y_BxLxD, k_BxKxSxA, v_BxKxSxA = self.self_attn(
+    y_BxLxD, k_BxKxAxS, v_BxKxSxA = self.self_attn(
       y_BxLxD, rotation, visible_BxLxS, before, index
     )
     if self.norm_last:
@@ -255,7 +257,7 @@ class Layer(nnx.Module):
     else:
       x_BxLxD = x_BxLxD + y_BxLxD
       y_BxLxD = self.mlp(self.post_attention_layernorm(x_BxLxD))
-    return x_BxLxD + y_BxLxD, k_BxKxSxA, v_BxKxSxA
+    return x_BxLxD + y_BxLxD, k_BxKxAxS, v_BxKxSxA
 
 
 class Attention(nnx.Module):
@@ -301,18 +303,16 @@ class Attention(nnx.Module):
     q_BxLxHA, k_BxLxKA = self.q_proj(x_BxLxD), self.k_proj(x_BxLxD)
     if self.qk_norm == 'all':
       q_BxLxHA, k_BxLxKA = self.q_norm(q_BxLxHA), self.k_norm(k_BxLxKA)
-    q_BxHxLxA, k_BxKxSxA = self._heads(q_BxLxHA), self._heads(k_BxLxKA)
+    q_BxHxLxA, k_BxKxLxA = self._heads(q_BxLxHA), self._heads(k_BxLxKA)
     if self.qk_norm == 'head':
-      q_BxHxLxA, k_BxKxSxA = self.q_norm(q_BxHxLxA), self.k_norm(k_BxKxSxA)
-    q_BxHxLxA, k_BxKxSxA = (
-      rotate(q_BxHxLxA, rotation),
-      rotate(k_BxKxSxA, rotation),
-    )
+      q_BxHxLxA, k_BxKxLxA = self.q_norm(q_BxHxLxA), self.k_norm(k_BxKxLxA)
+    q_BxHxLxA = rotate(q_BxHxLxA, rotation)
+    k_BxKxAxS = rotate(k_BxKxLxA, rotation).swapaxes(2, 3)
     v_BxKxSxA = self._heads(self.v_proj(x_BxLxD))
     if before is not None:
-      start = (0, 0, index, 0)
-      k_BxKxSxA = jax.lax.dynamic_update_slice(before[0], k_BxKxSxA, start)
-      v_BxKxSxA = jax.lax.dynamic_update_slice(before[1], v_BxKxSxA, start)
+      update = jax.lax.dynamic_update_slice
+      k_BxKxAxS = update(before[0], k_BxKxAxS, (0, 0, 0, index))
+      v_BxKxSxA = update(before[1], v_BxKxSxA, (0, 0, index, 0))
 
     batch, _, length, head_dim = q_BxHxLxA.shape
     # G query heads to a key head.
@@ -320,9 +320,9 @@ class Attention(nnx.Module):
       batch, self.num_kv_heads, -1, length, head_dim
     )
     score_BxKxGxLxS = jnp.einsum(
-      'bkgla,bksa->bkgls',
+      'bkgla,bkas->bkgls',
       q_BxKxGxLxA,
-      k_BxKxSxA,
+      k_BxKxAxS,
       precision=_precision(x_BxLxD.dtype),
       preferred_element_type=jnp.float32,
     ) / math.sqrt(head_dim)
@@ -344,7 +344,7 @@ class Attention(nnx.Module):
       .swapaxes(1, 2)
       .reshape(batch, length, -1)
     )
-    return self.o_proj(merged_BxLxHA), k_BxKxSxA, v_BxKxSxA
+    return self.o_proj(merged_BxLxHA), k_BxKxAxS, v_BxKxSxA
 
   def _heads(self, x_BxLxHA: jax.Array) -> jax.Array:
     """[B, L, H * A] -> [B, H, L, A]."""

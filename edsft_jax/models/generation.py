@@ -125,17 +125,20 @@ class Generator:
     def put(old_Bx, new_Px):
       return old_Bx.at[place_P].set(new_Px, mode='drop')
 
-    def put_slots(old_BxKxSxA, new_PxKxSxA):
-      return old_BxKxSxA.at[place_P, :, :num_slots].set(
-        new_PxKxSxA, mode='drop'
-      )
+    def put_keys(old_BxKxAxS, new_PxKxAxS):
+      here = old_BxKxAxS.at[place_P, :, :, :num_slots]
+      return here.set(new_PxKxAxS, mode='drop')
+
+    def put_values(old_BxKxSxA, new_PxKxSxA):
+      here = old_BxKxSxA.at[place_P, :, :num_slots]
+      return here.set(new_PxKxSxA, mode='drop')
 
     old = dataclasses.replace(rows, cache=None)
     return dataclasses.replace(
       jax.tree.map(put, old, dataclasses.replace(new, cache=None)),
       cache=Cache(
-        keys=jax.tree.map(put_slots, cache.keys, new.cache.keys),
-        values=jax.tree.map(put_slots, cache.values, new.cache.values),
+        keys=jax.tree.map(put_keys, cache.keys, new.cache.keys),
+        values=jax.tree.map(put_values, cache.values, new.cache.values),
         position_BxS=put(cache.position_BxS, position_PxS),
         index=cache.index,
       ),
@@ -156,25 +159,24 @@ class Generator:
     def take(x_Bx):
       return jnp.take(x_Bx, jnp.maximum(place_M, 0), axis=0)
 
-    def widen(x_BxKxSxA):
-      x_MxKxSxA = take(x_BxKxSxA)
-      prompt, new = x_MxKxSxA[:, :, :-ring], x_MxKxSxA[:, :, -ring:]
-      filler = [(0, 0), (0, 0), (0, more), (0, 0)]
-      return jnp.concatenate([jnp.pad(prompt, filler), new], axis=2)
+    def widen(x_Bx, axis, fill=0):
+      """Room for more between the prompt's slots and the ring."""
+      prompt, new = jnp.split(take(x_Bx), [x_Bx.shape[axis] - ring], axis)
+      shape = (*prompt.shape[:axis], more, *prompt.shape[axis + 1 :])
+      return jnp.concatenate(
+        [prompt, jnp.full(shape, fill, x_Bx.dtype), new], axis
+      )
 
-    position_MxS = jnp.where(
-      (place_M >= 0)[:, None], take(rows.cache.position_BxS), -1
-    )
-    prompt, new = position_MxS[:, :-ring], position_MxS[:, -ring:]
-    filler = jnp.full((len(place_M), more), -1, jnp.int32)
     taken = jax.tree.map(take, dataclasses.replace(rows, cache=None))
     return dataclasses.replace(
       taken,
       live_B=taken.live_B & (place_M >= 0),
       cache=Cache(
-        keys=jax.tree.map(widen, rows.cache.keys),
-        values=jax.tree.map(widen, rows.cache.values),
-        position_BxS=jnp.concatenate([prompt, filler, new], axis=1),
+        keys=tuple(widen(x, 3) for x in rows.cache.keys),
+        values=tuple(widen(x, 2) for x in rows.cache.values),
+        position_BxS=jnp.where(
+          (place_M >= 0)[:, None], widen(rows.cache.position_BxS, 1, -1), -1
+        ),
         index=rows.cache.index + more,
       ),
     )

@@ -19,8 +19,11 @@ _MOST_LENGTHS = 8
 _MOST_ROOMS = 4
 # Compiling a program takes about as long as running it on this many slots.
 _SLOTS_TO_COMPILE = 2**13
-# Fewer tokens than this keep no device busy while it reads.
-_TOKENS_TO_READ = 1024
+# Of a batch's tokens, what one read takes: of prompts that are decoded then,
+# less, so that few places wait for others to be free. More at once is not
+# faster on a CPU, whose caches it leaves.
+_SHARE_TO_ADMIT = 32
+_SHARE_TO_READ = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +81,13 @@ class Rows:
     return self._fit(self.batch_tokens // (room + self.num_new))
 
   def to_admit(self, length: int, room: int) -> int:
-    """Rows read in one go, to be decoded then.
-
-    An eighth of the places: fewer wait for others to end, and more reads are
-    too small to be worth a call.
-    """
-    places = self.to_decode(room)
-    rows = max(places // 8, min(_TOKENS_TO_READ // length, places // 2))
-    return self._fit(rows)
+    """Rows read in one go, to be decoded in a room then."""
+    rows = self.batch_tokens // _SHARE_TO_ADMIT // length
+    return min(self._fit(rows), self.to_decode(room))
 
   def to_read(self, length: int) -> int:
     """Rows read in one go when none is decoded."""
-    return self._fit(min(self.batch_tokens, 2 * _TOKENS_TO_READ) // length)
+    return self._fit(self.batch_tokens // _SHARE_TO_READ // length)
 
   def _fit(self, rows: int) -> int:
     most = -(-self.most // self.multiple)

@@ -1,8 +1,8 @@
 """Prompts in, scores and features out: reading, decoding, refilling.
 
 Rows end at different steps. A batch that waits for its last row computes
-mostly rows that have ended; so as soon as an eighth of the places is free,
-the next prompts are read into them. What is left when the prompts of one room
+mostly rows that have ended; so as soon as there are places for the next few
+prompts, these are read into them. What is left when the prompts of one room
 run out moves on into the next larger one.
 """
 
