@@ -265,11 +265,11 @@ def _score_shards(
         table = _table(columns, scores, prompt_format)
         shards.write(folders[i], table, scores.features)
   if programs := scorer_of(sizes[0]).num_programs:
+    decoded = f', decoded in rooms of {_listed(shapes.rooms)}'
     console.say(
       'score',
       f'{console.count(programs, "program")} compiled: prompts padded to '
-      f'{_listed(shapes.lengths)} tokens'
-      + (f', decoded in rooms of {_listed(shapes.rooms)}' * generate.any()),
+      f'{_listed(shapes.lengths)} tokens{decoded if generate.any() else ""}',
     )
   return notes
 

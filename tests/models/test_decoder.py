@@ -173,12 +173,9 @@ def test_cache_changes_nothing(goldens, case):
   slots = end + 2
   cache = golden.decoder.init_cache(2, slots)
   assert len(cache.keys) == len(cache.values) == config.num_layers
-  assert cache.keys[0].shape == (
-    2,
-    config.num_kv_heads,
-    slots,
-    config.head_dim,
-  )
+  rows = (2, config.num_kv_heads)
+  assert cache.keys[0].shape == (*rows, config.head_dim, slots)
+  assert cache.values[0].shape == (*rows, slots, config.head_dim)
   cuts = [0, 16, *range(end - 4, end + 1)]
   pieces = []
   for start, stop in itertools.pairwise(cuts):
