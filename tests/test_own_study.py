@@ -153,13 +153,17 @@ def test_a_budget_beyond_the_pool_is_found_before_scoring(tmp_path):
   assert not (tmp_path / 'w' / 'scores').exists()
 
 
-def test_a_task_strategy_on_a_pool_without_tasks(tmp_path):
+def test_a_task_strategy_finds_tasks_where_a_pool_has_none(tmp_path):
   rows = [{'prompt': row['prompt']} for row in _marked_rows()]
   pool = _write_jsonl(tmp_path / 'pool.jsonl', rows)
   config = small(**{'pool.path': str(pool), 'pool.limit': 0})
-  with pytest.raises(errors.InputError, match='needs task labels'):
-    main.run(config, tmp_path / 'w', ('pool', 'score', 'select'))
-  assert not (tmp_path / 'w' / 'scores').exists()
+  config.selection.strategies = ('weighted_task_diversity',)
+  config.selection.task_clusters = 3
+  main.run(config, tmp_path / 'w', ('pool', 'score', 'select'))
+  picks = artifacts.read_jsonl(
+    artifacts.Workdir(tmp_path / 'w').selection('weighted_task_diversity', 0)
+  )
+  assert {pick['task'] for pick in picks} == {f'cluster {i}' for i in range(3)}
 
 
 def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
