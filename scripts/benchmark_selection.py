@@ -12,16 +12,15 @@ its own: in all, beyond the features, and what the latter must not exceed
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-import csv
+from collections.abc import Callable, Iterator, Sequence
 import heapq
 import importlib
 import multiprocessing
 import resource
-import statistics
 import sys
 import time
 
+from contest import Contestant, compete, show
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +43,6 @@ FIELDS = (
 # What facility location may use for a row beside its memory limit, d being 64:
 # points, columns to guess from, a panel, and what numpy needs beside them.
 BYTES_A_ROW = 12 * 2**10
-Contestant = Callable[[], float]
 
 
 def clustered_pool(n: int, d: int) -> np.ndarray:
@@ -186,36 +184,22 @@ def jax_k_center(features, budget) -> Contestant:
   return lambda: float(loop(features))
 
 
-def compete(
+def rows_of(
   case: str, contestants: dict[str, Contestant], repeats: int
-) -> list[dict]:
-  """Warms all up, lets them take turns, and returns medians."""
-  objective = {name: run() for name, run in contestants.items()}
-  seconds: dict[str, list[float]] = {name: [] for name in contestants}
-  cpu_seconds: dict[str, list[float]] = {name: [] for name in contestants}
-  for _ in range(repeats):
-    for name, run in contestants.items():
-      start, cpu_start = time.perf_counter(), time.process_time()
-      run()
-      seconds[name].append(time.perf_counter() - start)
-      cpu_seconds[name].append(time.process_time() - cpu_start)
-  median = {name: statistics.median(s) for name, s in seconds.items()}
-  # The first contestant is what the others are compared with.
-  reference = median[next(iter(contestants))]
-  return [
-    dict(
-      case=case,
-      contestant=name,
-      seconds=f'{median[name]:.3f}',
-      ratio=f'{median[name] / reference:.2f}',
-      cpu_seconds=f'{statistics.median(cpu_seconds[name]):.3f}',
-      objective=f'{objective[name]:.4f}',
+) -> Iterator[dict[str, str]]:
+  """Rows of the table for one case."""
+  for m in compete(case, contestants, repeats):
+    yield dict(
+      case=m.case,
+      contestant=m.contestant,
+      seconds=f'{m.seconds:.3f}',
+      ratio=f'{m.ratio:.2f}',
+      cpu_seconds=f'{m.cpu_seconds:.3f}',
+      objective=f'{m.result:.4f}',
       peak_gib='',
       beyond_features_gib='',
       bound_gib='',
     )
-    for name in contestants
-  ]
 
 
 def facility_location_cases(peers: Sequence[Callable], repeats: int):
@@ -224,7 +208,7 @@ def facility_location_cases(peers: Sequence[Callable], repeats: int):
     arguments = (clustered_pool(20_000, d), 4_000, similarity)
     contestants = {make.__name__: make(*arguments) for make in (ours, *peers)}
     case = f'facility location {similarity} N=20000 d={d} k=4000'
-    yield from compete(case, contestants, repeats)
+    yield from rows_of(case, contestants, repeats)
 
 
 def small_cases(peers: Sequence[Callable], repeats: int):
@@ -233,7 +217,7 @@ def small_cases(peers: Sequence[Callable], repeats: int):
     arguments = (clustered_pool(n, 64), n // 5, 'rbf')
     contestants = {make.__name__: make(*arguments) for make in (ours, *peers)}
     case = f'facility location rbf N={n} d=64 k={n // 5}'
-    yield from compete(case, contestants, repeats)
+    yield from rows_of(case, contestants, repeats)
 
 
 def k_center_cases(repeats: int):
@@ -243,7 +227,7 @@ def k_center_cases(repeats: int):
     make.__name__: make(*arguments)
     for make in (ours_k_center, numpy_k_center, jax_k_center)
   }
-  yield from compete('k-center N=20000 d=512 k=2000', contestants, repeats)
+  yield from rows_of('k-center N=20000 d=512 k=2000', contestants, repeats)
 
 
 def approximate_cases(repeats: int):
@@ -258,7 +242,7 @@ def approximate_cases(repeats: int):
     ),
     'partitioned': ours(*arguments, method='partitioned', **limited),
   }
-  yield from compete(
+  yield from rows_of(
     'facility location rbf N=20000 d=64 k=400 32 MiB', contestants, repeats
   )
 
@@ -349,17 +333,8 @@ def main() -> None:
     'approximate': lambda: approximate_cases(repeats),
     'size': size_cases,
   }
-  rows = []
-  print(' | '.join(FIELDS))
-  for group in groups:
-    for row in cases[group]():
-      rows.append(row)
-      print(' | '.join(row[field] for field in FIELDS), flush=True)
-  if arguments.csv:
-    with open(arguments.csv, 'w', newline='') as file:
-      writer = csv.DictWriter(file, FIELDS)
-      writer.writeheader()
-      writer.writerows(rows)
+  rows = (row for group in groups for row in cases[group]())
+  show(FIELDS, rows, arguments.csv)
 
 
 if __name__ == '__main__':
