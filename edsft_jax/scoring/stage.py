@@ -376,9 +376,9 @@ def _to_generate(
 def draw(tasks: Sequence[str], per_task: int) -> np.ndarray:
   """Prompts drawn at random from each task, or all of a small one; bool [N]."""
   rng = np.random.default_rng(0)
-  task_N = np.array(tasks)
+  names, task_N = np.unique(tasks, return_inverse=True)
   drawn_N = np.zeros(len(task_N), bool)
-  for task in dict.fromkeys(tasks):
+  for task in range(len(names)):
     members = np.flatnonzero(task_N == task)
     drawn_N[rng.permutation(members)[:per_task]] = True
   return drawn_N
