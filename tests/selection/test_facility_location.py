@@ -65,6 +65,33 @@ def test_equals_plain_greedy_on_small_pools(problem, similarity):
   assert len(set(result.indices.tolist())) == problem['budget']
 
 
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+  problems(),
+  st.sampled_from(
+    [s for s in SIMILARITIES if getattr(s, 'gamma', None) is None]
+  ),
+  st.floats(0, 1),
+  st.integers(-20, 20),
+)
+def test_cuts_top_ups_and_scales_change_no_pick(
+  problem, similarity, share, exponent
+):
+  def picks(**changes):
+    arguments = {**problem, **changes}
+    return selection.facility_location(
+      similarity=similarity, **arguments
+    ).indices.tolist()
+
+  whole = picks()
+  cut = round(share * problem['budget'])
+  assert picks(budget=cut) == whole[:cut]
+  chosen = [*problem['initial'], *whole[:cut]]
+  assert picks(initial=chosen, budget=len(whole) - cut) == whole[cut:]
+  scaled = problem['features'] * np.float32(2.0**exponent)
+  assert picks(features=scaled) == whole
+
+
 @pytest.mark.parametrize('similarity', SIMILARITIES)
 def test_similarities_are_those_of_the_documentation(similarity):
   features = clustered(80)
