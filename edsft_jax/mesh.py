@@ -146,20 +146,3 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
     lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]),
     tree,
   )
-
-
-def on_host(tree: Any) -> Any:
-  """Whole numpy arrays, on every process of the mesh that they lie on."""
-  spread = [
-    x
-    for x in jax.tree.leaves(tree)
-    if not x.is_fully_addressable and not x.is_fully_replicated
-  ]
-  if spread:
-    everywhere = NamedSharding(spread[0].sharding.mesh, PartitionSpec())
-    tree = jax.jit(_same, out_shardings=everywhere)(tree)
-  return jax.device_get(tree)
-
-
-def _same(tree: Any) -> Any:
-  return tree

@@ -116,11 +116,9 @@ class Generator:
       place_P: where each goes; one beyond the last place leaves a row out.
     """
     cache = rows.cache
-    filler = ((0, 0), (0, cache.position_BxS.shape[1]))
-    position_PxS = jnp.pad(new.cache.position_BxS, filler, constant_values=-1)[
-      :, : filler[1][1]
-    ]
     num_slots = new.cache.position_BxS.shape[1]
+    none_PxS = jnp.full((len(place_P), cache.position_BxS.shape[1]), -1)
+    position_PxS = none_PxS.at[:, :num_slots].set(new.cache.position_BxS)
 
     def put(old_Bx, new_Px):
       return old_Bx.at[place_P].set(new_Px, mode='drop')
