@@ -45,10 +45,8 @@ def similarities_in_use(features, similarity):
 
 
 def facility_location(s, budget, initial=(), candidates=None, weights=None):
-  """Returns indices, gains and objective by trying every candidate.
-
-  Differences have the precision of s; sums are float64.
-  """
+  """Returns indices, gains and objective by trying every candidate."""
+  s = s.astype(np.float64)
   n = len(s)
   weights = np.ones(n) if weights is None else np.asarray(weights, np.float64)
   free = set(range(n) if candidates is None else candidates) - set(initial)

@@ -65,7 +65,9 @@ class Columns:
     self._point_TxRxD = sharding.tiles(point_UxD, mesh)
     self._norm_TxR = sharding.tiles(self._norm_U, mesh)
     self._self_TxR = sharding.tiles(self._self_U, mesh)
-    self._weight_TxR = sharding.tiles(weight_U, mesh)
+    self._weight_TxR = None
+    if (weight_U != 1).any():
+      self._weight_TxR = sharding.tiles(weight_U, mesh)
     current_U = np.where(weight_U > 0, 0.0, _COVERED).astype(np.float32)
     self.coverage = sharding.tiles(current_U, mesh, padding=_COVERED)
 
@@ -83,6 +85,12 @@ class Columns:
   def symmetric(self, row_C: np.ndarray) -> bool:
     """Whether visiting each pair of rows once serves these candidates."""
     return self._mesh.size == 1 and 2 * len(row_C) > self._num_rows
+
+  def kernel(self) -> jax.Array:
+    """Returns [padded rows, padded rows], on the only device."""
+    return _kernel(
+      self._point_TxRxD, self._norm_TxR, self._self_TxR, formula=self._formula
+    )
 
   def similarities(self, row_C: np.ndarray) -> np.ndarray:
     """Returns [C, padded rows] of a few candidates, given as rows."""
@@ -282,6 +290,33 @@ def _cut_pairs(
   return cut
 
 
+@functools.partial(jax.jit, static_argnames='formula')
+def _kernel(
+  point_TxRxD: jax.Array,
+  norm_TxR: jax.Array,
+  self_TxR: jax.Array,
+  *,
+  formula: str,
+) -> jax.Array:
+  """Returns [T R, T R] similarities of all rows."""
+  norm_U = norm_TxR.reshape(-1)
+  number_U = jnp.arange(norm_U.size)
+
+  def against_all(tile):
+    point_RxD, norm_R, self_R, number_R = tile
+    # Tile by tile, as everywhere else, but all rounded off in one go.
+    products = [similarity_lib.products(point_RxD, p) for p in point_TxRxD]
+    product_RxU = jnp.concatenate(products, axis=1)
+    s_RxU = similarity_lib.from_products(formula, product_RxU, norm_R, norm_U)
+    return jnp.where(number_R[:, None] == number_U, self_R[:, None], s_RxU)
+
+  number_TxR = number_U.reshape(norm_TxR.shape)
+  s_TxRxU = jax.lax.map(
+    against_all, (point_TxRxD, norm_TxR, self_TxR, number_TxR)
+  )
+  return s_TxRxU.reshape(norm_U.size, norm_U.size)
+
+
 @functools.partial(jax.jit, static_argnames=('formula', 'mesh'))
 def _columns(
   point_TxRxD: jax.Array,
@@ -321,12 +356,26 @@ def _store(cache_SxU: jax.Array, s_CxU: jax.Array, first: int) -> jax.Array:
   return jax.lax.dynamic_update_slice(cache_SxU, s_CxU, (first, 0))
 
 
+def _worth(
+  s: jax.Array, current: jax.Array, weight: jax.Array | None
+) -> tuple[jax.Array, jax.Array | float]:
+  """Returns float64 numbers whose sum, less another one, is a gain.
+
+  Without weights that is a sum of coverages less what it was before: both are
+  exact. With weights that are no whole numbers the difference would not be.
+  """
+  if weight is None:
+    had = current.astype(jnp.float64).sum()
+    return jnp.maximum(s, current).astype(jnp.float64), had
+  return jnp.maximum(s - current, 0.0).astype(jnp.float64) * weight, 0.0
+
+
 @functools.partial(jax.jit, static_argnames='mesh')
 def _gains(
   s_SxU: jax.Array,
   slot_C: jax.Array,
   current_TxR: jax.Array,
-  weight_TxR: jax.Array,
+  weight_TxR: jax.Array | None,
   *,
   mesh: jax.sharding.Mesh,
 ) -> jax.Array:
@@ -335,10 +384,11 @@ def _gains(
   def share(s_SxU, slot_C, current_TxR, weight_TxR):
     def one_column(slot):
       s_U = jax.lax.dynamic_index_in_dim(s_SxU, slot, keepdims=False)
-      s_TxR = s_U.reshape(current_TxR.shape)
-      extra_TxR = jnp.maximum(s_TxR - current_TxR, 0.0).astype(jnp.float64)
+      worth_TxR, had = _worth(
+        s_U.reshape(current_TxR.shape), current_TxR, weight_TxR
+      )
       # A sum along the fast axis goes one by one: leave most to the slow one.
-      return (extra_TxR * weight_TxR).sum(axis=0).sum()
+      return worth_TxR.sum(axis=0).sum() - had
 
     return jax.lax.psum(jax.lax.map(one_column, slot_C), 'data')
 
@@ -361,7 +411,7 @@ def _sweep(
   s_SxU: jax.Array,
   slot_C: jax.Array,
   current_TxR: jax.Array,
-  weight_TxR: jax.Array,
+  weight_TxR: jax.Array | None,
   enough: jax.Array,
   most: jax.Array,
   *,
@@ -374,8 +424,8 @@ def _sweep(
       current_TxR, left = state
       s_U = jax.lax.dynamic_index_in_dim(s_SxU, slot, keepdims=False)
       s_TxR = s_U.reshape(current_TxR.shape)
-      extra_TxR = jnp.maximum(s_TxR - current_TxR, 0.0).astype(jnp.float64)
-      gain = jax.lax.psum((extra_TxR * weight_TxR).sum(axis=0).sum(), 'data')
+      worth_TxR, had = _worth(s_TxR, current_TxR, weight_TxR)
+      gain = jax.lax.psum(worth_TxR.sum(axis=0).sum() - had, 'data')
       taken = (gain >= enough) & (gain > 0) & (left > 0)
       best_TxR = jnp.maximum(current_TxR, s_TxR)
       current_TxR = jnp.where(taken, best_TxR, current_TxR)
@@ -404,7 +454,7 @@ def _symmetric_gains(
   norm_TxR: jax.Array,
   self_TxR: jax.Array,
   coverages: tuple[jax.Array, ...],
-  weight_TxR: jax.Array,
+  weight_TxR: jax.Array | None,
   gain_KxTxR: jax.Array,
   pair_Px2: jax.Array,
   count: jax.Array,
@@ -427,16 +477,19 @@ def _symmetric_gains(
     )
     diagonal = (a == b) & jnp.eye(size, dtype=bool)
     s_AxB = jnp.where(diagonal, self_TxR[a][:, None], s_AxB)
-    weight_A = jnp.where((a == b) | (p >= count), 0.0, weight_TxR[a])
-    weight_B = jnp.where(p >= count, 0.0, weight_TxR[b])
+    weight_A = weight_B = None
+    if weight_TxR is not None:
+      weight_A, weight_B = weight_TxR[a][:, None], weight_TxR[b]
     for k, current_TxR in enumerate(coverages):
-      by_a_AxB = jnp.maximum(s_AxB - current_TxR[b], 0.0).astype(jnp.float64)
-      by_b_AxB = jnp.maximum(s_AxB - current_TxR[a][:, None], 0.0)
-      by_b_AxB = by_b_AxB.astype(jnp.float64) * weight_A[:, None]
+      worth_AxB, had = _worth(s_AxB, current_TxR[b], weight_B)
       # A sum along the fast axis goes one by one: 16 side by side are vectors.
-      by_a_A = (by_a_AxB * weight_B).reshape(size, -1, 16).sum(1).sum(1)
+      by_a_A = worth_AxB.reshape(size, -1, 16).sum(1).sum(1) - had
+      worth_AxB, had = _worth(s_AxB, current_TxR[a][:, None], weight_A)
+      by_b_B = worth_AxB.sum(axis=0) - had
+      by_a_A = jnp.where(p < count, by_a_A, 0.0)
+      by_b_B = jnp.where((p < count) & (a != b), by_b_B, 0.0)
       gain_KxTxR = gain_KxTxR.at[k, a].add(by_a_A)
-      gain_KxTxR = gain_KxTxR.at[k, b].add(by_b_AxB.sum(axis=0))
+      gain_KxTxR = gain_KxTxR.at[k, b].add(by_b_B)
     return gain_KxTxR, s_AxB if keep else None
 
   number_P = jnp.arange(len(pair_Px2))

@@ -15,6 +15,7 @@ import numpy as np
 
 from edsft_jax.selection import checks, memory, sharding, short_lists
 from edsft_jax.selection import columns as columns_lib
+from edsft_jax.selection import kernel as kernel_lib
 from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.result import Certificate, Selection
 
@@ -25,6 +26,10 @@ _ENTRY_BYTES = 10
 # Short lists pay when one entry in so many is left, or when they are small.
 _SPARSE = 4
 _SMALL = 2**18
+# Rows up to which all similarities are kept, if they fit.
+_FEW_ROWS = 3000
+# The first picks lower nearly every gain: all are refreshed at once.
+_FIRST = 2
 # Picks guessed at most before the first pass over all pairs. Another one pays
 # where more than a few of all entries are left, and the last one left fewer.
 _MOST_GUESSED = 16
@@ -222,9 +227,12 @@ def _greedy(
     problem.formula, problem.point_UxD, problem.weight_U, mesh, memory_limit
   )
   columns.cover(problem.initial_I)
+  goal = min(budget, len(problem.row_C))
+  if goal and _kernel_pays(problem, columns, memory_limit):
+    _over_kernel(problem, columns, budget, order)
+    return order
   current_U = columns.current()
   bound_C = np.zeros(len(problem.row_C))
-  goal = min(budget, len(problem.row_C))
   ahead = _Ahead([], {}, None)
   if goal:
     sample_SxU = columns.similarities(_sample(problem.row_C))
@@ -250,8 +258,7 @@ def _greedy(
         # The sample was misleading: not again before half of it is gone.
         too_many = alive / 2
     fresh_C = ahead.gains_after(order.candidates)
-    if fresh_C is None and len(order.candidates) < 2:
-      # The first pick lowers nearly every gain: refresh all at once.
+    if fresh_C is None and len(order.candidates) < _FIRST:
       fresh_C = columns.all_gains(problem.row_C)
     if fresh_C is not None:
       bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
@@ -273,6 +280,43 @@ def _greedy(
     current_U = columns.current()
   order.certify(problem, current_U, bound_C, budget)
   return order
+
+
+def _kernel_pays(
+  problem: _Problem, columns: columns_lib.Columns, memory_limit: int
+) -> bool:
+  """Whether it takes less to keep all similarities than to find the few."""
+  rows = len(problem.point_UxD)
+  if rows > _FEW_ROWS or not columns.symmetric(problem.row_C):
+    return False
+  return 4 * columns.coverage.size**2 <= memory_limit
+
+
+def _over_kernel(
+  problem: _Problem,
+  columns: columns_lib.Columns,
+  budget: int,
+  order: _Order,
+) -> None:
+  """Greedy over all similarities: lazy, but for the first picks."""
+  kernel = kernel_lib.Kernel(
+    columns.kernel(), columns.current(), problem.weight_U, problem.row_C
+  )
+  bound_C = np.zeros(len(problem.row_C))
+  goal = min(budget, len(bound_C))
+  while len(order.candidates) < goal:
+    if len(order.candidates) <= _FIRST:
+      bound_C = np.where(np.isneginf(bound_C), bound_C, kernel.gains())
+      order.certify(problem, kernel.current_U, bound_C, budget)
+      stale = short_lists.StaleGains(kernel, bound_C)
+    candidate, gain = stale.best()
+    if gain <= 0.0:
+      break
+    stale.pick(candidate)
+    bound_C[candidate] = -np.inf
+    order.candidates.append(candidate)
+    order.gains.append(gain)
+  order.certify(problem, kernel.current_U, kernel.gains(), budget)
 
 
 @dataclasses.dataclass

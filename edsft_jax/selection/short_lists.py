@@ -10,6 +10,8 @@ import heapq
 import numpy as np
 from scipy import sparse
 
+from edsft_jax.selection import kernel
+
 # Entries a candidate, on average, from which on all gains are kept fresh: a
 # pick then changes about the square of it.
 _SHORT = 256
@@ -274,7 +276,7 @@ def finish(
   Returns:
     New picks and their gains.
   """
-  order: _StaleGains | _FreshGains = _StaleGains(lists, bound_C)
+  order: StaleGains | _FreshGains = StaleGains(lists, bound_C)
   picks: list[int] = []
   gains: list[float] = []
   next_compaction = max(8, 2 * num_picked)
@@ -291,14 +293,15 @@ def finish(
       bound_C = np.where(np.isneginf(bound_C), bound_C, lists.gains())
       short = lists.num_entries <= _SHORT * len(bound_C)
       next_compaction *= 4 if short else 2
-      order = (_FreshGains if short else _StaleGains)(lists, bound_C)
+      order = (_FreshGains if short else StaleGains)(lists, bound_C)
   return picks, gains
 
 
-class _StaleGains:
+class StaleGains:
   """A heap of stale gains, refreshed when they come to the top."""
 
-  def __init__(self, lists: ShortLists, bound_C: np.ndarray):
+  def __init__(self, lists: ShortLists | kernel.Kernel, bound_C: np.ndarray):
+    """Takes gains that may be stale; -inf: not to be picked."""
     self._lists = lists
     self._heap = [
       (-bound, c) for c, bound in enumerate(bound_C.tolist()) if bound > -np.inf

@@ -5,9 +5,10 @@ elementwise function of the inner product of two points and their squared
 norms, so a block of similarities is one matrix product and one fused
 elementwise pass.
 
-Similarities are rounded to multiples of 2**-30. Sums of up to 2**23 of them
-are then exact in float64 in any order, so neither block sizes nor the number
-of devices can change a gain, and equal gains are equal.
+Similarities are rounded to multiples of 2**-24. Differences of them are then
+exact in float32, and sums of up to 2**29 exact in float64 in any order, so
+neither block sizes nor the number of devices can change a gain, and equal
+gains are equal.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import numpy as np
 
 from edsft_jax.selection import checks
 
-GRID = 2.0**30
+GRID = 2.0**24
 _ROWS = 8192
 
 
@@ -149,7 +150,7 @@ def self_similarity(formula: str, norm_N: np.ndarray) -> np.ndarray:
 def from_products(
   formula: str, product_AxB: jax.Array, norm_A: jax.Array, norm_B: jax.Array
 ) -> jax.Array:
-  """Turns inner products of points into similarities on the 2**-30 grid."""
+  """Turns inner products of points into similarities on the 2**-24 grid."""
   if formula == 'rbf':
     distance = norm_A[:, None] + norm_B[None, :] - 2 * product_AxB
     s_AxB = jnp.exp(-jnp.maximum(distance, 0.0))
@@ -160,6 +161,11 @@ def from_products(
   return jnp.round(s_AxB * GRID) / GRID
 
 
+def products(point_AxD: jax.Array, point_BxD: jax.Array) -> jax.Array:
+  """Returns [A, B] inner products of two blocks of points."""
+  return jnp.matmul(point_AxD, point_BxD.T, precision='highest')
+
+
 def tile(
   formula: str,
   point_AxD: jax.Array,
@@ -168,7 +174,7 @@ def tile(
   norm_B: jax.Array,
 ) -> jax.Array:
   """Returns [A, B] similarities of two blocks of points."""
-  product_AxB = jnp.matmul(point_AxD, point_BxD.T, precision='highest')
+  product_AxB = products(point_AxD, point_BxD)
   return from_products(formula, product_AxB, norm_A, norm_B)
 
 

@@ -1,0 +1,78 @@
+"""Greedy facility location over all similarities of a small pool.
+
+Below a few thousand rows, finding what can still count takes longer than to
+look at everything again: the first gains are taken from the device, and the
+rest is lazy on the host.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Kernel:
+  """All similarities among rows, and how well they are covered.
+
+  Attributes:
+    current_U: float32, each row's largest similarity to a chosen one.
+  """
+
+  def __init__(
+    self,
+    s_UxU: jax.Array,
+    current_U: np.ndarray,
+    weight_U: np.ndarray,
+    row_C: np.ndarray,
+  ):
+    """Takes similarities as `Columns.kernel` makes them.
+
+    Args:
+      s_UxU: [padded rows, padded rows] similarities.
+      current_U: [padded rows]; padding counts as covered.
+      weight_U: float64, what covering each row is worth.
+      row_C: the candidates as rows.
+    """
+    self.current_U = current_U.copy()
+    self._row_C = row_C
+    self._device_s_UxU = s_UxU
+    # On a host that is its own device this copies nothing.
+    self._s_UxU = np.asarray(s_UxU)
+    self._weight_U = None
+    if (weight_U != 1).any():
+      self._weight_U = np.zeros(len(current_U))
+      self._weight_U[: len(weight_U)] = weight_U
+    self._buffer_U = np.empty_like(self.current_U)
+    self._covered = float(self.current_U.sum(dtype=np.float64))
+
+  def gain(self, candidate: int) -> float:
+    """Returns the marginal gain of a candidate."""
+    s_U = self._s_UxU[self._row_C[candidate]]
+    if self._weight_U is None:
+      # Sums are exact, so their difference is.
+      better_U = np.maximum(s_U, self.current_U, out=self._buffer_U)
+      return float(np.add.reduce(better_U, dtype=np.float64)) - self._covered
+    extra_U = np.maximum(s_U - self.current_U, 0.0).astype(np.float64)
+    return float(np.dot(extra_U, self._weight_U))
+
+  def gains(self) -> np.ndarray:
+    """Returns the marginal gains of all candidates."""
+    weight = 1.0 if self._weight_U is None else self._weight_U
+    with jax.enable_x64(True):
+      gain_U = _gains(self._device_s_UxU, self.current_U, weight)
+    return np.asarray(gain_U)[self._row_C]
+
+  def cover(self, candidate: int) -> None:
+    """Counts a candidate as chosen."""
+    s_U = self._s_UxU[self._row_C[candidate]]
+    np.maximum(self.current_U, s_U, out=self.current_U)
+    self._covered = float(self.current_U.sum(dtype=np.float64))
+
+
+@jax.jit
+def _gains(
+  s_UxU: jax.Array, current_U: jax.Array, weight: jax.Array
+) -> jax.Array:
+  """Returns [U] float64 sums over rows of what each row would add."""
+  extra_UxU = jnp.maximum(s_UxU - current_U, 0.0).astype(jnp.float64)
+  # A sum along the fast axis goes one by one: 16 side by side are vectors.
+  return (extra_UxU * weight).reshape(len(s_UxU), -1, 16).sum(1).sum(1)
