@@ -4,10 +4,16 @@ Rows end at different steps. A batch that waits for its last row computes
 mostly rows that have ended; so as soon as there are places for the next few
 prompts, these are read into them. What is left when the prompts of one room
 run out moves on into the next larger one.
+
+On a CPU two batches run side by side: products of few rows and the attention
+of a decode step keep one core busy each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 import dataclasses
+import os
+import threading
 from typing import Any
 
 from flax import nnx
@@ -88,8 +94,12 @@ class Scorer:
     self.batch_tokens = batch_tokens
     self._mesh = mesh
     self._shapes = shapes
+    self._num_lanes = _num_lanes(mesh)
     self._rows = batching.Rows(
-      batch_tokens, max_new_tokens, mesh_lib.batch_multiple(mesh), most_rows
+      batch_tokens // self._num_lanes,
+      max_new_tokens,
+      mesh_lib.batch_multiple(mesh),
+      -(-most_rows // self._num_lanes),
     )
     self._costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
     graph, self._weights = nnx.split(decoder)
@@ -103,18 +113,18 @@ class Scorer:
       length_normalized,
       pooling,
     )
-    self._read = jax.jit(model.read)
-    self._start = jax.jit(model.start)
-    self._advance = jax.jit(model.advance, donate_argnums=1)
-    self._empty = jax.jit(model.empty, static_argnums=(1, 2))
-    self._admit = jax.jit(model.admit, donate_argnums=0)
-    self._move = jax.jit(model.move, static_argnums=2)
+    self._read = _Compiled(jax.jit(model.read))
+    self._start = _Compiled(jax.jit(model.start))
+    self._advance = _Compiled(jax.jit(model.advance, donate_argnums=1))
+    self._empty = _Compiled(jax.jit(model.empty, static_argnums=(1, 2)))
+    self._admit = _Compiled(jax.jit(model.admit, donate_argnums=0))
+    self._move = _Compiled(jax.jit(model.move, static_argnums=2))
 
   @property
   def num_programs(self) -> int:
     """Programs compiled so far to read prompts and to decode."""
     compiled = (self._read, self._start, self._advance)
-    return sum(function._cache_size() for function in compiled)
+    return sum(function.num_programs for function in compiled)
 
   def __call__(
     self,
@@ -131,20 +141,25 @@ class Scorer:
     """
     lengths = [len(row) for row in tokens]
     result = _Collector(lengths, generate, self._costs, progress)
-    only_read = batching.chunks(
-      lengths, np.flatnonzero(~generate), self._shapes, self._rows.to_read
-    )
-    for chunk in only_read:
-      result.add_read(
-        chunk, self._read(self._weights, *self._pad(chunk, tokens))
+    by_length = np.argsort(lengths, kind='stable')
+
+    def lane(number: int, unless_stopped: _UnlessStopped) -> None:
+      own = by_length[number :: self._num_lanes]
+      only_read = batching.chunks(
+        lengths, own[~generate[own]], self._shapes, self._rows.to_read
       )
-    admitted = batching.chunks(
-      lengths,
-      np.flatnonzero(generate),
-      self._shapes,
-      lambda length: self._rows.to_admit(length, self._shapes.room(length)),
-    )
-    self._decode(tokens, admitted, result)
+      for chunk in unless_stopped(only_read):
+        read = self._read(self._weights, *self._pad(chunk, tokens))
+        result.add_read(chunk, read)
+      admitted = batching.chunks(
+        lengths,
+        own[generate[own]],
+        self._shapes,
+        lambda length: self._rows.to_admit(length, self._shapes.room(length)),
+      )
+      self._decode(tokens, admitted, result, unless_stopped)
+
+    _side_by_side(lane, self._num_lanes)
     return result.finish()
 
   def _decode(
@@ -152,31 +167,41 @@ class Scorer:
     tokens: Sequence[Sequence[int]],
     queue: list[models.Group],
     result: '_Collector',
+    unless_stopped: '_UnlessStopped',
   ) -> None:
     """Reads the chunks of a queue, the shortest first, and continues them."""
+    rooms = self._rooms(queue)
     rows, places, room = None, np.zeros(0, int), 0
-    for number, chunk in enumerate(queue):
-      if self._shapes.room(chunk.length) != room:
-        room = self._shapes.room(chunk.length)
+    for number, chunk in unless_stopped(enumerate(queue)):
+      if rooms[number] != room:
+        room = rooms[number]
         rows, places = self._make_room(rows, places, room)
-      free = np.flatnonzero(places < 0)[: chunk.num_rows]
+      free = np.flatnonzero(places < 0)[: len(chunk.indices)]
       place_P = np.full(chunk.num_rows, len(places), np.int32)
-      place_P[: len(chunk.indices)] = free[: len(chunk.indices)]
+      place_P[: len(chunk.indices)] = free
       new, read = self._start(self._weights, *self._pad(chunk, tokens))
       rows = self._admit(rows, new, place_P)
-      places[place_P[: len(chunk.indices)]] = chunk.indices
+      places[free] = chunk.indices
       result.add_read(chunk, read)
 
       until = 0
       if number + 1 < len(queue):
-        following = queue[number + 1]
-        next_room = self._shapes.room(following.length)
         # All that is left must find a place, and so must those that follow.
-        until = self._rows.to_decode(next_room) - following.num_rows
+        following = len(queue[number + 1].indices)
+        until = self._rows.to_decode(rooms[number + 1]) - following
       if np.sum(places >= 0) > until:
-        rows, ended = self._advance(self._weights, rows, until)
+        rows, ended = self._advance(self._weights, rows, np.int32(until))
         slots = rows.cache.position_BxS.shape[1]
         result.add_ended(places, slots, jax.device_get(ended))
+
+  def _rooms(self, queue: list[models.Group]) -> list[int]:
+    """The room in which each chunk of a queue is decoded."""
+    rooms = [self._shapes.room(chunk.length) for chunk in queue]
+    together = sum(len(chunk.indices) for chunk in queue)
+    if rooms and together <= self._rows.to_decode(rooms[-1]):
+      # Nobody waits for a place: no need to move.
+      return [rooms[-1]] * len(rooms)
+    return rooms
 
   def _make_room(
     self, rows: models.Rows | None, places: np.ndarray, room: int
@@ -203,8 +228,75 @@ class Scorer:
     )
 
 
+def _num_lanes(mesh: jax.sharding.Mesh) -> int:
+  """Batches that run side by side."""
+  device = mesh.devices.flat[0]
+  alone = mesh.size == 1 and device.platform == 'cpu'
+  return 2 if alone and os.cpu_count() > 1 else 1
+
+
+class _UnlessStopped:
+  """Iterates, until somebody says stop."""
+
+  def __init__(self):
+    self._stopped = threading.Event()
+
+  def __call__(self, items: Iterable) -> Iterator:
+    for item in items:
+      if self._stopped.is_set():
+        return
+      yield item
+
+  def stop(self) -> None:
+    self._stopped.set()
+
+
+def _side_by_side(
+  lane: Callable[[int, _UnlessStopped], None], num_lanes: int
+) -> None:
+  """Runs lanes in threads; an error or an interrupt ends all of them."""
+  unless_stopped = _UnlessStopped()
+  if num_lanes == 1:
+    lane(0, unless_stopped)
+    return
+  with futures.ThreadPoolExecutor(num_lanes) as pool:
+    running = [pool.submit(lane, i, unless_stopped) for i in range(num_lanes)]
+    try:
+      for ended in futures.as_completed(running):
+        ended.result()
+    except BaseException:
+      unless_stopped.stop()
+      raise
+
+
+class _Compiled:
+  """A jitted function that several threads do not compile at once.
+
+  Attributes:
+    num_programs: how many were compiled, one for each shape of the arguments.
+  """
+
+  def __init__(self, function: Callable[..., Any]):
+    self._function = function
+    self._lock = threading.Lock()
+    self._known: set[tuple] = set()
+
+  @property
+  def num_programs(self) -> int:
+    return len(self._known)
+
+  def __call__(self, *args: Any) -> Any:
+    shapes = tuple(getattr(x, 'shape', x) for x in jax.tree.leaves(args))
+    if shapes in self._known:
+      return self._function(*args)
+    with self._lock:
+      result = self._function(*args)
+      self._known.add(shapes)
+    return result
+
+
 class _Collector:
-  """Gathers what comes from the device, in any order."""
+  """Gathers what comes from the device, in any order, from several threads."""
 
   def __init__(
     self,
@@ -213,6 +305,7 @@ class _Collector:
     costs: throughput.Costs,
     progress: Progress,
   ):
+    self._lock = threading.Lock()
     self._lengths = lengths
     self._costs = costs
     self._progress = progress
@@ -224,44 +317,42 @@ class _Collector:
 
   def add_read(self, chunk: models.Group, read: dict[str, Any]) -> None:
     """Keeps what the device will have for the prompts of a chunk."""
-    self._read.append((chunk, read))
     lengths = [self._lengths[i] for i in chunk.indices]
-    self._progress(
-      throughput.Work(
-        prompts=int(np.sum(~self._generated[chunk.indices])),
-        tokens=sum(lengths),
-        flops=sum(self._costs.flops(0, length) for length in lengths),
-        bytes=self._costs.read_bytes(),
-      )
+    work = throughput.Work(
+      prompts=int(np.sum(~self._generated[chunk.indices])),
+      tokens=sum(lengths),
+      flops=sum(self._costs.flops(0, length) for length in lengths),
+      bytes=self._costs.read_bytes(),
     )
+    with self._lock:
+      self._read.append((chunk, read))
+      self._progress(work)
 
   def add_ended(
     self, places: np.ndarray, slots: int, ended: dict[str, Any]
   ) -> None:
     """Takes rows that have ended out of their places, of so many slots."""
     finished = np.flatnonzero((places >= 0) & ~ended['live'])
-    tokens, flops = 0, 0.0
-    for place in finished:
-      i, num = places[place], int(ended['num_tokens'][place])
-      self._tokens[i] = ended['tokens'][place, :num]
-      tokens += num
-      # The last token is not read again.
-      length = self._lengths[i]
-      flops += self._costs.flops(length, length + num - 1)
     which = places[finished]
-    self._near_ties[which] = ended['near_ties'][finished]
-    for name, values in ended['scores'].items():
-      self._column(self._scores, name)[which] = values[finished]
-    step_bytes = self._costs.step_bytes(len(places), slots)
     places[finished] = -1
-    self._progress(
-      throughput.Work(
-        prompts=len(finished),
-        tokens=tokens,
-        flops=flops,
-        bytes=int(ended['steps']) * step_bytes,
-      )
+    num_tokens = ended['num_tokens'][finished]
+    work = throughput.Work(
+      prompts=len(which),
+      tokens=int(num_tokens.sum()),
+      # The last token is not read again.
+      flops=sum(
+        self._costs.flops(self._lengths[i], self._lengths[i] + num - 1)
+        for i, num in zip(which, num_tokens.tolist(), strict=True)
+      ),
+      bytes=int(ended['steps']) * self._costs.step_bytes(len(places), slots),
     )
+    with self._lock:
+      for i, place, num in zip(which, finished, num_tokens, strict=True):
+        self._tokens[i] = ended['tokens'][place, :num]
+      self._near_ties[which] = ended['near_ties'][finished]
+      for name, values in ended['scores'].items():
+        self._column(self._scores, name)[which] = values[finished]
+      self._progress(work)
 
   def finish(self) -> Scores:
     features = None

@@ -1,7 +1,9 @@
 """Rows that come and go while others are decoded: each as if it were alone."""
 
+from concurrent import futures
 import itertools
 import pathlib
+import time
 
 from flax import nnx
 import jax
@@ -11,6 +13,7 @@ import pytest
 from edsft_jax import models
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import batching, statistics, throughput
+from edsft_jax.scoring import scorer as scorer_lib
 from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.scorer import Scorer
 
@@ -119,6 +122,53 @@ def test_company_changes_nothing(
   np.testing.assert_array_equal(again.features, result.features)
   for name, values in again.scores.items():
     np.testing.assert_array_equal(values, result.scores[name])
+
+
+def test_rows_that_find_room_at_once_never_move(decoder, tokens, end_ids):
+  mesh = make_mesh(devices=jax.devices()[:1])
+  shapes = Shapes((16, 48), (16, 48))
+  scorer = _scorer(decoder, mesh, end_ids, shapes, 4000)
+  scorer(tokens, np.ones(len(tokens), bool))
+  assert scorer._move.num_programs == 0
+  # Two lengths are read, in one room all are decoded.
+  assert scorer.num_programs == 3
+
+
+def test_an_interrupt_ends_what_runs_side_by_side(decoder, tokens, end_ids):
+  mesh = make_mesh(devices=jax.devices()[:1])
+  shapes = Shapes((16, 48), (16, 48))
+  scorer = _scorer(decoder, mesh, end_ids, shapes, 240)
+  everything = np.ones(len(tokens), bool)
+  calls = []
+  scorer(tokens, everything, calls.append)
+  uninterrupted = len(calls)
+  calls.clear()
+
+  def interrupt_once(work):
+    calls.append(work)
+    if len(calls) == 1:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    scorer(tokens, everything, interrupt_once)
+  assert len(calls) < uninterrupted / 2
+
+
+def test_threads_do_not_compile_the_same_twice():
+  traced = []
+
+  def double(x):
+    traced.append(x.shape)
+    time.sleep(0.05)
+    return 2 * x
+
+  compiled = scorer_lib._Compiled(jax.jit(double))
+  with futures.ThreadPoolExecutor(4) as pool:
+    sizes = [3, 3, 3, 4]
+    doubled = list(pool.map(compiled, map(np.ones, sizes)))
+  assert [len(x) for x in doubled] == sizes
+  assert sorted(traced) == [(3,), (4,)]
+  assert compiled.num_programs == 2
 
 
 def test_rows_that_are_not_continued_are_read(decoder, tokens, end_ids):
