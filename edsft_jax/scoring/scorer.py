@@ -4,15 +4,10 @@ Rows end at different steps. A batch that waits for its last row computes
 mostly rows that have ended; so as soon as there are places for the next few
 prompts, these are read into them. What is left when the prompts of one room
 run out moves on into the next larger one.
-
-On a CPU two batches run side by side: products of few rows and the attention
-of a decode step keep one core busy each.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent import futures
+from collections.abc import Callable, Sequence
 import dataclasses
-import os
 import threading
 from typing import Any
 
@@ -23,7 +18,7 @@ import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
-from edsft_jax.scoring import batching, statistics, throughput
+from edsft_jax.scoring import batching, lanes, statistics, throughput
 from edsft_jax.scoring.pooling import pool_features
 
 # Floats of logits that exist at once while a prompt's tokens are scored.
@@ -94,7 +89,7 @@ class Scorer:
     self.batch_tokens = batch_tokens
     self._mesh = mesh
     self._shapes = shapes
-    self._num_lanes = _num_lanes(mesh)
+    self._num_lanes = lanes.num_lanes(mesh)
     self._rows = batching.Rows(
       batch_tokens // self._num_lanes,
       max_new_tokens,
@@ -113,12 +108,12 @@ class Scorer:
       length_normalized,
       pooling,
     )
-    self._read = _Compiled(jax.jit(model.read))
-    self._start = _Compiled(jax.jit(model.start))
-    self._advance = _Compiled(jax.jit(model.advance, donate_argnums=1))
-    self._empty = _Compiled(jax.jit(model.empty, static_argnums=(1, 2)))
-    self._admit = _Compiled(jax.jit(model.admit, donate_argnums=0))
-    self._move = _Compiled(jax.jit(model.move, static_argnums=2))
+    self._read = lanes.Compiled(jax.jit(model.read))
+    self._start = lanes.Compiled(jax.jit(model.start))
+    self._advance = lanes.Compiled(jax.jit(model.advance, donate_argnums=1))
+    self._empty = lanes.Compiled(jax.jit(model.empty, static_argnums=(1, 2)))
+    self._admit = lanes.Compiled(jax.jit(model.admit, donate_argnums=0))
+    self._move = lanes.Compiled(jax.jit(model.move, static_argnums=2))
 
   @property
   def num_programs(self) -> int:
@@ -143,7 +138,7 @@ class Scorer:
     result = _Collector(lengths, generate, self._costs, progress)
     by_length = np.argsort(lengths, kind='stable')
 
-    def lane(number: int, unless_stopped: _UnlessStopped) -> None:
+    def lane(number: int, unless_stopped: lanes.UnlessStopped) -> None:
       own = by_length[number :: self._num_lanes]
       only_read = batching.chunks(
         lengths, own[~generate[own]], self._shapes, self._rows.to_read
@@ -159,7 +154,7 @@ class Scorer:
       )
       self._decode(tokens, admitted, result, unless_stopped)
 
-    _side_by_side(lane, self._num_lanes)
+    lanes.side_by_side(lane, self._num_lanes)
     return result.finish()
 
   def _decode(
@@ -167,7 +162,7 @@ class Scorer:
     tokens: Sequence[Sequence[int]],
     queue: list[models.Group],
     result: '_Collector',
-    unless_stopped: '_UnlessStopped',
+    unless_stopped: lanes.UnlessStopped,
   ) -> None:
     """Reads the chunks of a queue, the shortest first, and continues them."""
     rooms = self._rooms(queue)
@@ -226,73 +221,6 @@ class Scorer:
         [tokens[i] for i in chunk.indices], chunk.length, chunk.num_rows
       ),
     )
-
-
-def _num_lanes(mesh: jax.sharding.Mesh) -> int:
-  """Batches that run side by side."""
-  device = mesh.devices.flat[0]
-  alone = mesh.size == 1 and device.platform == 'cpu'
-  return 2 if alone and os.cpu_count() > 1 else 1
-
-
-class _UnlessStopped:
-  """Iterates, until somebody says stop."""
-
-  def __init__(self):
-    self._stopped = threading.Event()
-
-  def __call__(self, items: Iterable) -> Iterator:
-    for item in items:
-      if self._stopped.is_set():
-        return
-      yield item
-
-  def stop(self) -> None:
-    self._stopped.set()
-
-
-def _side_by_side(
-  lane: Callable[[int, _UnlessStopped], None], num_lanes: int
-) -> None:
-  """Runs lanes in threads; an error or an interrupt ends all of them."""
-  unless_stopped = _UnlessStopped()
-  if num_lanes == 1:
-    lane(0, unless_stopped)
-    return
-  with futures.ThreadPoolExecutor(num_lanes) as pool:
-    running = [pool.submit(lane, i, unless_stopped) for i in range(num_lanes)]
-    try:
-      for ended in futures.as_completed(running):
-        ended.result()
-    except BaseException:
-      unless_stopped.stop()
-      raise
-
-
-class _Compiled:
-  """A jitted function that several threads do not compile at once.
-
-  Attributes:
-    num_programs: how many were compiled, one for each shape of the arguments.
-  """
-
-  def __init__(self, function: Callable[..., Any]):
-    self._function = function
-    self._lock = threading.Lock()
-    self._known: set[tuple] = set()
-
-  @property
-  def num_programs(self) -> int:
-    return len(self._known)
-
-  def __call__(self, *args: Any) -> Any:
-    shapes = tuple(getattr(x, 'shape', x) for x in jax.tree.leaves(args))
-    if shapes in self._known:
-      return self._function(*args)
-    with self._lock:
-      result = self._function(*args)
-      self._known.add(shapes)
-    return result
 
 
 class _Collector:

@@ -12,8 +12,7 @@ import pytest
 
 from edsft_jax import models
 from edsft_jax.mesh import make_mesh
-from edsft_jax.scoring import batching, statistics, throughput
-from edsft_jax.scoring import scorer as scorer_lib
+from edsft_jax.scoring import batching, lanes, statistics, throughput
 from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.scorer import Scorer
 
@@ -162,7 +161,7 @@ def test_threads_do_not_compile_the_same_twice():
     time.sleep(0.05)
     return 2 * x
 
-  compiled = scorer_lib._Compiled(jax.jit(double))
+  compiled = lanes.Compiled(jax.jit(double))
   with futures.ThreadPoolExecutor(4) as pool:
     sizes = [3, 3, 3, 4]
     doubled = list(pool.map(compiled, map(np.ones, sizes)))
