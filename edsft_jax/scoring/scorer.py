@@ -136,19 +136,28 @@ class Scorer:
     """
     lengths = [len(row) for row in tokens]
     result = _Collector(lengths, generate, self._costs, progress)
-    by_length = np.argsort(lengths, kind='stable')
+    only_read = batching.chunks(
+      lengths, np.flatnonzero(~generate), self._shapes, self._rows.to_read
+    )
+    continued = np.flatnonzero(generate)
+    continued = continued[
+      np.argsort(np.take(lengths, continued), kind='stable')
+    ]
 
     def lane(number: int, unless_stopped: lanes.UnlessStopped) -> None:
-      own = by_length[number :: self._num_lanes]
-      only_read = batching.chunks(
-        lengths, own[~generate[own]], self._shapes, self._rows.to_read
-      )
-      for chunk in unless_stopped(only_read):
+      under_way = None
+      for chunk in unless_stopped(only_read[number :: self._num_lanes]):
         read = self._read(self._weights, *self._pad(chunk, tokens))
-        result.add_read(chunk, read)
+        # The host waits for one while the device has another.
+        if under_way is not None:
+          result.add_read(*under_way)
+        under_way = chunk, read
+      if under_way is not None:
+        result.add_read(*under_way)
       admitted = batching.chunks(
         lengths,
-        own[generate[own]],
+        # Places for as many rows in each lane.
+        continued[number :: self._num_lanes],
         self._shapes,
         lambda length: self._rows.to_admit(length, self._shapes.room(length)),
       )
@@ -167,6 +176,7 @@ class Scorer:
     """Reads the chunks of a queue, the shortest first, and continues them."""
     rooms = self._rooms(queue)
     rows, places, room = None, np.zeros(0, int), 0
+    reads = []
     for number, chunk in unless_stopped(enumerate(queue)):
       if rooms[number] != room:
         room = rooms[number]
@@ -177,7 +187,7 @@ class Scorer:
       new, read = self._start(self._weights, *self._pad(chunk, tokens))
       rows = self._admit(rows, new, place_P)
       places[free] = chunk.indices
-      result.add_read(chunk, read)
+      reads.append((chunk, read))
 
       until = 0
       if number + 1 < len(queue):
@@ -188,6 +198,9 @@ class Scorer:
         rows, ended = self._advance(self._weights, rows, np.int32(until))
         slots = rows.cache.position_BxS.shape[1]
         result.add_ended(places, slots, jax.device_get(ended))
+        # Not before: the device would wait for the host.
+        while reads:
+          result.add_read(*reads.pop())
 
   def _rooms(self, queue: list[models.Group]) -> list[int]:
     """The room in which each chunk of a queue is decoded."""
@@ -238,13 +251,16 @@ class _Collector:
     self._costs = costs
     self._progress = progress
     self._generated = generate
-    self._read: list[tuple[models.Group, dict[str, Any]]] = []
+    self._features: np.ndarray | None = None
+    self._prompt_scores: dict[str, np.ndarray] = {}
     self._scores: dict[str, np.ndarray] = {}
     self._near_ties = np.zeros(len(lengths), np.int32)
     self._tokens = [np.zeros(0, np.int32) for _ in lengths]
 
   def add_read(self, chunk: models.Group, read: dict[str, Any]) -> None:
-    """Keeps what the device will have for the prompts of a chunk."""
+    """Waits for what the device found in the prompts of a chunk."""
+    read = jax.device_get(read)
+    features = read['features'][: len(chunk.indices)]
     lengths = [self._lengths[i] for i in chunk.indices]
     work = throughput.Work(
       prompts=int(np.sum(~self._generated[chunk.indices])),
@@ -253,7 +269,13 @@ class _Collector:
       bytes=self._costs.read_bytes(),
     )
     with self._lock:
-      self._read.append((chunk, read))
+      if self._features is None:
+        shape = len(self._lengths), features.shape[1]
+        self._features = np.zeros(shape, np.float32)
+      self._features[chunk.indices] = features
+      for name, values in read['scores'].items():
+        column = self._column(self._prompt_scores, name)
+        column[chunk.indices] = values[: len(chunk.indices)]
       self._progress(work)
 
   def add_ended(
@@ -283,20 +305,9 @@ class _Collector:
       self._progress(work)
 
   def finish(self) -> Scores:
-    features = None
-    prompt_scores: dict[str, np.ndarray] = {}
-    for chunk, read in self._read:
-      read = jax.device_get(read)
-      rows = slice(len(chunk.indices))
-      if features is None:
-        width = read['features'].shape[1]
-        features = np.zeros((len(self._lengths), width), np.float32)
-      features[chunk.indices] = read['features'][rows]
-      for name, values in read['scores'].items():
-        self._column(prompt_scores, name)[chunk.indices] = values[rows]
     return Scores(
-      features=features,
-      prompt_scores=prompt_scores,
+      features=self._features,
+      prompt_scores=self._prompt_scores,
       generated=self._generated,
       scores=self._scores,
       near_ties=self._near_ties,
