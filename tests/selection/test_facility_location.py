@@ -110,13 +110,14 @@ def test_cuts_top_ups_and_scales_change_no_pick(
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(
   problem=problems(st.sampled_from([9, 60])),
-  method=st.sampled_from(['greedy', 'partitioned']),
+  method=st.sampled_from(module.METHODS),
+  memory_limit=st.sampled_from([None, 2000, 10**4]),
   devices=st.sampled_from([1, 4, 8]),
   # Of both so few that most programs are compiled once.
   blocks=st.sampled_from(
     [
-      dict(BATCH=8, PANEL=24, _PAIRS=2, _LANES=1),
-      dict(BATCH=24, PANEL=8, _PAIRS=1, _LANES=3, _MOST_KEPT=24),
+      dict(BATCH=8, PANEL=8, _PAIRS=2, _LANES=1),
+      dict(BATCH=24, PANEL=24, _PAIRS=1, _LANES=3, _MOST_KEPT=24),
     ]
   ),
   way=st.sampled_from(
@@ -129,24 +130,22 @@ def test_cuts_top_ups_and_scales_change_no_pick(
   ),
 )
 def test_block_sizes_and_devices_change_no_pick(
-  problem, method, devices, blocks, way
+  problem, method, memory_limit, devices, blocks, way
 ):
-  similarity = selection.Rbf(width=0.3)
+  problem |= dict(similarity=selection.Rbf(width=0.3), method=method)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
   # Of 16 rows, so that several devices have some.
   with mock.patch.object(sharding, 'TILE_ROWS', 16):
-    expected = selection.facility_location(
-      similarity=similarity, method=method, **problem
-    )
+    expected = selection.facility_location(**problem)
     with (
       mock.patch.multiple(columns, **blocks),
       mock.patch.multiple(module, **way),
     ):
-      result = selection.facility_location(
-        similarity=similarity,
-        method=method,
-        mesh=jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)),
-        **problem,
-      )
+      problem |= dict(memory_limit=memory_limit)
+      result = selection.facility_location(mesh=mesh, **problem)
+      if method == 'threshold':
+        # How much slack is used depends on all but the devices.
+        expected = selection.facility_location(**problem)
   np.testing.assert_array_equal(result.indices, expected.indices)
   np.testing.assert_array_equal(result.gains, expected.gains)
   assert result.objective == expected.objective
@@ -292,6 +291,53 @@ def test_lists_that_outgrow_the_limit_are_given_up(large_pool, monkeypatch):
   )
   assert made[0][0] is None
   np.testing.assert_array_equal(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize(
+  ('way', 'is_exact'),
+  [
+    ('lists later', False),
+    ('lists made in vain', False),
+    ('lists outgrown at first', True),
+    ('all similarities', True),
+  ],
+)
+def test_slack_ends_at_one_pick_for_any_number_of_devices(
+  way, is_exact, monkeypatch
+):
+  monkeypatch.setattr(module, '_SMALL', 0)
+  features = np.random.default_rng(0).normal(size=(700, 12))
+  memory_limit = 4 * 10**5
+  if way == 'lists made in vain' or way == 'lists outgrown at first':
+    # Its similarities to all others are 0: it misleads.
+    features = np.concatenate([np.full((1, 12), 99.0), features[:250]])
+  if way == 'lists made in vain':
+    monkeypatch.setattr(module, '_SPARSE', 100)
+    monkeypatch.setattr(module, '_sample_rows', lambda *args: np.array([0]))
+  if way == 'lists outgrown at first':
+    monkeypatch.setattr(module, '_SPARSE', 1)
+    monkeypatch.setattr(module, '_sample', lambda row_C: row_C[:1])
+  if way == 'all similarities':
+    # Several devices would use slack to the end.
+    monkeypatch.setattr(module, '_SPARSE', 100)
+    memory_limit = 10**7
+  similarity = selection.Rbf(gamma=0.04)
+  exact = selection.facility_location(features, 20, similarity)
+  one, four = (
+    selection.facility_location(
+      features,
+      20,
+      similarity,
+      method='threshold',
+      epsilon=0.5,
+      memory_limit=memory_limit,
+      mesh=jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)),
+    )
+    for devices in (1, 4)
+  )
+  np.testing.assert_array_equal(one.indices, four.indices)
+  np.testing.assert_array_equal(one.gains, four.gains)
+  assert (one.indices.tolist() == exact.indices.tolist()) == is_exact
 
 
 def test_all_candidates_picked_before_nothing_gains(way):
