@@ -91,9 +91,8 @@ def test_k_center_on_any_number_of_devices():
     np.testing.assert_array_equal(result.gains, expected.gains)
 
 
-@pytest.mark.parametrize('d', [4, 33])
-def test_log_determinant_on_any_number_of_devices(d):
-  features = np.random.default_rng(0).normal(size=(1500, d))
+def test_log_determinant_on_any_number_of_devices():
+  features = np.random.default_rng(0).normal(size=(1500, 33))
   # Copies tie, and those of this row, far from all, on several devices.
   features[::9] = 9.0
   expected = selection.log_determinant(features, 60, initial=[1400, 3])
