@@ -110,7 +110,11 @@ def _facility_location(
 
 def _log_determinant(view: View, budget: int, seed: int) -> selection.Selection:
   return selection.log_determinant(
-    view.features, budget, similarity=view.similarity
+    view.features,
+    budget,
+    similarity=view.similarity,
+    mesh=view.mesh,
+    memory_limit=view.memory_limit,
   )
 
 

@@ -102,7 +102,12 @@ def write(
     ]
     artifacts.write_json(
       workdir.selection_record(strategy),
-      {'bounds': bounds if strategy == 'facility_location' else []},
+      {
+        'bounds': bounds if strategy == 'facility_location' else [],
+        'task_clusters': 1234
+        if strategy in study.TASK_STRATEGIES and not tasks
+        else None,
+      },
     )
     for seed in options.study.seeds:
       order = rng.sample(range(POOL_SIZE), max(options.study.budgets))

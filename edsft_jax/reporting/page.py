@@ -119,6 +119,7 @@ def make(
     gains=gains,
     certificates=results.certificates(config, workdir),
     has_tasks=pool.tasks is not None,
+    found_tasks=results.found_tasks(config, workdir),
     allocation=allocation,
     quality=quality,
     seconds=seconds,

@@ -176,6 +176,21 @@ def certificates(
   ]
 
 
+def found_tasks(
+  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+) -> dict[str, int]:
+  """Strategy -> number of clusters that it took for tasks.
+
+  Only of those whose tasks were found by k-means, for want of labels.
+  """
+  return {
+    strategy: clusters
+    for strategy in config.selection.strategies
+    if (path := workdir.selection_record(strategy)).exists()
+    and (clusters := artifacts.read_json(path)['task_clusters'])
+  }
+
+
 def input_files(
   config: ml_collections.ConfigDict, workdir: artifacts.Workdir
 ) -> list[pathlib.Path]:

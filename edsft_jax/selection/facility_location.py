@@ -67,8 +67,9 @@ def facility_location(
     method: 'greedy' is exact; its prefixes are the answers for smaller
       budgets, and the lowest index wins among equal gains.
       'threshold' takes any pick that gains at least 1 - epsilon of the best,
-      until short lists fit memory_limit, and is exact from there: at least
-      1 - 1/e - epsilon of the optimum; prefixes nest.
+      until short lists, or all similarities of a small pool, fit memory_limit,
+      and is exact from there: at least 1 - 1/e - epsilon of the optimum;
+      prefixes nest.
       'partitioned' runs greedy on random parts of the candidates, then on
       what they picked, and returns the best of all these runs: at least
       (1 - 1/e) / 2 of the optimum in expectation over the partition (Barbosa
@@ -228,9 +229,12 @@ def _greedy(
   )
   columns.cover(problem.initial_I)
   goal = min(budget, len(problem.row_C))
-  if goal and _kernel_pays(problem, columns, memory_limit):
-    _over_kernel(problem, columns, budget, order)
-    return order
+  if _few_rows(problem, memory_limit):
+    if goal and columns.symmetric(problem.row_C):
+      _over_kernel(problem, columns, budget, order)
+      return order
+    # On any number of devices the same picks.
+    slack = 0.0
   current_U = columns.current()
   bound_C = np.zeros(len(problem.row_C))
   ahead = _Ahead([], {}, None)
@@ -241,22 +245,30 @@ def _greedy(
   too_many = np.inf
   while len(order.candidates) < goal:
     ahead.check(order.candidates)
+    pays = False
+    if ahead.lists is None or slack:
+      alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
+      pays = alive < too_many and _lists_pay(alive, problem, memory_limit)
+    if slack:
+      # Lists end the slack: on any number of devices at the same pick, though
+      # only one device looks ahead.
+      pays = pays and len(order.candidates) >= _FIRST
+      if not pays and len(order.candidates) == len(ahead.guess):
+        ahead.lists = None
     if ahead.lists is not None:
       if len(order.candidates) == len(ahead.guess):
         columns.forget()
         if not order.candidates:
           bound_C = ahead.gain_C[0]
         return _finish(problem, budget, ahead.lists, bound_C, order)
-    else:
-      alive = np.count_nonzero(sample_SxU > current_U) / len(sample_SxU)
-      if alive < too_many and _lists_pay(alive, problem, memory_limit):
-        lists, fresh_C = _short_lists(problem, columns, memory_limit)
-        if lists is not None:
-          columns.forget()
-          bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
-          return _finish(problem, budget, lists, bound_C, order)
-        # The sample was misleading: not again before half of it is gone.
-        too_many = alive / 2
+    elif pays:
+      lists, fresh_C = _short_lists(problem, columns, memory_limit)
+      if lists is not None:
+        columns.forget()
+        bound_C = np.where(np.isneginf(bound_C), bound_C, fresh_C)
+        return _finish(problem, budget, lists, bound_C, order)
+      # The sample was misleading: not again before half of it is gone.
+      too_many = alive / 2
     fresh_C = ahead.gains_after(order.candidates)
     if fresh_C is None and len(order.candidates) < _FIRST:
       fresh_C = columns.all_gains(problem.row_C)
@@ -282,14 +294,12 @@ def _greedy(
   return order
 
 
-def _kernel_pays(
-  problem: _Problem, columns: columns_lib.Columns, memory_limit: int
-) -> bool:
+def _few_rows(problem: _Problem, memory_limit: int) -> bool:
   """Whether it takes less to keep all similarities than to find the few."""
   rows = len(problem.point_UxD)
-  if rows > _FEW_ROWS or not columns.symmetric(problem.row_C):
-    return False
-  return 4 * columns.coverage.size**2 <= memory_limit
+  tiles = -(-rows // sharding.TILE_ROWS)
+  fits = 4 * (tiles * sharding.TILE_ROWS) ** 2 <= memory_limit
+  return rows <= _FEW_ROWS and fits
 
 
 def _over_kernel(
@@ -369,7 +379,7 @@ def _look_ahead(
   s_SxU = columns.similarities(row_S)
   guess: list[int] = []
   # With slack, other picks will follow the first two.
-  most = min(_MOST_GUESSED if slack == 0.0 else 2, len(problem.row_C))
+  most = min(_FIRST if slack else _MOST_GUESSED, len(problem.row_C))
   alive = np.inf
   while True:
     current_S = columns.current()[row_S]
@@ -378,7 +388,7 @@ def _look_ahead(
     fits = _lists_pay(alive, problem, memory_limit)
     rows = len(problem.point_UxD)
     more = alive > _FEW * rows and before - alive > _WORTH_A_GUESS * rows
-    if len(guess) == most or (fits and not more):
+    if len(guess) == most or (fits and not more and not slack):
       break
     gain_U = _weighted_gains(s_SxU, current_S, problem.weight_U[row_S])
     guess.append(_likely_pick(columns, problem.row_C, gain_U, guess))

@@ -222,6 +222,10 @@ class TileCutter:
     return self.fits
 
   def _keep(self, tile: int, *piece: np.ndarray) -> None:
+    known_R = self._candidate_TxR[tile] >= 0
+    if not known_R.all():
+      known = known_R[piece[0]]
+      piece = tuple(part[known] for part in piece)
     self._pieces[tile].append(piece)
     self._room -= len(piece[0])
 
@@ -232,9 +236,6 @@ class TileCutter:
     pieces.clear()
     candidate_R = self._candidate_TxR[tile]
     known_R = candidate_R >= 0
-    if not known_R.all():
-      known = known_R[candidate]
-      candidate, row, value = candidate[known], row[known], value[known]
     # Counting sort.
     shape = len(known_R), self._current_TxR.size
     by_candidate = sparse.coo_array((value, (candidate, row)), shape).tocsr()

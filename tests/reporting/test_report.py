@@ -360,6 +360,26 @@ def test_no_random_no_tasks_no_curves_one_budget(tmp_path):
   assert 'random needs' not in text
 
 
+def test_tasks_found_by_k_means_are_not_taken_for_labels(tmp_path, quick):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options, tasks=False)
+  reporting.run(options, workdir)
+  text = html(workdir)
+  rows = re.findall(r'<tr><th scope="row">(.*?)</th>', text)
+  marked = [row for row in rows if 'tasks found by k-means' in row]
+  assert marked == [row for row in rows if 'weighted_task_diversity' in row]
+  # Of the verdicts, of the headline metric, and of each metric's comparisons.
+  assert len(marked) == 2 + 3 * len(metrics.METRICS)
+  tasks = text.partition('<h2 id="tasks">')[2].partition('<h2')[0]
+  assert 'weighted_task_diversity took for tasks are 1,234 clusters' in tasks
+  run = text.partition('<h2 id="run">')[2]
+  assert 'found by k-means: 1,234 clusters of the features' in run
+
+
+def test_labels_are_not_called_clusters(reported):
+  assert 'k-means' not in html(reported[1])
+
+
 def test_one_seed_says_that_it_has_no_interval(tmp_path, quick):
   options = synthetic.config(study__seeds=(7,))
   workdir = synthetic.write(tmp_path, options)

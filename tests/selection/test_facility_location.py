@@ -3,12 +3,13 @@ from unittest import mock
 
 import hypothesis
 from hypothesis import strategies as st
+import jax
 import numpy as np
 import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
-from edsft_jax.selection import checks, memory
+from edsft_jax.selection import checks, memory, sharding
 
 module = importlib.import_module('edsft_jax.selection.facility_location')
 columns = importlib.import_module('edsft_jax.selection.columns')
@@ -31,10 +32,13 @@ def clustered(n, d=6, seed=0):
   return (centre[label] + rng.normal(size=(n, d))).astype(np.float32)
 
 
+UP_TO_24 = st.integers(1, 24)
+
+
 @st.composite
-def problems(draw):
+def problems(draw, sizes=UP_TO_24):
   """Small pools full of equal rows, zero rows and exact ties."""
-  n = draw(st.integers(1, 24))
+  n = draw(sizes)
   values = st.lists(st.integers(-1, 2), min_size=3 * n, max_size=3 * n)
   features = np.array(draw(values), np.float32).reshape(n, 3)
   order = draw(st.permutations(range(n)))
@@ -101,6 +105,50 @@ def test_cuts_top_ups_and_scales_change_no_pick(
   assert picks(initial=chosen, budget=len(whole) - cut) == whole[cut:]
   scaled = problem['features'] * np.float32(2.0**exponent)
   assert picks(features=scaled) == whole
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+  problem=problems(st.sampled_from([9, 60])),
+  method=st.sampled_from(module.METHODS),
+  memory_limit=st.sampled_from([None, 2000, 10**4]),
+  devices=st.sampled_from([1, 4, 8]),
+  # Of both so few that most programs are compiled once.
+  blocks=st.sampled_from(
+    [
+      dict(BATCH=8, PANEL=8, _PAIRS=2, _LANES=1),
+      dict(BATCH=24, PANEL=24, _PAIRS=1, _LANES=3, _MOST_KEPT=24),
+    ]
+  ),
+  way=st.sampled_from(
+    [
+      dict(_FEW_ROWS=3000),
+      dict(_FEW_ROWS=0),
+      dict(_FEW_ROWS=0, _SMALL=0),
+      dict(_FEW_ROWS=0, _lists_pay=lambda *args: False),
+    ]
+  ),
+)
+def test_block_sizes_and_devices_change_no_pick(
+  problem, method, memory_limit, devices, blocks, way
+):
+  problem |= dict(similarity=selection.Rbf(width=0.3), method=method)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
+  # Of 16 rows, so that several devices have some.
+  with mock.patch.object(sharding, 'TILE_ROWS', 16):
+    expected = selection.facility_location(**problem)
+    with (
+      mock.patch.multiple(columns, **blocks),
+      mock.patch.multiple(module, **way),
+    ):
+      problem |= dict(memory_limit=memory_limit)
+      result = selection.facility_location(mesh=mesh, **problem)
+      if method == 'threshold':
+        # How much slack is used depends on all but the devices.
+        expected = selection.facility_location(**problem)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+  np.testing.assert_array_equal(result.gains, expected.gains)
+  assert result.objective == expected.objective
 
 
 @pytest.mark.parametrize('similarity', SIMILARITIES)
@@ -206,24 +254,6 @@ def test_memory_limit_changes_nothing(memory_limit):
   np.testing.assert_array_equal(result.gains, expected.gains)
 
 
-@pytest.mark.parametrize('lists', [True, False])
-def test_block_sizes_change_nothing(lists, large_pool, monkeypatch):
-  features, budget = clustered(1200), 150 if lists else 12
-  expected = selection.facility_location(features, budget)
-  if not lists:
-    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
-  for name, size in (
-    ('BATCH', 32),
-    ('PANEL', 96),
-    ('_PAIRS', 2),
-    ('_LANES', 1),
-  ):
-    monkeypatch.setattr(columns, name, size)
-  result = selection.facility_location(features, budget)
-  np.testing.assert_array_equal(result.indices, expected.indices)
-  np.testing.assert_array_equal(result.gains, expected.gains)
-
-
 def test_lists_that_outgrow_the_limit_are_given_up(large_pool, monkeypatch):
   features = np.concatenate([[[99.0] * 6], clustered(1200)])
   similarity = selection.Rbf(gamma=0.02)
@@ -243,6 +273,54 @@ def test_lists_that_outgrow_the_limit_are_given_up(large_pool, monkeypatch):
   )
   assert made[0][0] is None
   np.testing.assert_array_equal(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize(
+  ('way', 'is_exact'),
+  [
+    ('lists later', False),
+    ('lists made in vain', False),
+    ('lists outgrown at first', True),
+    ('all similarities', True),
+  ],
+)
+def test_slack_ends_at_one_pick_for_any_number_of_devices(
+  way, is_exact, monkeypatch
+):
+  monkeypatch.setattr(module, '_SMALL', 0)
+  features = np.random.default_rng(0).normal(size=(250, 12))
+  # Its similarities to all others are 0: as a sample it misleads.
+  features[0] = 99
+  memory_limit = 4 * 10**5
+  if way == 'lists later':
+    memory_limit = 5 * 10**4
+  if way == 'lists made in vain':
+    monkeypatch.setattr(module, '_SPARSE', 100)
+    monkeypatch.setattr(module, '_sample_rows', lambda *args: np.array([0]))
+  if way == 'lists outgrown at first':
+    monkeypatch.setattr(module, '_SPARSE', 1)
+    monkeypatch.setattr(module, '_sample', lambda row_C: row_C[:1])
+  if way == 'all similarities':
+    # Several devices would use slack to the end.
+    monkeypatch.setattr(module, '_SPARSE', 100)
+    memory_limit = 10**7
+  similarity = selection.Rbf(gamma=0.04)
+  exact = selection.facility_location(features, 20, similarity)
+  one, four = (
+    selection.facility_location(
+      features,
+      20,
+      similarity,
+      method='threshold',
+      epsilon=0.5,
+      memory_limit=memory_limit,
+      mesh=jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',)),
+    )
+    for devices in (1, 4)
+  )
+  np.testing.assert_array_equal(one.indices, four.indices)
+  np.testing.assert_array_equal(one.gains, four.gains)
+  assert (one.indices.tolist() == exact.indices.tolist()) == is_exact
 
 
 def test_all_candidates_picked_before_nothing_gains(way):
@@ -412,6 +490,96 @@ def test_partitioned_comes_near_greedy():
   covered = s[:, result.indices].max(axis=1).sum()
   assert result.objective == pytest.approx(covered, rel=1e-5)
   assert result.gains.sum() == pytest.approx(result.objective, rel=1e-6)
+
+
+@st.composite
+def clumps(draw, most):
+  """Up to `most` rows in four clumps, in which no two rows are equal."""
+  label = draw(st.lists(st.integers(0, 3), min_size=6, max_size=most))
+  noise = np.random.default_rng(draw(st.integers(0, 99)))
+  centre = 4 * np.eye(4)[label]
+  return (centre + noise.normal(size=centre.shape) / 4).astype(np.float32)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+  features=clumps(11),
+  epsilon=st.sampled_from([0.1, 0.5]),
+  initial=st.sampled_from([[], [4]]),
+  first=st.sampled_from([1, 2]),
+)
+def test_threshold_keeps_its_promise(features, epsilon, initial, first):
+  similarity = selection.Rbf(gamma=0.2)
+  # Without lists, and after as few exact picks as there can be, all is slack.
+  with mock.patch.multiple(
+    module, _FEW_ROWS=0, _FIRST=first, _lists_pay=lambda *args: False
+  ):
+    result = selection.facility_location(
+      features, 5, similarity, initial, method='threshold', epsilon=epsilon
+    )
+  s = reference.exact_similarities(features, similarity)
+  best = reference.best_sets(s, 5, initial)
+  before = best[0]
+  for m, optimum in enumerate(best):
+    chosen = [*initial, *result.indices[:m]]
+    reached = s[:, chosen].max(axis=1, initial=0.0).sum()
+    assert result.gains[:m].sum() == pytest.approx(reached - before, abs=1e-5)
+    # Every pick gains at least 1 - epsilon of the best: no less than
+    # 1 - 1/e - epsilon, which is what is promised.
+    share = 1 - np.exp(epsilon - 1)
+    assert reached - before >= share * (optimum - before) - 1e-5
+    assert result.upper_bound_at(m) >= optimum - 1e-5
+
+
+@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.given(
+  features=clumps(13),
+  initial=st.sampled_from([[], [4]]),
+  random=st.randoms(use_true_random=False),
+)
+def test_partitioned_keeps_its_promise(features, initial, random):
+  similarity = selection.Rbf(gamma=0.2)
+  s = reference.exact_similarities(features, similarity)
+  best = reference.best_sets(s, 2, initial)
+  reached = []
+  # The partition is of positions: permuted rows are parted anew.
+  for _ in range(8):
+    order = list(range(len(features)))
+    random.shuffle(order)
+    runs = []
+
+    def noted(problem, *args, greedy=module._greedy, runs=runs):
+      runs.append((problem.pick_C, greedy(problem, *args)))
+      return runs[-1][1]
+
+    with mock.patch.object(module, '_greedy', noted):
+      result = selection.facility_location(
+        features[order],
+        2,
+        similarity,
+        [order.index(i) for i in initial],
+        method='partitioned',
+      )
+    *parts, (union, _) = runs
+    assert len(parts) >= 2
+    offered = np.concatenate([picks for picks, _ in parts])
+    free = [p for p, row in enumerate(order) if row not in initial]
+    np.testing.assert_array_equal(np.sort(offered), free)
+    picked = [picks[run.candidates] for picks, run in parts]
+    np.testing.assert_array_equal(union, np.sort(np.concatenate(picked)))
+    assert result.objective == max(run.objective for _, run in runs)
+    chosen = [order[pick] for pick in result.indices]
+    covered = s[:, [*initial, *chosen]].max(axis=1).sum()
+    assert result.objective == pytest.approx(covered, abs=1e-5)
+    assert result.objective <= best[2] + 1e-5
+    for m, optimum in enumerate(best):
+      assert result.upper_bound_at(m) >= optimum - 1e-5
+    reached.append(result.objective - best[0])
+    # For certain: some part has its share of the best set.
+    share = (1 - 1 / np.e) / len(parts)
+    assert reached[-1] >= share * (best[2] - best[0]) - 1e-5
+  # In expectation over the partition, of which this is a sample.
+  assert np.mean(reached) >= (1 - 1 / np.e) / 2 * (best[2] - best[0]) - 1e-5
 
 
 @pytest.mark.parametrize('method', ['threshold', 'partitioned'])

@@ -1,12 +1,15 @@
 import importlib
+from unittest import mock
 
 import hypothesis
 from hypothesis import strategies as st
+import jax
 import numpy as np
 import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
+from edsft_jax.selection import sharding
 
 module = importlib.import_module('edsft_jax.selection.k_center')
 
@@ -122,6 +125,36 @@ def test_ties_across_the_edge_of_a_block(block, monkeypatch):
     result = selection.k_center(features, len(features))
     indices, _, _ = reference.k_center(features, len(features))
     np.testing.assert_array_equal(result.indices, indices)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+  data=st.data(),
+  # Few sizes, and all prompts picked: most programs are compiled once.
+  n=st.sampled_from([9, 60]),
+  devices=st.sampled_from([1, 4, 8]),
+  blocks=st.sampled_from(
+    [
+      dict(_BLOCK=3, _BATCH=8, _SMALL_BATCH=4, _TILE=5),
+      dict(_BLOCK=16, _BATCH=2, _SMALL_BATCH=1, _TILE=40),
+    ]
+  ),
+)
+def test_block_sizes_and_devices_change_no_pick(data, n, devices, blocks):
+  values = st.lists(st.integers(-2, 2), min_size=3 * n, max_size=3 * n)
+  features = np.array(data.draw(values), np.float32).reshape(n, 3)
+  initial = data.draw(st.permutations(range(n)))[: data.draw(st.integers(0, 3))]
+  first = data.draw(st.integers(0, n - 1))
+  arguments = features, n - len(initial), initial, first
+  # Of 16 rows, so that several devices have some.
+  with mock.patch.object(sharding, 'TILE_ROWS', 16):
+    expected = selection.k_center(*arguments)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
+    with mock.patch.multiple(module, **blocks):
+      result = selection.k_center(*arguments, mesh=mesh)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+  np.testing.assert_array_equal(result.gains, expected.gains)
+  assert result.objective == expected.objective
 
 
 def test_equal_rows_come_last_in_order():

@@ -1,3 +1,7 @@
+import itertools
+
+import hypothesis
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 
@@ -13,6 +17,44 @@ def test_top_takes_the_lowest_index_of_equals():
   result = selection.top(scores, 3, largest=False, initial=[0])
   assert result.indices.tolist() == [4, 5, 2]
   assert result.indices.dtype == np.int64
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+  st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0]), min_size=1, max_size=8),
+  st.booleans(),
+  st.data(),
+)
+def test_no_set_has_better_scores(scores, largest, data):
+  order = data.draw(st.permutations(range(len(scores))))
+  initial = order[: data.draw(st.integers(0, len(scores)))]
+  free = sorted(order[len(initial) :])
+  result = selection.top(scores, len(free), largest, initial)
+  picks = result.indices.tolist()
+  assert sorted(picks) == free
+  have = sum(scores[i] for i in initial)
+  assert result.objective == have + result.gains.sum()
+  best = max if largest else min
+  for m in range(len(free) + 1):
+    sums = {
+      chosen: sum(scores[i] for i in chosen)
+      for chosen in itertools.combinations(free, m)
+    }
+    value = best(sums.values())
+    assert result.gains[:m].sum() == value
+    # Of the best sets the one whose last members come first in the pool.
+    assert tuple(sorted(picks[:m])) == min(
+      chosen for chosen, total in sums.items() if total == value
+    )
+
+
+def test_random_takes_every_order_alike():
+  counts = dict.fromkeys(itertools.permutations(range(4), 2), 0)
+  for seed in range(1200):
+    result = selection.random(5, 2, seed, initial=[4])
+    counts[tuple(result.indices.tolist())] += 1
+  # 100 each, give or take four standard deviations.
+  assert max(abs(count - 100) for count in counts.values()) < 40
 
 
 def test_random_is_one_order_a_seed():

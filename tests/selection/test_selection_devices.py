@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import two_processes
 
 from edsft_jax import selection
+from edsft_jax.selection import sharding
 
 module = importlib.import_module('edsft_jax.selection.facility_location')
 columns = importlib.import_module('edsft_jax.selection.columns')
@@ -32,7 +34,7 @@ def selections(mesh=None):
     selection.facility_location(features, 4, method='threshold', **short),
     selection.facility_location(features, 9, method='partitioned', mesh=mesh),
     selection.k_center(features, 600, initial=[3], mesh=mesh),
-    selection.log_determinant(features, 9),
+    selection.log_determinant(features, 9, initial=[3], mesh=mesh),
   ]
   curves = selection.gains_curves(features, 9, [0.1, 1.0], mesh=mesh).curves
   return [
@@ -87,6 +89,38 @@ def test_k_center_on_any_number_of_devices():
     result = selection.k_center(pool(), 300, mesh=mesh_of(devices))
     np.testing.assert_array_equal(result.indices, expected.indices)
     np.testing.assert_array_equal(result.gains, expected.gains)
+
+
+def test_log_determinant_on_any_number_of_devices():
+  features = np.random.default_rng(0).normal(size=(1500, 33))
+  # Copies tie, and those of this row, far from all, on several devices.
+  features[::9] = 9.0
+  expected = selection.log_determinant(features, 60, initial=[1400, 3])
+  assert expected.indices[0] == 0
+  for devices in (4, 8):
+    result = selection.log_determinant(
+      features, 60, initial=[1400, 3], mesh=mesh_of(devices)
+    )
+    np.testing.assert_array_equal(result.indices, expected.indices)
+    np.testing.assert_array_equal(result.gains, expected.gains)
+    assert result.objective == expected.objective
+
+
+def test_each_device_holds_its_share_of_the_factor():
+  points = np.ones((4096, 3), np.float32)
+  mesh = mesh_of(8)
+  with jax.enable_x64(True):
+    program = log_determinant._greedy_map.lower(
+      *(sharding.tiles(array, mesh) for array in (points, *points.T[:2])),
+      np.full(7, -1, np.int32),
+      np.int32(4096),
+      np.float64(1),
+      formula='rbf',
+      mesh=mesh,
+    ).compile()
+  text = program.as_text()
+  assert 'f64[7,512]' in text
+  assert '4096' not in re.sub('metadata={.*?}', '', text)
 
 
 def test_each_device_holds_its_share():
@@ -154,7 +188,14 @@ def test_products_are_true_float32():
       ),
       center._pairs.lower(points, norms, np.float32(1)),
       log_determinant._greedy_map.lower(
-        points, norms, norms, row, np.float32(1), formula='rbf'
+        tiles,
+        rows,
+        rows,
+        row,
+        np.int32(64),
+        np.float32(1),
+        formula='rbf',
+        mesh=mesh,
       ),
     ]
   for program in lowered:

@@ -1,4 +1,5 @@
 import collections
+import itertools
 
 import hypothesis
 from hypothesis import strategies as st
@@ -51,6 +52,45 @@ def test_follows_the_rule(data):
   assert len(set(picks) - set(initial)) == budget
   expected = plain(tasks, budget, weights or dict.fromkeys(tasks, 1.0), initial)
   assert [tasks[i] for i in picks] == expected
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(st.data())
+def test_no_set_is_worth_more(data):
+  tasks = data.draw(st.lists(st.sampled_from('abc'), min_size=1, max_size=7))
+  n = len(tasks)
+  order = data.draw(st.permutations(range(n)))
+  initial = order[: data.draw(st.integers(0, min(2, n)))]
+  confidence = data.draw(
+    st.sampled_from([None, [0.25 + 0.5 * (i % 2) for i in range(n)]])
+  )
+  result = selection.task_diversity(
+    tasks, n - len(initial), confidence, initial=initial
+  )
+
+  def worth(chosen):
+    """Sums w_t / (k + 1/2) over the k = 0, 1, ... of every task."""
+    total = 0.0
+    for task in set(tasks):
+      of_task = [i for i in range(n) if tasks[i] == task]
+      weight = 1.0
+      if confidence:
+        weight = len(of_task) / sum(confidence[i] for i in of_task)
+      count = len(set(of_task) & set(chosen))
+      total += sum(weight / (k + 0.5) for k in range(count))
+    return total
+
+  picks = result.indices.tolist()
+  for m in range(len(picks) + 1):
+    chosen = [*initial, *picks[:m]]
+    best = max(
+      worth([*initial, *others])
+      for others in itertools.combinations(order[len(initial) :], m)
+    )
+    assert worth(chosen) == pytest.approx(best)
+    gained = result.gains[:m].sum()
+    assert gained == pytest.approx(worth(chosen) - worth(initial))
+  assert result.objective == pytest.approx(worth(range(n)))
 
 
 def test_shares_follow_confidence():
