@@ -164,6 +164,7 @@ def test_products_are_true_float32():
       columns._columns.lower(
         tiles, rows, points, norms, norms, row, formula='rbf', mesh=mesh
       ),
+      columns._kernel.lower(tiles, rows, rows, formula='rbf'),
       columns._symmetric_gains.lower(
         tiles,
         rows,
