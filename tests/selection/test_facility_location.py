@@ -107,19 +107,19 @@ def test_cuts_top_ups_and_scales_change_no_pick(
   assert picks(features=scaled) == whole
 
 
+BLOCKS = (
+  dict(BATCH=8, PANEL=8, _PAIRS=2, _LANES=1),
+  dict(BATCH=24, PANEL=24, _PAIRS=1, _LANES=3, _MOST_KEPT=24),
+)
+
+
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(
   problem=problems(st.sampled_from([9, 60])),
   method=st.sampled_from(module.METHODS),
   memory_limit=st.sampled_from([None, 2000, 10**4]),
-  devices=st.sampled_from([1, 4, 8]),
-  # Of both so few that most programs are compiled once.
-  blocks=st.sampled_from(
-    [
-      dict(BATCH=8, PANEL=8, _PAIRS=2, _LANES=1),
-      dict(BATCH=24, PANEL=24, _PAIRS=1, _LANES=3, _MOST_KEPT=24),
-    ]
-  ),
+  # So few that most programs are compiled once.
+  devices_and_blocks=st.sampled_from([(1, 0), (1, 1), (4, 0), (8, 1)]),
   way=st.sampled_from(
     [
       dict(_FEW_ROWS=3000),
@@ -130,15 +130,16 @@ def test_cuts_top_ups_and_scales_change_no_pick(
   ),
 )
 def test_block_sizes_and_devices_change_no_pick(
-  problem, method, memory_limit, devices, blocks, way
+  problem, method, memory_limit, devices_and_blocks, way
 ):
+  devices, blocks = devices_and_blocks
   problem |= dict(similarity=selection.Rbf(width=0.3), method=method)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
   # Of 16 rows, so that several devices have some.
   with mock.patch.object(sharding, 'TILE_ROWS', 16):
     expected = selection.facility_location(**problem)
     with (
-      mock.patch.multiple(columns, **blocks),
+      mock.patch.multiple(columns, **BLOCKS[blocks]),
       mock.patch.multiple(module, **way),
     ):
       problem |= dict(memory_limit=memory_limit)
