@@ -356,7 +356,7 @@ def _store(cache_SxU: jax.Array, s_CxU: jax.Array, first: int) -> jax.Array:
   return jax.lax.dynamic_update_slice(cache_SxU, s_CxU, (first, 0))
 
 
-def _worth(
+def worth(
   s: jax.Array, current: jax.Array, weight: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | float]:
   """Returns float64 numbers whose sum, less another one, is a gain.
@@ -384,7 +384,7 @@ def _gains(
   def share(s_SxU, slot_C, current_TxR, weight_TxR):
     def one_column(slot):
       s_U = jax.lax.dynamic_index_in_dim(s_SxU, slot, keepdims=False)
-      worth_TxR, had = _worth(
+      worth_TxR, had = worth(
         s_U.reshape(current_TxR.shape), current_TxR, weight_TxR
       )
       # A sum along the fast axis goes one by one: leave most to the slow one.
@@ -424,7 +424,7 @@ def _sweep(
       current_TxR, left = state
       s_U = jax.lax.dynamic_index_in_dim(s_SxU, slot, keepdims=False)
       s_TxR = s_U.reshape(current_TxR.shape)
-      worth_TxR, had = _worth(s_TxR, current_TxR, weight_TxR)
+      worth_TxR, had = worth(s_TxR, current_TxR, weight_TxR)
       gain = jax.lax.psum(worth_TxR.sum(axis=0).sum() - had, 'data')
       taken = (gain >= enough) & (gain > 0) & (left > 0)
       best_TxR = jnp.maximum(current_TxR, s_TxR)
@@ -481,10 +481,10 @@ def _symmetric_gains(
     if weight_TxR is not None:
       weight_A, weight_B = weight_TxR[a][:, None], weight_TxR[b]
     for k, current_TxR in enumerate(coverages):
-      worth_AxB, had = _worth(s_AxB, current_TxR[b], weight_B)
+      worth_AxB, had = worth(s_AxB, current_TxR[b], weight_B)
       # A sum along the fast axis goes one by one: 16 side by side are vectors.
       by_a_A = worth_AxB.reshape(size, -1, 16).sum(1).sum(1) - had
-      worth_AxB, had = _worth(s_AxB, current_TxR[a][:, None], weight_A)
+      worth_AxB, had = worth(s_AxB, current_TxR[a][:, None], weight_A)
       by_b_B = worth_AxB.sum(axis=0) - had
       by_a_A = jnp.where(p < count, by_a_A, 0.0)
       by_b_B = jnp.where((p < count) & (a != b), by_b_B, 0.0)

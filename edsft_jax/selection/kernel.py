@@ -6,8 +6,9 @@ rest is lazy on the host.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+from edsft_jax.selection import columns
 
 
 class Kernel:
@@ -56,9 +57,8 @@ class Kernel:
 
   def gains(self) -> np.ndarray:
     """Returns the marginal gains of all candidates."""
-    weight = 1.0 if self._weight_U is None else self._weight_U
     with jax.enable_x64(True):
-      gain_U = _gains(self._device_s_UxU, self.current_U, weight)
+      gain_U = _gains(self._device_s_UxU, self.current_U, self._weight_U)
     return np.asarray(gain_U)[self._row_C]
 
   def cover(self, candidate: int) -> None:
@@ -70,9 +70,9 @@ class Kernel:
 
 @jax.jit
 def _gains(
-  s_UxU: jax.Array, current_U: jax.Array, weight: jax.Array
+  s_UxU: jax.Array, current_U: jax.Array, weight_U: jax.Array | None
 ) -> jax.Array:
   """Returns [U] float64 sums over rows of what each row would add."""
-  extra_UxU = jnp.maximum(s_UxU - current_U, 0.0).astype(jnp.float64)
+  worth_UxU, had = columns.worth(s_UxU, current_U, weight_U)
   # A sum along the fast axis goes one by one: 16 side by side are vectors.
-  return (extra_UxU * weight).reshape(len(s_UxU), -1, 16).sum(1).sum(1)
+  return worth_UxU.reshape(len(s_UxU), -1, 16).sum(1).sum(1) - had
