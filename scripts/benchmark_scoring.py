@@ -36,7 +36,7 @@ from edsft_jax.scoring import batching, statistics
 from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.scorer import Scorer
 
-GROUPS = ('generate', 'stop', 'features', 'pool')
+GROUPS = ('pool', 'generate', 'features', 'stop')
 FIELDS = (
   'case',
   'contestant',
@@ -342,6 +342,10 @@ def cases(
 ) -> Iterator[dict[str, str]]:
   """Rows of the groups asked for."""
   repeats = arguments.repeats
+  model, prompts = arguments.model, arguments.prompts
+  if 'pool' in groups and model and prompts:
+    # First: a child's peak is at least what this process takes when it starts.
+    yield pool_case(model, prompts)
   if {'generate', 'features'} & {*groups}:
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder)
@@ -355,10 +359,7 @@ def cases(
         case = f'{size}, features'
         features = lambda side: side.features()
         yield from contest(case, *inputs, [16, 64], features, repeats, OURS)
-  if not (arguments.model and arguments.prompts):
-    return
-  model, prompts = arguments.model, arguments.prompts
-  if 'stop' in groups:
+  if 'stop' in groups and model and prompts:
     tokens = encode(model, read_prompts(prompts)[:256])
     stop = [*models.end_ids(model), arguments.stop_token_id]
     until = lambda side: side.generate(stop)
@@ -368,8 +369,6 @@ def cases(
     yield from contest(
       case, model, decoder, tokens, [32, 64, 128], until, repeats, sides
     )
-  if 'pool' in groups:
-    yield pool_case(model, prompts)
 
 
 def main() -> None:
