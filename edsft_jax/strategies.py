@@ -68,11 +68,13 @@ def _complete(
   """
   remedy = 'score with scoring.generate=True in a new --workdir'
   if column.startswith('prompt_'):
-    remedy = 'leave the strategy out'
+    remedy = 'score with scoring.prompt_scores=True in a new --workdir'
   if column not in scores:
     raise errors.InputError(f'scores.parquet has no {column}: {remedy}')
   values = scores[column]
   if absent := np.flatnonzero(np.isnan(values)).tolist():
+    if column.startswith('prompt_'):
+      remedy = 'prompts of one token have none, leave the strategy out'
     raise errors.InputError(
       f'scores.parquet has no {column} for '
       f'{console.count(len(absent), "prompt")}, first for '
@@ -225,7 +227,7 @@ def check(
       'least 0.0'
     )
   if 'score' in planned:
-    _check_generated(config)
+    _check_scored(config)
   clusters = config.selection.task_clusters
   if clusters < 0:
     raise errors.InputError(
@@ -267,8 +269,15 @@ def check(
       _check_scores(config, _scores(workdir, pool.ids), pool)
 
 
-def _check_generated(config: ml_collections.ConfigDict) -> None:
-  """Refuses strategies that need continuations which will not be there."""
+def _check_scored(config: ml_collections.ConfigDict) -> None:
+  """Refuses strategies that need scores which will not be there."""
+  if not config.scoring.prompt_scores:
+    for name in config.selection.strategies:
+      if name.startswith('prompt_'):
+        raise errors.InputError(
+          f'{name} needs scores of prompts, and scoring.prompt_scores is '
+          'False: set it to True, or leave the strategy out'
+        )
   if config.scoring.generate:
     return
   needing = set(study.CONTINUATION_SCORES)

@@ -523,3 +523,18 @@ def test_what_will_not_be_generated_is_refused_before_scoring(
   else:
     with pytest.raises(errors.InputError, match=rf'{strategy} .*generate is'):
       strategies.check(*arguments)
+
+
+def test_scores_of_prompts_that_will_not_be_are_refused_before_scoring(
+  tmp_path,
+):
+  config = default.get_config()
+  config.selection.strategies = ('random', 'prompt_min_margin')
+  config.scoring.prompt_scores = False
+  arguments = (config, artifacts.Workdir(tmp_path), {'pool', 'score'})
+  with pytest.raises(
+    errors.InputError, match=r'prompt_min_margin .*scoring\.prompt_scores'
+  ):
+    strategies.check(*arguments)
+  config.selection.strategies = ('random', 'min_margin')
+  strategies.check(*arguments)

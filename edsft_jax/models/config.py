@@ -209,7 +209,7 @@ def read_json_object(file: pathlib.Path) -> dict[str, Any]:
     raise errors.InputError(
       f'{file} does not exist: a Hugging Face model directory has one'
     ) from None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.InputError(
       f'{file} is not readable JSON: {error}'.replace('\n', ' ')
     ) from None

@@ -67,7 +67,7 @@ def load_prompt_format(
       log('prompts go through the chat template of the checkpoint')
     else:
       log('the checkpoint has no chat template: prompts go in raw')
-    chat_template = tokenizer.chat_template
+    chat_template = _own_template(tokenizer, directory)
   else:
     chat_template = None if template == 'raw' else template
   if tokenizer.pad_token_id is None:
@@ -93,7 +93,7 @@ class PromptFormat:
   def __init__(
     self,
     tokenizer: 'Tokenizer',
-    chat_template: str | dict[str, str] | None,
+    chat_template: str | None,
     separator: str,
     truncate: str,
     model_end_ids: Sequence[int],
@@ -253,7 +253,14 @@ class PromptFormat:
         # what the model reads must not change overnight.
         date_string=_DATE,
       )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except (
+      jinja2.TemplateError,
+      TypeError,
+      ValueError,
+      KeyError,
+      ArithmeticError,
+      RecursionError,
+    ) as error:
       line = ' '.join(str(error).split())
       raise errors.InputError(
         f'prompt.template does not render: {line}'
@@ -314,6 +321,21 @@ def _load_tokenizer(directory: pathlib.Path) -> 'Tokenizer':
   if tokenizer.eos_token_id is None and config.eos_ids:
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_ids[0])
   return tokenizer
+
+
+def _own_template(
+  tokenizer: 'Tokenizer', directory: pathlib.Path
+) -> str | None:
+  """The checkpoint's chat template; of several with names, the default."""
+  template = tokenizer.chat_template
+  if not isinstance(template, dict):
+    return template
+  if 'default' not in template:
+    raise errors.InputError(
+      f'{directory} has the chat templates {", ".join(sorted(template))} and '
+      "none named default: give one as prompt.template, or set it to 'raw'"
+    )
+  return template['default']
 
 
 def _turns(prompt: Prompt) -> list[Message]:

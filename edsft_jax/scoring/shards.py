@@ -49,19 +49,20 @@ def join_features(
 ) -> None:
   """Makes the index-th of `count` features files of its part of the shards.
 
-  They are read through memory maps: the pool's matrix is never held.
+  They are read through memory maps, one at a time: the pool's matrix is never
+  held, and neither are more files open than a process may have.
   """
 
   def read(number: int) -> np.ndarray:
     path = folder(workdir.score_shards, number)
     return np.load(path / 'features.npy', mmap_mode='r')
 
-  mine = [read(i) for i in part(range(num_shards), index, count)]
+  mine = part(range(num_shards), index, count)
   path = workdir.features
   if count > 1:
     path = workdir.features_part(index, count)
-  shape = (sum(len(rows) for rows in mine), read(0).shape[1])
-  artifacts.write_rows(path, shape, np.float32, mine)
+  shape = (sum(len(read(i)) for i in mine), read(0).shape[1])
+  artifacts.write_rows(path, shape, np.float32, map(read, mine))
 
 
 def join_scores(workdir: artifacts.Workdir, num_shards: int) -> None:

@@ -146,6 +146,8 @@ def _fingerprint(
     'model.dtype': config.model.dtype,
     'prompt.template': config.prompt.template,
     'prompt.truncate': config.prompt.truncate,
+    # Between the turns of a conversation that goes in raw.
+    'prompt.separator': config.prompt.separator,
     'scoring.generate': c.generate,
     'scoring.prompt_scores': c.prompt_scores,
     'scoring.confidence_prompts_per_task': c.confidence_prompts_per_task,
@@ -253,7 +255,7 @@ def _score_shards(
         scorer_of, sizes, encoded.tokens[part], generate[part], rate
       )
       ids = pool.ids[part]
-      _refuse_overflow(scores, ids)
+      _refuse_overflow(scores, ids, encoded.lengths[part])
       columns = {
         'id': ids,
         'num_prompt_tokens': encoded.lengths[part],
@@ -417,11 +419,18 @@ class _Encoded:
     return [len(ids) for ids in self.tokens]
 
 
-def _refuse_overflow(scores: Scores, ids: Sequence[str]) -> None:
+def _refuse_overflow(
+  scores: Scores, ids: Sequence[str], lengths: Sequence[int]
+) -> None:
   """Raises InputError naming the first prompt with a number not finite."""
   finite = np.isfinite(scores.features).all(axis=1)
   if scores.scores:
     finite &= ~scores.generated | np.isfinite(scores.scores['mean_entropy'])
+  if scores.prompt_scores:
+    # A single token has no scores.
+    finite &= (np.array(lengths) < 2) | np.isfinite(
+      scores.prompt_scores['mean_entropy']
+    )
   if not finite.all():
     raise errors.InputError(
       f'prompt {ids[int(np.argmin(finite))]!r} gives scores or features that '

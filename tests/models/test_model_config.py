@@ -325,7 +325,7 @@ def test_refusals_name_file_and_field(tmp_path, field, changes):
   assert '\n' not in message
 
 
-@pytest.mark.parametrize('text', ['{"a": ', '[1, 2]', '\xff', ''])
+@pytest.mark.parametrize('text', ['{"a": ', '[1, 2]', '\xff', '', '[' * 10**5])
 def test_unreadable_files_are_named(tmp_path, text):
   (tmp_path / 'config.json').write_text(text, encoding='latin-1')
   with pytest.raises(errors.InputError, match=r'config\.json'):

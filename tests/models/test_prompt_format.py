@@ -509,3 +509,39 @@ def test_a_tokenizer_without_a_named_class_is_read_as_it_is(goldens):
     prompt_format = load(goldens[case].path)
     assert prompt_format.encode_prompt('w7 w9 w3', 9, False)[0] == [7, 9, 3]
     assert prompt_format.encode_response('', 'w5') == [5, 2]
+
+
+def test_of_several_chat_templates_the_default_is_taken(tmp_path, chat):
+  named = [
+    {'name': 'tool_use', 'template': 'tools'},
+    {'name': 'default', 'template': CHAT},
+  ]
+  several = write(
+    tmp_path / 'several', chat_template=named, eos_token='<|end|>'
+  )
+  assert load(several).encode_prompt(TEXT, 64, True) == load(
+    chat
+  ).encode_prompt(TEXT, 64, True)
+
+
+def test_without_a_default_template_one_is_asked_for(tmp_path):
+  named = [{'name': 'tool_use', 'template': CHAT}]
+  path = write(tmp_path / 'several', chat_template=named)
+  with pytest.raises(errors.InputError, match=r'tool_use.*prompt\.template'):
+    load(path)
+  load(path, 'raw')
+
+
+@pytest.mark.parametrize(
+  'template',
+  [
+    '{{ messages[0].content }}{{ 1 / 0 }}',
+    '{{ messages[0].content }}{{ range(10 ** 9) }}',
+    '{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}',
+  ],
+)
+def test_a_template_that_fails_while_it_renders_is_refused(plain, template):
+  with pytest.raises(
+    errors.InputError, match=r'prompt\.template does not render'
+  ):
+    load(plain, template)

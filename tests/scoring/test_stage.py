@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -257,6 +258,7 @@ def test_a_second_run_loads_no_model(scored, monkeypatch):
     ('scoring.features.pooling', 'last'),
     ('prompt.template', 'raw'),
     ('prompt.truncate', 'start'),
+    ('prompt.separator', ' '),
     ('model.dtype', 'bfloat16'),
     ('model.path', str(GOLDEN.with_name('linear_v4'))),
   ],
@@ -427,6 +429,40 @@ def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
   config.model.path = str(GOLDEN.with_name('linear_v4'))
   scoring.run(config, workdir)
   assert workdir.scores.exists()
+
+
+def test_prompt_scores_that_are_not_finite_name_the_prompt(
+  workdir, monkeypatch
+):
+  def broken(*args, **kwargs):
+    decoder = load(*args, **kwargs)
+    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
+    return decoder
+
+  load = models.load_decoder
+  monkeypatch.setattr(models, 'load_decoder', broken)
+  config = _config()
+  config.scoring.generate = False
+  # The features come from below what overflows.
+  config.scoring.features.layer = 0
+  with pytest.raises(errors.InputError, match=r"prompt 'p\d+' .*not finite"):
+    scoring.run(config, workdir)
+
+
+def test_more_shards_than_files_may_be_open(workdir):
+  parts = [np.full((1, 2), i, np.float32) for i in range(80)]
+  for i, rows in enumerate(parts):
+    shards.write(shards.folder(workdir.score_shards, i), pa.table({}), rows)
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  in_use = len(os.listdir('/proc/self/fd'))
+  resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 40, hard))
+  try:
+    shards.join_features(workdir, len(parts), 0, 1)
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  np.testing.assert_array_equal(
+    np.load(workdir.features), np.concatenate(parts)
+  )
 
 
 @pytest.mark.parametrize(
