@@ -218,7 +218,7 @@ def _score_shards(
   mesh = mesh_lib.model_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
   encoded = _Encoded.of(
-    prompt_format, pool.prompts, decoder.config.context - c.max_new_tokens
+    prompt_format, pool, decoder.config.context - c.max_new_tokens
   )
   shapes = Shapes.of(encoded.lengths)
 
@@ -402,13 +402,17 @@ class _Encoded:
   def of(
     cls,
     prompt_format: models.PromptFormat,
-    prompts: Sequence[artifacts.Prompt],
+    pool: artifacts.Prompts,
     limit: int,
   ) -> '_Encoded':
-    encoded = [
-      prompt_format.encode_prompt(prompt, limit, for_response=False)
-      for prompt in prompts
-    ]
+    encoded = []
+    for id, prompt in zip(pool.ids, pool.prompts, strict=True):
+      try:
+        encoded.append(
+          prompt_format.encode_prompt(prompt, limit, for_response=False)
+        )
+      except errors.InputError as e:
+        raise errors.InputError(f'prompt {id!r}: {e}') from None
     return cls(
       [np.array(ids, np.int32) for ids, _ in encoded],
       np.array([truncated for _, truncated in encoded], bool),

@@ -449,6 +449,19 @@ def test_prompt_scores_that_are_not_finite_name_the_prompt(
     scoring.run(config, workdir)
 
 
+def test_a_conversation_that_the_template_refuses_is_named(workdir):
+  artifacts.write_parquet(
+    workdir.pool, pa.table({'id': ['p0', 'p1'], 'prompt': ['w3', 'w4 w5']})
+  )
+  config = _config()
+  config.prompt.template = (
+    "{% if 'w4' in messages[0].content %}{{ raise_exception('no w4') }}"
+    '{% endif %}{{ messages[0].content }}'
+  )
+  with pytest.raises(errors.InputError, match=r"prompt 'p1': .*no w4"):
+    scoring.run(config, workdir)
+
+
 def test_more_shards_than_files_may_be_open(workdir):
   parts = [np.full((1, 2), i, np.float32) for i in range(80)]
   for i, rows in enumerate(parts):
