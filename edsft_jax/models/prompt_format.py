@@ -63,11 +63,11 @@ def load_prompt_format(
     )
   tokenizer = _load_tokenizer(directory)
   if template == 'auto':
-    if tokenizer.chat_template:
+    chat_template = _own_template(tokenizer, directory)
+    if chat_template:
       log('prompts go through the chat template of the checkpoint')
     else:
       log('the checkpoint has no chat template: prompts go in raw')
-    chat_template = tokenizer.chat_template
   else:
     chat_template = None if template == 'raw' else template
   if tokenizer.pad_token_id is None:
@@ -93,7 +93,7 @@ class PromptFormat:
   def __init__(
     self,
     tokenizer: 'Tokenizer',
-    chat_template: str | dict[str, str] | None,
+    chat_template: str | None,
     separator: str,
     truncate: str,
     model_end_ids: Sequence[int],
@@ -314,6 +314,21 @@ def _load_tokenizer(directory: pathlib.Path) -> 'Tokenizer':
   if tokenizer.eos_token_id is None and config.eos_ids:
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_ids[0])
   return tokenizer
+
+
+def _own_template(
+  tokenizer: 'Tokenizer', directory: pathlib.Path
+) -> str | None:
+  """The checkpoint's template; of several by name that without tools."""
+  template = tokenizer.chat_template
+  if not isinstance(template, dict):
+    return template
+  if 'default' not in template:
+    raise errors.InputError(
+      f'{directory} has chat templates {sorted(template)} and none called '
+      "'default': give one in prompt.template"
+    )
+  return template['default']
 
 
 def _turns(prompt: Prompt) -> list[Message]:

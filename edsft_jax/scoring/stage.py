@@ -100,7 +100,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   todo = processes.from_first(
     'shards to score',
     lambda: _begin(
-      manifest, _fingerprint(config, workdir, path), workdir, folders
+      manifest, _fingerprint(config, workdir, path, pool), workdir, folders
     ),
   )
   if todo is None:
@@ -138,9 +138,15 @@ def _fingerprint(
   config: ml_collections.ConfigDict,
   workdir: artifacts.Workdir,
   path: pathlib.Path,
+  pool: artifacts.Prompts,
 ) -> dict[str, Any]:
   c = config.scoring
+  # Where there is no template the separator joins the turns of a conversation;
+  # one turn is read without it.
+  joined = {'prompt.separator': config.prompt.separator}
+  turns = any(not isinstance(x, str) and len(x) > 1 for x in pool.prompts)
   return {
+    **(joined if turns else {}),
     'pool': artifacts.hash_file(workdir.pool),
     'model.path (its files)': models.hash_model(path),
     'model.dtype': config.model.dtype,

@@ -114,6 +114,18 @@ def test_raw_conversations_are_joined(plain):
   assert ids == [1, *ids_of('Be brief.\nWhy?\n')]
 
 
+def test_of_named_templates_the_default_is_taken(tmp_path, chat):
+  def named(*names):
+    templates = [{'name': name, 'template': CHAT} for name in names]
+    folder = tmp_path / '-'.join(names)
+    return write(folder, chat_template=templates, eos_token='<|end|>')
+
+  ids, _ = load(named('default', 'tool_use')).encode_prompt('Hi', 99, False)
+  assert ids == load(chat).encode_prompt('Hi', 99, False)[0]
+  with pytest.raises(errors.InputError, match=r"\['rag'\] .*prompt.template"):
+    load(named('rag'))
+
+
 def test_raw_wins_over_the_checkpoints_template(chat):
   lines = []
   prompt_format = load(chat, 'raw', log=lines.append)

@@ -268,6 +268,20 @@ def test_other_inputs_are_refused_by_name(scored, option, value):
     scoring.run(config, scored)
 
 
+def test_the_separator_counts_where_it_joins_turns(tmp_path, scored):
+  turns = [{'role': 'user', 'content': name} for name in ('w3 w4', 'w5')]
+  workdir = artifacts.Workdir(tmp_path)
+  artifacts.write_parquet(
+    workdir.pool, pa.table({'id': ['q'], 'messages': [turns]})
+  )
+  config = _config()
+  scoring.run(config, workdir)
+  config.prompt.separator = ' w6 '
+  with pytest.raises(errors.InputError, match=r'prompt\.separator'):
+    scoring.run(config, workdir)
+  scoring.run(config, scored)  # Of plain prompts it joins nothing.
+
+
 def test_another_pool_is_refused(workdir, scored):
   shutil.copy(scored.manifest, workdir.manifest)
   artifacts.write_parquet(
