@@ -23,6 +23,9 @@ from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
 
+# What is too much for one process's devices is so for all at about that time.
+_SAME_SECONDS = 20.0
+
 
 def check(
   config: ml_collections.ConfigDict,
@@ -256,7 +259,12 @@ def _score_shards(
     for i in work:
       part = slice(*ranges[i])
       scores = _within_memory(
-        scorer_of, sizes, encoded.tokens[part], generate[part], rate
+        scorer_of,
+        sizes,
+        encoded.tokens[part],
+        generate[part],
+        rate,
+        mesh.is_multi_process,
       )
       ids = pool.ids[part]
       _refuse_overflow(scores, ids)
@@ -288,18 +296,23 @@ class _Rate:
   """A progress bar that shows tokens a second, and how busy the devices are."""
 
   def __init__(self, bar: tqdm.tqdm, mesh: jax.sharding.Mesh):
+    self.work = throughput.Work()
     self._bar = bar
     self._devices = mesh.devices.ravel()
     self._start = time.monotonic()
-    self._work = throughput.Work()
 
   def __call__(self, work: throughput.Work) -> None:
-    self._work += work
+    self.work += work
     seconds = time.monotonic() - self._start
     self._bar.set_postfix_str(
-      throughput.shown(self._work, seconds, self._devices), refresh=False
+      throughput.shown(self.work, seconds, self._devices), refresh=False
     )
     self._bar.update(work.prompts)
+
+  def go_back_to(self, work: throughput.Work) -> None:
+    """Forgets what is to be done again."""
+    self._bar.update(work.prompts - self.work.prompts)
+    self.work = work
 
 
 def _within_memory(
@@ -308,6 +321,7 @@ def _within_memory(
   tokens: Sequence[np.ndarray],
   generate: np.ndarray,
   rate: '_Rate',
+  together: bool = False,
 ) -> Scores:
   """Scores prompts with the first of some batch sizes that fits the device.
 
@@ -317,17 +331,21 @@ def _within_memory(
     tokens: of each prompt.
     generate: prompts to be continued.
     rate: told of progress.
+    together: all processes compute this, and must go on with the same size.
 
   Raises:
-    InputError: none fits.
+    InputError: none fits, or it was too much for some processes alone.
   """
   while True:
+    before = rate.work
     try:
       return scorer_of(sizes[0])(tokens, generate, rate)
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
-      if len(sizes) == 1:
+      # The others would wait in a larger batch for this one's part of it.
+      alone = together and not processes.met_within('no memory', _SAME_SECONDS)
+      if len(sizes) == 1 or alone:
         raise errors.InputError(
           f'the device has no memory for {sizes[0]} tokens a batch: set '
           'scoring.batch_tokens lower'
@@ -337,6 +355,7 @@ def _within_memory(
         f'no memory for scoring.batch_tokens={sizes.pop(0)}: going on with '
         f'{sizes[0]}',
       )
+      rate.go_back_to(before)
 
 
 def _counts(workdir: artifacts.Workdir) -> dict[str, int]:
