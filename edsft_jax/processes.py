@@ -203,6 +203,25 @@ def meet(name: str) -> None:
     _wait(key)
 
 
+def met_within(name: str, seconds: float) -> bool:
+  """Whether every process comes here; this one waits no longer than that.
+
+  Those that do not may not come to another `meet` or `from_first`: where the
+  answer is no, what follows must be the end.
+  """
+  if count() == 1:
+    return True
+  key = f'edsft_jax/{next(_serial)}/{name}'
+  give_up = time.monotonic() + seconds
+  _client().key_value_set(f'{key}/{index()}', '')
+  try:
+    for other in range(count()):
+      _wait(f'{key}/{other}', give_up)
+  except TimeoutError:
+    return False
+  return True
+
+
 def check_shared(folder: pathlib.Path) -> None:
   """Refuses a folder that is not the same one for all processes.
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one edsft_jax command on SLURM nodes with GPUs: one process a GPU.
 #
-#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 \
+#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=4 \
 #     scripts/launch_slurm.sh pool score --config=configs/default.py \
 #     --workdir=/shared/runs/mine
 #
@@ -14,4 +14,7 @@
 #SBATCH --job-name=edsft_jax
 #SBATCH --output=edsft_jax-%j.log
 set -euo pipefail
-exec srun --gpu-bind=none "${VENV:-.venv}/bin/python" -m edsft_jax.main "$@"
+# srun takes --cpus-per-task from sbatch no more (SLURM 22.05 and later).
+exec srun --gpu-bind=none \
+  ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
+  "${VENV:-.venv}/bin/python" -m edsft_jax.main "$@"

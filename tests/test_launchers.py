@@ -52,6 +52,13 @@ def test_slurm_starts_a_process_a_task(run):
   ]
 
 
+def test_slurm_gives_each_task_the_processors_asked_for(run, monkeypatch):
+  monkeypatch.setenv('SLURM_CPUS_PER_TASK', '4')
+  assert _words(run('launch_slurm.sh', *WORDS))[:3] == [
+    *('srun', '--gpu-bind=none', '--cpus-per-task=4')
+  ]
+
+
 def test_a_pod_slice_runs_one_command_on_all_hosts(run):
   *gcloud, command = _words(
     run('launch_tpu_pod.sh', 'my-pod', 'us-east5-a', '/my code', '--', *WORDS)

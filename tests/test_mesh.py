@@ -1,5 +1,7 @@
 """Meshes over the eight fake devices, and where arrays lie on them."""
 
+import dataclasses
+
 import jax
 from jax.sharding import AxisType, PartitionSpec
 import numpy as np
@@ -7,6 +9,26 @@ import pytest
 
 from edsft_jax import errors
 from edsft_jax import mesh as mesh_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a mesh asks of a chip in a TPU slice."""
+
+  coords: tuple[int, int, int]
+  id: int
+  process_index: int = 0
+  core_on_chip: int = 0
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v6 lite'
+
+
+@pytest.mark.parametrize('sizes', [(8, 2, 1), (2, 8, 1), (1, 2, 8), (16, 1, 1)])
+def test_any_sizes_fit_a_tpu_slice(sizes):
+  chips = [Chip((i % 4, i // 4, 0), i) for i in range(16)]
+  mesh = mesh_lib.make_mesh(*sizes, devices=chips)
+  assert mesh.devices.shape == sizes
+  assert set(mesh.devices.flat) == {*chips}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from edsft_jax import models
 
 # Padded lengths are multiples of it.
 _STEP = 16
-# Programs at most: one a padded length to read prompts, one a room to decode.
+# Programs at most: one a padded length to read prompts (another where only some
+# are continued), one a room to decode.
 _MOST_LENGTHS = 8
 _MOST_ROOMS = 4
 # Compiling a program takes about as long as running it on this many slots.

@@ -96,7 +96,10 @@ class Scorer:
       mesh_lib.batch_multiple(mesh),
       -(-most_rows // self._num_lanes),
     )
-    self._costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
+    # Where the batch is split every part of it meets all weights.
+    self._costs = throughput.Costs(
+      decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
+    )
     graph, self._weights = nnx.split(decoder)
     model = _Model(
       graph,
@@ -262,11 +265,20 @@ class _Collector:
     read = jax.device_get(read)
     features = read['features'][: len(chunk.indices)]
     lengths = [self._lengths[i] for i in chunk.indices]
+    generated = self._generated[chunk.indices]
+    # The last token is scored where a continuation begins.
+    scored = [
+      length if read['scores'] else int(begins)
+      for length, begins in zip(lengths, generated, strict=True)
+    ]
     work = throughput.Work(
-      prompts=int(np.sum(~self._generated[chunk.indices])),
+      prompts=int(np.sum(~generated)),
       tokens=sum(lengths),
-      flops=sum(self._costs.flops(0, length) for length in lengths),
-      bytes=self._costs.read_bytes(),
+      flops=sum(
+        self._costs.flops(0, length, num)
+        for length, num in zip(lengths, scored, strict=True)
+      ),
+      bytes=self._costs.read_bytes(scored=any(scored)),
     )
     with self._lock:
       if self._features is None:
@@ -291,7 +303,7 @@ class _Collector:
       tokens=int(num_tokens.sum()),
       # The last token is not read again.
       flops=sum(
-        self._costs.flops(self._lengths[i], self._lengths[i] + num - 1)
+        self._costs.flops(self._lengths[i], self._lengths[i] + num - 1, num - 1)
         for i, num in zip(which, num_tokens.tolist(), strict=True)
       ),
       bytes=int(ended['steps']) * self._costs.step_bytes(len(places), slots),

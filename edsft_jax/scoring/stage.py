@@ -23,6 +23,9 @@ from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
 
+# What is too much for one process's devices is so for all at about that time.
+_SAME_SECONDS = 20.0
+
 
 def check(
   config: ml_collections.ConfigDict,
@@ -100,7 +103,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   todo = processes.from_first(
     'shards to score',
     lambda: _begin(
-      manifest, _fingerprint(config, workdir, path), workdir, folders
+      manifest, _fingerprint(config, workdir, path, pool), workdir, folders
     ),
   )
   if todo is None:
@@ -138,16 +141,20 @@ def _fingerprint(
   config: ml_collections.ConfigDict,
   workdir: artifacts.Workdir,
   path: pathlib.Path,
+  pool: artifacts.Prompts,
 ) -> dict[str, Any]:
   c = config.scoring
+  # Where there is no template the separator joins the turns of a conversation;
+  # one turn is read without it.
+  joined = {'prompt.separator': config.prompt.separator}
+  turns = any(not isinstance(x, str) and len(x) > 1 for x in pool.prompts)
   return {
+    **(joined if turns else {}),
     'pool': artifacts.hash_file(workdir.pool),
     'model.path (its files)': models.hash_model(path),
     'model.dtype': config.model.dtype,
     'prompt.template': config.prompt.template,
     'prompt.truncate': config.prompt.truncate,
-    # Between the turns of a conversation that goes in raw.
-    'prompt.separator': config.prompt.separator,
     'scoring.generate': c.generate,
     'scoring.prompt_scores': c.prompt_scores,
     'scoring.confidence_prompts_per_task': c.confidence_prompts_per_task,
@@ -252,7 +259,12 @@ def _score_shards(
     for i in work:
       part = slice(*ranges[i])
       scores = _within_memory(
-        scorer_of, sizes, encoded.tokens[part], generate[part], rate
+        scorer_of,
+        sizes,
+        encoded.tokens[part],
+        generate[part],
+        rate,
+        mesh.is_multi_process,
       )
       ids = pool.ids[part]
       _refuse_overflow(scores, ids, encoded.lengths[part])
@@ -284,18 +296,23 @@ class _Rate:
   """A progress bar that shows tokens a second, and how busy the devices are."""
 
   def __init__(self, bar: tqdm.tqdm, mesh: jax.sharding.Mesh):
+    self.work = throughput.Work()
     self._bar = bar
     self._devices = mesh.devices.ravel()
     self._start = time.monotonic()
-    self._work = throughput.Work()
 
   def __call__(self, work: throughput.Work) -> None:
-    self._work += work
+    self.work += work
     seconds = time.monotonic() - self._start
     self._bar.set_postfix_str(
-      throughput.shown(self._work, seconds, self._devices), refresh=False
+      throughput.shown(self.work, seconds, self._devices), refresh=False
     )
     self._bar.update(work.prompts)
+
+  def go_back_to(self, work: throughput.Work) -> None:
+    """Forgets what is to be done again."""
+    self._bar.update(work.prompts - self.work.prompts)
+    self.work = work
 
 
 def _within_memory(
@@ -304,6 +321,7 @@ def _within_memory(
   tokens: Sequence[np.ndarray],
   generate: np.ndarray,
   rate: '_Rate',
+  together: bool = False,
 ) -> Scores:
   """Scores prompts with the first of some batch sizes that fits the device.
 
@@ -313,17 +331,21 @@ def _within_memory(
     tokens: of each prompt.
     generate: prompts to be continued.
     rate: told of progress.
+    together: all processes compute this, and must go on with the same size.
 
   Raises:
-    InputError: none fits.
+    InputError: none fits, or it was too much for some processes alone.
   """
   while True:
+    before = rate.work
     try:
       return scorer_of(sizes[0])(tokens, generate, rate)
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
-      if len(sizes) == 1:
+      # The others would wait in a larger batch for this one's part of it.
+      alone = together and not processes.met_within('no memory', _SAME_SECONDS)
+      if len(sizes) == 1 or alone:
         raise errors.InputError(
           f'the device has no memory for {sizes[0]} tokens a batch: set '
           'scoring.batch_tokens lower'
@@ -333,6 +355,7 @@ def _within_memory(
         f'no memory for scoring.batch_tokens={sizes.pop(0)}: going on with '
         f'{sizes[0]}',
       )
+      rate.go_back_to(before)
 
 
 def _counts(workdir: artifacts.Workdir) -> dict[str, int]:

@@ -57,31 +57,45 @@ class Costs:
   Attributes:
     config: the model's.
     item_bytes: of one number of its weights and cache.
+    num_copies: of the weights, each read by devices of its own.
   """
 
   config: models.DecoderConfig
   item_bytes: int
+  num_copies: int = 1
 
   @property
-  def num_multiplied(self) -> int:
-    """Weights that a token is multiplied with, the output layer's too."""
+  def num_in_layers(self) -> int:
+    """Weights that every token is multiplied with."""
     c = self.config
     heads = 2 * (c.num_heads + c.num_kv_heads) * c.head_dim
-    layer = c.width * (heads + 3 * c.mlp_width)
-    return c.num_layers * layer + c.width * c.vocab_size
+    return c.num_layers * c.width * (heads + 3 * c.mlp_width)
 
-  def flops(self, first: int, end: int) -> float:
-    """Of a row's tokens at the positions from `first` to `end`."""
+  @property
+  def num_in_output(self) -> int:
+    """Weights that a token is multiplied with where the next is scored."""
+    return self.config.width * self.config.vocab_size
+
+  def flops(self, first: int, end: int, num_scored: int) -> float:
+    """Of a row's tokens at the positions from `first` to `end`.
+
+    Args:
+      first: position of the first token.
+      end: position behind the last.
+      num_scored: how many of them have logits.
+    """
     c = self.config
     num = end - first
     # Each token meets itself and all before it, in two products.
     pairs = num * (first + end + 1) / 2
     attention = 4 * c.num_layers * c.num_heads * c.head_dim * pairs
-    return 2 * num * self.num_multiplied + attention
+    multiplied = num * self.num_in_layers + num_scored * self.num_in_output
+    return 2 * multiplied + attention
 
-  def read_bytes(self) -> float:
-    """Of one pass over prompts."""
-    return float(self.num_multiplied * self.item_bytes)
+  def read_bytes(self, scored: bool = True) -> float:
+    """Of one pass over prompts, with logits or without."""
+    weights = self.num_in_layers + scored * self.num_in_output
+    return float(self.num_copies * weights * self.item_bytes)
 
   def step_bytes(self, places: int, slots: int) -> float:
     """Of one decode step."""

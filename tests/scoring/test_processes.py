@@ -236,7 +236,9 @@ processes._GRACE_SECONDS = 1.0
 processes.start(address, 2, number)
 console.say('test', f'process {number}')
 assert processes.from_first('number', lambda: [number]) == [0]
+together = processes.met_within('all', 30)
 if number:
+  print(together, processes.met_within('one', 1))
   processes.end(7, lambda: print('the culprit'))
 mesh = jax.make_mesh((8,), ('data',))
 place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
@@ -252,7 +254,7 @@ def test_a_failure_reaches_a_process_that_waits_in_a_computation():
   assert (first.returncode, second.returncode) == (7, 7)
   assert 'process 0' in first.stdout
   assert 'the culprit' not in _said(first)
-  assert second.stdout == 'the culprit\n'
+  assert second.stdout == 'True False\nthe culprit\n'
 
 
 @pytest.mark.parametrize(

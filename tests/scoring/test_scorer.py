@@ -280,14 +280,38 @@ def test_operations_are_those_that_the_compiler_counts(decoder):
   pairs = length * length - length * (length + 1) // 2
   c = decoder.config
   masked = 4 * c.num_layers * c.num_heads * c.head_dim * pairs
-  assert 0.75 < 2 * (costs.flops(0, length) + masked) / counted < 1.0
-  apart = costs.flops(0, 20) + costs.flops(20, length)
-  assert costs.flops(0, length) == pytest.approx(apart)
+  assert 0.75 < 2 * (costs.flops(0, length, length) + masked) / counted < 1.0
+  apart = costs.flops(0, 20, 20) + costs.flops(20, length, length - 20)
+  assert costs.flops(0, length, length) == pytest.approx(apart)
   sizes = [x.size for x in jax.tree.leaves(state)]
   assert costs.read_bytes() == pytest.approx(4 * sum(sizes), rel=0.35)
   cache = decoder.init_cache(3, 50)
   stored = sum(x.nbytes for x in (*cache.keys, *cache.values))
   assert costs.step_bytes(3, 50) - costs.read_bytes() == stored
+
+
+def test_only_what_is_computed_counts(decoder):
+  """Features need no logits, and each part of a batch reads the weights."""
+  tokens = [np.full(16, 5, np.int32)] * 8
+  costs = throughput.Costs(decoder.config, 4)
+  for devices in (1, 8):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    on_mesh = models.load_decoder(GOLDEN, 'float32', mesh)
+    scorer = Scorer(
+      on_mesh,
+      mesh,
+      Shapes((16,), (16,)),
+      end_ids=(),
+      max_new_tokens=NUM_NEW,
+      batch_tokens=2**14,
+      most_rows=16,
+      prompt_scores=False,
+    )
+    seen = []
+    scorer(tokens, np.zeros(8, bool), seen.append)
+    work = sum(seen, throughput.Work())
+    assert work.flops == 8 * costs.flops(0, 16, 0)
+    assert work.bytes == devices * costs.read_bytes(scored=False)
 
 
 def test_shares_of_the_peak_are_shown_where_it_is_known():

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import default
-from edsft_jax import artifacts, errors, models, scoring
+from edsft_jax import artifacts, console, errors, models, processes, scoring
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import shards, stage
 from edsft_jax.scoring.scorer import Scorer
+from edsft_jax.scoring.throughput import Work
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 21
@@ -258,7 +259,6 @@ def test_a_second_run_loads_no_model(scored, monkeypatch):
     ('scoring.features.pooling', 'last'),
     ('prompt.template', 'raw'),
     ('prompt.truncate', 'start'),
-    ('prompt.separator', ' '),
     ('model.dtype', 'bfloat16'),
     ('model.path', str(GOLDEN.with_name('linear_v4'))),
   ],
@@ -268,6 +268,20 @@ def test_other_inputs_are_refused_by_name(scored, option, value):
   config.update_from_flattened_dict({option: value})
   with pytest.raises(errors.InputError, match=option.replace('.', r'\.')):
     scoring.run(config, scored)
+
+
+def test_the_separator_counts_where_it_joins_turns(tmp_path, scored):
+  turns = [{'role': 'user', 'content': name} for name in ('w3 w4', 'w5')]
+  workdir = artifacts.Workdir(tmp_path)
+  artifacts.write_parquet(
+    workdir.pool, pa.table({'id': ['q'], 'messages': [turns]})
+  )
+  config = _config()
+  scoring.run(config, workdir)
+  config.prompt.separator = ' w6 '
+  with pytest.raises(errors.InputError, match=r'prompt\.separator'):
+    scoring.run(config, workdir)
+  scoring.run(config, scored)  # Of plain prompts it joins nothing.
 
 
 def test_another_pool_is_refused(workdir, scored):
@@ -408,6 +422,35 @@ def test_out_of_memory_is_met_by_a_smaller_batch_once(
   assert 'batch_tokens=256' in capsys.readouterr().out
   table, expected = pq.read_table(workdir.scores), pq.read_table(scored.scores)
   assert table['generation'].equals(expected['generation'])
+
+
+def test_memory_that_one_of_several_processes_lacks_ends_all(monkeypatch):
+  """It must not go on alone with batches that the others do not run."""
+
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+  monkeypatch.setattr(processes, 'met_within', lambda *_: False)
+  rate = stage._Rate(console.bar('score', 1, 'prompts'), make_mesh())
+  sizes = [256, 128]
+  with pytest.raises(errors.InputError, match=r'256 .*scoring\.batch_tokens'):
+    stage._within_memory(lambda _: fail, sizes, [], np.ones(0), rate, True)
+  assert sizes == [256, 128]
+
+
+def test_prompts_that_are_scored_again_are_counted_once():
+  bar = console.bar('score', 9, 'prompts')
+  rate = stage._Rate(bar, make_mesh())
+
+  def scorer(tokens, generate, progress):
+    progress(Work(prompts=3, tokens=5))
+    if len(sizes) == 2:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+  sizes = [256, 128]
+  rate(Work(prompts=2))
+  stage._within_memory(lambda _: scorer, sizes, [], np.ones(0), rate)
+  assert (bar.n, rate.work.prompts, rate.work.tokens) == (5, 5, 5)
 
 
 def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
