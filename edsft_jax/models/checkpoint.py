@@ -242,6 +242,21 @@ def _abstract(config: config_lib.DecoderConfig, dtype: jnp.dtype) -> Decoder:
   return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
+@functools.cache
+def _shapes(config: config_lib.DecoderConfig) -> dict[str, tuple[int, ...]]:
+  """Name and shape of each tensor that a checkpoint must have.
+
+  Kept: every stage checks the model, and 80 layers take seconds to build.
+  """
+  state = nnx.state(_abstract(config, jnp.dtype('float32')))
+  return {
+    tensor_name(path): (
+      variable.shape[::-1] if _is_transposed(path) else variable.shape
+    )
+    for path, variable in nnx.to_flat_state(state)
+  }
+
+
 class _Weights:
   """The open safetensors files of a directory, and which has which tensor."""
 
@@ -274,14 +289,14 @@ class _Weights:
 
   def check(self, config: config_lib.DecoderConfig) -> None:
     """Compares names, shapes and types with the decoder's."""
-    expected = {
-      tensor_name(path): (
-        variable.shape[::-1] if _is_transposed(path) else variable.shape
+    last = f'model.layers.{config.num_layers - 1}.'
+    if not any(name.startswith(last) for name in self._home):
+      # Before as many layers are built as a wrong number says.
+      raise errors.InputError(
+        f'{self._directory} misses the tensors {last}*, which config.json '
+        f'asks for by its {config.num_layers} layers'
       )
-      for path, variable in nnx.to_flat_state(
-        nnx.state(_abstract(config, jnp.dtype('float32')))
-      )
-    }
+    expected = _shapes(config)
     head = 'lm_head.weight'
     known = dict(expected)
     if config.tied:

@@ -221,7 +221,7 @@ def read_json_object(file: pathlib.Path) -> dict[str, Any]:
 def parse_eos_ids(value: Any, where: str) -> tuple[int, ...]:
   """eos_token_id as config.json has it: absent, an id or a list of ids."""
   ids = [] if value is None else value if isinstance(value, list) else [value]
-  if not all(type(i) is int and i >= 0 for i in ids):
+  if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
     raise errors.InputError(f'{where}: eos_token_id {value!r} is no token id')
   return tuple(ids)
 

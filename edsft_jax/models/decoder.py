@@ -8,6 +8,7 @@ float32 when that is float32); norms, rope and softmax are float32 always.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -16,6 +17,10 @@ import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models.config import DecoderConfig, Rope
+
+# Floats of attention scores that exist at once, of all rows and heads: else
+# one long prompt would take memory with the square of its length.
+_MOST_SCORES = 2**26
 
 # Module -> logical axes of its weight; mesh.RULES says where they lie.
 LOGICAL_AXES = {
@@ -75,6 +80,29 @@ class Output:
   hidden_BxLxD: jax.Array
   features_BxLxD: jax.Array
   cache: Cache | None
+
+
+class Sight(NamedTuple):
+  """Which keys a query sees.
+
+  Attributes:
+    position_BxL: of the queries.
+    position_BxS: of the keys; -1 for none.
+    window: how far back, itself included; None for all.
+  """
+
+  position_BxL: jax.Array
+  position_BxS: jax.Array
+  window: int | None
+
+  def visible(self) -> jax.Array:
+    """Bool [B, L, S]."""
+    # Positions count tokens, not slots: padding takes no place in a window.
+    back_BxLxS = self.position_BxL[:, :, None] - self.position_BxS[:, None, :]
+    visible_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
+    if self.window is None:
+      return visible_BxLxS
+    return visible_BxLxS & (back_BxLxS < self.window)
 
 
 class Decoder(nnx.Module):
@@ -157,12 +185,6 @@ class Decoder(nnx.Module):
       position_BxS = jax.lax.dynamic_update_slice(
         cache.position_BxS, position_BxS, (0, index)
       )
-    # Positions count tokens, not slots: padding takes no place in a window.
-    back_BxLxS = position_BxL[:, :, None] - position_BxS[:, None, :]
-    all_BxLxS = (back_BxLxS >= 0) & (position_BxS >= 0)[:, None, :]
-    window_BxLxS = all_BxLxS
-    if self.config.window is not None:
-      window_BxLxS = all_BxLxS & (back_BxLxS < self.config.window)
 
     x_BxLxD = self.embed_tokens(tokens)
     features_BxLxD = x_BxLxD
@@ -172,9 +194,11 @@ class Decoder(nnx.Module):
       if cache is not None:
         before = (cache.keys[number], cache.values[number])
       is_full = number in self.config.full_layers
-      visible_BxLxS = all_BxLxS if is_full else window_BxLxS
+      sight = Sight(
+        position_BxL, position_BxS, None if is_full else self.config.window
+      )
       x_BxLxD, k_BxKxAxS, v_BxKxSxA = block(
-        x_BxLxD, rotation, visible_BxLxS, before, index
+        x_BxLxD, rotation, sight, before, index
       )
       keys.append(k_BxKxAxS)
       values.append(v_BxKxSxA)
@@ -243,13 +267,13 @@ class Layer(nnx.Module):
     self,
     x_BxLxD: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
-    visible_BxLxS: jax.Array,
+    sight: Sight,
     before: tuple[jax.Array, jax.Array] | None,
     index: jax.Array | int,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     y_BxLxD = x_BxLxD if self.norm_last else self.input_layernorm(x_BxLxD)
     y_BxLxD, k_BxKxAxS, v_BxKxSxA = self.self_attn(
-      y_BxLxD, rotation, visible_BxLxS, before, index
+      y_BxLxD, rotation, sight, before, index
     )
     if self.norm_last:
       x_BxLxD = x_BxLxD + self.post_attention_layernorm(y_BxLxD)
@@ -296,7 +320,7 @@ class Attention(nnx.Module):
     self,
     x_BxLxD: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
-    visible_BxLxS: jax.Array,
+    sight: Sight,
     before: tuple[jax.Array, jax.Array] | None,
     index: jax.Array | int,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -319,26 +343,7 @@ class Attention(nnx.Module):
     q_BxKxGxLxA = q_BxHxLxA.reshape(
       batch, self.num_kv_heads, -1, length, head_dim
     )
-    score_BxKxGxLxS = jnp.einsum(
-      'bkgla,bkas->bkgls',
-      q_BxKxGxLxA,
-      k_BxKxAxS,
-      precision=_precision(x_BxLxD.dtype),
-      preferred_element_type=jnp.float32,
-    ) / math.sqrt(head_dim)
-    # Finite, so that a row of padding alone gives no NaN.
-    score_BxKxGxLxS = jnp.where(
-      visible_BxLxS[:, None, None],
-      score_BxKxGxLxS,
-      jnp.finfo(jnp.float32).min,
-    )
-    weight_BxKxGxLxS = jax.nn.softmax(score_BxKxGxLxS)
-    attended_BxKxGxLxA = jnp.einsum(
-      'bkgls,bksa->bkgla',
-      weight_BxKxGxLxS.astype(x_BxLxD.dtype),
-      v_BxKxSxA,
-      precision=_precision(x_BxLxD.dtype),
-    )
+    attended_BxKxGxLxA = _attended(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, sight)
     merged_BxLxHA = (
       attended_BxKxGxLxA.reshape(batch, -1, length, head_dim)
       .swapaxes(1, 2)
@@ -350,6 +355,65 @@ class Attention(nnx.Module):
     """[B, L, H * A] -> [B, H, L, A]."""
     batch, length, _ = x_BxLxHA.shape
     return x_BxLxHA.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)
+
+
+def _attended(
+  q_BxKxGxLxA: jax.Array,
+  k_BxKxAxS: jax.Array,
+  v_BxKxSxA: jax.Array,
+  sight: Sight,
+) -> jax.Array:
+  """What each query takes from the values that it sees, [B, K, G, L, A].
+
+  Some queries at a time where the scores of all would be many.
+  """
+  *heads, length, head_dim = q_BxKxGxLxA.shape
+  most = max(_MOST_SCORES // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
+  if length <= most:
+    return _attend(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, sight)
+  size = next(n for n in range(most, 0, -1) if length % n == 0)
+
+  # What is recomputed in the backward pass need not be kept for it.
+  @jax.checkpoint
+  def of_some(part):
+    q_BxKxGxPxA, position_BxP = part
+    some = sight._replace(position_BxL=position_BxP)
+    return _attend(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, some)
+
+  q_BxKxGxNxPxA = q_BxKxGxLxA.reshape(*heads, -1, size, head_dim)
+  position_BxNxP = sight.position_BxL.reshape(heads[0], -1, size)
+  of_NxBxKxGxPxA = jax.lax.map(
+    of_some, (jnp.moveaxis(q_BxKxGxNxPxA, 3, 0), position_BxNxP.swapaxes(0, 1))
+  )
+  return jnp.moveaxis(of_NxBxKxGxPxA, 0, 3).reshape(q_BxKxGxLxA.shape)
+
+
+def _attend(
+  q_BxKxGxLxA: jax.Array,
+  k_BxKxAxS: jax.Array,
+  v_BxKxSxA: jax.Array,
+  sight: Sight,
+) -> jax.Array:
+  precision = _precision(q_BxKxGxLxA.dtype)
+  score_BxKxGxLxS = jnp.einsum(
+    'bkgla,bkas->bkgls',
+    q_BxKxGxLxA,
+    k_BxKxAxS,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  ) / math.sqrt(q_BxKxGxLxA.shape[-1])
+  # Finite, so that a row of padding alone gives no NaN.
+  score_BxKxGxLxS = jnp.where(
+    sight.visible()[:, None, None],
+    score_BxKxGxLxS,
+    jnp.finfo(jnp.float32).min,
+  )
+  return jnp.einsum(
+    'bkgls,bksa->bkgla',
+    jax.nn.softmax(score_BxKxGxLxS).astype(v_BxKxSxA.dtype),
+    v_BxKxSxA,
+    precision=precision,
+  )
 
 
 class Mlp(nnx.Module):

@@ -348,7 +348,8 @@ def _within_memory(
       if len(sizes) == 1 or alone:
         raise errors.InputError(
           f'the device has no memory for {sizes[0]} tokens a batch: set '
-          'scoring.batch_tokens lower'
+          'scoring.batch_tokens lower, or take out prompts as long as the '
+          f'longest here, of {max(map(len, tokens))} tokens'
         ) from e
       console.say(
         'score',
@@ -436,6 +437,11 @@ class _Encoded:
         )
       except errors.InputError as e:
         raise errors.InputError(f'prompt {id!r}: {e}') from None
+      if not encoded[-1][0]:
+        raise errors.InputError(
+          f'prompt {id!r} has no tokens, nothing is left of it by the '
+          'tokenizer: take it out of the pool'
+        )
     return cls(
       [np.array(ids, np.int32) for ids, _ in encoded],
       np.array([truncated for _, truncated in encoded], bool),

@@ -422,3 +422,58 @@ def test_pretrained_model_writes_what_transformers_writes(
     np.testing.assert_allclose(
       np.linalg.norm(features), row['pooled_norm'], rtol=1e-5
     )
+
+
+def test_queries_in_blocks_change_nothing(monkeypatch, goldens):
+  """Values and gradients; with a window, padding, a cache and few divisors."""
+  decoder = goldens['mistral_v4'].decoder
+  graphdef, state = nnx.split(decoder)
+  tokens, mask = models.pad_left([range(3, 45), range(5, 20)], 44)
+
+  def run(state):
+    decoder = nnx.merge(graphdef, state)
+    output = decoder(tokens, mask, cache=decoder.init_cache(2, 60))
+    return jnp.where(mask[..., None], output.hidden_BxLxD, 0.0)
+
+  def gradient(state):
+    return jax.grad(lambda state: jnp.sum(run(state) ** 3))(state)
+
+  expected = jax.jit(run)(state), jax.jit(gradient)(state)
+  config = decoder.config
+  attends = []
+  attend = decoder_lib._attend
+  monkeypatch.setattr(
+    decoder_lib,
+    '_attend',
+    lambda q, *rest: attends.append(q.shape[3]) or attend(q, *rest),
+  )
+  # Room for 13 of 44 queries: blocks of 11.
+  monkeypatch.setattr(
+    decoder_lib, '_MOST_SCORES', 2 * config.num_heads * 60 * 13
+  )
+  # Functions of their own, which are traced again.
+  found = (
+    jax.jit(lambda s: run(s))(state),
+    jax.jit(lambda s: gradient(s))(state),
+  )
+  assert set(attends) == {11}
+  for a, b in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_memory_grows_with_a_prompt_not_with_its_square(goldens, monkeypatch):
+  monkeypatch.setattr(decoder_lib, '_MOST_SCORES', 2**18)
+  graphdef, state = nnx.split(goldens['mistral_v4'].decoder)
+
+  def temporaries(length):
+    @jax.jit
+    def run(state, tokens, mask):
+      return nnx.merge(graphdef, state)(tokens, mask).hidden_BxLxD
+
+    tokens, mask = models.pad_left([[5] * length], length)
+    analysis = run.lower(state, tokens, mask).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+  assert temporaries(4096) < 2.5 * temporaries(2048)

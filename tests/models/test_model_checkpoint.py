@@ -122,6 +122,14 @@ def test_missing_tensor(single):
   refused(single, 'misses', name)
 
 
+def test_more_layers_than_there_are_tensors_of(single):
+  """Found before a decoder of so many is built, which would take hours."""
+  file = single / 'config.json'
+  fields = json.loads(file.read_text())
+  file.write_text(json.dumps(fields | {'num_hidden_layers': 10**6}))
+  refused(single, 'misses the tensors model.layers.999999.', '1000000')
+
+
 def test_extra_tensor(single):
   name = 'model.layers.2.input_layernorm.weight'
   edit_tensors(

@@ -298,6 +298,7 @@ def test_the_outer_original_context_wins(tmp_path, rope):
     ('quantization_config', {'quantization_config': {'bits': 4}}),
     ('bos_token_id', {'bos_token_id': '1'}),
     ('eos_token_id', {'eos_token_id': [1, None]}),
+    ('eos_token_id', {'eos_token_id': 10**12}),
     ('rope_theta', {'rope_theta': 0}),
     ('rope_scaling', {'rope_scaling': 'linear'}),
     ('rope_scaling.rope_type', {'rope_scaling': {'rope_type': 'longrope'}}),

@@ -432,9 +432,11 @@ def test_memory_that_one_of_several_processes_lacks_ends_all(monkeypatch):
 
   monkeypatch.setattr(processes, 'met_within', lambda *_: False)
   rate = stage._Rate(console.bar('score', 1, 'prompts'), make_mesh())
-  sizes = [256, 128]
-  with pytest.raises(errors.InputError, match=r'256 .*scoring\.batch_tokens'):
-    stage._within_memory(lambda _: fail, sizes, [], np.ones(0), rate, True)
+  sizes, tokens = [256, 128], [np.ones(7), np.ones(3)]
+  with pytest.raises(
+    errors.InputError, match=r'256 .*scoring\.batch_tokens.* of 7 tokens'
+  ):
+    stage._within_memory(lambda _: fail, sizes, tokens, np.ones(2), rate, True)
   assert sizes == [256, 128]
 
 
@@ -490,6 +492,19 @@ def test_prompt_scores_that_are_not_finite_name_the_prompt(
   config.scoring.features.layer = 0
   with pytest.raises(errors.InputError, match=r"prompt 'p\d+' .*not finite"):
     scoring.run(config, workdir)
+
+
+def test_a_prompt_of_which_nothing_is_left_is_named(workdir, monkeypatch):
+  # As a tokenizer without BOS does that drops what it does not know.
+  def encode(self, prompt, *args, **kwargs):
+    return ([] if prompt == 'w5' else [3, 4]), False
+
+  monkeypatch.setattr(models.PromptFormat, 'encode_prompt', encode)
+  artifacts.write_parquet(
+    workdir.pool, pa.table({'id': ['p0', 'p1'], 'prompt': ['w3', 'w5']})
+  )
+  with pytest.raises(errors.InputError, match=r"prompt 'p1' has no tokens"):
+    scoring.run(_config(), workdir)
 
 
 def test_a_conversation_that_the_template_refuses_is_named(workdir):
