@@ -110,7 +110,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Tasks to find by k-means on the features, where the pool has no task column
   # and a strategy needs tasks; 0: the root of half the pool, at most 100.
   c.selection.task_clusters = 0
-  # The score that is averaged into a task's confidence.
+  # What is averaged into a task's confidence: 'mean_confidence' |
+  # 'first_token_confidence' | 'min_confidence' | 'sequence_probability', that
+  # of the whole continuation.
   c.selection.task_confidence = 'mean_confidence'
   # GiB that one selection may use beyond the features; 0.0: a fraction of
   # what is free, on a host at most 2.5.

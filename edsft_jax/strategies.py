@@ -146,6 +146,11 @@ def _confidence(
   Raises:
     InputError: a task has none.
   """
+  if column == 'sequence_probability' and 'log_probability' in scores:
+    # Of long continuations it is below what float32 holds, at times float64.
+    probability = np.exp(scores['log_probability'].astype(np.float64))
+    tiny = np.finfo(np.float64).tiny
+    scores = {**scores, column: np.maximum(probability, tiny)}
   if _SAMPLE not in scores or column not in scores:
     return _complete(scores, ids, column)
   values = scores[column].astype(np.float64)
@@ -208,7 +213,12 @@ def check(
   _check_choice(
     'selection.task_confidence',
     config.selection.task_confidence,
-    ('mean_confidence', 'first_token_confidence', 'min_confidence'),
+    (
+      'mean_confidence',
+      'first_token_confidence',
+      'min_confidence',
+      'sequence_probability',
+    ),
   )
   for name in ('width', 'gamma'):
     if not 0.0 <= kernel[name] < np.inf:

@@ -428,6 +428,22 @@ def test_a_tasks_confidence_may_come_from_a_sample(workdir, absent):
     strategies.check(_config('weighted_task_diversity'), workdir, frozenset())
 
 
+def test_a_task_is_as_likely_as_its_continuations(workdir):
+  tasks = _tasks()
+  nats = {t: -100.0 - 0.3 * i for i, t in enumerate(sorted(set(tasks)))}
+  # Of one task below what float64 holds: its weight is the largest there is.
+  nats[min(nats)] = -2000.0
+  _change_scores(workdir, log_probability=[nats[t] for t in tasks])
+  config = _config('weighted_task_diversity')
+  config.selection.task_confidence = 'sequence_probability'
+  strategies.run(config, workdir)
+  tiny = np.finfo(np.float64).tiny
+  steps = _task_counts({t: 1 / max(np.exp(x), tiny) for t, x in nats.items()})
+  picks = [tasks[i] for i in _picks(workdir, 'weighted_task_diversity')]
+  for m, expected in enumerate(steps, 1):
+    assert {t: picks[:m].count(t) for t in nats} == expected
+
+
 @pytest.mark.parametrize('absent', [None, float('nan')])
 def test_scores_of_some_prompts_are_not_enough(workdir, absent):
   some = [absent if i in (5, 7) else 0.5 for i in range(N)]

@@ -96,5 +96,6 @@ def sequence_scores(
     'mean_margin': mean(margin_BxT),
     'min_margin': least(margin_BxT),
     'mean_confidence': mean(statistics.top1),
+    'log_probability': total(statistics.log_prob),
   }
   return {k: jnp.where(none_B, jnp.nan, v) for k, v in scores.items()}

@@ -107,6 +107,7 @@ def _brute_force(decoder, prompt_ids, max_new_tokens, end_ids):
       'mean_margin': (top1 - top2)[part].mean(),
       'min_margin': (top1 - top2)[part].min(),
       'mean_confidence': top1[part].mean(),
+      'log_probability': chosen[part].sum(),
     }
 
   result = scores(slice(n - 1, None))
@@ -151,6 +152,7 @@ def test_columns_are_the_contract(scored):
     'mean_margin',
     'min_margin',
     'mean_confidence',
+    'log_probability',
   ]
   assert set(names) == {
     'id',

@@ -27,6 +27,7 @@ def _reference(logit_TxV, token_T, normalized):
     'mean_margin': np.mean(margins),
     'min_margin': np.min(margins),
     'mean_confidence': np.mean(top1s),
+    'log_probability': -np.sum(surprises),
   }
 
 
