@@ -163,9 +163,17 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
       'modules_to_save',
       'layers_to_transform',
       'fan_in_fan_out',
+      'lora_bias',
+      'use_bdlora',
+      'alora_invocation_tokens',
     )
     if fields.get(name)
   ]
+  # These took a part of the weights into the adapter when they began.
+  if str(fields.get('init_lora_weights')).startswith(
+    ('pissa', 'olora', 'corda', 'loftq')
+  ):
+    unsupported.append('init_lora_weights')
   if fields.get('peft_type') != 'LORA' or fields.get('bias') != 'none':
     raise errors.InputError(f'{file}: only LORA adapters without bias are read')
   if unsupported:
