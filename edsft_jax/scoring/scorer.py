@@ -183,6 +183,8 @@ class Scorer:
     for number, chunk in unless_stopped(enumerate(queue)):
       if rooms[number] != room:
         room = rooms[number]
+        if not np.any(places >= 0):
+          rows = None  # Their memory is for those that follow.
         rows, places = self._make_room(rows, places, room)
       free = np.flatnonzero(places < 0)[: len(chunk.indices)]
       place_P = np.full(chunk.num_rows, len(places), np.int32)
@@ -219,7 +221,7 @@ class Scorer:
   ) -> tuple[models.Rows, np.ndarray]:
     """Rows that are on their way, in places with `room` slots a prompt."""
     num_places = self._rows.to_decode(room)
-    if rows is None or not np.any(places >= 0):
+    if rows is None:
       empty = self._empty(self._weights, num_places, room)
       return empty, np.full(num_places, -1)
     staying = np.full(num_places, -1, np.int32)
