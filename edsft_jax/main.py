@@ -10,7 +10,8 @@ word preview shows the first prompts as the model will see them, and runs the
 pool stage for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import difflib
 import functools
 import operator
@@ -85,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
       options.start_timeout,
     )
     run(_load_config(), pathlib.Path(options.workdir), stages)
+  except BrokenPipeError:
+    processes.end(_PIPE_CLOSED, _write_nowhere)
   except errors.InputError as e:
     processes.end(2, functools.partial(_complain, e))
   except KeyboardInterrupt:
@@ -300,6 +303,28 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
   ]
 
 
+# What a shell reports of a program that a closed pipe has ended.
+_PIPE_CLOSED = 141
+
+
+@contextlib.contextmanager
+def _ends_with_its_pipe() -> Iterator[None]:
+  """Ends the command quietly when nobody reads its output, as under head."""
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    _write_nowhere()
+    sys.exit(_PIPE_CLOSED)
+
+
+def _write_nowhere() -> None:
+  """What is still to be printed must not fail when Python ends."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def cli() -> None:
   """The entry point of the edsft-jax command."""
   argv = _last_of_each(sys.argv)
@@ -325,7 +350,8 @@ def cli() -> None:
   flags.DEFINE_integer(
     'start_timeout', 120, 'Seconds that processes wait for each other.'
   )
-  app.run(main, argv=argv, flags_parser=_parse_flags)
+  with _ends_with_its_pipe():
+    app.run(main, argv=argv, flags_parser=_parse_flags)
 
 
 if __name__ == '__main__':
