@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import difflib
 import functools
+import io
 import operator
 import os
 import pathlib
@@ -325,8 +326,16 @@ def _write_nowhere() -> None:
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _print_anything() -> None:
+  """Shows what the terminal's encoding has not as escapes, and goes on."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
 def cli() -> None:
   """The entry point of the edsft-jax command."""
+  _print_anything()
   argv = _last_of_each(sys.argv)
   if not any(word.lstrip('-').startswith('config=') for word in argv):
     # Overrides are only understood behind a config.

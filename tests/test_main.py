@@ -182,3 +182,12 @@ def test_a_closed_pipe_ends_the_command_quietly(tmp_path, buffered):
     os.close(writing)
     assert command.communicate()[1] == ''
   assert command.returncode == 141
+
+
+def test_an_encoding_without_a_sign_shows_its_escape(tmp_path):
+  environ = os.environ | {'PYTHONIOENCODING': 'latin-1'}
+  with _previewed(tmp_path, stdout=subprocess.PIPE, env=environ) as command:
+    shown, complaints = command.communicate()
+  assert complaints == ''
+  assert command.returncode == 0
+  assert '\\u27e6(the answer)' in shown
