@@ -180,7 +180,7 @@ def _run_stages(
   start = time.monotonic()
   for i, name in enumerate(stages):
     for j, later in enumerate(stages[i:], start=i):
-      WORDS[later].check(config, workdir, frozenset(stages[i:j]))
+      _check(later, config, workdir, frozenset(stages[i:j]))
     # A command that is refused must not rewrite what a study was made with.
     if not workdir.config.exists():
       artifacts.write_json(workdir.config, config.to_dict())
@@ -203,6 +203,19 @@ def _run_stages(
   if 'report' in stages and workdir.report.exists():
     print(reporting.summary(config, workdir))
   console.say('done', f'in {time.monotonic() - start:.1f} s')
+
+
+def _check(
+  name: str,
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  planned: frozenset[str],
+) -> None:
+  if name == PREVIEW:
+    # It shows what these will do, so that it must not show what they refuse.
+    scoring.check_options(config)
+    finetuning.check_options(config)
+  WORDS[name].check(config, workdir, planned)
 
 
 def _keep_compilations() -> None:
