@@ -291,6 +291,22 @@ def write_rows(
 # Reading.
 
 
+@contextlib.contextmanager
+def _whole(path: pathlib.Path, remedy: str) -> Iterator[None]:
+  """Turns what a reader makes of a damaged file into one line.
+
+  Raises:
+    InputError: the file is there and is not what was written.
+  """
+  try:
+    yield
+  except (FileNotFoundError, PermissionError):
+    raise
+  except (pa.ArrowException, OSError, ValueError) as e:
+    reason = ' '.join(str(e).split()).rstrip('.')
+    raise errors.InputError(f'{path} is damaged ({reason}): {remedy}') from e
+
+
 def read_json(path: pathlib.Path) -> Any:
   """The value that `write_json` wrote."""
   return json.loads(path.read_text(encoding='utf-8'))
@@ -305,8 +321,27 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 def read_parquet(
   path: pathlib.Path, columns: Sequence[str] | None = None
 ) -> pa.Table:
-  """The table, or only the columns named."""
-  return pq.read_table(path, columns=columns)
+  """The table, or only the columns named.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  with _whole(path, _remedy(path)):
+    return pq.read_table(path, columns=columns)
+
+
+def _remedy(path: pathlib.Path) -> str:
+  """What brings back a damaged table of a workdir."""
+  root = path.parent.parent
+  if path == Workdir(root).scores:
+    return 'remove it and run the score stage again'
+  if path == Workdir(root).responses:
+    return (
+      'remove it and run the annotate stage again, once with each file of '
+      'answers that it took'
+    )
+  # The pool stage makes all of its tables anew where this one is missing.
+  return f'remove {Workdir(root).pool} and run the pool stage again'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,8 +365,12 @@ class Prompts:
 
 
 def read_prompts(path: pathlib.Path) -> Prompts:
-  """Reads pool.parquet or heldout.parquet."""
-  table = pq.read_table(path)
+  """Reads pool.parquet or heldout.parquet.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  table = read_parquet(path)
   names = set(table.column_names)
   if 'messages' in names:
     prompts = [
@@ -355,10 +394,14 @@ def read_prompts(path: pathlib.Path) -> Prompts:
 
 
 def read_responses(path: pathlib.Path) -> dict[str, str]:
-  """Reads a table of id and response; an absent file has none."""
+  """Reads a table of id and response; an absent file has none.
+
+  Raises:
+    InputError: the file is damaged.
+  """
   if not path.exists():
     return {}
-  table = pq.read_table(path, columns=['id', 'response'])
+  table = read_parquet(path, columns=['id', 'response'])
   return dict(
     zip(table['id'].to_pylist(), table['response'].to_pylist(), strict=True)
   )
@@ -391,10 +434,21 @@ _PART = re.compile(r'-of-(\d{5})\.npy$')
 
 
 def read_features(workdir: Workdir) -> np.ndarray:
-  """The pool's features [N, D] float32, in pool order."""
-  return np.concatenate(
-    [np.load(path, mmap_mode='r') for path in feature_files(workdir)]
-  )
+  """The pool's features [N, D] float32, in pool order.
+
+  Raises:
+    InputError: a file is damaged, or not all are there.
+  """
+  parts = []
+  for path in feature_files(workdir):
+    # All of them: the score stage refuses a set with one missing.
+    with _whole(
+      path,
+      f'remove all features*.npy in {path.parent} and run the score stage '
+      'again',
+    ):
+      parts.append(np.lib.format.open_memmap(path, mode='r'))
+  return np.concatenate(parts)
 
 
 def hash_features(workdir: Workdir) -> str:
@@ -479,7 +533,12 @@ class Manifest:
     self._path = workdir.manifest
     self.contents: dict[str, Any] = {'stages': {}}
     if self._path.exists():
-      self.contents = read_json(self._path)
+      with _whole(
+        self._path,
+        'put back a copy of it, or remove it and run every stage again, of '
+        'which pool and score make their files anew',
+      ):
+        self.contents = read_json(self._path)
 
   def begin(
     self,

@@ -10,9 +10,11 @@ word preview shows the first prompts as the model will see them, and runs the
 pool stage for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import difflib
 import functools
+import io
 import operator
 import os
 import pathlib
@@ -85,6 +87,8 @@ def main(argv: Sequence[str]) -> None:
       options.start_timeout,
     )
     run(_load_config(), pathlib.Path(options.workdir), stages)
+  except BrokenPipeError:
+    processes.end(_PIPE_CLOSED, _write_nowhere)
   except errors.InputError as e:
     processes.end(2, functools.partial(_complain, e))
   except KeyboardInterrupt:
@@ -176,7 +180,7 @@ def _run_stages(
   start = time.monotonic()
   for i, name in enumerate(stages):
     for j, later in enumerate(stages[i:], start=i):
-      WORDS[later].check(config, workdir, frozenset(stages[i:j]))
+      _check(later, config, workdir, frozenset(stages[i:j]))
     # A command that is refused must not rewrite what a study was made with.
     if not workdir.config.exists():
       artifacts.write_json(workdir.config, config.to_dict())
@@ -199,6 +203,19 @@ def _run_stages(
   if 'report' in stages and workdir.report.exists():
     print(reporting.summary(config, workdir))
   console.say('done', f'in {time.monotonic() - start:.1f} s')
+
+
+def _check(
+  name: str,
+  config: ml_collections.ConfigDict,
+  workdir: artifacts.Workdir,
+  planned: frozenset[str],
+) -> None:
+  if name == PREVIEW:
+    # It shows what these will do, so that it must not show what they refuse.
+    scoring.check_options(config)
+    finetuning.check_options(config)
+  WORDS[name].check(config, workdir, planned)
 
 
 def _keep_compilations() -> None:
@@ -300,8 +317,38 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
   ]
 
 
+# What a shell reports of a program that a closed pipe has ended.
+_PIPE_CLOSED = 141
+
+
+@contextlib.contextmanager
+def _ends_with_its_pipe() -> Iterator[None]:
+  """Ends the command quietly when nobody reads its output, as under head."""
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    _write_nowhere()
+    sys.exit(_PIPE_CLOSED)
+
+
+def _write_nowhere() -> None:
+  """What is still to be printed must not fail when Python ends."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_anything() -> None:
+  """Shows what the terminal's encoding has not as escapes, and goes on."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
 def cli() -> None:
   """The entry point of the edsft-jax command."""
+  _print_anything()
   argv = _last_of_each(sys.argv)
   if not any(word.lstrip('-').startswith('config=') for word in argv):
     # Overrides are only understood behind a config.
@@ -325,7 +372,8 @@ def cli() -> None:
   flags.DEFINE_integer(
     'start_timeout', 120, 'Seconds that processes wait for each other.'
   )
-  app.run(main, argv=argv, flags_parser=_parse_flags)
+  with _ends_with_its_pipe():
+    app.run(main, argv=argv, flags_parser=_parse_flags)
 
 
 if __name__ == '__main__':

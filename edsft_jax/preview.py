@@ -26,6 +26,9 @@ def check(
 ) -> None:
   """Refuses an unusable model or template, and a missing pool.
 
+  The options of scoring and finetuning are for these stages to check: main has
+  them do it first.
+
   Raises:
     InputError: naming the option or the file.
   """
@@ -44,7 +47,8 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   Where no answer is known, a stand-in has its place.
 
   Raises:
-    InputError: the template leaves nothing of an answer to be supervised.
+    InputError: the template refuses a prompt, or leaves nothing of an answer
+      to be supervised.
   """
   path = models.resolve(config.model.path)
   prompt_format = models.load_prompt_format(
@@ -56,20 +60,23 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   for id, prompt in zip(
     pool.ids[:NUM_PROMPTS], pool.prompts[:NUM_PROMPTS], strict=True
   ):
-    ids, truncated = prompt_format.encode_prompt(
-      prompt, context - config.scoring.max_new_tokens, for_response=False
-    )
+    try:
+      ids, truncated = prompt_format.encode_prompt(
+        prompt, context - config.scoring.max_new_tokens, for_response=False
+      )
+      example = responses.encode(
+        prompt_format,
+        prompt,
+        answers.get(id, _NO_ANSWER),
+        config.finetuning.max_length or context,
+      )
+    except errors.InputError as e:
+      raise errors.InputError(f'prompt {id!r}: {e}') from None
     notes = ['truncated'] if truncated else []
     _show(
       f'prompt {id} for scoring: {len(ids)} tokens',
       notes,
       prompt_format.decode(ids, special=True),
-    )
-    example = responses.encode(
-      prompt_format,
-      prompt,
-      answers.get(id, _NO_ANSWER),
-      config.finetuning.max_length or context,
     )
     notes = ['prompt truncated'] if example.prompt_truncated else []
     notes += ['answer cut'] if example.response_cut else []

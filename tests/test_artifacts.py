@@ -228,3 +228,67 @@ def test_odd_sets_of_features_are_refused(tmp_path, names, odd):
   _save_parts(workdir, names)
   with pytest.raises(errors.InputError, match=re.escape(odd)):
     artifacts.feature_files(workdir)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """Tables, features and a manifest, all of them whole."""
+  w = artifacts.Workdir(tmp_path)
+  rows = {'id': ['a', 'b'], 'prompt': ['x', 'y'], 'response': ['1', '2']}
+  for path in (w.pool, w.heldout, w.pool_responses, w.responses, w.scores):
+    artifacts.write_parquet(path, pa.table(rows))
+  artifacts.write_npy(w.features, np.ones((2, 3), np.float32))
+  artifacts.Manifest(w).begin('pool', {})
+  return w
+
+
+_POOL_AGAIN = 'remove {0.pool} and run the pool stage again'
+
+
+@pytest.mark.parametrize(
+  'damage', [b'', b'no such thing', slice(0, -20), slice(20, None)], ids=str
+)
+@pytest.mark.parametrize(
+  ('file', 'read', 'remedy'),
+  [
+    ('pool', lambda w: artifacts.read_prompts(w.pool), _POOL_AGAIN),
+    ('heldout', lambda w: artifacts.read_prompts(w.heldout), _POOL_AGAIN),
+    (
+      'pool_responses',
+      lambda w: artifacts.read_responses(w.pool_responses),
+      _POOL_AGAIN,
+    ),
+    (
+      'responses',
+      lambda w: artifacts.read_responses(w.responses),
+      'remove it and run the annotate stage again, once with each file',
+    ),
+    (
+      'scores',
+      lambda w: artifacts.read_parquet(w.scores),
+      'remove it and run the score stage again',
+    ),
+    (
+      'features',
+      artifacts.read_features,
+      'remove all features*.npy in {0.features.parent} and run the score',
+    ),
+    ('manifest', artifacts.Manifest, 'remove it and run every stage again'),
+  ],
+)
+def test_a_damaged_file_is_one_line_and_a_remedy(
+  workdir, file, read, remedy, damage
+):
+  read(workdir)
+  path = getattr(workdir, file)
+  whole = path.read_bytes()
+  path.write_bytes(whole[damage] if isinstance(damage, slice) else damage)
+  with pytest.raises(errors.InputError) as raised:
+    read(workdir)
+  assert str(raised.value).startswith(f'{path} is damaged (')
+  assert remedy.format(workdir) in str(raised.value)
+
+
+def test_an_absent_file_is_not_called_damaged(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    artifacts.read_parquet(tmp_path / 'scores.parquet')

@@ -151,3 +151,43 @@ def test_several_processes_do_not_finetune(monkeypatch, tmp_path):
   with pytest.raises(errors.InputError, match='finetune and evaluate cannot'):
     main.run(default.get_config(), tmp_path / 'w')
   assert not (tmp_path / 'w').exists()
+
+
+def _previewed(tmp_path, **io_options):
+  pool = tmp_path / 'pool.jsonl'
+  rows = [f'{{"prompt": "{"word " * 50}{i}"}}\n' for i in range(9)]
+  pool.write_text(''.join(rows))
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'edsft_jax.main',
+      'preview',
+      f'--config.pool.path={pool}',
+      f'--workdir={tmp_path / "w"}',
+    ],
+    cwd=REPOSITORY,
+    stderr=subprocess.PIPE,
+    text=True,
+    **io_options,
+  )
+
+
+@pytest.mark.parametrize('buffered', [True, False])
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path, buffered):
+  reading, writing = os.pipe()
+  os.close(reading)
+  environ = os.environ | ({} if buffered else {'PYTHONUNBUFFERED': '1'})
+  with _previewed(tmp_path, stdout=writing, env=environ) as command:
+    os.close(writing)
+    assert command.communicate()[1] == ''
+  assert command.returncode == 141
+
+
+def test_an_encoding_without_a_sign_shows_its_escape(tmp_path):
+  environ = os.environ | {'PYTHONIOENCODING': 'latin-1'}
+  with _previewed(tmp_path, stdout=subprocess.PIPE, env=environ) as command:
+    shown, complaints = command.communicate()
+  assert complaints == ''
+  assert command.returncode == 0
+  assert '\\u27e6(the answer)' in shown

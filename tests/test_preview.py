@@ -111,3 +111,47 @@ def test_a_bad_model_is_refused_before_the_pool_is_read(config, tmp_path):
   with pytest.raises(errors.InputError, match=r'model\.path'):
     main.run(config, tmp_path / 'w', ['pool', 'preview'])
   assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+  ('stage', 'option', 'value'),
+  [
+    ('finetune', 'finetuning.max_length', -1),
+    ('finetune', 'finetuning.max_length', 1),
+    ('finetune', 'finetuning.max_length', 100_000),
+    ('finetune', 'finetuning.lora_rank', 0),
+    ('score', 'scoring.max_new_tokens', -5),
+    ('score', 'scoring.max_new_tokens', 256),
+    ('score', 'model.dtype', 'float7'),
+  ],
+)
+def test_what_a_stage_refuses_is_not_shown(
+  config, tmp_path, stage, option, value
+):
+  with config.ignore_type():
+    config.update_from_flattened_dict({option: value})
+  refusals = []
+  for name in (stage, 'preview'):
+    with pytest.raises(errors.InputError) as raised:
+      main.run(config, tmp_path / 'w', ['pool', name])
+    refusals.append(str(raised.value))
+    assert not (tmp_path / 'w').exists()
+  assert option in refusals[0]
+  assert refusals[0] == refusals[1]
+
+
+def test_a_preview_needs_no_devices_of_the_study(config, tmp_path, capsys):
+  config.mesh.data = 7
+  assert preview(config, tmp_path, capsys)
+
+
+def test_a_prompt_that_the_template_refuses_is_named(config, tmp_path, capsys):
+  config.prompt.template = (
+    "{% for m in messages %}{% if 'four' in m.content %}"
+    "{{ raise_exception('no fours') }}{% endif %}{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+  )
+  with pytest.raises(errors.InputError, match='no fours') as raised:
+    preview(config, tmp_path, capsys)
+  second = artifacts.read_prompts(artifacts.Workdir(tmp_path / 'w').pool).ids[1]
+  assert str(raised.value).startswith(f'prompt {second!r}: ')

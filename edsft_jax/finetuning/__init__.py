@@ -1,5 +1,5 @@
 """Finetuning on the selected prompts and their answers: one run a cell."""
 
-from edsft_jax.finetuning.stage import check, run
+from edsft_jax.finetuning.stage import check, check_options, run
 
-__all__ = ['check', 'run']
+__all__ = ['check', 'check_options', 'run']

@@ -28,10 +28,8 @@ def check(
     InputError: naming the option or the file.
   """
   study.check(config)
-  path = models.resolve(config.model.path)
-  models.check(path)
+  check_options(config)
   mesh_lib.make_mesh(**config.mesh)
-  _check_options(config.finetuning, models.read_config(path).context)
   if 'pool' not in planned and not workdir.pool.exists():
     raise errors.InputError(
       f'{workdir.pool} is not there: run the pool stage first'
@@ -50,7 +48,14 @@ def check(
         )
 
 
-def _check_options(c: ml_collections.ConfigDict, context: int) -> None:
+def check_options(config: ml_collections.ConfigDict) -> None:
+  """Refuses a bad recipe, and a model that is unusable or cannot follow it.
+
+  Raises:
+    InputError: naming the option or the file.
+  """
+  c = config.finetuning
+  context = models.check(models.resolve(config.model.path)).context
   if c.method not in trainer_lib.METHODS:
     raise errors.InputError(
       f'finetuning.method {c.method!r} is unknown: one of '

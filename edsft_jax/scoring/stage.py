@@ -37,6 +37,21 @@ def check(
   Raises:
     InputError: naming the option or the file.
   """
+  check_options(config)
+  mesh_lib.make_mesh(**config.mesh)
+  models.load_prompt_format(models.resolve(config.model.path), **config.prompt)
+  if 'pool' not in planned and not workdir.pool.exists():
+    raise errors.InputError(
+      f'{workdir.pool} is not there: run the pool stage first'
+    )
+
+
+def check_options(config: ml_collections.ConfigDict) -> None:
+  """Refuses bad scoring options, and a model unusable or unfit for them.
+
+  Raises:
+    InputError: naming the option or the file.
+  """
   c = config.scoring
   for name in ('max_new_tokens', 'batch_tokens', 'shard_prompts'):
     if c[name] < 1:
@@ -51,12 +66,8 @@ def check(
       f'scoring.features.pooling {c.features.pooling!r} is unknown: one of '
       f'{", ".join(POOLINGS)}'
     )
-  path = models.resolve(config.model.path)
-  models.check(path)
+  decoder_config = models.check(models.resolve(config.model.path))
   models.parse_dtype(config.model.dtype)
-  mesh_lib.make_mesh(**config.mesh)
-  models.load_prompt_format(path, **config.prompt)
-  decoder_config = models.read_config(path)
   if not -1 <= c.features.layer <= decoder_config.num_layers:
     raise errors.InputError(
       f'scoring.features.layer is {c.features.layer}: -1 to '
@@ -73,10 +84,6 @@ def check(
         f'scoring.stop_token_ids has {token}: the model has ids 0 to '
         f'{decoder_config.vocab_size - 1}'
       )
-  if 'pool' not in planned and not workdir.pool.exists():
-    raise errors.InputError(
-      f'{workdir.pool} is not there: run the pool stage first'
-    )
 
 
 def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
