@@ -1,5 +1,6 @@
 """The score stage on a tiny checkpoint: right, resumable, refusing changes."""
 
+from collections.abc import Callable
 import os
 import pathlib
 import re
@@ -457,7 +458,9 @@ def test_prompts_that_are_scored_again_are_counted_once():
   assert (bar.n, rate.work.prompts, rate.work.tokens) == (5, 5, 5)
 
 
-def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
+def _overflow(monkeypatch) -> Callable[..., models.Decoder]:
+  """Breaks what loads a model; returns what it was."""
+
   def broken(*args, **kwargs):
     decoder = load(*args, **kwargs)
     decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
@@ -465,6 +468,11 @@ def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
 
   load = models.load_decoder
   monkeypatch.setattr(models, 'load_decoder', broken)
+  return load
+
+
+def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
+  load = _overflow(monkeypatch)
   with pytest.raises(errors.InputError, match=r"prompt 'p\d+' .*not finite"):
     scoring.run(_config(), workdir)
   assert not workdir.scores.exists()
@@ -481,13 +489,7 @@ def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
 def test_prompt_scores_that_are_not_finite_name_the_prompt(
   workdir, monkeypatch
 ):
-  def broken(*args, **kwargs):
-    decoder = load(*args, **kwargs)
-    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
-    return decoder
-
-  load = models.load_decoder
-  monkeypatch.setattr(models, 'load_decoder', broken)
+  _overflow(monkeypatch)
   config = _config()
   config.scoring.generate = False
   # The features come from below what overflows.
