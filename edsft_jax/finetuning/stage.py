@@ -254,15 +254,17 @@ def _finetune(
     for triples in cells.values()
     for i, prompt, answer in triples
   }
-  encoded = {
-    i: responses.encode(
-      prompt_format,
-      prompt,
-      answer,
-      recipe.max_length or decoder.config.context,
-    )
-    for i, (prompt, answer) in examples.items()
-  }
+  encoded = {}
+  for i, (prompt, answer) in examples.items():
+    try:
+      encoded[i] = responses.encode(
+        prompt_format,
+        prompt,
+        answer,
+        recipe.max_length or decoder.config.context,
+      )
+    except errors.InputError as e:
+      raise errors.InputError(f'prompt {i!r}: {e}') from None
   steps = {
     cell: batches.num_steps(len(triples), recipe.epochs, recipe.batch_size)
     for cell, triples in cells.items()

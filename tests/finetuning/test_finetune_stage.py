@@ -268,6 +268,19 @@ def test_a_loss_that_is_not_finite_names_cell_and_step(workdir):
   )
 
 
+def test_a_prompt_that_the_template_refuses_is_named(workdir, no_training):
+  refused = study.selected_ids(workdir, 'random', 0)[2]
+  pool = artifacts.read_prompts(workdir.pool)
+  text = pool.prompts[list(pool.ids).index(refused)]
+  config = tiny_study.config()
+  config.prompt.template = (
+    f"{{% if messages[0].content == '{text}' %}}{{{{ raise_exception('no') }}}}"
+    '{% endif %}{% for m in messages %}{{ m.content }} {% endfor %}'
+  )
+  with pytest.raises(errors.InputError, match=f"prompt '{refused}': .*no"):
+    finetuning.run(config, workdir)
+
+
 def test_weights_that_the_last_step_broke_are_not_kept(workdir):
   """No later loss would show them."""
   config = tiny_study.config()
