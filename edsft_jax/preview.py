@@ -60,7 +60,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   for id, prompt in zip(
     pool.ids[:NUM_PROMPTS], pool.prompts[:NUM_PROMPTS], strict=True
   ):
-    try:
+    with errors.of_prompt(id):
       ids, truncated = prompt_format.encode_prompt(
         prompt, context - config.scoring.max_new_tokens, for_response=False
       )
@@ -70,8 +70,6 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
         answers.get(id, _NO_ANSWER),
         config.finetuning.max_length or context,
       )
-    except errors.InputError as e:
-      raise errors.InputError(f'prompt {id!r}: {e}') from None
     notes = ['truncated'] if truncated else []
     _show(
       f'prompt {id} for scoring: {len(ids)} tokens',

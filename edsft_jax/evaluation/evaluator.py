@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from edsft_jax import artifacts, models
+from edsft_jax import artifacts, errors, models
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models import responses
 
@@ -63,18 +63,19 @@ class Evaluator:
     """Takes structure and context of `decoder`; each call brings weights."""
     self._format = prompt_format
     context = decoder.config.context
-    prompts = [
-      prompt_format.encode_prompt(
-        prompt, context - max_new_tokens, for_response=True
-      )
-      for prompt in heldout.prompts
-    ]
-    examples = [
-      responses.encode(prompt_format, prompt, reference, context)
-      for prompt, reference in zip(
-        heldout.prompts, heldout.responses, strict=True
-      )
-    ]
+    prompts, examples = [], []
+    for id, prompt, reference in zip(
+      heldout.ids, heldout.prompts, heldout.responses, strict=True
+    ):
+      with errors.of_prompt(id):
+        prompts.append(
+          prompt_format.encode_prompt(
+            prompt, context - max_new_tokens, for_response=True
+          )
+        )
+        examples.append(
+          responses.encode(prompt_format, prompt, reference, context)
+        )
     self.num_tokens = [example.num_response for example in examples]
     self.num_truncated = sum(
       truncated or example.prompt_truncated

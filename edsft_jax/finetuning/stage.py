@@ -256,15 +256,13 @@ def _finetune(
   }
   encoded = {}
   for i, (prompt, answer) in examples.items():
-    try:
+    with errors.of_prompt(i):
       encoded[i] = responses.encode(
         prompt_format,
         prompt,
         answer,
         recipe.max_length or decoder.config.context,
       )
-    except errors.InputError as e:
-      raise errors.InputError(f'prompt {i!r}: {e}') from None
   steps = {
     cell: batches.num_steps(len(triples), recipe.epochs, recipe.batch_size)
     for cell, triples in cells.items()

@@ -438,13 +438,12 @@ class _Encoded:
   ) -> '_Encoded':
     encoded = []
     for id, prompt in zip(pool.ids, pool.prompts, strict=True):
-      try:
-        encoded.append(
-          prompt_format.encode_prompt(prompt, limit, for_response=False)
+      with errors.of_prompt(id):
+        ids, truncated = prompt_format.encode_prompt(
+          prompt, limit, for_response=False
         )
-      except errors.InputError as e:
-        raise errors.InputError(f'prompt {id!r}: {e}') from None
-      if not encoded[-1][0]:
+      encoded.append((ids, truncated))
+      if not ids:
         raise errors.InputError(
           f'prompt {id!r} has no tokens, nothing is left of it by the '
           'tokenizer: take it out of the pool'

@@ -96,6 +96,7 @@ def sequence_scores(
     'mean_margin': mean(margin_BxT),
     'min_margin': least(margin_BxT),
     'mean_confidence': mean(statistics.top1),
+    # Not divided by the length: the probability of a whole continuation.
     'log_probability': total(statistics.log_prob),
   }
   return {k: jnp.where(none_B, jnp.nan, v) for k, v in scores.items()}

@@ -269,6 +269,28 @@ def test_no_heldout_set(tmp_path):
     evaluation.check(config, workdir, frozenset({'pool'}))
 
 
+def test_a_prompt_that_the_template_refuses_is_named(evaluated):
+  heldout = artifacts.read_prompts(evaluated.heldout)
+  config = _config()
+  config.prompt.template = (
+    f"{{% if messages[0].content == '{heldout.prompts[1]}' %}}"
+    "{{ raise_exception('no') }}{% endif %}"
+    '{% for m in messages %}{{ m.content }} {% endfor %}'
+  )
+  mesh = make_mesh()
+  with pytest.raises(
+    errors.InputError, match=f"prompt '{heldout.ids[1]}': .*no"
+  ):
+    Evaluator(
+      models.load_decoder(config.model.path, 'float32', mesh),
+      models.load_prompt_format(config.model.path, **config.prompt),
+      heldout,
+      mesh,
+      max_new_tokens=5,
+      batch_tokens=64,
+    )
+
+
 def test_without_rouge_score_the_remedy_is_named(evaluated, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(errors.InputError, match=r'edsft-jax\[evaluation\]'):
