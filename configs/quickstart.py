@@ -9,12 +9,12 @@ shows the whole way and what its result looks like.
 
 import ml_collections
 
-from configs import default
+from edsft_jax import config
 
 
 def get_config() -> ml_collections.ConfigDict:
   """Four strategies, three budgets, three seeds on the demo."""
-  c = default.get_config()
+  c = config.get_config()
   c.scoring.max_new_tokens = 16
   # Chosen by what random choice reaches, before any other strategy was run.
   c.finetuning.learning_rate = 4e-3

@@ -1,7 +1,8 @@
-"""The one error that a person, not a programmer, has to mend."""
+"""The one error that a person, not a programmer, has to fix."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
+import difflib
 
 
 class InputError(ValueError):
@@ -10,6 +11,24 @@ class InputError(ValueError):
   `edsft_jax.main` prints it in one line and exits with status 2. Every other
   exception is a bug of ours and keeps its traceback.
   """
+
+
+def unknown(
+  what: str, name: object, known: Iterable[str], few: int = 30
+) -> InputError:
+  """The error for a name that is not one of those known.
+
+  Args:
+    what: the option and the name, as "report.metric 'bleu'".
+    name: what a person wrote.
+    known: what could be meant; the nearest is offered.
+    few: up to so many are listed, too.
+  """
+  known = list(known)
+  nearest = difflib.get_close_matches(str(name), known, 1, 0.0)
+  hint = f': did you mean {nearest[0]!r}?' if nearest else ''
+  listed = f' All: {", ".join(known)}' if len(known) <= few else ''
+  return InputError(f'{what} is unknown{hint}{listed}')
 
 
 @contextlib.contextmanager

@@ -5,12 +5,11 @@ use, special tokens and all: a doubled BOS, a missing generation prompt or an
 answer in the wrong place is seen here.
 """
 
-from collections.abc import Set
 import functools
 
 import ml_collections
 
-from edsft_jax import artifacts, console, errors, models
+from edsft_jax import console, errors, models, store
 from edsft_jax.models import responses
 
 NUM_PROMPTS = 3
@@ -21,13 +20,13 @@ _NO_ANSWER = '(the answer)'
 
 def check(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
-  planned: Set[str],
+  workdir: store.Workdir,
+  planned: frozenset[str],
 ) -> None:
   """Refuses an unusable model or template, and a missing pool.
 
-  The options of scoring and finetuning are for these stages to check: main has
-  them do it first.
+  The options of scoring and finetuning are for these stages to check: the
+  pipeline has them do it first.
 
   Raises:
     InputError: naming the option or the file.
@@ -35,13 +34,10 @@ def check(
   path = models.resolve(config.model.path)
   models.check(path)
   models.load_prompt_format(path, **config.prompt)
-  if 'pool' not in planned and not workdir.pool.exists():
-    raise errors.InputError(
-      f'{workdir.pool} is not there: run the pool stage first'
-    )
+  store.require(workdir.pool, 'pool', planned)
 
 
-def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Prints the first prompts of the pool, for scoring and for finetuning.
 
   Where no answer is known, a stand-in has its place.
@@ -55,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
     path, **config.prompt, log=functools.partial(console.say, 'preview')
   )
   context = models.read_config(path).context
-  pool = artifacts.read_prompts(workdir.pool)
+  pool = store.read_prompts(workdir.pool)
   answers = _answers(workdir)
   for id, prompt in zip(
     pool.ids[:NUM_PROMPTS], pool.prompts[:NUM_PROMPTS], strict=True
@@ -106,10 +102,10 @@ def marked(
   )
 
 
-def _answers(workdir: artifacts.Workdir) -> dict[str, str]:
+def _answers(workdir: store.Workdir) -> dict[str, str]:
   """The answers that are known: people's, and those that came with the pool."""
   answers = {}
   for path in (workdir.pool_responses, workdir.responses):
     if path.exists():
-      answers |= artifacts.read_responses(path)
+      answers |= store.read_responses(path)
   return answers

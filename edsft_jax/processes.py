@@ -19,9 +19,6 @@ import threading
 import time
 from typing import Any, NoReturn
 
-import jax
-from jax._src import distributed  # The service's client has no public name.
-
 from edsft_jax import errors
 
 AUTO = 'auto'
@@ -86,6 +83,8 @@ def start(
     return
   _connect(found, timeout)
   if count() > 1:
+    import jax
+
     _watch()
     # The first look at the devices waits for the same look of all others: it
     # must not wait for what one of them does alone.
@@ -127,6 +126,8 @@ def _explicit(
 
 
 def _connect(found: dict[str, Any], timeout: int) -> None:
+  import jax
+
   # It would catch SIGTERM and let the process run on.
   jax.config.update('jax_enable_preemption_service', False)
   where = found.get('coordinator_address', 'the coordinator that JAX looks for')
@@ -162,12 +163,12 @@ def _connect(found: dict[str, Any], timeout: int) -> None:
 
 def index() -> int:
   """Which process this is, from 0."""
-  return distributed.global_state.process_id
+  return _state().process_id if _state() else 0
 
 
 def count() -> int:
   """How many processes there are."""
-  return distributed.global_state.num_processes
+  return _state().num_processes if _state() else 1
 
 
 def is_first() -> bool:
@@ -270,6 +271,8 @@ def end(code: int, tell: Callable[[], Any]) -> NoReturn:
   if client is None:
     tell()
     sys.exit(code)
+  import jax
+
   try:
     client.key_value_set(_FAILURE, f'{index()} {code}')
   except jax.errors.JaxRuntimeError:
@@ -303,7 +306,9 @@ def _watch() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-  """Exits without the farewell for which all would have to be there."""
+  """Exits without JAX's shutdown, which would wait for every process."""
+  import jax
+
   sys.stdout.flush()
   sys.stderr.flush()
   try:
@@ -319,12 +324,24 @@ def _leave(code: int) -> NoReturn:
   os._exit(code)
 
 
+def _state() -> Any:
+  """JAX's view of the processes, or None while nobody has imported JAX.
+
+  Nothing is imported for it: a command that needs no device must not wait for
+  JAX. The service's client has no public name.
+  """
+  distributed = sys.modules.get('jax._src.distributed')
+  return distributed and distributed.global_state
+
+
 def _client() -> Any:
-  return distributed.global_state.client
+  return _state() and _state().client
 
 
 def _failure() -> tuple[int, int] | None:
   """Process and exit code of the first that failed."""
+  import jax
+
   try:
     process, code = _client().key_value_try_get(_FAILURE).split()
   except jax.errors.JaxRuntimeError:
@@ -334,6 +351,8 @@ def _failure() -> tuple[int, int] | None:
 
 def _wait(key: str, give_up: float = float('inf')) -> str:
   """The key's value, once it is set; can be interrupted every second."""
+  import jax
+
   client = _client()
   while True:
     try:

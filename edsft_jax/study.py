@@ -2,39 +2,14 @@
 
 from collections.abc import Sequence
 import dataclasses
-import difflib
 
 import ml_collections
 
-from edsft_jax import artifacts, errors
+from edsft_jax import errors, store
+from edsft_jax.strategies import registry
 
 FULL_POOL = 'full_pool'
 NO_FINETUNING = 'no_finetuning'
-
-# Name, and score column it ranks by -> whether the largest come first.
-CONTINUATION_SCORES = {
-  'mean_entropy': True,
-  'max_entropy': True,
-  'least_confidence': True,
-  'min_confidence': False,
-  'mean_margin': False,
-  'min_margin': False,
-}
-# The same scores over the prompt's own tokens need no generation.
-SCORE_STRATEGIES = CONTINUATION_SCORES | {
-  f'prompt_{name}': largest for name, largest in CONTINUATION_SCORES.items()
-}
-KERNEL_STRATEGIES = ('facility_location', 'log_determinant')
-FEATURE_STRATEGIES = ('k_center', *KERNEL_STRATEGIES)
-TASK_STRATEGIES = ('task_diversity', 'weighted_task_diversity')
-# Strategies whose picks depend on the seed.
-RANDOM_STRATEGIES = ('random', *TASK_STRATEGIES)
-STRATEGIES = (
-  'random',
-  *SCORE_STRATEGIES,
-  *FEATURE_STRATEGIES,
-  *TASK_STRATEGIES,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +69,9 @@ def _check_strategies(names: Sequence[str]) -> None:
   if not names:
     raise errors.InputError('selection.strategies is empty: name at least one')
   for name in names:
-    if name not in STRATEGIES:
-      nearest = difflib.get_close_matches(str(name), STRATEGIES, 1, 0.0)[0]
-      raise errors.InputError(
-        f'selection.strategies has {name!r}, which is unknown: did you mean '
-        f'{nearest!r}? All: {", ".join(STRATEGIES)}'
+    if name not in registry.STRATEGIES:
+      raise errors.unknown(
+        f'selection.strategies has {name!r}, which', name, registry.STRATEGIES
       )
   if len(set(names)) != len(names):
     raise errors.InputError(
@@ -118,9 +91,7 @@ def _check_integers(name: str, values: Sequence[int], least: int) -> None:
     raise errors.InputError(f'{name} names a value twice: {tuple(values)}')
 
 
-def selected_ids(
-  workdir: artifacts.Workdir, strategy: str, seed: int
-) -> list[str]:
+def selected_ids(workdir: store.Workdir, strategy: str, seed: int) -> list[str]:
   """Ids in greedy order, up to the largest budget that was selected."""
   path = workdir.selection(strategy, seed)
-  return [row['id'] for row in artifacts.read_jsonl(path)]
+  return [row['id'] for row in store.read_jsonl(path)]

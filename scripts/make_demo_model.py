@@ -29,7 +29,7 @@ import optax
 import tokenizers
 from tokenizers import decoders, pre_tokenizers, processors, trainers
 
-from edsft_jax import artifacts, console, models
+from edsft_jax import console, models, store
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.pool import demo
 
@@ -213,7 +213,7 @@ def save_tokenizer(
   """Writes the tokenizer files of a Hugging Face directory."""
   unk, bos, eos = _SPECIAL
   tokenizer.save(str(directory / 'tokenizer.json'))
-  artifacts.write_json(
+  store.write_json(
     directory / 'tokenizer_config.json',
     {
       'tokenizer_class': 'PreTrainedTokenizerFast',

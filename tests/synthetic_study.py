@@ -9,7 +9,8 @@ import ml_collections
 import pyarrow as pa
 
 from configs import default
-from edsft_jax import artifacts, study
+from edsft_jax import store, study
+from edsft_jax.strategies.registry import STRATEGIES
 
 TASKS = {
   'copy the sentence': 120,
@@ -72,9 +73,9 @@ def evaluation(
   }
 
 
-def write_evaluation(workdir: artifacts.Workdir, contents: dict) -> None:
+def write_evaluation(workdir: store.Workdir, contents: dict) -> None:
   cell = study.Cell(contents['strategy'], contents['budget'], contents['seed'])
-  artifacts.write_json(workdir.runs / cell.name / 'eval.json', contents)
+  store.write_json(workdir.runs / cell.name / 'eval.json', contents)
 
 
 def write(
@@ -82,36 +83,34 @@ def write(
   options: ml_collections.ConfigDict,
   noise: float = 0.008,
   tasks: bool = True,
-) -> artifacts.Workdir:
+) -> store.Workdir:
   """Writes a whole study for the config's strategies, budgets and seeds."""
-  workdir = artifacts.Workdir(root)
+  workdir = store.Workdir(root)
   rng = random.Random(0)
   labels = [task for task, count in TASKS.items() for _ in range(count)]
   ids = [f'p{i}' for i in range(POOL_SIZE)]
   columns = {'id': ids, 'prompt': [f'Prompt {i}?' for i in range(POOL_SIZE)]}
   if tasks:
     columns['task'] = labels
-  artifacts.write_parquet(workdir.pool, pa.table(columns))
-  artifacts.write_parquet(
-    workdir.responses, pa.table({'id': ids, 'response': ids})
-  )
+  store.write_parquet(workdir.pool, pa.table(columns))
+  store.write_parquet(workdir.responses, pa.table({'id': ids, 'response': ids}))
   for strategy in options.selection.strategies:
     bounds = [
       {'budget': m, 'objective': 9.0 * m, 'upper_bound': 10.0 * m}
       for m in (*options.study.budgets, 999)
     ]
-    artifacts.write_json(
+    store.write_json(
       workdir.selection_record(strategy),
       {
         'bounds': bounds if strategy == 'facility_location' else [],
         'task_clusters': 1234
-        if strategy in study.TASK_STRATEGIES and not tasks
+        if 'tasks' in STRATEGIES[strategy].reads and not tasks
         else None,
       },
     )
     for seed in options.study.seeds:
       order = rng.sample(range(POOL_SIZE), max(options.study.budgets))
-      artifacts.write_jsonl(
+      store.write_jsonl(
         workdir.selection(strategy, seed),
         [
           {
@@ -142,7 +141,7 @@ def write(
     )
   widths = [0.01, 0.03, 0.1, 0.3, 1.0]
   num_picks = max(options.study.budgets)
-  artifacts.write_json(
+  store.write_json(
     workdir.gains_curves,
     {
       'widths': widths,
@@ -172,7 +171,7 @@ def write(
     'pool': {'prompts': POOL_SIZE, 'quarantined': 3, 'duplicates': 1234},
     'score': {'truncated': 2},
   }
-  artifacts.write_json(
+  store.write_json(
     workdir.manifest,
     {
       'stages': {
@@ -184,8 +183,8 @@ def write(
         }
         for stage, value in seconds.items()
       },
-      'versions': artifacts.versions(),
+      'versions': store.versions(),
     },
   )
-  artifacts.write_json(workdir.config, json.loads(options.to_json()))
+  store.write_json(workdir.config, json.loads(options.to_json()))
   return workdir

@@ -9,9 +9,9 @@ from places import REPOSITORY
 import pytest
 
 from configs import default
-from edsft_jax import main
+from edsft_jax import config
 
-OPTIONS = main.option_names(default.get_config())
+OPTIONS = config.option_names(default.get_config())
 CONFIGS = sorted(
   p for p in (REPOSITORY / 'configs').glob('*.py') if p.name != '__init__.py'
 )
@@ -75,7 +75,7 @@ def test_every_option_is_explained_above_its_line():
 def test_config_is_locked_and_tells_its_command(path):
   config = _parse(path)
   assert config.is_locked
-  assert main.option_names(config) == OPTIONS
+  assert config.option_names(config) == OPTIONS
   assert f'--config=configs/{path.name}' in ast.get_docstring(
     ast.parse(path.read_text())
   )

@@ -12,7 +12,7 @@ import pytest
 from small_study import SMALL, small
 
 from configs import quickstart
-from edsft_jax import artifacts, errors, main, study
+from edsft_jax import errors, pipeline, store, study
 
 
 def _command(workdir: pathlib.Path, num_devices: int, *stages: str):
@@ -57,9 +57,9 @@ def demo(tmp_path_factory):
 def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
   root, result = demo
   assert result.returncode == 0, result.stderr
-  workdir = artifacts.Workdir(root)
+  workdir = store.Workdir(root)
   config = small()
-  pool = artifacts.read_prompts(workdir.pool)
+  pool = store.read_prompts(workdir.pool)
   scores = pq.read_table(workdir.scores)
   features = np.load(workdir.features)
   assert scores['id'].to_pylist() == pool.ids
@@ -73,7 +73,7 @@ def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
   ]
   assert len(cells) == 4 * 2 * 2 + 2 + 1
   for cell in cells:
-    evaluation = artifacts.read_json(workdir.runs / cell.name / 'eval.json')
+    evaluation = store.read_json(workdir.runs / cell.name / 'eval.json')
     assert (
       evaluation['strategy'],
       evaluation['budget'],
@@ -82,10 +82,10 @@ def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
     assert evaluation['num_prompts'] == 12
   assert {p.name for p in workdir.runs.iterdir()} == {c.name for c in cells}
   assert workdir.report.exists()
-  manifest = artifacts.read_json(workdir.manifest)
-  assert set(manifest['stages']) >= set(main.STAGES)
+  manifest = store.read_json(workdir.manifest)
+  assert set(manifest['stages']) >= set(pipeline.STAGES)
   assert len(manifest['devices']) == 4
-  assert artifacts.read_json(workdir.config)['study']['budgets'] == [8, 16]
+  assert store.read_json(workdir.config)['study']['budgets'] == [8, 16]
 
 
 def test_demo_prints_the_table_and_the_way_to_the_report(demo):
@@ -111,10 +111,10 @@ def test_one_device_chooses_the_same_prompts(demo, tmp_path):
   for strategy in config.selection.strategies:
     for seed in config.study.seeds:
       assert study.selected_ids(
-        artifacts.Workdir(tmp_path), strategy, seed
-      ) == study.selected_ids(artifacts.Workdir(root), strategy, seed)
+        store.Workdir(tmp_path), strategy, seed
+      ) == study.selected_ids(store.Workdir(root), strategy, seed)
   ours, theirs = (
-    pq.read_table(artifacts.Workdir(r).scores) for r in (tmp_path, root)
+    pq.read_table(store.Workdir(r).scores) for r in (tmp_path, root)
   )
   assert ours['generation'].equals(theirs['generation'])
   np.testing.assert_allclose(
@@ -125,14 +125,14 @@ def test_one_device_chooses_the_same_prompts(demo, tmp_path):
 def test_a_second_run_writes_nothing(demo):
   root, _ = demo
   before = _stamps(root)
-  main.run(small(), root)
+  pipeline.run(small(), store.Workdir(root))
   assert _stamps(root) == before
 
 
 def test_more_cells_redo_nothing(demo):
   root, _ = demo
   before = _stamps(root)
-  main.run(
+  pipeline.run(
     small(
       **{
         'study.budgets': (8, 16, 20),
@@ -140,7 +140,7 @@ def test_more_cells_redo_nothing(demo):
         'selection.strategies': ('random', 'min_margin'),
       }
     ),
-    root,
+    store.Workdir(root),
   )
   after = _stamps(root)
   new = {name.split('/')[1] for name in after.keys() - before.keys()}
@@ -164,8 +164,8 @@ def test_more_cells_redo_nothing(demo):
 def test_changed_inputs_are_refused_by_name(demo, option, value):
   root, _ = demo
   before = _stamps(root)
-  config = artifacts.Workdir(root).config.read_bytes()
+  config = store.Workdir(root).config.read_bytes()
   with pytest.raises(errors.InputError, match=option.replace('.', r'\.')):
-    main.run(small(**{option: value}), root)
+    pipeline.run(small(**{option: value}), store.Workdir(root))
   assert _stamps(root) == before
-  assert artifacts.Workdir(root).config.read_bytes() == config
+  assert store.Workdir(root).config.read_bytes() == config

@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 
-import jax
 from places import REPOSITORY
 import pytest
 
 from configs import default
-from edsft_jax import errors, main, processes
+from edsft_jax import errors, main, pipeline, processes, store
 
 
 def _command(*words, cwd=REPOSITORY):
@@ -23,16 +22,16 @@ def _command(*words, cwd=REPOSITORY):
 
 
 def test_no_word_means_every_stage():
-  assert main.stages_asked_for([]) == list(main.STAGES)
+  assert pipeline.stages_asked_for([]) == list(pipeline.STAGES)
 
 
 def test_stages_run_in_the_order_of_the_data():
-  assert main.stages_asked_for(['select', 'pool']) == ['pool', 'select']
+  assert pipeline.stages_asked_for(['select', 'pool']) == ['pool', 'select']
 
 
 def test_unknown_stage_offers_the_nearest():
   with pytest.raises(errors.InputError, match="did you mean 'finetune'"):
-    main.stages_asked_for(['fintune'])
+    pipeline.stages_asked_for(['fintune'])
 
 
 def test_an_option_given_twice_takes_the_last(tmp_path):
@@ -91,9 +90,9 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
 
 
 _COMPILE = """
-import jax
 from edsft_jax import main
-main._keep_compilations()
+main.keep_compilations()
+import jax
 jax.jit(lambda x: x @ x)(jax.numpy.eye(9))
 """
 
@@ -128,28 +127,28 @@ def test_a_second_command_compiles_nothing_again(tmp_path):
 def test_what_the_environment_says_of_compilations(
   monkeypatch, tmp_path, environ, settings
 ):
+  monkeypatch.setattr(os, 'environ', os.environ.copy())
   monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
   monkeypatch.delenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS')
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   for name, value in environ.items():
     monkeypatch.setenv(name, value)
-  updates = []
-  monkeypatch.setattr(jax.config, 'update', lambda *a: updates.append(a))
-  main._keep_compilations()
+  before = dict(os.environ)
+  main.keep_compilations()
   of = {
     'dir': (
-      'jax_compilation_cache_dir',
+      'JAX_COMPILATION_CACHE_DIR',
       str(tmp_path / 'edsft_jax' / 'compilations'),
     ),
-    'threshold': ('jax_persistent_cache_min_compile_time_secs', 0.1),
+    'threshold': ('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1'),
   }
-  assert updates == [of[name] for name in settings]
+  assert os.environ == before | dict(of[name] for name in settings)
 
 
 def test_several_processes_do_not_finetune(monkeypatch, tmp_path):
   monkeypatch.setattr(processes, 'count', lambda: 2)
   with pytest.raises(errors.InputError, match='finetune and evaluate cannot'):
-    main.run(default.get_config(), tmp_path / 'w')
+    pipeline.run(default.get_config(), store.Workdir(tmp_path / 'w'))
   assert not (tmp_path / 'w').exists()
 
 

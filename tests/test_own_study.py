@@ -10,7 +10,8 @@ from small_study import SMALL, small
 import tiny_study
 
 from configs import default
-from edsft_jax import artifacts, errors, main, study
+from edsft_jax import errors, pipeline, store, study
+from edsft_jax.strategies.registry import STRATEGIES
 
 # A pool whose answers can be told from everything else.
 
@@ -48,9 +49,9 @@ def _everything_in(folder: pathlib.Path) -> str:
 def test_no_answer_reaches_what_scores_and_selects(tmp_path):
   pool = _write_jsonl(tmp_path / 'pool.jsonl', _marked_rows())
   root = tmp_path / 'w'
-  main.run(
+  pipeline.run(
     small(**{'pool.path': str(pool), 'pool.limit': 0}),
-    root,
+    store.Workdir(root),
     ('pool', 'score', 'select'),
   )
   for part in ('pool', 'scores', 'selections'):
@@ -83,10 +84,10 @@ def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
     'selection.strategies': ('random', 'min_margin'),
   }
   with tiny_study.on_one_device():
-    main.run(small(**options), root)
+    pipeline.run(small(**options), store.Workdir(root))
   said = capsys.readouterr().out
-  workdir = artifacts.Workdir(root)
-  todo = artifacts.read_jsonl(workdir.todo)
+  workdir = store.Workdir(root)
+  todo = store.read_jsonl(workdir.todo)
   ids = [row['id'] for row in todo]
   wanted = set(study.selected_ids(workdir, 'random', 0)[:6]) | set(
     study.selected_ids(workdir, 'min_margin', 0)[:6]
@@ -106,7 +107,7 @@ def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
       writer.writerow({**row, 'response': f'answer to {row["id"]}'})
   options['annotation.answers_path'] = str(filled)
   with tiny_study.on_one_device():
-    main.run(small(**options), root)
+    pipeline.run(small(**options), store.Workdir(root))
   said = capsys.readouterr().out
   assert 'full pool' not in said.split('strategy')[-1]
   assert (workdir.runs / 'min_margin-k6-seed0' / 'eval.json').exists()
@@ -125,15 +126,15 @@ def test_buyer_without_a_heldout_file_gets_the_list_too(tmp_path, capsys):
     'selection.strategies': ('random',),
   }
   with tiny_study.on_one_device():
-    main.run(small(**options), root)
+    pipeline.run(small(**options), store.Workdir(root))
   assert 'wait for the answers' in capsys.readouterr().out
-  todo = artifacts.read_jsonl(artifacts.Workdir(root).todo)
+  todo = store.read_jsonl(store.Workdir(root).todo)
   answers = _write_jsonl(
     tmp_path / 'answers.jsonl', [{**row, 'response': 'x'} for row in todo]
   )
   options['annotation.answers_path'] = str(answers)
   with pytest.raises(errors.InputError, match=r'set pool\.heldout_path'):
-    main.run(small(**options), root)
+    pipeline.run(small(**options), store.Workdir(root))
   assert not (root / 'runs').exists()
 
 
@@ -141,7 +142,7 @@ def test_an_unusable_pool_leaves_nothing_behind(tmp_path):
   pool = tmp_path / 'pool.jsonl'
   pool.write_bytes(bytes(range(256)))
   with pytest.raises(errors.InputError, match=r'pool\.jsonl'):
-    main.run(small(**{'pool.path': str(pool)}), tmp_path / 'w')
+    pipeline.run(small(**{'pool.path': str(pool)}), store.Workdir(tmp_path / 'w'))
   assert not (tmp_path / 'w').exists()
 
 
@@ -149,7 +150,7 @@ def test_a_budget_beyond_the_pool_is_found_before_scoring(tmp_path):
   pool = _write_jsonl(tmp_path / 'pool.jsonl', _marked_rows())
   config = small(**{'pool.path': str(pool), 'study.budgets': (8, 4000)})
   with pytest.raises(errors.InputError, match='4000, which exceeds the pool'):
-    main.run(config, tmp_path / 'w')
+    pipeline.run(config, store.Workdir(tmp_path / 'w'))
   assert not (tmp_path / 'w' / 'scores').exists()
 
 
@@ -159,9 +160,9 @@ def test_a_task_strategy_finds_tasks_where_a_pool_has_none(tmp_path):
   config = small(**{'pool.path': str(pool), 'pool.limit': 0})
   config.selection.strategies = ('weighted_task_diversity',)
   config.selection.task_clusters = 3
-  main.run(config, tmp_path / 'w', ('pool', 'score', 'select'))
-  picks = artifacts.read_jsonl(
-    artifacts.Workdir(tmp_path / 'w').selection('weighted_task_diversity', 0)
+  pipeline.run(config, store.Workdir(tmp_path / 'w'), ('pool', 'score', 'select'))
+  picks = store.read_jsonl(
+    store.Workdir(tmp_path / 'w').selection('weighted_task_diversity', 0)
   )
   assert {pick['task'] for pick in picks} == {f'cluster {i}' for i in range(3)}
 
@@ -180,20 +181,20 @@ def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
       'study.full_pool': False,
       'finetuning.max_length': 64,
       'evaluation.limit': 4,
-      'selection.strategies': study.STRATEGIES,
+      'selection.strategies': tuple(STRATEGIES),
     }
   )
   root = tmp_path / 'w'
   with tiny_study.on_one_device():
-    main.run(config, root, ('pool', 'score', 'select'))
+    pipeline.run(config, store.Workdir(root), ('pool', 'score', 'select'))
     config.selection.strategies = ('random', 'facility_location')
-    main.run(config, root)
-  workdir = artifacts.Workdir(root)
-  for strategy in study.STRATEGIES:
+    pipeline.run(config, store.Workdir(root))
+  workdir = store.Workdir(root)
+  for strategy in tuple(STRATEGIES):
     ids = study.selected_ids(workdir, strategy, 0)
     assert len(set(ids)) == 8, strategy
   for strategy in ('random', 'facility_location'):
-    evaluation = artifacts.read_json(
+    evaluation = store.read_json(
       workdir.runs / f'{strategy}-k8-seed0' / 'eval.json'
     )
     assert 0 < evaluation['metrics']['loss'] < 20

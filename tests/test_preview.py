@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import default
-from edsft_jax import artifacts, errors, main
+from edsft_jax import errors, pipeline, store
 
 CHAT = (
   "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}"
@@ -33,28 +33,28 @@ def config(tmp_path):
 
 def preview(config, tmp_path, capsys) -> list[str]:
   """What is printed after the pool stage's own line."""
-  stages = main.stages_asked_for(['preview'])
-  main.run(config, tmp_path / 'w', stages)
+  stages = pipeline.stages_asked_for(['preview'])
+  pipeline.run(config, store.Workdir(tmp_path / 'w'), stages)
   text = capsys.readouterr().out
   return text[text.index('preview ') :].splitlines()
 
 
 def test_no_part_of_all_stages_but_with_the_pool():
-  assert 'preview' not in main.stages_asked_for([])
-  assert main.stages_asked_for(['preview']) == ['pool', 'preview']
-  assert main.stages_asked_for(['score', 'preview']) == [
+  assert 'preview' not in pipeline.stages_asked_for([])
+  assert pipeline.stages_asked_for(['preview']) == ['pool', 'preview']
+  assert pipeline.stages_asked_for(['score', 'preview']) == [
     'pool',
     'preview',
     'score',
   ]
-  assert main.stages_asked_for(['score']) == ['score']
+  assert pipeline.stages_asked_for(['score']) == ['score']
   with pytest.raises(errors.InputError, match="did you mean 'preview'"):
-    main.stages_asked_for(['preveiw'])
+    pipeline.stages_asked_for(['preveiw'])
 
 
 def test_prompts_are_shown_with_their_special_tokens(config, tmp_path, capsys):
   lines = preview(config, tmp_path, capsys)
-  ids = artifacts.read_prompts(artifacts.Workdir(tmp_path / 'w').pool).ids
+  ids = store.read_prompts(store.Workdir(tmp_path / 'w').pool).ids
   heads = [line for line in lines if line.startswith('preview   prompt ')]
   assert [head.split()[2:5] for head in heads] == [
     [id, 'for', use] for id in ids[:3] for use in ('scoring:', 'finetuning:')
@@ -109,7 +109,7 @@ def test_a_preview_does_not_rewrite_what_the_study_was_made_with(
 def test_a_bad_model_is_refused_before_the_pool_is_read(config, tmp_path):
   config.model.path = 'no/such/model'
   with pytest.raises(errors.InputError, match=r'model\.path'):
-    main.run(config, tmp_path / 'w', ['pool', 'preview'])
+    pipeline.run(config, store.Workdir(tmp_path / 'w'), ['pool', 'preview'])
   assert not (tmp_path / 'w').exists()
 
 
@@ -133,7 +133,7 @@ def test_what_a_stage_refuses_is_not_shown(
   refusals = []
   for name in (stage, 'preview'):
     with pytest.raises(errors.InputError) as raised:
-      main.run(config, tmp_path / 'w', ['pool', name])
+      pipeline.run(config, store.Workdir(tmp_path / 'w'), ['pool', name])
     refusals.append(str(raised.value))
     assert not (tmp_path / 'w').exists()
   assert option in refusals[0]
@@ -153,5 +153,5 @@ def test_a_prompt_that_the_template_refuses_is_named(config, tmp_path, capsys):
   )
   with pytest.raises(errors.InputError, match='no fours') as raised:
     preview(config, tmp_path, capsys)
-  second = artifacts.read_prompts(artifacts.Workdir(tmp_path / 'w').pool).ids[1]
+  second = store.read_prompts(store.Workdir(tmp_path / 'w').pool).ids[1]
   assert str(raised.value).startswith(f'prompt {second!r}: ')

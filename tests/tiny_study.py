@@ -13,7 +13,7 @@ from places import REPOSITORY
 import pyarrow as pa
 
 from configs import default
-from edsft_jax import artifacts, mesh
+from edsft_jax import mesh, store
 
 MODEL = REPOSITORY / 'tests' / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 13
@@ -46,9 +46,9 @@ def on_one_device() -> Iterator[None]:
     yield
 
 
-def make(root: pathlib.Path) -> artifacts.Workdir:
+def make(root: pathlib.Path) -> store.Workdir:
   """Writes pool, answers, selections of seeds 0 and 1, and a held-out set."""
-  workdir = artifacts.Workdir(root)
+  workdir = store.Workdir(root)
   rng = np.random.default_rng(3)
 
   def texts(num: int, least: int, most: int) -> list[str]:
@@ -58,14 +58,14 @@ def make(root: pathlib.Path) -> artifacts.Workdir:
     ]
 
   ids = [f'p{i}' for i in range(NUM_PROMPTS)]
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.pool, pa.table({'id': ids, 'prompt': texts(NUM_PROMPTS, 2, 20)})
   )
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.responses,
     pa.table({'id': ids, 'response': texts(NUM_PROMPTS, 0, 9)}),
   )
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.heldout,
     pa.table(
       {
@@ -78,7 +78,7 @@ def make(root: pathlib.Path) -> artifacts.Workdir:
   )
   for seed in (0, 1):
     order = np.random.default_rng(seed).permutation(NUM_PROMPTS)
-    artifacts.write_jsonl(
+    store.write_jsonl(
       workdir.selection('random', seed),
       [{'rank': rank, 'id': ids[i]} for rank, i in enumerate(order)],
     )

@@ -8,8 +8,6 @@ import pathlib
 import sys
 from typing import Any
 
-import pyarrow as pa
-
 from edsft_jax import errors
 
 _NAMES_SHOWN = 10
@@ -32,7 +30,7 @@ def check(path: pathlib.Path) -> None:
   """
   option = f'annotation.answers_path={path}'
   if not path.is_file():
-    raise errors.InputError(f'{option} is not a file: mend the path')
+    raise errors.InputError(f'{option} is not a file: check the path')
   if path.suffix.lower() not in ('.csv', '.jsonl'):
     raise errors.InputError(
       f'{option} is neither .csv nor .jsonl: save it as one of them'
@@ -56,7 +54,7 @@ def read(path: pathlib.Path) -> list[Answer]:
     ) from None
   except OSError as e:
     raise errors.InputError(
-      f'{path} cannot be read ({e.strerror}): mend its permissions'
+      f'{path} cannot be read ({e.strerror}): change its permissions'
     ) from None
 
 
@@ -86,7 +84,7 @@ def _read_csv(path: pathlib.Path, file: Any) -> list[Answer]:
     return answers
   except csv.Error as e:
     raise errors.InputError(
-      f'{path}, line {reader.line_num}: broken CSV ({e}): mend its quotes'
+      f'{path}, line {reader.line_num}: broken CSV ({e}): fix its quotes'
     ) from None
   finally:
     csv.field_size_limit(limit_before)
@@ -101,7 +99,7 @@ def _read_jsonl(path: pathlib.Path, file: Any) -> list[Answer]:
       row = json.loads(text)
     except (ValueError, RecursionError):
       raise errors.InputError(
-        f'{path}, line {line}: broken JSON: mend it'
+        f'{path}, line {line}: broken JSON: fix it'
       ) from None
     if not isinstance(row, dict) or not isinstance(row.get('id'), str):
       raise errors.InputError(
@@ -178,7 +176,7 @@ def _missing(
   unanswered: Sequence[str],
   asked: Sequence[Sequence[str]],
 ) -> list[str]:
-  """Ids that the file ought to answer beside those that it does."""
+  """Ids that the file should answer besides those that it does."""
   if seen and all(i in known for i in seen):
     return []  # A file of an earlier round.
   wanted = set(unanswered)
@@ -212,13 +210,3 @@ def _writable(text: str) -> bool:
   except UnicodeEncodeError:
     return False
   return '\0' not in text
-
-
-def table(responses: Mapping[str, str]) -> pa.Table:
-  """responses.parquet: id, response."""
-  return pa.table(
-    {
-      'id': pa.array(list(responses), pa.string()),
-      'response': pa.array(list(responses.values()), pa.string()),
-    }
-  )

@@ -13,7 +13,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from edsft_jax import artifacts, errors, models
+from edsft_jax import errors, models, store
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models import responses
 
@@ -54,7 +54,7 @@ class Evaluator:
     self,
     decoder: models.Decoder,
     prompt_format: models.PromptFormat,
-    heldout: artifacts.Prompts,
+    heldout: store.Prompts,
     mesh: jax.sharding.Mesh,
     *,
     max_new_tokens: int,

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from edsft_jax import artifacts, console, errors, models, study
+from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.evaluation import evaluator as evaluator_lib
 from edsft_jax.evaluation import metrics
@@ -20,7 +20,7 @@ from edsft_jax.models import lora
 
 def check(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
   """Refuses bad options, an unusable model and a missing held-out set.
@@ -57,7 +57,7 @@ def check(
 
 def _check_heldout(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
   if workdir.heldout.exists():
@@ -65,7 +65,7 @@ def _check_heldout(
   wanted = bool(config.pool.heldout_path or config.pool.heldout_fraction)
   if 'pool' in planned and wanted:
     return
-  if artifacts.Manifest(workdir).counts('pool').get('answers') == 0:
+  if store.Manifest(workdir).counts('pool').get('answers') == 0:
     # The command ends at annotate, with a list of answers to buy.
     if 'annotate' in planned:
       return
@@ -80,7 +80,7 @@ def _check_heldout(
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Evaluates every finetuned cell and the base model, each once.
 
   Raises:
@@ -90,7 +90,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   path = models.resolve(config.model.path)
   options = _options(config, workdir, models.hash_model(path))
   cells = _cells(config, workdir)
-  manifest = artifacts.Manifest(workdir)
+  manifest = store.Manifest(workdir)
   if not any(workdir.runs.glob('*/eval.json')):
     manifest.forget('evaluate')
   manifest.begin(
@@ -124,10 +124,10 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
 
 
 def _cells(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[study.Cell]:
   """The base model, then every finished cell of the study."""
-  num_prompts = len(artifacts.read_prompts(workdir.pool))
+  num_prompts = len(store.read_prompts(workdir.pool))
   cells = study.cells(config)
   unfinished = [
     cell for cell in cells if not workdir.run(cell.name).model.exists()
@@ -147,12 +147,12 @@ def _cells(
 
 def _options(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   model_hash: str,
 ) -> dict[str, Any]:
   """What changes a number in every eval.json, by name."""
   return {
-    'heldout': artifacts.hash_file(workdir.heldout),
+    'heldout': store.hash_file(workdir.heldout),
     'model.path (its files)': model_hash,
     'model.dtype': config.model.dtype,
     'prompt.template': config.prompt.template,
@@ -163,33 +163,31 @@ def _options(
   }
 
 
-def _fingerprint(
-  run: artifacts.Run, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _fingerprint(run: store.Run, options: Mapping[str, Any]) -> dict[str, Any]:
   """The options and what the cell was finetuned from, if it was."""
-  cell = artifacts.read_json(run.cell) if run.cell.exists() else None
-  return artifacts.plain({**options, 'cell': artifacts.hash_json(cell)})
+  cell = store.read_json(run.cell) if run.cell.exists() else None
+  return store.plain({**options, 'cell': store.hash_json(cell)})
 
 
 def _done(
-  workdir: artifacts.Workdir, cell: study.Cell, fingerprint: Mapping[str, Any]
+  workdir: store.Workdir, cell: study.Cell, fingerprint: Mapping[str, Any]
 ) -> bool:
   run = workdir.run(cell.name)
   if not run.evaluation.exists():
     return False
-  artifacts.refuse_change(
+  store.refuse_change(
     f'evaluate cell {cell.name}',
-    artifacts.read_json(run.evaluation)['fingerprint'],
+    store.read_json(run.evaluation)['fingerprint'],
     fingerprint,
     f'set it back, delete {run.evaluation} or use another --workdir',
   )
   return True
 
 
-def _heldout(workdir: artifacts.Workdir, limit: int) -> artifacts.Prompts:
-  heldout = artifacts.read_prompts(workdir.heldout)
+def _heldout(workdir: store.Workdir, limit: int) -> store.Prompts:
+  heldout = store.read_prompts(workdir.heldout)
   part = slice(limit or None)
-  return artifacts.Prompts(
+  return store.Prompts(
     ids=heldout.ids[part],
     prompts=heldout.prompts[part],
     tasks=heldout.tasks and heldout.tasks[part],
@@ -199,9 +197,9 @@ def _heldout(workdir: artifacts.Workdir, limit: int) -> artifacts.Prompts:
 
 def _evaluate(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   path: pathlib.Path,
-  heldout: artifacts.Prompts,
+  heldout: store.Prompts,
   todo: Sequence[study.Cell],
   fingerprints: Mapping[study.Cell, Mapping[str, Any]],
 ) -> dict[str, int]:
@@ -243,7 +241,7 @@ def _evaluate(
 
 def _decoders(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   path: pathlib.Path,
   mesh: jax.sharding.Mesh,
   cells: Sequence[study.Cell],
@@ -271,9 +269,9 @@ def _decoders(
 
 
 def _write(
-  run: artifacts.Run,
+  run: store.Run,
   cell: study.Cell,
-  heldout: artifacts.Prompts,
+  heldout: store.Prompts,
   result: evaluator_lib.Result,
   num_tokens: Sequence[int],
   fingerprint: Mapping[str, Any],
@@ -303,8 +301,8 @@ def _write(
   by_task: dict[str, list[int]] = {}
   for i, task in enumerate(heldout.tasks or ()):
     by_task.setdefault(task, []).append(i)
-  artifacts.write_jsonl(run.predictions, rows)
-  artifacts.write_json(
+  store.write_jsonl(run.predictions, rows)
+  store.write_json(
     run.evaluation,
     {
       **dataclasses.asdict(cell),

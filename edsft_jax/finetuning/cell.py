@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorboardX
 
-from edsft_jax import artifacts, errors
+from edsft_jax import errors, store
 from edsft_jax.finetuning import batches
 from edsft_jax.finetuning import trainer as trainer_lib
 from edsft_jax.models import responses
@@ -20,7 +20,7 @@ from edsft_jax.models import responses
 
 def train(
   trainer: trainer_lib.Trainer,
-  run: artifacts.Run,
+  run: store.Run,
   examples: Sequence[responses.Example],
   recipe: trainer_lib.Recipe,
   seed: int,
@@ -94,7 +94,7 @@ def train(
 
 
 def _not_finite(
-  run: artifacts.Run, step: int, recipe: trainer_lib.Recipe
+  run: store.Run, step: int, recipe: trainer_lib.Recipe
 ) -> errors.InputError:
   return errors.InputError(
     f'finetuning {run.root.name}: the loss is not finite at step {step}: '
@@ -145,13 +145,13 @@ class _Checkpoints:
 class _Metrics:
   """metrics.jsonl and the same numbers for TensorBoard, from one step on."""
 
-  def __init__(self, run: artifacts.Run, step: int):
+  def __init__(self, run: store.Run, step: int):
     """Drops what a run that was cut short wrote after `step`."""
     kept = _lines_until(run.metrics, step)
     self._tokens = kept[-1]['tokens'] if kept else 0
     before = kept[-1]['seconds'] if kept else 0.0
     self._start = time.monotonic() - before
-    artifacts.write_jsonl(run.metrics, kept)
+    store.write_jsonl(run.metrics, kept)
     if run.tensorboard.exists():
       shutil.rmtree(run.tensorboard)
     self._writer = tensorboardX.SummaryWriter(str(run.tensorboard))

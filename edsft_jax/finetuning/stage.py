@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from edsft_jax import artifacts, console, errors, models, study
+from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import batches
 from edsft_jax.finetuning import cell as cell_lib
@@ -19,7 +19,7 @@ from edsft_jax.models import lora, responses
 
 def check(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
   """Refuses a bad recipe, an unusable model and missing inputs.
@@ -30,22 +30,11 @@ def check(
   study.check(config)
   check_options(config)
   mesh_lib.make_mesh(**config.mesh)
-  if 'pool' not in planned and not workdir.pool.exists():
-    raise errors.InputError(
-      f'{workdir.pool} is not there: run the pool stage first'
-    )
-  if 'annotate' not in planned and not workdir.responses.exists():
-    raise errors.InputError(
-      f'{workdir.responses} is not there: run the annotate stage first, with '
-      'the answers that it asks for'
-    )
-  if 'select' not in planned:
-    for cell in study.cells(config):
-      selection = workdir.selection(cell.strategy, cell.seed)
-      if not selection.exists():
-        raise errors.InputError(
-          f'{selection} is not there: run the select stage first'
-        )
+  store.require(workdir.pool, 'pool', planned)
+  store.require(workdir.responses, 'annotate', planned)
+  for cell in study.cells(config):
+    selection = workdir.selection(cell.strategy, cell.seed)
+    store.require(selection, 'select', planned)
 
 
 def check_options(config: ml_collections.ConfigDict) -> None:
@@ -94,7 +83,7 @@ def check_options(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Finetunes every cell of the study; goes on where a run was cut short.
 
   Raises:
@@ -109,7 +98,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   path = models.resolve(config.model.path)
   options = _options(config, recipe, models.hash_model(path))
   cells = _cells(config, workdir)
-  manifest = artifacts.Manifest(workdir)
+  manifest = store.Manifest(workdir)
   if not any(workdir.runs.glob('*/model')):
     manifest.forget('finetune')
   manifest.begin(
@@ -139,16 +128,16 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
 
 
 # A cell's examples: id, prompt and answer.
-_Triples = list[tuple[str, artifacts.Prompt, str]]
+_Triples = list[tuple[str, store.Prompt, str]]
 
 
 def _cells(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> dict[study.Cell, _Triples]:
   """Every cell with its examples, in the order of its selection."""
-  pool = artifacts.read_prompts(workdir.pool)
+  pool = store.read_prompts(workdir.pool)
   prompts = dict(zip(pool.ids, pool.prompts, strict=True))
-  answers = artifacts.read_responses(workdir.responses)
+  answers = store.read_responses(workdir.responses)
 
   def triples(cell: study.Cell, ids: Sequence[str]) -> _Triples:
     missing = [i for i in ids if i not in answers]
@@ -200,7 +189,7 @@ def _options(
 
 
 def _begin(
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   cell: study.Cell,
   examples: _Triples,
   options: Mapping[str, Any],
@@ -213,11 +202,11 @@ def _begin(
   run = workdir.run(cell.name)
   fingerprint = {
     **options,
-    'prompts and answers': artifacts.hash_json(examples),
+    'prompts and answers': store.hash_json(examples),
   }
-  old = artifacts.read_json(run.cell) if run.cell.exists() else None
+  old = store.read_json(run.cell) if run.cell.exists() else None
   if run.model.exists():
-    artifacts.refuse_change(
+    store.refuse_change(
       f'finetune cell {cell.name}',
       old['fingerprint'] if old else {},
       fingerprint,
@@ -226,20 +215,18 @@ def _begin(
     if run.checkpoints.exists():
       shutil.rmtree(run.checkpoints)
     return False
-  new = artifacts.plain(
-    {**dataclasses.asdict(cell), 'fingerprint': fingerprint}
-  )
+  new = store.plain({**dataclasses.asdict(cell), 'fingerprint': fingerprint})
   if old != new:
     # Begun with something else and never done: nothing here is of use.
     if run.root.exists():
       shutil.rmtree(run.root)
-    artifacts.write_json(run.cell, new)
+    store.write_json(run.cell, new)
   return True
 
 
 def _finetune(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   recipe: trainer_lib.Recipe,
   path: pathlib.Path,
   cells: Mapping[study.Cell, _Triples],
@@ -285,7 +272,7 @@ def _finetune(
         log_steps=config.finetuning.log_steps,
         progress=bar.update,
       )
-      with artifacts.replacing(run.model) as partial:
+      with store.replacing(run.model) as partial:
         trainer.save(state, partial, path, config.model.path)
       if run.checkpoints.exists():
         shutil.rmtree(run.checkpoints)

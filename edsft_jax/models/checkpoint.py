@@ -20,9 +20,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from edsft_jax import artifacts, errors
+from edsft_jax import errors, store
 from edsft_jax.models import config as config_lib
-from edsft_jax.models.decoder import Decoder, placed
+from edsft_jax.models.decoder import Decoder
+from edsft_jax.models.placement import placed
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -187,7 +188,7 @@ def save_decoder(
     generation = {
       name: fields[name] for name in ('bos_token_id', 'eos_token_id')
     }
-    artifacts.write_json(directory / 'generation_config.json', generation)
+    store.write_json(directory / 'generation_config.json', generation)
   else:
     source = resolve(source)
     fields = config_lib.read_json_object(source / 'config.json')
@@ -195,7 +196,7 @@ def save_decoder(
     for name in ('generation_config.json', *TOKENIZER_FILES):
       if (source / name).is_file():
         shutil.copyfile(source / name, directory / name)
-  artifacts.write_json(directory / 'config.json', fields)
+  store.write_json(directory / 'config.json', fields)
 
 
 def hash_model(path: Path) -> str:
@@ -209,7 +210,7 @@ def hash_model(path: Path) -> str:
   files = [directory / name for name in names if (directory / name).is_file()]
   with _Weights(directory) as weights:
     files += weights.files
-  return artifacts.hash_files(files)
+  return store.hash_files(files)
 
 
 def end_ids(path: Path) -> tuple[int, ...]:

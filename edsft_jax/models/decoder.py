@@ -5,7 +5,6 @@ path is its tensor's name. Matmuls follow the dtype of the weights (in true
 float32 when that is float32); norms, rope and softmax are float32 always.
 """
 
-from collections.abc import Iterator, Sequence
 import dataclasses
 import math
 from typing import NamedTuple
@@ -13,33 +12,13 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from edsft_jax import mesh as mesh_lib
-from edsft_jax.models.config import DecoderConfig, Rope
+from edsft_jax.models.config import DecoderConfig
+from edsft_jax.models.rope import rotate, rotations
 
 # Floats of attention scores that exist at once, of all rows and heads: else
 # one long prompt would take memory with the square of its length.
 _MOST_SCORES = 2**26
-
-# Module -> logical axes of its weight; mesh.RULES says where they lie.
-LOGICAL_AXES = {
-  'embed_tokens': ('vocab', 'embed'),
-  'q_proj': ('embed', 'heads'),
-  'k_proj': ('embed', 'kv_heads'),
-  'v_proj': ('embed', 'kv_heads'),
-  'o_proj': ('heads', 'embed'),
-  'gate_proj': ('embed', 'mlp'),
-  'up_proj': ('embed', 'mlp'),
-  'down_proj': ('mlp', 'embed'),
-  'input_layernorm': ('norm',),
-  'post_attention_layernorm': ('norm',),
-  'post_feedforward_layernorm': ('norm',),
-  'q_norm': ('norm',),
-  'k_norm': ('norm',),
-  'norm': ('norm',),
-  'lm_head': ('embed', 'vocab'),
-}
 
 
 class LoRAParam(nnx.Param):
@@ -48,22 +27,26 @@ class LoRAParam(nnx.Param):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class KVCache:
   """Keys and values of the tokens so far.
 
   Attributes:
-    keys: one [B, K, A, S] array a layer.
-    values: one [B, K, S, A] array a layer.
-    position_BxS: the position in its row of the token that a slot holds; -1
-      for padding and for slots that hold none. Order among slots means
-      nothing.
-    index: the next slot to be written, the same for all rows.
+    keys: one [B, K, A, S] array per layer.
+    values: one [B, K, S, A] array per layer.
+    position_BxS: the position in its row of the token that an entry holds; -1
+      for padding and for entries that hold none. Their order means nothing.
+    cache_index: the entry that is written next, the same for all rows.
   """
 
   keys: tuple[jax.Array, ...]
   values: tuple[jax.Array, ...]
   position_BxS: jax.Array
-  index: jax.Array
+  cache_index: jax.Array
+
+  @property
+  def length(self) -> int:
+    """Entries per row."""
+    return self.position_BxS.shape[1]
 
 
 @jax.tree_util.register_dataclass
@@ -74,35 +57,39 @@ class Output:
   Attributes:
     hidden_BxLxD: after the final norm; `Decoder.logits` takes it.
     features_BxLxD: the hidden state of the layer that was asked for.
-    cache: with the new tokens, or None when there was none.
+    kv_cache: with the new tokens, or None when there was none.
   """
 
   hidden_BxLxD: jax.Array
   features_BxLxD: jax.Array
-  cache: Cache | None
+  kv_cache: KVCache | None
 
 
-class Sight(NamedTuple):
-  """Which keys a query sees.
+class AttentionInputs(NamedTuple):
+  """What the layers share: positions, their rotations, the place in the cache.
 
   Attributes:
     position_BxL: of the queries.
     position_BxS: of the keys; -1 for none.
-    window: how far back, itself included; None for all.
+    rotation: cosines and sines by which queries and keys are rotated.
+    cache_index: cache entry of the first new key; 0 without a cache.
+    window: how far back a query attends, itself included; None for all.
   """
 
   position_BxL: jax.Array
   position_BxS: jax.Array
+  rotation: tuple[jax.Array, jax.Array]
+  cache_index: jax.Array | int
   window: int | None
 
-  def visible(self) -> jax.Array:
-    """Bool [B, L, S]."""
+  def mask(self) -> jax.Array:
+    """Bool [B, L, S], true where a query attends to a key."""
     # Positions count tokens, not slots: padding takes no place in a window.
     back_BxLxS = self.position_BxL[:, :, None] - self.position_BxS[:, None, :]
-    visible_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
+    mask_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
     if self.window is None:
-      return visible_BxLxS
-    return visible_BxLxS & (back_BxLxS < self.window)
+      return mask_BxLxS
+    return mask_BxLxS & (back_BxLxS < self.window)
 
 
 class Decoder(nnx.Module):
@@ -142,7 +129,7 @@ class Decoder(nnx.Module):
     self,
     tokens: jax.Array,
     mask: jax.Array,
-    cache: Cache | None = None,
+    cache: KVCache | None = None,
     layer: int = -1,
   ) -> Output:
     """Runs the layers.
@@ -154,7 +141,7 @@ class Decoder(nnx.Module):
     Args:
       tokens: [B, L] ids; any id serves as padding.
       mask: [B, L], true where there is a token.
-      cache: what came before; it must have L free slots.
+      cache: the tokens before these; it must have L free entries.
       layer: whose hidden state becomes the features, numbered as in
         transformers' hidden_states: 0 is the embedding, num_layers (or -1)
         the last layer after the final norm.
@@ -169,36 +156,17 @@ class Decoder(nnx.Module):
         f'{-num_states} to {num_states - 1}'
       )
     layer %= num_states
-    mask_BxL = mask.astype(bool)
-    if cache is None:
-      index = 0
-      num_before_B = jnp.zeros(tokens.shape[0], jnp.int32)
-    else:
-      index = cache.index
-      num_before_B = jnp.max(cache.position_BxS, axis=1) + 1
-    position_BxL = jnp.maximum(
-      num_before_B[:, None] + jnp.cumsum(mask_BxL, axis=1) - 1, 0
-    )
-    rotation = rotations(self.config.rope, self.config.head_dim, position_BxL)
-    position_BxS = jnp.where(mask_BxL, position_BxL, -1)
-    if cache is not None:
-      position_BxS = jax.lax.dynamic_update_slice(
-        cache.position_BxS, position_BxS, (0, index)
-      )
-
+    inputs = self._attention_inputs(mask.astype(bool), cache)
     x_BxLxD = self.embed_tokens(tokens)
     features_BxLxD = x_BxLxD
     keys, values = [], []
     for number, block in enumerate(self.layers):
-      before = None
+      kv_cache = None
       if cache is not None:
-        before = (cache.keys[number], cache.values[number])
+        kv_cache = (cache.keys[number], cache.values[number])
       is_full = number in self.config.full_layers
-      sight = Sight(
-        position_BxL, position_BxS, None if is_full else self.config.window
-      )
       x_BxLxD, k_BxKxAxS, v_BxKxSxA = block(
-        x_BxLxD, rotation, sight, before, index
+        x_BxLxD, inputs._replace(window=None) if is_full else inputs, kv_cache
       )
       keys.append(k_BxKxAxS)
       values.append(v_BxKxSxA)
@@ -208,10 +176,37 @@ class Decoder(nnx.Module):
     if layer == self.config.num_layers:
       features_BxLxD = hidden_BxLxD
     if cache is not None:
-      cache = Cache(
-        tuple(keys), tuple(values), position_BxS, index + tokens.shape[1]
+      cache = KVCache(
+        tuple(keys),
+        tuple(values),
+        inputs.position_BxS,
+        inputs.cache_index + tokens.shape[1],
       )
     return Output(hidden_BxLxD, features_BxLxD, cache)
+
+  def _attention_inputs(
+    self, mask_BxL: jax.Array, cache: KVCache | None
+  ) -> AttentionInputs:
+    cache_index: jax.Array | int = 0
+    num_before_B = jnp.zeros(mask_BxL.shape[0], jnp.int32)
+    if cache is not None:
+      cache_index = cache.cache_index
+      num_before_B = jnp.max(cache.position_BxS, axis=1) + 1
+    position_BxL = jnp.maximum(
+      num_before_B[:, None] + jnp.cumsum(mask_BxL, axis=1) - 1, 0
+    )
+    position_BxS = jnp.where(mask_BxL, position_BxL, -1)
+    if cache is not None:
+      position_BxS = jax.lax.dynamic_update_slice(
+        cache.position_BxS, position_BxS, (0, cache_index)
+      )
+    return AttentionInputs(
+      position_BxL=position_BxL,
+      position_BxS=position_BxS,
+      rotation=rotations(self.config.rope, self.config.head_dim, position_BxL),
+      cache_index=cache_index,
+      window=self.config.window,
+    )
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Scores over the vocabulary, float32: [..., D] -> [..., V]."""
@@ -226,22 +221,21 @@ class Decoder(nnx.Module):
       preferred_element_type=jnp.float32,
     )
 
-  def init_cache(self, batch: int, slots: int) -> Cache:
-    """An empty cache for `batch` rows of at most `slots` tokens, padding too.
+  def init_cache(self, batch: int, length: int) -> KVCache:
+    """An empty cache for `batch` rows of at most `length` tokens with padding.
 
-    One array a layer for keys and one for values. The slots of a key's
-    dimension lie side by side, and the dimensions of a value: either product
-    of a decode step then runs through memory in its own order.
+    Keys are stored with their dimension before the entries and values after
+    them: both products of a decode step then read memory contiguously.
     """
     config = self.config
     rows = (batch, config.num_kv_heads)
-    key_shape = (*rows, config.head_dim, slots)
-    value_shape = (*rows, slots, config.head_dim)
-    return Cache(
+    key_shape = (*rows, config.head_dim, length)
+    value_shape = (*rows, length, config.head_dim)
+    return KVCache(
       keys=tuple(jnp.zeros(key_shape, self.dtype) for _ in self.layers),
       values=tuple(jnp.zeros(value_shape, self.dtype) for _ in self.layers),
-      position_BxS=jnp.full((batch, slots), -1, jnp.int32),
-      index=jnp.zeros((), jnp.int32),
+      position_BxS=jnp.full((batch, length), -1, jnp.int32),
+      cache_index=jnp.zeros((), jnp.int32),
     )
 
 
@@ -266,15 +260,11 @@ class Layer(nnx.Module):
   def __call__(
     self,
     x_BxLxD: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
-    sight: Sight,
-    before: tuple[jax.Array, jax.Array] | None,
-    index: jax.Array | int,
+    inputs: AttentionInputs,
+    kv_cache: tuple[jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     y_BxLxD = x_BxLxD if self.norm_last else self.input_layernorm(x_BxLxD)
-    y_BxLxD, k_BxKxAxS, v_BxKxSxA = self.self_attn(
-      y_BxLxD, rotation, sight, before, index
-    )
+    y_BxLxD, k_BxKxAxS, v_BxKxSxA = self.self_attn(y_BxLxD, inputs, kv_cache)
     if self.norm_last:
       x_BxLxD = x_BxLxD + self.post_attention_layernorm(y_BxLxD)
       y_BxLxD = self.post_feedforward_layernorm(self.mlp(x_BxLxD))
@@ -319,10 +309,8 @@ class Attention(nnx.Module):
   def __call__(
     self,
     x_BxLxD: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
-    sight: Sight,
-    before: tuple[jax.Array, jax.Array] | None,
-    index: jax.Array | int,
+    inputs: AttentionInputs,
+    kv_cache: tuple[jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     q_BxLxHA, k_BxLxKA = self.q_proj(x_BxLxD), self.k_proj(x_BxLxD)
     if self.qk_norm == 'all':
@@ -330,20 +318,20 @@ class Attention(nnx.Module):
     q_BxHxLxA, k_BxKxLxA = self._heads(q_BxLxHA), self._heads(k_BxLxKA)
     if self.qk_norm == 'head':
       q_BxHxLxA, k_BxKxLxA = self.q_norm(q_BxHxLxA), self.k_norm(k_BxKxLxA)
-    q_BxHxLxA = rotate(q_BxHxLxA, rotation)
-    k_BxKxAxS = rotate(k_BxKxLxA, rotation).swapaxes(2, 3)
+    q_BxHxLxA = rotate(q_BxHxLxA, inputs.rotation)
+    k_BxKxAxS = rotate(k_BxKxLxA, inputs.rotation).swapaxes(2, 3)
     v_BxKxSxA = self._heads(self.v_proj(x_BxLxD))
-    if before is not None:
-      update = jax.lax.dynamic_update_slice
-      k_BxKxAxS = update(before[0], k_BxKxAxS, (0, 0, 0, index))
-      v_BxKxSxA = update(before[1], v_BxKxSxA, (0, 0, index, 0))
+    if kv_cache is not None:
+      update, index = jax.lax.dynamic_update_slice, inputs.cache_index
+      k_BxKxAxS = update(kv_cache[0], k_BxKxAxS, (0, 0, 0, index))
+      v_BxKxSxA = update(kv_cache[1], v_BxKxSxA, (0, 0, index, 0))
 
     batch, _, length, head_dim = q_BxHxLxA.shape
-    # G query heads to a key head.
+    # G query heads share a key head.
     q_BxKxGxLxA = q_BxHxLxA.reshape(
       batch, self.num_kv_heads, -1, length, head_dim
     )
-    attended_BxKxGxLxA = _attended(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, sight)
+    attended_BxKxGxLxA = _attend(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
     merged_BxLxHA = (
       attended_BxKxGxLxA.reshape(batch, -1, length, head_dim)
       .swapaxes(1, 2)
@@ -357,42 +345,43 @@ class Attention(nnx.Module):
     return x_BxLxHA.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)
 
 
-def _attended(
-  q_BxKxGxLxA: jax.Array,
-  k_BxKxAxS: jax.Array,
-  v_BxKxSxA: jax.Array,
-  sight: Sight,
-) -> jax.Array:
-  """What each query takes from the values that it sees, [B, K, G, L, A].
-
-  Some queries at a time where the scores of all would be many.
-  """
-  *heads, length, head_dim = q_BxKxGxLxA.shape
-  most = max(_MOST_SCORES // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
-  if length <= most:
-    return _attend(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, sight)
-  size = next(n for n in range(most, 0, -1) if length % n == 0)
-
-  # What is recomputed in the backward pass need not be kept for it.
-  @jax.checkpoint
-  def of_some(part):
-    q_BxKxGxPxA, position_BxP = part
-    some = sight._replace(position_BxL=position_BxP)
-    return _attend(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, some)
-
-  q_BxKxGxNxPxA = q_BxKxGxLxA.reshape(*heads, -1, size, head_dim)
-  position_BxNxP = sight.position_BxL.reshape(heads[0], -1, size)
-  of_NxBxKxGxPxA = jax.lax.map(
-    of_some, (jnp.moveaxis(q_BxKxGxNxPxA, 3, 0), position_BxNxP.swapaxes(0, 1))
-  )
-  return jnp.moveaxis(of_NxBxKxGxPxA, 0, 3).reshape(q_BxKxGxLxA.shape)
-
-
 def _attend(
   q_BxKxGxLxA: jax.Array,
   k_BxKxAxS: jax.Array,
   v_BxKxSxA: jax.Array,
-  sight: Sight,
+  inputs: AttentionInputs,
+) -> jax.Array:
+  """Softmax attention, [B, K, G, L, A].
+
+  In blocks of queries where the scores of all of them would be too many.
+  """
+  *heads, length, head_dim = q_BxKxGxLxA.shape
+  most = max(_MOST_SCORES // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
+  if length <= most:
+    return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
+  size = next(n for n in range(most, 0, -1) if length % n == 0)
+
+  # The backward pass recomputes scores instead of keeping them.
+  @jax.checkpoint
+  def attend_block(part):
+    q_BxKxGxPxA, position_BxP = part
+    block = inputs._replace(position_BxL=position_BxP)
+    return _attend_block(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, block)
+
+  q_BxKxGxNxPxA = q_BxKxGxLxA.reshape(*heads, -1, size, head_dim)
+  position_BxNxP = inputs.position_BxL.reshape(heads[0], -1, size)
+  attended_NxBxKxGxPxA = jax.lax.map(
+    attend_block,
+    (jnp.moveaxis(q_BxKxGxNxPxA, 3, 0), position_BxNxP.swapaxes(0, 1)),
+  )
+  return jnp.moveaxis(attended_NxBxKxGxPxA, 0, 3).reshape(q_BxKxGxLxA.shape)
+
+
+def _attend_block(
+  q_BxKxGxLxA: jax.Array,
+  k_BxKxAxS: jax.Array,
+  v_BxKxSxA: jax.Array,
+  inputs: AttentionInputs,
 ) -> jax.Array:
   precision = _precision(q_BxKxGxLxA.dtype)
   score_BxKxGxLxS = jnp.einsum(
@@ -404,7 +393,7 @@ def _attend(
   ) / math.sqrt(q_BxKxGxLxA.shape[-1])
   # Finite, so that a row of padding alone gives no NaN.
   score_BxKxGxLxS = jnp.where(
-    sight.visible()[:, None, None],
+    inputs.mask()[:, None, None],
     score_BxKxGxLxS,
     jnp.finfo(jnp.float32).min,
   )
@@ -507,129 +496,6 @@ class Norm(nnx.Module):
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
     return y.astype(x.dtype) * self.weight[...]
-
-
-def rotations(
-  rope: Rope, head_dim: int, position_BxL: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """The factors of `rotate`, two of [B, 1, L, A].
-
-  The cosine of each position and frequency, and the sine, negative for the
-  first half of the dimensions. 'dynamic' turns by the length that a row has
-  by now. Keys in a cache stay as they were turned when the row was shorter,
-  as in transformers' generate.
-  """
-  if rope.kind == 'dynamic':
-    length_B = jnp.max(position_BxL, axis=1) + 1
-    frequency = dynamic_frequencies(rope, head_dim, length_B)[:, None, None]
-  else:
-    frequency = jnp.asarray(frequencies(rope, head_dim))
-  angle = position_BxL[:, None, :, None].astype(jnp.float32) * frequency
-  cos = rope.attention_factor * jnp.cos(angle)
-  sin = rope.attention_factor * jnp.sin(angle)
-  both = lambda *halves: jnp.concatenate(halves, axis=-1)
-  return both(cos, cos), both(-sin, sin)
-
-
-def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-  """Radians a position for each pair of a head's dimensions, [A / 2] float32.
-
-  'llama3' leaves short wavelengths alone, divides the frequency of long ones
-  by the factor and goes linearly between (Llama 3.1's published code). 'yarn'
-  does so by the number of a dimension (Peng et al. 2023, arXiv 2309.00071,
-  section 3.2, in the form of their published code).
-  """
-  exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-  frequency = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
-  if rope.kind == 'default':
-    return frequency
-  if rope.kind == 'linear':
-    return frequency / np.float32(rope.factor)
-  if rope.kind == 'llama3':
-    turns = rope.original_context * frequency / np.float32(2 * np.pi)
-    share = (turns - rope.low_freq_factor) / (
-      rope.high_freq_factor - rope.low_freq_factor
-    )
-  else:
-    assert rope.kind == 'yarn', rope.kind
-
-    def pair_turning(times: float) -> float:
-      wavelength = rope.original_context / times
-      turns = math.log(wavelength / (2 * math.pi)) / math.log(rope.theta)
-      return turns * head_dim / 2
-
-    low, high = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
-    if rope.truncate:
-      low, high = math.floor(low), math.ceil(high)
-    # The published code bounds pairs by the number of dimensions.
-    low, high = max(low, 0), min(high, head_dim - 1)
-    if low == high:
-      high += 1e-3
-    share = 1.0 - (np.arange(head_dim // 2) - low) / (high - low)
-  kept = np.clip(share, 0.0, 1.0)
-  return ((1.0 - kept) / rope.factor * frequency + kept * frequency).astype(
-    np.float32
-  )
-
-
-def dynamic_frequencies(
-  rope: Rope, head_dim: int, length_B: jax.Array
-) -> jax.Array:
-  """Radians a position when rows have these lengths, [B, A / 2] float32.
-
-  Theta grows with what a row has beyond the original context.
-  """
-  length_B = jnp.maximum(length_B, rope.original_context).astype(jnp.float32)
-  growth_B = rope.factor * length_B / rope.original_context - (rope.factor - 1)
-  theta_B = rope.theta * growth_B ** (head_dim / (head_dim - 2))
-  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  return theta_B[:, None] ** -exponent
-
-
-def rotate(
-  x_BxHxLxA: jax.Array, rotation: tuple[jax.Array, jax.Array]
-) -> jax.Array:
-  """Turns each pair (i, i + A / 2) of a head's dimensions by its angle.
-
-  Halves change places before they are multiplied: XLA then makes one loop of
-  it all, where joining two turned halves takes one more through memory.
-  """
-  cos, sin = rotation
-  y_BxHxLxA = x_BxHxLxA.astype(jnp.float32)
-  first, second = jnp.split(y_BxHxLxA, 2, axis=-1)
-  partner_BxHxLxA = jnp.concatenate((second, first), axis=-1)
-  turned_BxHxLxA = y_BxHxLxA * cos + partner_BxHxLxA * sin
-  return turned_BxHxLxA.astype(x_BxHxLxA.dtype)
-
-
-def logical_axes(path: Sequence[str | int]) -> tuple[str, ...]:
-  """Logical axes of the parameter at a path of the decoder's state."""
-  module, kind = path[-2:]
-  axes = LOGICAL_AXES[module]
-  return {
-    'weight': axes,
-    'bias': axes[-1:],
-    'lora_a': (axes[0], 'rank'),
-    'lora_b': ('rank', axes[-1]),
-  }[kind]
-
-
-def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
-  """Moves every parameter, adapters too, to its place on the mesh."""
-  moved = [
-    (path, variable.replace(jax.device_put(variable[...], sharding)))
-    for path, variable, sharding in placed(decoder, mesh)
-  ]
-  nnx.update(decoder, nnx.from_flat_state(moved))
-
-
-def placed(
-  decoder: Decoder, mesh: jax.sharding.Mesh
-) -> Iterator[tuple[tuple[str | int, ...], nnx.Param, jax.sharding.Sharding]]:
-  """Path, parameter and place on the mesh of every parameter."""
-  for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
-    axes = logical_axes(path)
-    yield path, variable, mesh_lib.sharding(mesh, axes, variable.shape)
 
 
 def _normal(

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from edsft_jax import artifacts, errors
+from edsft_jax import errors, store
 from edsft_jax.models import checkpoint
 from edsft_jax.models.config import read_json_object
 from edsft_jax.models.decoder import Decoder, Linear, LoRAParam
@@ -125,7 +125,7 @@ def save_adapter(
   safetensors.numpy.save_file(
     tensors, directory / ADAPTER_WEIGHTS, metadata={'format': 'pt'}
   )
-  artifacts.write_json(
+  store.write_json(
     directory / ADAPTER_CONFIG,
     {
       'peft_type': 'LORA',

@@ -14,9 +14,9 @@ import typing
 import jinja2
 
 from edsft_jax import errors
-from edsft_jax.artifacts import Message, Prompt
 from edsft_jax.models import checkpoint
 from edsft_jax.models.config import read_config, read_json_object
+from edsft_jax.store import Message, Prompt
 
 # transformers would print that it found no PyTorch, which is not needed.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edsft_jax import artifacts
+from edsft_jax import store
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.models.generation import bucket
 from edsft_jax.models.prompt_format import PromptFormat
@@ -36,7 +36,7 @@ class Example(NamedTuple):
 
 def encode(
   prompt_format: PromptFormat,
-  prompt: artifacts.Prompt,
+  prompt: store.Prompt,
   response: str,
   max_length: int,
 ) -> Example:

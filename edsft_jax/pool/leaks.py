@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import re
 from typing import Any
 
-from edsft_jax import artifacts
+from edsft_jax import store
 from edsft_jax.pool import schema
 
 # A column is no task when it is the answer in this share of the answered rows.
@@ -13,13 +13,16 @@ TASK_LEAK_SHARE = 0.01
 # A part of a response counts as a leak when it has this many words.
 _EXCERPT_WORDS = 5
 
-Scalar = str | int | float | bool
-
 
 def normalize(text: str) -> str:
   """The words alone, without capitals, a space around each."""
   words = re.findall(r'\w+', text.casefold())
   return f' {" ".join(words)} '
+
+
+def same_words(text: str, other: str) -> bool:
+  """Whether two texts are equal but for capitals, signs and spaces."""
+  return normalize(text) == normalize(other)
 
 
 def holds(text: str, part: str) -> bool:
@@ -40,11 +43,11 @@ class KeptColumns:
     self._num_rows = 0
     self._num_answered = 0
     self._num_parts: collections.Counter[str] = collections.Counter()
-    self.values: dict[str, list[Scalar | None]] = {}
+    self.values: dict[str, list[store.Scalar | None]] = {}
     self.dropped: dict[str, str] = {}
 
   def look(
-    self, values: Mapping[str, Any], prompt: artifacts.Prompt, response: str
+    self, values: Mapping[str, Any], prompt: store.Prompt, response: str
   ) -> None:
     """Drops the columns that this row shows to be unfit."""
     answer = normalize(response)
@@ -76,11 +79,11 @@ class KeptColumns:
         continue
       column = self.values.setdefault(name, [])
       column.extend([None] * (self._num_rows - len(column)))
-      is_scalar = isinstance(value, Scalar)
+      is_scalar = isinstance(value, store.Scalar)
       column.append(value if is_scalar else str(value))
     self._num_rows += 1
 
-  def finish(self) -> dict[str, list[Scalar | None]]:
+  def finish(self) -> dict[str, list[store.Scalar | None]]:
     """The columns that are left, each as long as the rows kept."""
     for name, count in self._num_parts.items():
       if count and count >= 0.5 * self._num_answered:

@@ -20,7 +20,7 @@ import json
 import re
 from typing import Any
 
-from edsft_jax import artifacts, errors
+from edsft_jax import errors, store
 
 # Taken as the response, the first that is there.
 ANSWER_COLUMNS = (
@@ -130,20 +130,24 @@ class Item:
   """A usable row."""
 
   id: str
-  prompt: artifacts.Prompt
+  prompt: store.Prompt
   task: str
   response: str
 
   @property
   def key(self) -> bytes:
-    """Equal for equal prompts; a lone user turn is that turn's text."""
-    prompt = self.prompt
-    if isinstance(prompt, list):
-      if len(prompt) == 1 and prompt[0]['role'] == 'user':
-        prompt = prompt[0]['content']
-      else:
-        prompt = '\0' + json.dumps(prompt, sort_keys=True)
-    return hashlib.sha256(prompt.encode()).digest()
+    """See `prompt_key`."""
+    return prompt_key(self.prompt)
+
+
+def prompt_key(prompt: store.Prompt) -> bytes:
+  """Equal for equal prompts; a lone user turn is that turn's text."""
+  if isinstance(prompt, list):
+    if len(prompt) == 1 and prompt[0]['role'] == 'user':
+      prompt = prompt[0]['content']
+    else:
+      prompt = '\0' + json.dumps(prompt, sort_keys=True)
+  return hashlib.sha256(prompt.encode()).digest()
 
 
 def find_columns(
@@ -258,7 +262,7 @@ def read_item(values: Mapping[str, Any], columns: Columns) -> Item:
 
 def _read_prompt(
   values: Mapping[str, Any], columns: Columns
-) -> tuple[artifacts.Prompt, str]:
+) -> tuple[store.Prompt, str]:
   """The prompt, and the answer that a conversation ends with, or ''."""
   value = values.get(columns.prompt)
   if _is_missing(value):
@@ -283,7 +287,7 @@ def _read_prompt(
   return value, ''
 
 
-def _split_turns(turns: list[Any]) -> tuple[list[artifacts.Message], str]:
+def _split_turns(turns: list[Any]) -> tuple[list[store.Message], str]:
   """The conversation up to its last user turn, and the answer after it."""
   messages = []
   for turn in turns:

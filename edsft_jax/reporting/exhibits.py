@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-from edsft_jax import artifacts, study
+from edsft_jax import store
 from edsft_jax.reporting import metrics, plots, results, statistics, timing
+from edsft_jax.strategies import registry
 
 # A plot by task shows this many tasks; its csv has all of them.
 MAX_TASKS = 30
@@ -130,7 +131,7 @@ def selection_gains(
   chosen = {
     key: rows
     for key, rows in selections.items()
-    if key[0] in study.FEATURE_STRATEGIES
+    if 'features' in registry.STRATEGIES[key[0]].reads
     and any(row['gain'] is not None for row in rows)
   }
   if not chosen:
@@ -152,7 +153,7 @@ def selection_gains(
 
 def task_allocation(
   found: results.Results,
-  pool: artifacts.Prompts,
+  pool: store.Prompts,
   selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
 ) -> Exhibit | None:
   """Prompts of each task at the largest budget against the pool's share."""

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import ml_collections
 
-from edsft_jax import artifacts, study
+from edsft_jax import store, study
 from edsft_jax.reporting import (
   comparison,
   exhibits,
@@ -21,6 +21,7 @@ from edsft_jax.reporting import (
   timing,
   wording,
 )
+from edsft_jax.strategies import registry
 
 COMPARISON_COLUMNS = (
   'metric',
@@ -52,13 +53,13 @@ class Page:
 
 def make(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
-  manifest: Mapping[str, Any],
+  workdir: store.Workdir,
+  manifest: store.Manifest,
   found: results.Results,
 ) -> Page:
   """Makes the plots and renders the page; reads what else it shows."""
   confidence, headline = config.report.confidence, config.report.metric
-  pool = artifacts.read_prompts(workdir.pool)
+  pool = store.read_prompts(workdir.pool)
   selections = results.read_selections(config, workdir)
   timings = timing.read_timing(manifest)
   # The headline metric first, here and on the page.
@@ -70,7 +71,7 @@ def make(
     name: exhibits.label_efficiency(found, name, confidence) for name in names
   }
   widths = (
-    exhibits.gains_by_width(artifacts.read_json(workdir.gains_curves))
+    exhibits.gains_by_width(store.read_json(workdir.gains_curves))
     if workdir.gains_curves.exists()
     else None
   )
@@ -130,13 +131,13 @@ def make(
     coverage=_coverage(config, found),
     absent=results.absent_lines(found.absent),
     counts={
-      stage: _flat(manifest['stages'][stage]['counts'])
+      stage: _flat(manifest.counts(stage))
       for stage in timing.STAGES
-      if stage in manifest['stages']
+      if stage in manifest.stages
     },
-    versions=manifest.get('versions', {}),
+    versions=manifest.facts.get('versions', {}),
     config_text=json.dumps(config.to_dict(), indent=2, ensure_ascii=False),
-    styles=plots.STYLES,
+    strategies=registry.STRATEGIES,
     verdicts=comparison.Verdict,
   )
   shown = [*by_metric.values(), widths, gains, allocation, quality, seconds]
@@ -230,17 +231,14 @@ def _coverage(
       'from chance. Give study.seeds two or more.'
     ]
   drawn = [
-    strategy
-    for strategy in found.strategies
-    if strategy in study.RANDOM_STRATEGIES
-    or (strategy == 'k_center' and config.selection.k_center_first == 'random')
+    row.name for row in registry.rows(found.strategies) if row.is_seeded(config)
   ]
   fixed = [strategy for strategy in found.strategies if strategy not in drawn]
   sentences = []
   if drawn:
     sentences.append(
       f'For {wording.listed(drawn)} they cover the choice of prompts '
-      '(drawn by lot), the initialisation and the data order.'
+      '(drawn at random), the initialisation and the data order.'
     )
   if fixed:
     sentences.append(

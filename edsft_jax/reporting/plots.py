@@ -13,36 +13,13 @@ from typing import Any
 
 from edsft_jax import study
 from edsft_jax.reporting import statistics
+from edsft_jax.strategies.registry import STRATEGIES
 
 INK = '#1f2430'
 MUTED = '#6b7280'
 FAINT = '#c9ced6'
 ACCENT = '#0072b2'
 
-# Strategy -> (colour, marker), the same in every plot. Colours of Okabe & Ito
-# and of Tol's muted scheme, told apart with every common colour blindness;
-# the marker tells them apart in print.
-STYLES = {
-  'random': ('#7d828c', 'o'),
-  'facility_location': ('#0072b2', 'o'),
-  'min_margin': ('#009e73', 's'),
-  'weighted_task_diversity': ('#d55e00', 'D'),
-  'k_center': ('#56b4e9', '^'),
-  'task_diversity': ('#e69f00', 'v'),
-  'mean_margin': ('#cc79a7', 'P'),
-  'mean_entropy': ('#882255', 'X'),
-  'max_entropy': ('#aa4499', '<'),
-  'least_confidence': ('#117733', '>'),
-  'min_confidence': ('#999933', 'p'),
-  'log_determinant': ('#332288', 'h'),
-  # Lighter than the same scores over the continuation.
-  'prompt_min_margin': ('#66c5ab', 's'),
-  'prompt_mean_margin': ('#e0afca', 'P'),
-  'prompt_mean_entropy': ('#b87a99', 'X'),
-  'prompt_max_entropy': ('#cc8fc2', '<'),
-  'prompt_least_confidence': ('#70ad84', '>'),
-  'prompt_min_confidence': ('#c2c285', 'p'),
-}
 REFERENCES = {
   study.FULL_POOL: ('#1f2430', (0, (6, 2)), 'full pool'),
   study.NO_FINETUNING: ('#1f2430', (0, (1, 2)), 'no finetuning'),
@@ -197,7 +174,7 @@ def label_efficiency(
         if with_random and strategy != 'random':
           _curve(axes, 'random', budgets, dots, intervals)
         _curve(axes, strategy, budgets, dots, intervals)
-        axes.set_title(strategy, color=STYLES[strategy][0])
+        axes.set_title(strategy, color=STRATEGIES[strategy].colour)
       _budget_axis(axes, budgets)
       axes.set_ylim(*limits)
       _reference_lines(axes, references, limits)
@@ -221,7 +198,13 @@ def _legend(strategies: Sequence[str]) -> tuple[list[Any], list[str]]:
   from matplotlib import lines
 
   handles = [
-    lines.Line2D([], [], color=STYLES[s][0], marker=STYLES[s][1], markersize=5)
+    lines.Line2D(
+      [],
+      [],
+      color=STRATEGIES[s].colour,
+      marker=STRATEGIES[s].marker,
+      markersize=5,
+    )
     for s in strategies
   ]
   return handles, list(strategies)
@@ -269,7 +252,7 @@ def _curve(
   intervals: Mapping[tuple[str, int], statistics.Interval],
 ) -> None:
   """Mean line; with `dots` the seeds and the interval band too."""
-  colour, marker = STYLES[strategy]
+  colour, marker = STRATEGIES[strategy].colour, STRATEGIES[strategy].marker
   present = [b for b in budgets if (strategy, b) in intervals]
   found = [intervals[strategy, b] for b in present]
   axes.plot(
@@ -417,10 +400,10 @@ def selection_gains(
         axes.plot(
           range(1, len(column) + 1),
           [math.nan if gain is None else gain for gain in column],
-          color=STYLES[strategy][0],
+          color=STRATEGIES[strategy].colour,
           linewidth=1.6,
         )
-      axes.set_title(strategy, color=STYLES[strategy][0])
+      axes.set_title(strategy, color=STRATEGIES[strategy].colour)
       axes.set_xlabel('position of the pick')
       axes.set_ylabel(units.get(strategy, 'marginal gain'))
       positive = all(g is None or g > 0 for column in drawn for g in column)
@@ -479,7 +462,7 @@ def by_task(
         zorder=2,
       )
     for k, (strategy, row) in enumerate(values.items()):
-      colour, marker = STYLES[strategy]
+      colour, marker = STRATEGIES[strategy].colour, STRATEGIES[strategy].marker
       present = [i for i in places if tasks[i] in row]
       # Marks of one row lie on slightly different heights: none hides another.
       shift = (k - (len(values) - 1) / 2) * 0.5 / max(len(values) - 1, 1)

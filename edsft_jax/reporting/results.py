@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from edsft_jax import artifacts, errors, study
+from edsft_jax import errors, store, study
 from edsft_jax.reporting import metrics
 
 
@@ -65,7 +65,7 @@ class Results:
     return [line for line in lines if self.at(*line)]
 
 
-def pool_size(workdir: artifacts.Workdir) -> int:
+def pool_size(workdir: store.Workdir) -> int:
   """Number of prompts in the pool, from the file's footer alone."""
   import pyarrow.parquet as pq
 
@@ -74,14 +74,14 @@ def pool_size(workdir: artifacts.Workdir) -> int:
 
 def cells(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   num_prompts: int,
 ) -> list[study.Cell]:
   """Every cell that the report would show, the references last.
 
   The whole pool is one of them only where it has been answered.
   """
-  answered = len(artifacts.read_responses(workdir.responses))
+  answered = len(store.read_responses(workdir.responses))
   full_pool = study.full_pool_cells(config, num_prompts)
   return [
     *study.cells(config),
@@ -91,7 +91,7 @@ def cells(
 
 
 def read_results(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> Results:
   """Reads the evaluations of the study's cells.
 
@@ -121,7 +121,7 @@ def read_results(
 def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> Evaluation:
   remedy = 'delete it and run the evaluate stage again'
   try:
-    contents = artifacts.read_json(path)
+    contents = store.read_json(path)
     named = study.Cell(
       contents['strategy'], contents['budget'], contents['seed']
     )
@@ -146,11 +146,11 @@ def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> Evaluation:
 
 
 def read_selections(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> dict[tuple[str, int], list[dict[str, Any]]]:
   """(strategy, seed) -> rows in greedy order, for the files that exist."""
   return {
-    (strategy, seed): artifacts.read_jsonl(path)
+    (strategy, seed): store.read_jsonl(path)
     for strategy in config.selection.strategies
     for seed in config.study.seeds
     if (path := workdir.selection(strategy, seed)).exists()
@@ -158,7 +158,7 @@ def read_selections(
 
 
 def certificates(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[str]:
   """How near the best possible choice a strategy is sure to be, by budget.
 
@@ -171,13 +171,13 @@ def certificates(
     f'{bound["objective"] / bound["upper_bound"]:.1%} of the best possible'
     for strategy in config.selection.strategies
     if (path := workdir.selection_record(strategy)).exists()
-    for bound in artifacts.read_json(path)['bounds']
+    for bound in store.read_json(path)['bounds']
     if bound['budget'] in config.study.budgets and bound['upper_bound'] > 0
   ]
 
 
 def found_tasks(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> dict[str, int]:
   """Strategy -> number of clusters that it took for tasks.
 
@@ -187,12 +187,12 @@ def found_tasks(
     strategy: clusters
     for strategy in config.selection.strategies
     if (path := workdir.selection_record(strategy)).exists()
-    and (clusters := artifacts.read_json(path)['task_clusters'])
+    and (clusters := store.read_json(path)['task_clusters'])
   }
 
 
 def input_files(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[pathlib.Path]:
   """Every file that the page is made from, where it exists."""
   paths = [

@@ -1,23 +1,23 @@
 """check and run of the report stage."""
 
 import csv
-import difflib
 import io
 import pathlib
 from typing import Any
 
 import ml_collections
 
-from edsft_jax import artifacts, console, errors
+from edsft_jax import console, errors, store
 from edsft_jax.reporting import metrics, results
+from edsft_jax.reporting.terminal import summary
 
 STAGE = 'report'
 
 
 def check(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
-  planned: set[str] | frozenset[str],
+  workdir: store.Workdir,
+  planned: frozenset[str],
 ) -> None:
   """Refuses bad report options, and a study with nothing to report on.
 
@@ -26,21 +26,13 @@ def check(
   """
   metric = config.report.metric
   if metric not in metrics.METRICS:
-    near = difflib.get_close_matches(metric, metrics.METRICS, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise errors.InputError(
-      f'report.metric {metric!r} is unknown: {hint}'
-      f'there are {", ".join(metrics.METRICS)}'
-    )
+    raise errors.unknown(f'report.metric {metric!r}', metric, metrics.METRICS)
   if not 0.0 < config.report.confidence < 1.0:
     raise errors.InputError(
       f'report.confidence {config.report.confidence} is no coverage: '
       'give a number between 0 and 1, such as 0.95'
     )
-  if 'pool' not in planned and not workdir.pool.exists():
-    raise errors.InputError(
-      f'{workdir.pool} is missing: run the pool stage first'
-    )
+  store.require(workdir.pool, 'pool', planned)
   if 'evaluate' not in planned and not _any_evaluation(config, workdir):
     raise errors.InputError(
       f'{workdir.runs} has no eval.json of a cell of this study: '
@@ -49,7 +41,7 @@ def check(
 
 
 def _any_evaluation(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> bool:
   # Before the pool stage of the same command there is no size to ask for.
   num_prompts = results.pool_size(workdir) if workdir.pool.exists() else 0
@@ -59,7 +51,7 @@ def _any_evaluation(
   )
 
 
-def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Writes report/index.html and the PNG and csv of every plot beside it.
 
   A page is there to be rewritten: it is made anew whenever anything that it
@@ -71,20 +63,21 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   """
   check(config, workdir, frozenset())
   folder = workdir.report.parent
-  manifest = artifacts.Manifest(workdir)
+  manifest = store.Manifest(workdir)
   inputs = _inputs(config, workdir, manifest)
   record = folder / 'inputs.json'
-  before = artifacts.read_json(record) if record.exists() else {}
+  before = store.read_json(record) if record.exists() else {}
   if before.get('inputs') == inputs and all(
     (folder / name).exists() for name in before['files']
   ):
     console.say(STAGE, f'{workdir.report} is up to date')
+    print(summary(config, workdir))
     return
   with manifest.timed(STAGE):
     from edsft_jax.reporting import page
 
     found = results.read_results(config, workdir)
-    report = page.make(config, workdir, manifest.contents, found)
+    report = page.make(config, workdir, manifest, found)
     files = []
     for exhibit in report.exhibits:
       _write_bytes(folder / f'{exhibit.name}.png', exhibit.png)
@@ -95,13 +88,13 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
       page.COMPARISON_COLUMNS,
       report.comparison_rows,
     )
-    artifacts.write_text(workdir.report, report.html)
+    store.write_text(workdir.report, report.html)
     files += ['comparisons.csv', workdir.report.name]
     # Plots of an earlier study that this one does not have.
     for name in before.get('files', []):
       if name not in files:
         (folder / name).unlink(missing_ok=True)
-    artifacts.write_json(record, {'inputs': inputs, 'files': files})
+    store.write_json(record, {'inputs': inputs, 'files': files})
   manifest.finish(
     STAGE,
     {
@@ -113,12 +106,13 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   for line in results.absent_lines(found.absent):
     console.say(STAGE, f'not evaluated yet: {line}')
   console.say(STAGE, f'wrote {workdir.report}')
+  print(summary(config, workdir))
 
 
 def _inputs(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
-  manifest: artifacts.Manifest,
+  workdir: store.Workdir,
+  manifest: store.Manifest,
 ) -> dict[str, str]:
   """Name -> hash of everything that the page depends on.
 
@@ -126,28 +120,28 @@ def _inputs(
   and one that did work has changed other files.
   """
   stages = {
-    stage: {'counts': entry['counts'], 'fingerprint': entry['fingerprint']}
-    for stage, entry in manifest.contents['stages'].items()
+    stage: {'counts': record.counts, 'fingerprint': record.fingerprint}
+    for stage, record in manifest.stages.items()
     if stage != STAGE
   }
   code = pathlib.Path(__file__).parent
   return {
-    'config': artifacts.hash_json(config.to_dict()),
+    'config': store.hash_json(config.to_dict()),
     'workdir': workdir.root.resolve().name,
-    'stages': artifacts.hash_json(stages),
-    'versions': artifacts.hash_json(artifacts.versions()),
-    'report code': artifacts.hash_files(
+    'stages': store.hash_json(stages),
+    'versions': store.hash_json(store.versions()),
+    'report code': store.hash_files(
       [*code.glob('*.py'), *code.glob('*.jinja')]
     ),
     **{
-      str(path.relative_to(workdir.root)): artifacts.hash_file(path)
+      str(path.relative_to(workdir.root)): store.hash_file(path)
       for path in results.input_files(config, workdir)
     },
   }
 
 
 def _write_bytes(path: pathlib.Path, content: bytes) -> None:
-  with artifacts.replacing(path) as partial:
+  with store.replacing(path) as partial:
     partial.write_bytes(content)
 
 
@@ -160,4 +154,4 @@ def _write_csv(
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(columns)
   writer.writerows(rows)
-  artifacts.write_text(path, text.getvalue())
+  store.write_text(path, text.getvalue())

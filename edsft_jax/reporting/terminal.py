@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from edsft_jax import artifacts, study
+from edsft_jax import store, study
 from edsft_jax.reporting import (
   comparison,
   metrics,
@@ -19,9 +19,7 @@ _MARKS = {
 }
 
 
-def summary(
-  config: ml_collections.ConfigDict, workdir: artifacts.Workdir
-) -> str:
+def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
   """The end of a run: the headline table, what it means, time and page."""
   found = results.read_results(config, workdir)
   metric, confidence = config.report.metric, config.report.confidence
@@ -70,7 +68,7 @@ def summary(
     f'Not evaluated yet: {line}' for line in results.absent_lines(found.absent)
   ]
   lines += [
-    timing.read_timing(artifacts.Manifest(workdir).contents).sentence(),
+    timing.read_timing(store.Manifest(workdir)).sentence(),
     f'Report: {workdir.report}',
   ]
   return '\n'.join(lines)

@@ -1,9 +1,8 @@
 """Where the time went, and how much of it was spent on choosing."""
 
-from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
+from edsft_jax import store
 from edsft_jax.reporting import wording
 
 # Everything before the report, in order.
@@ -55,12 +54,12 @@ class Timing:
     )
 
 
-def read_timing(manifest: Mapping[str, Any]) -> Timing:
-  """From the contents of manifest.json."""
+def read_timing(manifest: store.Manifest) -> Timing:
+  """From the records of manifest.json."""
   return Timing(
     {
-      stage: manifest['stages'][stage]['seconds']
+      stage: manifest.stages[stage].seconds
       for stage in STAGES
-      if stage in manifest['stages']
+      if stage in manifest.stages
     }
   )

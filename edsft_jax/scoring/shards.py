@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from edsft_jax import artifacts
+from edsft_jax import store
 
 T = TypeVar('T')
 
@@ -33,10 +33,10 @@ def folder(shards: pathlib.Path, index: int) -> pathlib.Path:
 
 def write(path: pathlib.Path, scores: pa.Table, features: np.ndarray) -> None:
   """Writes one shard; the folder appears when both files are complete."""
-  with artifacts.replacing(path) as partial:
+  with store.replacing(path) as partial:
     partial.mkdir()
     pq.write_table(scores, partial / 'scores.parquet')
-    artifacts.write_npy(partial / 'features.npy', features)
+    store.write_npy(partial / 'features.npy', features)
 
 
 def part(items: Sequence[T], index: int, count: int) -> Sequence[T]:
@@ -45,7 +45,7 @@ def part(items: Sequence[T], index: int, count: int) -> Sequence[T]:
 
 
 def join_features(
-  workdir: artifacts.Workdir, num_shards: int, index: int, count: int
+  workdir: store.Workdir, num_shards: int, index: int, count: int
 ) -> None:
   """Makes the index-th of `count` features files of its part of the shards.
 
@@ -62,12 +62,12 @@ def join_features(
   if count > 1:
     path = workdir.features_part(index, count)
   shape = (sum(len(read(i)) for i in mine), read(0).shape[1])
-  artifacts.write_rows(path, shape, np.float32, map(read, mine))
+  store.write_rows(path, shape, np.float32, map(read, mine))
 
 
-def join_scores(workdir: artifacts.Workdir, num_shards: int) -> None:
+def join_scores(workdir: store.Workdir, num_shards: int) -> None:
   """Makes scores.parquet of the shards."""
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.scores,
     pa.concat_tables(
       (

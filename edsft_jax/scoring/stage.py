@@ -2,24 +2,21 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
-import dataclasses
 import functools
 import pathlib
 import shutil
-import time
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import tqdm
 
-from edsft_jax import artifacts, console, errors, models, processes
+from edsft_jax import console, errors, inference, models, processes, store
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.scoring import shards, throughput
-from edsft_jax.scoring.batching import Shapes
+from edsft_jax.inference.throughput import Rate
+from edsft_jax.scoring import shards, table
+from edsft_jax.scoring.encoding import EncodedPool, to_generate
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
 
@@ -29,7 +26,7 @@ _SAME_SECONDS = 20.0
 
 def check(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
   """Refuses bad scoring options and an unusable model before any work.
@@ -40,10 +37,7 @@ def check(
   check_options(config)
   mesh_lib.make_mesh(**config.mesh)
   models.load_prompt_format(models.resolve(config.model.path), **config.prompt)
-  if 'pool' not in planned and not workdir.pool.exists():
-    raise errors.InputError(
-      f'{workdir.pool} is not there: run the pool stage first'
-    )
+  store.require(workdir.pool, 'pool', planned)
 
 
 def check_options(config: ml_collections.ConfigDict) -> None:
@@ -86,7 +80,7 @@ def check_options(config: ml_collections.ConfigDict) -> None:
       )
 
 
-def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
+def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Scores every prompt of the pool; goes on where a run was cut short.
 
   Writes scores.parquet and the features in pool order. Of several processes
@@ -100,10 +94,10 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
   """
   check(config, workdir, frozenset())
   path = models.resolve(config.model.path)
-  pool = artifacts.read_prompts(workdir.pool)
+  pool = store.read_prompts(workdir.pool)
   ranges = shards.bounds(len(pool), config.scoring.shard_prompts)
   folders = [shards.folder(workdir.score_shards, i) for i in range(len(ranges))]
-  manifest = artifacts.Manifest(workdir)
+  manifest = store.Manifest(workdir)
   first = processes.is_first()
   # Only the first may write before all have begun, and what it finds done
   # must be so for all: a network file system can show each another state.
@@ -127,7 +121,7 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
     if not first:
       return
     shards.join_scores(workdir, len(ranges))
-  counts = {**_counts(workdir), 'notes': notes}
+  counts = {**table.counts(workdir), 'notes': notes}
   manifest.finish('score', counts)
   shutil.rmtree(workdir.score_shards)
   generated = (
@@ -146,9 +140,9 @@ def run(config: ml_collections.ConfigDict, workdir: artifacts.Workdir) -> None:
 
 def _fingerprint(
   config: ml_collections.ConfigDict,
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   path: pathlib.Path,
-  pool: artifacts.Prompts,
+  pool: store.Prompts,
 ) -> dict[str, Any]:
   c = config.scoring
   # Where there is no template the separator joins the turns of a conversation;
@@ -157,7 +151,7 @@ def _fingerprint(
   turns = any(not isinstance(x, str) and len(x) > 1 for x in pool.prompts)
   return {
     **(joined if turns else {}),
-    'pool': artifacts.hash_file(workdir.pool),
+    'pool': store.hash_file(workdir.pool),
     'model.path (its files)': models.hash_model(path),
     'model.dtype': config.model.dtype,
     'prompt.template': config.prompt.template,
@@ -175,18 +169,17 @@ def _fingerprint(
 
 
 def _begin(
-  manifest: artifacts.Manifest,
+  manifest: store.Manifest,
   fingerprint: dict[str, Any],
-  workdir: artifacts.Workdir,
+  workdir: store.Workdir,
   folders: Sequence[pathlib.Path],
 ) -> list[int] | None:
   """Numbers of the shards that are to be scored; None when all is done."""
-  known = manifest.contents['stages'].get('score')
   shards_done = any(workdir.score_shards.glob('[0-9]*'))
-  if known and not known['done'] and not shards_done:
-    manifest.forget('score')  # A model that failed at once may be mended.
+  if not manifest.is_done('score') and not shards_done:
+    manifest.forget('score')  # Nothing is there that could be mixed.
   done = manifest.begin('score', fingerprint)
-  if done and workdir.scores.exists() and artifacts.feature_files(workdir):
+  if done and workdir.scores.exists() and store.feature_files(workdir):
     shutil.rmtree(workdir.score_shards, ignore_errors=True)
     return None
   # Of a join that was cut short, perhaps by another number of processes.
@@ -215,7 +208,7 @@ def _bar(
 def _score_shards(
   config: ml_collections.ConfigDict,
   path: pathlib.Path,
-  pool: artifacts.Prompts,
+  pool: store.Prompts,
   ranges: Sequence[tuple[int, int]],
   folders: Sequence[pathlib.Path],
   todo: Sequence[int],
@@ -228,41 +221,28 @@ def _score_shards(
   )
   for note in notes:
     console.say('score', note)
-  generate, in_sample = _to_generate(c, pool.tasks, len(pool))
+  generate, in_sample = to_generate(c, pool.tasks, len(pool))
   mesh = mesh_lib.model_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  encoded = _Encoded.of(
+  encoded = EncodedPool.of(
     prompt_format, pool, decoder.config.context - c.max_new_tokens
   )
-  shapes = Shapes.of(encoded.lengths)
+  shapes = inference.Shapes.of(encoded.lengths)
+  end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
+  most_rows = min(c.shard_prompts, len(pool))
+  scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, most_rows)
 
-  @functools.cache
-  def scorer_of(batch_tokens: int) -> Scorer:
-    return Scorer(
-      decoder,
-      mesh,
-      shapes,
-      end_ids=(*prompt_format.end_ids, *c.stop_token_ids),
-      max_new_tokens=c.max_new_tokens,
-      batch_tokens=batch_tokens,
-      most_rows=min(c.shard_prompts, len(pool)),
-      prompt_scores=c.prompt_scores,
-      length_normalized=c.length_normalized,
-      pooling=c.features.pooling,
-      layer=c.features.layer,
-    )
-
+  mine = shards.part(todo, processes.index(), processes.count())
+  work = todo if mesh.is_multi_process else mine
   if 0 < len(todo) < processes.count() and not mesh.is_multi_process:
     console.say(
       'score',
       f'{console.count(len(todo), "shard")} for {processes.count()} '
       'processes: some have nothing to do',
     )
-  mine = shards.part(todo, processes.index(), processes.count())
-  work = todo if mesh.is_multi_process else mine
   sizes = [c.batch_tokens, c.batch_tokens // 2]
   with _bar(ranges, todo, work) as bar:
-    rate = _Rate(bar, mesh)
+    rate = Rate(bar, mesh)
     for i in work:
       part = slice(*ranges[i])
       scores = _within_memory(
@@ -273,53 +253,62 @@ def _score_shards(
         rate,
         mesh.is_multi_process,
       )
-      ids = pool.ids[part]
-      _refuse_overflow(scores, ids, encoded.lengths[part])
-      columns = {
-        'id': ids,
-        'num_prompt_tokens': encoded.lengths[part],
-        'truncated': encoded.truncated[part],
-      }
-      if in_sample is not None:
-        columns['confidence_sample'] = in_sample[part]
+      table.refuse_overflow(scores, pool.ids[part], encoded.lengths[part])
       if i in mine:
-        table = _table(columns, scores, prompt_format)
-        shards.write(folders[i], table, scores.features)
-  if programs := scorer_of(sizes[0]).num_programs:
-    decoded = f', decoded in rooms of {_listed(shapes.rooms)}'
-    console.say(
-      'score',
-      f'{console.count(programs, "program")} compiled: prompts padded to '
-      f'{_listed(shapes.lengths)} tokens{decoded if generate.any() else ""}',
-    )
+        columns = {
+          'id': pool.ids[part],
+          'num_prompt_tokens': encoded.lengths[part],
+          'truncated': encoded.truncated[part],
+        }
+        if in_sample is not None:
+          columns['confidence_sample'] = in_sample[part]
+        rows = table.make_table(columns, scores, prompt_format)
+        shards.write(folders[i], rows, scores.features)
+  _say_programs(scorer_of(sizes[0]).num_programs, shapes, bool(generate.any()))
   return notes
 
 
-def _listed(numbers: Sequence[int]) -> str:
-  return ', '.join(str(number) for number in numbers)
-
-
-class _Rate:
-  """A progress bar that shows tokens a second, and how busy the devices are."""
-
-  def __init__(self, bar: tqdm.tqdm, mesh: jax.sharding.Mesh):
-    self.work = throughput.Work()
-    self._bar = bar
-    self._devices = mesh.devices.ravel()
-    self._start = time.monotonic()
-
-  def __call__(self, work: throughput.Work) -> None:
-    self.work += work
-    seconds = time.monotonic() - self._start
-    self._bar.set_postfix_str(
-      throughput.shown(self.work, seconds, self._devices), refresh=False
+def _scorers(
+  options: ml_collections.ConfigDict,
+  decoder: models.Decoder,
+  mesh: jax.sharding.Mesh,
+  shapes: inference.Shapes,
+  end_ids: Sequence[int],
+  most_rows: int,
+) -> Callable[[int], Scorer]:
+  """Tokens per batch -> scorer; each is made once."""
+  return functools.cache(
+    lambda batch_tokens: Scorer(
+      decoder,
+      mesh,
+      shapes,
+      end_ids=end_ids,
+      max_new_tokens=options.max_new_tokens,
+      batch_tokens=batch_tokens,
+      most_rows=most_rows,
+      prompt_scores=options.prompt_scores,
+      length_normalized=options.length_normalized,
+      pooling=options.features.pooling,
+      layer=options.features.layer,
     )
-    self._bar.update(work.prompts)
+  )
 
-  def go_back_to(self, work: throughput.Work) -> None:
-    """Forgets what is to be done again."""
-    self._bar.update(work.prompts - self.work.prompts)
-    self.work = work
+
+def _say_programs(
+  num_programs: int, shapes: inference.Shapes, generated: bool
+) -> None:
+  if not num_programs:
+    return
+
+  def listed(numbers: Sequence[int]) -> str:
+    return ', '.join(map(str, numbers))
+
+  console.say(
+    'score',
+    f'{console.count(num_programs, "program")} compiled: prompts padded to '
+    f'{listed(shapes.lengths)} tokens'
+    + (f', decoded at {listed(shapes.cache_lengths)}' if generated else ''),
+  )
 
 
 def _within_memory(
@@ -327,14 +316,14 @@ def _within_memory(
   sizes: list[int],
   tokens: Sequence[np.ndarray],
   generate: np.ndarray,
-  rate: '_Rate',
+  rate: Rate,
   together: bool = False,
 ) -> Scores:
   """Scores prompts with the first of some batch sizes that fits the device.
 
   Args:
-    scorer_of: from tokens a batch to a scorer.
-    sizes: tokens a batch, to be tried in turn; too large ones are taken off.
+    scorer_of: from tokens per batch to a scorer.
+    sizes: tokens per batch, to be tried in turn; too large ones are taken off.
     tokens: of each prompt.
     generate: prompts to be continued.
     rate: told of progress.
@@ -354,7 +343,7 @@ def _within_memory(
       alone = together and not processes.met_within('no memory', _SAME_SECONDS)
       if len(sizes) == 1 or alone:
         raise errors.InputError(
-          f'the device has no memory for {sizes[0]} tokens a batch: set '
+          f'the device has no memory for {sizes[0]} tokens per batch: set '
           'scoring.batch_tokens lower, or take out prompts as long as the '
           f'longest here, of {max(map(len, tokens))} tokens'
         ) from e
@@ -364,146 +353,3 @@ def _within_memory(
         f'{sizes[0]}',
       )
       rate.go_back_to(before)
-
-
-def _counts(workdir: artifacts.Workdir) -> dict[str, int]:
-  table = artifacts.read_parquet(workdir.scores)
-
-  def total(name: str) -> int:
-    known = name in table.column_names
-    return (pc.sum(table[name]).as_py() or 0) if known else 0
-
-  return {
-    'prompts': table.num_rows,
-    'prompt_tokens': total('num_prompt_tokens'),
-    'generated_tokens': total('num_generated_tokens'),
-    'near_ties': total('near_ties'),
-    'truncated': total('truncated'),
-  }
-
-
-def _to_generate(
-  options: ml_collections.ConfigDict,
-  tasks: Sequence[str] | None,
-  num_prompts: int,
-) -> tuple[np.ndarray, np.ndarray | None]:
-  """Which prompts to continue, bool [N], and which to draw confidence from.
-
-  The second is None where all of a task's prompts are.
-
-  Raises:
-    InputError: a sample of each task is wanted, and there are no tasks.
-  """
-  per_task = options.confidence_prompts_per_task
-  if not per_task:
-    return np.full(num_prompts, options.generate), None
-  if tasks is None:
-    raise errors.InputError(
-      f'scoring.confidence_prompts_per_task is {per_task}, but the pool has no '
-      'tasks: name its column in pool.task_column, or leave it at 0'
-    )
-  in_sample = draw(tasks, per_task)
-  return in_sample | options.generate, in_sample
-
-
-def draw(tasks: Sequence[str], per_task: int) -> np.ndarray:
-  """Prompts drawn at random from each task, or all of a small one; bool [N]."""
-  rng = np.random.default_rng(0)
-  names, task_N = np.unique(tasks, return_inverse=True)
-  drawn_N = np.zeros(len(task_N), bool)
-  for task in range(len(names)):
-    members = np.flatnonzero(task_N == task)
-    drawn_N[rng.permutation(members)[:per_task]] = True
-  return drawn_N
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoded:
-  """A pool as the model will see it.
-
-  Attributes:
-    tokens: int32 ids of each prompt, cut to what the context holds.
-    truncated: bool [N], prompts that were cut.
-  """
-
-  tokens: list[np.ndarray]
-  truncated: np.ndarray
-
-  @classmethod
-  def of(
-    cls,
-    prompt_format: models.PromptFormat,
-    pool: artifacts.Prompts,
-    limit: int,
-  ) -> '_Encoded':
-    encoded = []
-    for id, prompt in zip(pool.ids, pool.prompts, strict=True):
-      with errors.of_prompt(id):
-        ids, truncated = prompt_format.encode_prompt(
-          prompt, limit, for_response=False
-        )
-      encoded.append((ids, truncated))
-      if not ids:
-        raise errors.InputError(
-          f'prompt {id!r} has no tokens, nothing is left of it by the '
-          'tokenizer: take it out of the pool'
-        )
-    return cls(
-      [np.array(ids, np.int32) for ids, _ in encoded],
-      np.array([truncated for _, truncated in encoded], bool),
-    )
-
-  @functools.cached_property
-  def lengths(self) -> list[int]:
-    return [len(ids) for ids in self.tokens]
-
-
-def _refuse_overflow(
-  scores: Scores, ids: Sequence[str], lengths: Sequence[int]
-) -> None:
-  """Raises InputError naming the first prompt with a number not finite."""
-  finite = np.isfinite(scores.features).all(axis=1)
-  if scores.scores:
-    finite &= ~scores.generated | np.isfinite(scores.scores['mean_entropy'])
-  if scores.prompt_scores:
-    # A single token has no scores.
-    finite &= (np.array(lengths) < 2) | np.isfinite(
-      scores.prompt_scores['mean_entropy']
-    )
-  if not finite.all():
-    raise errors.InputError(
-      f'prompt {ids[int(np.argmin(finite))]!r} gives scores or features that '
-      "are not finite: the model's numbers overflow; check its weights or "
-      'model.dtype'
-    )
-
-
-def _table(
-  columns: dict[str, Any], scores: Scores, prompt_format: models.PromptFormat
-) -> pa.Table:
-  """Rows of scores.parquet: the columns given, then what was scored.
-
-  Nothing of a continuation where none was asked for; nulls for prompts that
-  were not continued.
-  """
-  if scores.scores:
-    none = ~scores.generated
-    num_tokens = np.array([len(ids) for ids in scores.tokens], np.int64)
-    columns |= {
-      'num_generated_tokens': pa.array(num_tokens, mask=none),
-      'near_ties': pa.array(scores.near_ties, mask=none),
-      'generation': [
-        prompt_format.decode(ids.tolist()) if generated else None
-        for ids, generated in zip(scores.tokens, scores.generated, strict=True)
-      ],
-      **{name: _nullable(x) for name, x in scores.scores.items()},
-    }
-  columns |= {
-    f'prompt_{name}': _nullable(x) for name, x in scores.prompt_scores.items()
-  }
-  return pa.table(columns)
-
-
-def _nullable(values: np.ndarray) -> pa.Array:
-  """NaN, for which there is no value, becomes null."""
-  return pa.array(values, pa.float32(), from_pandas=True)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from edsft_jax import models
+from edsft_jax import inference
 
 # Logits closer than this may change places on other devices.
 _NEAR = 1e-4
@@ -34,7 +34,7 @@ def token_statistics(logits: jax.Array, token: jax.Array) -> TokenStatistics:
   Reductions find the two best: cheaper than a sort on every backend.
   """
   logit_xV = logits.astype(jnp.float32)
-  best_x = models.likeliest(logit_xV)
+  best_x = inference.argmax(logit_xV)
   is_best_xV = jnp.arange(logit_xV.shape[-1]) == best_x[..., None]
   max_x1 = jnp.max(logit_xV, axis=-1, keepdims=True)
   below_xV = logit_xV - max_x1

@@ -4,13 +4,14 @@ Stands on jax and numpy alone, and on scipy, which comes with jax.
 README.md beside this file explains the algorithms and what they guarantee.
 """
 
+from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.facility_location import facility_location
 from edsft_jax.selection.gains_curves import GainsCurves, gains_curves
 from edsft_jax.selection.k_center import k_center
 from edsft_jax.selection.log_determinant import log_determinant
 from edsft_jax.selection.ranking import random, top
 from edsft_jax.selection.result import Selection
-from edsft_jax.selection.similarity import Cosine, Rbf
+from edsft_jax.selection.similarity import Cosine, Rbf, Similarity
 from edsft_jax.selection.tasks import cluster_tasks, task_diversity
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
   'GainsCurves',
   'Rbf',
   'Selection',
+  'SelectionError',
+  'Similarity',
   'cluster_tasks',
   'facility_location',
   'gains_curves',

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from edsft_jax.selection.errors import SelectionError
+
 # Rows looked at in one go: bounds the temporary arrays, not the result.
 _ROWS = 8192
 
@@ -18,7 +20,7 @@ def features(values: Any) -> np.ndarray:
   """Returns [N, D] floating-point features, finite, on the host."""
   array = np.asarray(values)
   if array.ndim != 2:
-    raise ValueError(f'features have shape {array.shape}: [N, D] is needed')
+    raise SelectionError(f'features have shape {array.shape}: [N, D] is needed')
   if array.dtype.kind in 'iub':
     array = array.astype(np.float32)
   elif array.dtype.kind != 'f' or array.dtype.itemsize < 4:
@@ -26,7 +28,7 @@ def features(values: Any) -> np.ndarray:
     try:
       array = array.astype(np.float32)
     except (TypeError, ValueError):
-      raise ValueError(
+      raise SelectionError(
         f'features have dtype {array.dtype}: numbers are needed'
       ) from None
   else:
@@ -38,7 +40,7 @@ def features(values: Any) -> np.ndarray:
     finite = np.isfinite(block)
     if not finite.all():
       row = start + int(np.argmin(finite.all(axis=1)))
-      raise ValueError(f'features have NaN or infinity, first in row {row}')
+      raise SelectionError(f'features have NaN or infinity, first in row {row}')
   return array
 
 
@@ -49,9 +51,9 @@ def integer(name: str, value: Any, least: int = 0) -> int:
       raise TypeError
     number = operator.index(value)
   except TypeError:
-    raise ValueError(f'{name} {value!r} is not a whole number') from None
+    raise SelectionError(f'{name} {value!r} is not a whole number') from None
   if number < least:
-    raise ValueError(f'{name} {number} is below {least}')
+    raise SelectionError(f'{name} {number} is below {least}')
   return number
 
 
@@ -59,7 +61,7 @@ def budget(value: Any, available: int) -> int:
   """Returns a budget that `available` prompts can fill."""
   number = integer('budget', value)
   if number > available:
-    raise ValueError(
+    raise SelectionError(
       f'budget {number} exceeds what there is to choose from: {available}'
     )
   return number
@@ -69,19 +71,21 @@ def indices(name: str, values: Any, n: int) -> np.ndarray:
   """Returns distinct positions in a pool of n, int64, in the order given."""
   array = np.asarray(values)
   if array.ndim != 1:
-    raise ValueError(f'{name} has shape {array.shape}: a sequence is needed')
+    raise SelectionError(
+      f'{name} has shape {array.shape}: a sequence is needed'
+    )
   if array.size == 0:
     return np.zeros(0, np.int64)
   if array.dtype.kind not in 'iu':
-    raise ValueError(f'{name} has dtype {array.dtype}: integers are needed')
+    raise SelectionError(f'{name} has dtype {array.dtype}: integers are needed')
   outside = (array < 0) | (array >= n)
   if outside.any():
-    raise ValueError(
+    raise SelectionError(
       f'{name} has {array[outside][0]}, outside the pool of {n} prompts'
     )
   distinct, counts = np.unique(array, return_counts=True)
   if len(distinct) < len(array):
-    raise ValueError(f'{name} has {distinct[counts > 1][0]} more than once')
+    raise SelectionError(f'{name} has {distinct[counts > 1][0]} more than once')
   return array.astype(np.int64)
 
 
@@ -99,15 +103,15 @@ def row_values(name: str, values: Any, n: int) -> np.ndarray:
   """Returns one float64 a prompt; NaN is refused."""
   array = np.asarray(values)
   if array.shape != (n,):
-    raise ValueError(f'{name} has shape {array.shape}: ({n},) is needed')
+    raise SelectionError(f'{name} has shape {array.shape}: ({n},) is needed')
   try:
     array = array.astype(np.float64)
   except (TypeError, ValueError):
-    raise ValueError(
+    raise SelectionError(
       f'{name} has dtype {array.dtype}: numbers are needed'
     ) from None
   if np.isnan(array).any():
-    raise ValueError(f'{name} has NaN at {int(np.argmax(np.isnan(array)))}')
+    raise SelectionError(f'{name} has NaN at {int(np.argmax(np.isnan(array)))}')
   return array
 
 
@@ -117,9 +121,9 @@ def weights(values: Any, n: int) -> np.ndarray:
     return np.ones(n)
   array = row_values('weights', values, n)
   if (array < 0).any():
-    raise ValueError(f'weights has {array.min()}: none may be negative')
+    raise SelectionError(f'weights has {array.min()}: none may be negative')
   if not np.isfinite(array).all():
-    raise ValueError('weights has infinity')
+    raise SelectionError('weights has infinity')
   return array
 
 
@@ -128,16 +132,16 @@ def positive(name: str, value: Any) -> float:
   try:
     number = float(value)
   except (TypeError, ValueError):
-    raise ValueError(f'{name} {value!r} is not a number') from None
+    raise SelectionError(f'{name} {value!r} is not a number') from None
   if not (0 < number < np.inf):
-    raise ValueError(f'{name} {value!r} is not above 0 and finite')
+    raise SelectionError(f'{name} {value!r} is not above 0 and finite')
   return number
 
 
 def one_of(name: str, value: Any, options: Sequence[str]) -> str:
   """Returns a value that is among the options."""
   if value not in options:
-    raise ValueError(f'{name} {value!r} is none of {", ".join(options)}')
+    raise SelectionError(f'{name} {value!r} is none of {", ".join(options)}')
   return value
 
 
@@ -146,5 +150,5 @@ def mesh(value: Any) -> jax.sharding.Mesh:
   if value is None:
     return jax.sharding.Mesh(np.asarray(jax.local_devices()[:1]), ('data',))
   if not isinstance(value, jax.sharding.Mesh) or 'data' not in value.shape:
-    raise ValueError(f"mesh {value!r} is no Mesh with an axis 'data'")
+    raise SelectionError(f"mesh {value!r} is no Mesh with an axis 'data'")
   return value

@@ -17,6 +17,7 @@ from edsft_jax.selection import checks, memory, sharding, short_lists
 from edsft_jax.selection import columns as columns_lib
 from edsft_jax.selection import kernel as kernel_lib
 from edsft_jax.selection import similarity as similarity_lib
+from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.result import Certificate, Selection
 
 METHODS = ('greedy', 'threshold', 'partitioned')
@@ -85,7 +86,7 @@ def facility_location(
     upper_bound_at(m) is what F(initial and any m candidates) cannot exceed.
 
   Raises:
-    ValueError: naming the argument that is wrong.
+    SelectionError: naming the argument that is wrong.
   """
   feature_NxD = checks.features(features)
   n = len(feature_NxD)
@@ -99,7 +100,7 @@ def facility_location(
   checks.one_of('method', method, METHODS)
   epsilon = checks.positive('epsilon', epsilon)
   if epsilon >= 1:
-    raise ValueError(f'epsilon {epsilon} is not below 1')
+    raise SelectionError(f'epsilon {epsilon} is not below 1')
   mesh = checks.mesh(mesh)
   memory_limit = memory.limit(memory_limit, mesh)
   problem = _Problem.of(

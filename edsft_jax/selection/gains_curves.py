@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from edsft_jax.selection import checks
+from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.facility_location import facility_location
 from edsft_jax.selection.similarity import Rbf
 
@@ -68,7 +69,7 @@ def gains_curves(
   )
   widths = [checks.positive('width', width) for width in widths]
   if not widths:
-    raise ValueError('widths is empty: name at least one')
+    raise SelectionError('widths is empty: name at least one')
   curve_WxM = np.stack(
     [
       facility_location(

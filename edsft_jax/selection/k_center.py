@@ -54,7 +54,7 @@ def k_center(
     nearest of initial and picks (infinite when nothing is chosen).
 
   Raises:
-    ValueError: naming the argument that is wrong.
+    SelectionError: naming the argument that is wrong.
   """
   feature_NxD = checks.features(features)
   n = len(feature_NxD)

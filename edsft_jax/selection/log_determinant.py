@@ -15,6 +15,7 @@ import numpy as np
 
 from edsft_jax.selection import checks, memory, sharding
 from edsft_jax.selection import similarity as similarity_lib
+from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.result import Selection
 
 
@@ -46,7 +47,7 @@ def log_determinant(
     objective is log det over initial and picks.
 
   Raises:
-    ValueError: naming the argument that is wrong, or that does not fit.
+    SelectionError: naming the argument that is wrong, or that does not fit.
   """
   feature_NxD = checks.features(features)
   n = len(feature_NxD)
@@ -58,7 +59,7 @@ def log_determinant(
   limit = memory.limit(memory_limit, mesh)
   rank = budget + len(initial)
   if rank * n * 8 > limit:
-    raise ValueError(
+    raise SelectionError(
       f'log_determinant holds (budget + initial) x N = {rank} x {n} numbers, '
       f'{rank * n * 8 / 2**30:.3g} GiB, above memory_limit '
       f'{limit / 2**30:.3g} GiB: lower the budget or raise the limit'

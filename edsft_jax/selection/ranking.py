@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from edsft_jax.selection import checks
+from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.result import Selection
 
 
@@ -51,7 +52,7 @@ def top(
     the sum of scores over `initial` and picks.
   """
   if np.ndim(scores) != 1:
-    raise ValueError(f'scores have shape {np.shape(scores)}: [N] is needed')
+    raise SelectionError(f'scores have shape {np.shape(scores)}: [N] is needed')
   n = len(scores)
   score_N = checks.row_values('scores', scores, n)
   initial = checks.indices('initial', initial, n)

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 
 from edsft_jax.selection import checks
+from edsft_jax.selection.errors import SelectionError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Selection:
     """What no set of m picks (beside `initial`) can exceed; None if unknown.
 
     Raises:
-      ValueError: m is not between 0 and the budget.
+      SelectionError: m is not between 0 and the budget.
     """
     m = checks.integer('m', m)
     if m > len(self.indices):
-      raise ValueError(f'm {m} exceeds the budget: {len(self.indices)}')
+      raise SelectionError(f'm {m} exceeds the budget: {len(self.indices)}')
     bounds = [c.objective + c.largest_sums[m] for c in self.certificates]
     return float(min(bounds)) if bounds else None

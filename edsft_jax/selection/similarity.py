@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edsft_jax.selection import checks
+from edsft_jax.selection.errors import SelectionError
 
 GRID = 2.0**24
 _ROWS = 8192
@@ -52,7 +53,7 @@ class Rbf:
 
   def __post_init__(self) -> None:
     if (self.width is None) == (self.gamma is None):
-      raise ValueError('Rbf needs either width or gamma')
+      raise SelectionError('Rbf needs either width or gamma')
     if self.width is not None:
       checks.positive('width', self.width)
     else:
@@ -237,7 +238,7 @@ def _rows_equal(points: np.ndarray, other_N: np.ndarray) -> bool:
 def check(value: Any) -> Similarity:
   """Returns the value if it is a similarity."""
   if not isinstance(value, (Rbf, Cosine)):
-    raise ValueError(
+    raise SelectionError(
       f'similarity {value!r}: Rbf(width=...), Rbf(gamma=...) or '
       "Cosine(transform='shift' | 'clip') is needed"
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from edsft_jax.selection import checks
 from edsft_jax.selection import similarity as similarity_lib
+from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.result import Selection
 
 
@@ -54,7 +55,9 @@ def task_diversity(
   else:
     confidence_N = checks.row_values('confidence', confidence, n)
     if n and not (confidence_N.min() > 0 and np.isfinite(confidence_N).all()):
-      raise ValueError('confidence has values that are not above 0 and finite')
+      raise SelectionError(
+        'confidence has values that are not above 0 and finite'
+      )
     total_T = np.bincount(task_N, weights=confidence_N, minlength=num_tasks)
     weight_T = np.bincount(task_N, minlength=num_tasks) / total_T
 
@@ -108,7 +111,7 @@ def cluster_tasks(features: Any, num_tasks: int, seed: int = 0) -> np.ndarray:
   seed = checks.integer('seed', seed)
   n = len(feature_NxD)
   if num_tasks > n:
-    raise ValueError(f'num_tasks {num_tasks} exceeds the pool: {n} prompts')
+    raise SelectionError(f'num_tasks {num_tasks} exceeds the pool: {n} prompts')
   # Only this function needs scipy, which comes with jax.
   from scipy.cluster import vq
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from configs import default
-from edsft_jax import annotation, artifacts, errors
+from edsft_jax import annotation, errors, store
 
 PROMPTS = {
   'p0': 'Plain?',
@@ -32,23 +32,23 @@ class Study:
   """A workdir whose pool and selections were made elsewhere."""
 
   def __init__(self, root):
-    self.workdir = artifacts.Workdir(root)
+    self.workdir = store.Workdir(root)
     texts = [p if isinstance(p, str) else None for p in PROMPTS.values()]
     turns = [p if isinstance(p, list) else None for p in PROMPTS.values()]
     columns = {'id': list(PROMPTS), 'prompt': texts, 'messages': turns}
     columns['task'] = ['even', 'odd'] * 5
-    artifacts.write_parquet(self.workdir.pool, pa.table(columns))
+    store.write_parquet(self.workdir.pool, pa.table(columns))
     self.know({})
     for (strategy, seed), ids in ORDERS.items():
       rows = [{'rank': r, 'id': i} for r, i in enumerate(ids.split())]
-      artifacts.write_jsonl(self.workdir.selection(strategy, seed), rows)
+      store.write_jsonl(self.workdir.selection(strategy, seed), rows)
 
   def know(self, responses):
     columns = {
       'id': pa.array(list(responses), pa.string()),
       'response': pa.array(list(responses.values()), pa.string()),
     }
-    artifacts.write_parquet(self.workdir.pool_responses, pa.table(columns))
+    store.write_parquet(self.workdir.pool_responses, pa.table(columns))
 
   def run(self, budgets=(2,), answers_path='', **study):
     config = default.get_config()
@@ -66,11 +66,11 @@ class Study:
 
   @property
   def responses(self):
-    return artifacts.read_responses(self.workdir.responses)
+    return store.read_responses(self.workdir.responses)
 
   @property
   def counts(self):
-    return artifacts.Manifest(self.workdir).counts('annotate')
+    return store.Manifest(self.workdir).counts('annotate')
 
 
 def read_csv(path):
@@ -92,10 +92,10 @@ def fill(source, target=None, encoding='utf-8', delimiter=','):
     rows = [r | {'response': f'A {r["id"]}'} for r in read_csv(source)]
     write_csv(target, rows, encoding, delimiter)
   else:
-    rows = artifacts.read_jsonl(source)
+    rows = store.read_jsonl(source)
     for row in rows:
       row['response'] = f'A {row["id"]}'
-    artifacts.write_jsonl(target, rows)
+    store.write_jsonl(target, rows)
   return target
 
 
@@ -139,7 +139,7 @@ def test_todo(study, capsys):
   }
   assert by_id['p2']['prompt'] == 'One turn?'
   assert by_id['p3']['prompt'] == 'User: Hi.\n\nAssistant: Ho.\n\nUser: And?'
-  assert artifacts.read_jsonl(study.workdir.todo) == rows
+  assert store.read_jsonl(study.workdir.todo) == rows
   assert study.responses == {}
   assert annotation.missing(study.workdir) == 8
   assert study.counts['todo'] == ['annotations/todo.csv']
@@ -238,9 +238,9 @@ def test_faults_are_reported_by_name(
   manifest = study.workdir.manifest.read_text()
   source = study.path(f'todo{suffix}')
   path = fill(source, source if in_place else tmp_path / f'a{suffix}')
-  rows = read_csv(path) if suffix == '.csv' else artifacts.read_jsonl(path)
+  rows = read_csv(path) if suffix == '.csv' else store.read_jsonl(path)
   spoil(rows)
-  write = write_csv if suffix == '.csv' else artifacts.write_jsonl
+  write = write_csv if suffix == '.csv' else store.write_jsonl
   write(path, rows)
   before = path.read_bytes()
   with pytest.raises(errors.InputError, match=message) as e:
@@ -349,9 +349,7 @@ def test_a_todo_that_was_worked_on_is_never_written_again(study):
   study.run((2, 4))
   assert study.path().read_bytes() == before
   assert study.ids('todo-2.csv') == ['p7', 'p4']
-  assert [
-    r['id'] for r in artifacts.read_jsonl(study.path('todo-2.jsonl'))
-  ] == [
+  assert [r['id'] for r in store.read_jsonl(study.path('todo-2.jsonl'))] == [
     'p7',
     'p4',
   ]
@@ -401,27 +399,27 @@ def test_a_changed_answer_is_refused(study):
 
 def test_cut_short_while_asking(study, monkeypatch):
   study.run()
-  replacing = artifacts.replacing
+  replacing = store.replacing
 
   def fail(path):
     if path.name == 'todo.jsonl':
       raise KeyboardInterrupt
     return replacing(path)
 
-  monkeypatch.setattr(artifacts, 'replacing', fail)
+  monkeypatch.setattr(store, 'replacing', fail)
   with pytest.raises(KeyboardInterrupt):
     study.run((2, 4))
   monkeypatch.undo()
   study.run((2, 4))
   expected = [*SMALLEST, 'p7', 'p4']
   assert study.ids() == expected
-  assert [r['id'] for r in artifacts.read_jsonl(study.workdir.todo)] == expected
+  assert [r['id'] for r in store.read_jsonl(study.workdir.todo)] == expected
   assert not study.path('todo-2.csv').exists()
 
 
 def test_another_pool_is_refused(study):
   study.run()
-  artifacts.write_parquet(
+  store.write_parquet(
     study.workdir.pool,
     pa.table({'id': list(PROMPTS), 'prompt': list(PROMPTS)}),
   )
@@ -446,7 +444,7 @@ def test_what_must_be_there(study):
 
 def test_todo_without_tasks(tmp_path):
   study = Study(tmp_path)
-  artifacts.write_parquet(
+  store.write_parquet(
     study.workdir.pool,
     pa.table({'id': list(PROMPTS), 'prompt': list(PROMPTS)}),
   )

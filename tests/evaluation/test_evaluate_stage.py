@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_study
 
-from edsft_jax import artifacts, errors, evaluation, finetuning, models
+from edsft_jax import errors, evaluation, finetuning, models, store
 from edsft_jax.evaluation import metrics
 from edsft_jax.evaluation.evaluator import Evaluator
 from edsft_jax.mesh import make_mesh
@@ -33,7 +33,7 @@ def _config():
 
 
 @pytest.fixture(scope='module')
-def evaluated(tmp_path_factory) -> artifacts.Workdir:
+def evaluated(tmp_path_factory) -> store.Workdir:
   workdir = tiny_study.make(tmp_path_factory.mktemp('evaluated'))
   finetuning.run(_config(), workdir)
   evaluation.run(_config(), workdir)
@@ -41,10 +41,10 @@ def evaluated(tmp_path_factory) -> artifacts.Workdir:
 
 
 @pytest.fixture
-def workdir(evaluated, tmp_path) -> artifacts.Workdir:
+def workdir(evaluated, tmp_path) -> store.Workdir:
   """A copy that a test may change."""
   shutil.copytree(evaluated.root, tmp_path / 'copy')
-  return artifacts.Workdir(tmp_path / 'copy')
+  return store.Workdir(tmp_path / 'copy')
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def test_numbers_are_those_of_brute_force(evaluated, cell):
   prompt_format = models.load_prompt_format(
     tiny_study.MODEL, 'auto', '\n', 'end'
   )
-  heldout = artifacts.read_prompts(evaluated.heldout)
-  rows = artifacts.read_jsonl(evaluated.run(cell).predictions)
+  heldout = store.read_prompts(evaluated.heldout)
+  rows = store.read_jsonl(evaluated.run(cell).predictions)
   assert [row['id'] for row in rows] == heldout.ids
   expected = []
   for row, task, prompt, reference in zip(
@@ -124,7 +124,7 @@ def test_numbers_are_those_of_brute_force(evaluated, cell):
       'rouge_l': pytest.approx(np.mean(rouge)),
     }
 
-  result = artifacts.read_json(evaluated.run(cell).evaluation)
+  result = store.read_json(evaluated.run(cell).evaluation)
   assert cell == '{strategy}-k{budget}-seed{seed}'.format(**result)
   assert result['num_prompts'] == tiny_study.NUM_HELDOUT
   assert result['metrics'] == means(expected)
@@ -136,7 +136,7 @@ def test_numbers_are_those_of_brute_force(evaluated, cell):
 
 def test_models_differ(evaluated):
   losses = [
-    artifacts.read_json(evaluated.run(cell).evaluation)['metrics']['loss']
+    store.read_json(evaluated.run(cell).evaluation)['metrics']['loss']
     for cell in CELLS
   ]
   assert len(set(losses)) == 3
@@ -153,8 +153,8 @@ def test_small_batches_and_several_devices_change_nothing(evaluated, workdir):
     evaluation.run(config, workdir)
   for cell in CELLS:
     for ours, theirs in zip(
-      artifacts.read_jsonl(workdir.run(cell).predictions),
-      artifacts.read_jsonl(evaluated.run(cell).predictions),
+      store.read_jsonl(workdir.run(cell).predictions),
+      store.read_jsonl(evaluated.run(cell).predictions),
       strict=True,
     ):
       assert ours == {**theirs, 'loss': pytest.approx(theirs['loss'], rel=1e-4)}
@@ -179,9 +179,9 @@ def test_other_options_are_refused(workdir, no_evaluation):
 
 def test_a_cell_finetuned_anew_is_refused_by_name(workdir, no_evaluation):
   run = workdir.run(CELLS[2])
-  cell = artifacts.read_json(run.cell)
+  cell = store.read_json(run.cell)
   cell['fingerprint']['prompts and answers'] = 'others'
-  artifacts.write_json(run.cell, cell)
+  store.write_json(run.cell, cell)
   with pytest.raises(errors.InputError, match=r'random-k9-seed0.*eval\.json'):
     evaluation.run(_config(), workdir)
 
@@ -199,24 +199,24 @@ def test_limit_takes_the_first(tmp_path):
   config = _config()
   config.evaluation.limit = 3
   evaluation.run(config, workdir)
-  result = artifacts.read_json(workdir.run(BASE).evaluation)
+  result = store.read_json(workdir.run(BASE).evaluation)
   assert result['num_prompts'] == 3
   assert sum(t['num_prompts'] for t in result['tasks'].values()) == 3
-  rows = artifacts.read_jsonl(workdir.run(BASE).predictions)
+  rows = store.read_jsonl(workdir.run(BASE).predictions)
   assert [row['id'] for row in rows] == ['h0', 'h1', 'h2']
 
 
 def test_full_models_and_no_tasks(tmp_path):
   workdir = tiny_study.make(tmp_path)
   table = pq.read_table(workdir.heldout).drop_columns('task')
-  artifacts.write_parquet(workdir.heldout, table)
+  store.write_parquet(workdir.heldout, table)
   config = _config()
   config.finetuning.method = 'full'
   config.study.budgets = (5,)
   finetuning.run(config, workdir)
   evaluation.run(config, workdir)
   base, cell = (
-    artifacts.read_json(workdir.run(name).evaluation) for name in CELLS[:2]
+    store.read_json(workdir.run(name).evaluation) for name in CELLS[:2]
   )
   assert base['tasks'] == cell['tasks'] == {}
   assert base['metrics']['loss'] != cell['metrics']['loss']
@@ -233,7 +233,7 @@ def test_compiled_once_for_all_models(evaluated, monkeypatch, tmp_path):
     ),
   )
   shutil.copytree(evaluated.root, tmp_path / 'copy')
-  workdir = artifacts.Workdir(tmp_path / 'copy')
+  workdir = store.Workdir(tmp_path / 'copy')
   for cell in CELLS:
     workdir.run(cell).evaluation.unlink()
   evaluation.run(_config(), workdir)
@@ -259,7 +259,7 @@ def test_bad_options(evaluated, option, value, message):
 
 
 def test_no_heldout_set(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   config = _config()
   evaluation.check(config, workdir, frozenset({'pool'}))
   with pytest.raises(errors.InputError, match=r'pool\.heldout_fraction'):
@@ -270,7 +270,7 @@ def test_no_heldout_set(tmp_path):
 
 
 def test_a_prompt_that_the_template_refuses_is_named(evaluated):
-  heldout = artifacts.read_prompts(evaluated.heldout)
+  heldout = store.read_prompts(evaluated.heldout)
   config = _config()
   config.prompt.template = (
     f"{{% if messages[0].content == '{heldout.prompts[1]}' %}}"

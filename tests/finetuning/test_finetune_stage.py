@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import tiny_study
 
-from edsft_jax import artifacts, errors, finetuning, models, study
+from edsft_jax import errors, finetuning, models, store, study
 from edsft_jax.finetuning import trainer as trainer_lib
 
 CELLS = ('random-k5-seed0', 'random-k9-seed0')
@@ -24,7 +24,7 @@ def one_device():
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory) -> artifacts.Workdir:
+def finished(tmp_path_factory) -> store.Workdir:
   """An uninterrupted run, to compare with."""
   workdir = tiny_study.make(tmp_path_factory.mktemp('finished'))
   finetuning.run(tiny_study.config(), workdir)
@@ -32,7 +32,7 @@ def finished(tmp_path_factory) -> artifacts.Workdir:
 
 
 @pytest.fixture
-def workdir(tmp_path) -> artifacts.Workdir:
+def workdir(tmp_path) -> store.Workdir:
   return tiny_study.make(tmp_path)
 
 
@@ -51,7 +51,7 @@ def _weights(workdir, cell) -> bytes:
 
 
 def _metrics(workdir, cell) -> list[dict]:
-  return artifacts.read_jsonl(workdir.run(cell).metrics)
+  return store.read_jsonl(workdir.run(cell).metrics)
 
 
 def test_what_a_cell_leaves(finished):
@@ -64,7 +64,7 @@ def test_what_a_cell_leaves(finished):
       'model',
       'tensorboard',
     ]
-    assert artifacts.read_json(run.cell)['budget'] == budget
+    assert store.read_json(run.cell)['budget'] == budget
     lines = _metrics(finished, cell)
     assert [line['step'] for line in lines] == [*range(2, steps, 2), steps]
     assert all(set(line) == set(lines[0]) for line in lines)
@@ -80,12 +80,12 @@ def test_what_a_cell_leaves(finished):
 
 def test_counts_and_tokens(finished):
   """Each example is seen once an epoch, its response tokens alone count."""
-  answers = artifacts.read_responses(finished.responses)
+  answers = store.read_responses(finished.responses)
   ids = study.selected_ids(finished, 'random', 0)[:9]
   num_tokens = [len(answers[i].split()) + 1 for i in ids]  # Words and EOS.
   assert _metrics(finished, CELLS[0])[-1]['tokens'] == 2 * sum(num_tokens[:5])
   assert _metrics(finished, CELLS[1])[-1]['tokens'] == 2 * sum(num_tokens)
-  assert artifacts.Manifest(finished).counts('finetune') == {
+  assert store.Manifest(finished).counts('finetune') == {
     'cells': 2,
     'steps': 3 + 5,
     'examples': 9,
@@ -109,10 +109,10 @@ _KILLED = """
 import os, pathlib, signal, sys, time
 sys.path.insert(0, 'tests')
 import tiny_study
-from edsft_jax import artifacts, finetuning
+from edsft_jax import store, finetuning
 from edsft_jax.finetuning import trainer
 
-workdir = artifacts.Workdir(pathlib.Path(sys.argv[1]))
+workdir = store.Workdir(pathlib.Path(sys.argv[1]))
 steps, step = 0, trainer.Trainer.step
 
 def dying_step(*args):
@@ -188,9 +188,9 @@ def test_full_pool_needs_every_answer(workdir, no_training, capsys):
   with pytest.raises(AssertionError, match='a step was made'):
     finetuning.run(config, workdir)
   assert 'full-pool' not in capsys.readouterr().out
-  assert artifacts.read_json(workdir.run(CELLS[0]).cell)['budget'] == 5
+  assert store.read_json(workdir.run(CELLS[0]).cell)['budget'] == 5
   assert workdir.run('full_pool-k13-seed0').cell.exists()
-  answers = artifacts.read_responses(workdir.responses)
+  answers = store.read_responses(workdir.responses)
   known = study.selected_ids(workdir, 'random', 0)[:9]
   _write_answers(workdir, {i: answers[i] for i in known})
   with pytest.raises(AssertionError, match='a step was made'):
@@ -202,7 +202,7 @@ def test_full_pool_needs_every_answer(workdir, no_training, capsys):
 
 
 def _write_answers(workdir, answers) -> None:
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.responses,
     pa.table(
       {'id': list(answers), 'response': list(answers.values())},
@@ -211,7 +211,7 @@ def _write_answers(workdir, answers) -> None:
 
 
 def test_a_missing_answer_is_named(workdir, no_training):
-  answers = artifacts.read_responses(workdir.responses)
+  answers = store.read_responses(workdir.responses)
   missing = study.selected_ids(workdir, 'random', 0)[1]
   del answers[missing]
   _write_answers(workdir, answers)
@@ -236,7 +236,7 @@ def test_another_recipe_is_refused(finished, no_training):
 
 
 def test_other_answers_are_refused_where_a_cell_is_done(finished, no_training):
-  answers = artifacts.read_responses(finished.responses)
+  answers = store.read_responses(finished.responses)
   last = study.selected_ids(finished, 'random', 0)[8]
   _write_answers(finished, {**answers, last: 'w3'})
   try:
@@ -270,7 +270,7 @@ def test_a_loss_that_is_not_finite_names_cell_and_step(workdir):
 
 def test_a_prompt_that_the_template_refuses_is_named(workdir, no_training):
   refused = study.selected_ids(workdir, 'random', 0)[2]
-  pool = artifacts.read_prompts(workdir.pool)
+  pool = store.read_prompts(workdir.pool)
   text = pool.prompts[list(pool.ids).index(refused)]
   config = tiny_study.config()
   config.prompt.template = (
@@ -298,9 +298,9 @@ def test_long_examples_are_shortened_and_counted(workdir, capsys):
   config.study.budgets = (5,)
   config.finetuning.max_length = 6
   finetuning.run(config, workdir)
-  answers = artifacts.read_responses(workdir.responses)
+  answers = store.read_responses(workdir.responses)
   ids = study.selected_ids(workdir, 'random', 0)[:5]
-  counts = artifacts.Manifest(workdir).counts('finetune')
+  counts = store.Manifest(workdir).counts('finetune')
   assert counts['responses_cut'] == sum(
     len(answers[i].split()) + 1 > 5 for i in ids
   )
@@ -315,7 +315,7 @@ def test_full_finetuning_writes_a_model_directory(workdir):
   finetuning.run(config, workdir)
   model = workdir.run(CELLS[0]).model
   assert models.check(model) == models.read_config(tiny_study.MODEL)
-  fingerprint = artifacts.read_json(workdir.run(CELLS[0]).cell)['fingerprint']
+  fingerprint = store.read_json(workdir.run(CELLS[0]).cell)['fingerprint']
   assert fingerprint['finetuning.method'] == 'full'
   assert 'finetuning.lora_rank' not in fingerprint
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import default
-from edsft_jax import artifacts, errors, models, pool
+from edsft_jax import errors, models, pool, store
 
 HUGE = 'The quick brown fox jumps over the lazy dog. ' * 240_000
 GOOD = 'Say back: moon'
@@ -65,7 +65,7 @@ def write(path, fmt, values):
 def run(folder, path, **options):
   config = default.get_config()
   config.pool.update({'path': str(path), 'heldout_fraction': 0.0, **options})
-  workdir = artifacts.Workdir(folder)
+  workdir = store.Workdir(folder)
   pool.check(config, workdir, frozenset())
   pool.run(config, workdir)
   return workdir
@@ -88,9 +88,9 @@ def test_quarantined_with_line_and_reason(tmp_path, fmt, name):
   value, reason = REASONS[name]
   path = write(tmp_path / f'p.{fmt}', fmt, [GOOD, value, f'{GOOD}!'])
   workdir = run(tmp_path / 'w', path)
-  assert artifacts.read_prompts(workdir.pool).ids[0] == 'i0'
+  assert store.read_prompts(workdir.pool).ids[0] == 'i0'
   refused = [{'line': LINES[fmt], 'id': 'i1', 'reason': reason}]
-  assert artifacts.read_jsonl(workdir.quarantine) == refused
+  assert store.read_jsonl(workdir.quarantine) == refused
   with pytest.raises(errors.InputError, match=f'line {LINES[fmt]}: {reason}'):
     run(tmp_path / 'strict', path, strict=True)
   assert not (tmp_path / 'strict').exists()
@@ -103,8 +103,8 @@ def test_parquet_text_that_is_no_utf8(tmp_path):
   column = pa.array(texts, pa.binary()).view(pa.string())
   pq.write_table(pa.table({'prompt': column}), tmp_path / 'p.parquet')
   workdir = run(tmp_path / 'w', tmp_path / 'p.parquet')
-  assert len(artifacts.read_prompts(workdir.pool)) == 5999
-  assert artifacts.read_jsonl(workdir.quarantine) == [
+  assert len(store.read_prompts(workdir.pool)) == 5999
+  assert store.read_jsonl(workdir.quarantine) == [
     {'line': 5001, 'id': '', 'reason': 'not UTF-8'}
   ]
 
@@ -113,7 +113,7 @@ def test_parquet_text_that_is_no_utf8(tmp_path):
 def test_ten_megabytes(tmp_path, fmt):
   """Are a prompt like any other; the model sees what its context holds."""
   path = write(tmp_path / f'p.{fmt}', fmt, [GOOD, HUGE])
-  prompts = artifacts.read_prompts(run(tmp_path / 'w', path).pool)
+  prompts = store.read_prompts(run(tmp_path / 'w', path).pool)
   assert prompts.prompts == [GOOD, HUGE]
   prompt_format = models.load_prompt_format('demo', 'raw', ' ', 'end')
   ids, truncated = prompt_format.encode_prompt(prompts.prompts[1], 200, False)

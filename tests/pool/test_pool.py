@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import default
-from edsft_jax import artifacts, errors, pool
+from edsft_jax import errors, pool, store
 from edsft_jax.pool import build, demo, schema
 
 
@@ -17,7 +17,7 @@ class Study:
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
-    self.workdir = artifacts.Workdir(folder / 'work')
+    self.workdir = store.Workdir(folder / 'work')
 
   def write(self, rows, name='pool.jsonl'):
     path = self.folder / name
@@ -36,19 +36,19 @@ class Study:
     config.pool.update(options, heldout_fraction=heldout_fraction)
     pool.check(config, self.workdir, frozenset())
     pool.run(config, self.workdir)
-    return artifacts.read_prompts(self.workdir.pool)
+    return store.read_prompts(self.workdir.pool)
 
   @property
   def counts(self):
-    return artifacts.Manifest(self.workdir).counts('pool')
+    return store.Manifest(self.workdir).counts('pool')
 
   @property
   def responses(self):
-    return artifacts.read_responses(self.workdir.pool_responses)
+    return store.read_responses(self.workdir.pool_responses)
 
   @property
   def quarantine(self):
-    return artifacts.read_jsonl(self.workdir.quarantine)
+    return store.read_jsonl(self.workdir.quarantine)
 
   def is_untouched(self):
     return not self.workdir.root.exists()
@@ -232,9 +232,9 @@ def test_no_response_under_pool(study, layout, fraction):
     {**LAYOUTS[layout](98), 'id': ['bad']},
   ]
   prompts = study.run(rows, fraction)
-  heldout = artifacts.Prompts([], [], None, [])
+  heldout = store.Prompts([], [], None, [])
   if fraction:
-    heldout = artifacts.read_prompts(study.workdir.heldout)
+    heldout = store.read_prompts(study.workdir.heldout)
     assert len(heldout) > 0
   assert sorted([*prompts.ids, *heldout.ids]) == sorted(
     f'i{k}' for k in range(20)
@@ -316,7 +316,7 @@ def test_split_is_never_in_the_pool_and_stays(study, tmp_path):
   rows = numbered(300)
   rows += [{'id': f'n{k}', 'prompt': f'Unanswered {k}?'} for k in range(50)]
   prompts = study.run(rows, 0.2, limit=150)
-  heldout = artifacts.read_prompts(study.workdir.heldout)
+  heldout = store.read_prompts(study.workdir.heldout)
   assert 15 <= len(heldout) <= 45
   assert len(prompts) + len(heldout) == 150
   assert set(prompts.ids).isdisjoint(heldout.ids)
@@ -327,7 +327,7 @@ def test_split_is_never_in_the_pool_and_stays(study, tmp_path):
   more = Study(tmp_path / 'more')
   more.folder.mkdir()
   prompts = more.run(rows, 0.2)
-  grown = artifacts.read_prompts(more.workdir.heldout)
+  grown = store.read_prompts(more.workdir.heldout)
   assert grown.ids[: len(heldout)] == heldout.ids
   assert sum(i.startswith('n') for i in prompts.ids) == 50
 
@@ -354,11 +354,11 @@ def test_heldout_file(study, capsys):
   # A file needs no split: the fraction is not applied.
   prompts = study.run(rows, 0.9, heldout_path=held, id_column='id')
   assert len(prompts) == 3
-  heldout = artifacts.read_prompts(study.workdir.heldout)
+  heldout = store.read_prompts(study.workdir.heldout)
   assert heldout.prompts == ['New?']
   assert heldout.tasks == ['c']
   assert heldout.responses == ['Yes.']
-  assert artifacts.Manifest(study.workdir).counts('heldout') == {
+  assert store.Manifest(study.workdir).counts('heldout') == {
     'prompts': 1,
     'without_response': 1,
     'in_pool': 1,
@@ -381,7 +381,7 @@ def test_heldout_file_may_come_later_but_not_change(study):
   study.run(heldout_path=held, heldout_fraction=0.5)
   study.run(heldout_path=held, heldout_fraction=0.5)
   assert study.workdir.pool.stat().st_mtime_ns == made
-  assert len(artifacts.read_prompts(study.workdir.heldout)) == 1
+  assert len(store.read_prompts(study.workdir.heldout)) == 1
   study.write([{'prompt': 'Newer?', 'response': 'a'}], 'held.jsonl')
   with pytest.raises(errors.InputError, match=r'file of pool\.heldout_path'):
     study.run(heldout_path=held, heldout_fraction=0.5)
@@ -438,21 +438,21 @@ def test_the_same_file_elsewhere_is_the_same_pool(study):
 
 
 def test_cut_short_leaves_no_pool_and_starts_anew(study, monkeypatch):
-  write = artifacts.write_parquet
+  write = store.write_parquet
 
   def fail(path, table):
     if path == study.workdir.pool:
       raise KeyboardInterrupt
     write(path, table)
 
-  monkeypatch.setattr(artifacts, 'write_parquet', fail)
+  monkeypatch.setattr(store, 'write_parquet', fail)
   with pytest.raises(KeyboardInterrupt):
     study.run(numbered(20), 0.3)
   assert not study.workdir.pool.exists()
   monkeypatch.undo()
   # Not even the file need be the same: there is no part to go on with.
   prompts = study.run(numbered(10), 0.3)
-  heldout = artifacts.read_prompts(study.workdir.heldout)
+  heldout = store.read_prompts(study.workdir.heldout)
   assert len(prompts) + len(heldout) == 10
   assert set(study.responses) == set(prompts.ids)
   assert not list(study.workdir.root.rglob('*.partial'))
@@ -462,7 +462,7 @@ def test_cut_short_leaves_no_stale_heldout(study, monkeypatch):
   def fail(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(artifacts, 'write_jsonl', fail)
+  monkeypatch.setattr(store, 'write_jsonl', fail)
   with pytest.raises(KeyboardInterrupt):
     study.run(numbered(20), 0.3)
   monkeypatch.undo()
@@ -475,7 +475,7 @@ def test_cut_short_leaves_no_stale_heldout(study, monkeypatch):
 
 def test_demo(study):
   prompts = study.run(path='demo', heldout_fraction=0.1)
-  heldout = artifacts.read_prompts(study.workdir.heldout)
+  heldout = store.read_prompts(study.workdir.heldout)
   sizes = {task: prompts.tasks.count(task) for task in set(prompts.tasks)}
   assert set(sizes) == set(demo.TASKS)
   assert 1800 < len(prompts) < 2400
@@ -488,7 +488,7 @@ def test_demo(study):
 def test_demo_never_changes():
   """The generated pool on every machine and Python version."""
   rows = demo.rows()
-  assert artifacts.hash_json(rows) == DEMO_HASH
+  assert store.hash_json(rows) == DEMO_HASH
   demo.rows.cache_clear()
   assert demo.rows() == rows
 
@@ -500,7 +500,7 @@ DEMO_HASH = '6b349250cf2f77bc8de722646774374859695366b80c06ad06d3397f6e1f6371'
 def test_real_pools(study, shared, name):
   path = str(shared / 'data' / f'{name}.jsonl.gz')
   prompts = study.run(path=path, limit=200, heldout_fraction=0.1)
-  heldout = artifacts.read_prompts(study.workdir.heldout)
+  heldout = store.read_prompts(study.workdir.heldout)
   assert len(prompts) + len(heldout) + study.counts['duplicates'] == 200
   assert len(set(prompts.tasks)) > 1
   assert len(study.responses) == len(prompts)
@@ -535,7 +535,7 @@ def test_numbers_beyond_64_bits_are_text():
 
 def test_key_of_a_prompt_in_the_pool():
   turns = [{'role': 'user', 'content': 'p'}]
-  pool_prompts = artifacts.Prompts(['a'], [turns], None)
+  pool_prompts = store.Prompts(['a'], [turns], None)
   heldout = build.Prompts(['x', 'y'], ['p', 'q'], ['', ''], ['r', 'r'])
   assert build.without(heldout, pool_prompts).ids == ['y']
   assert schema.Item('', turns, '', '').key == schema.Item('', 'p', '', '').key

@@ -14,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import default
-from edsft_jax import artifacts, errors, pool
+from edsft_jax import errors, pool, store
 from edsft_jax.pool import tfds_dataset
 
 TURNS = [{'role': 'user', 'content': 'Hi?'}]
@@ -121,7 +121,7 @@ def read(path, limit=0):
 def run(folder, path, **options):
   config = default.get_config()
   config.pool.update({'path': str(path), 'heldout_fraction': 0.0, **options})
-  workdir = artifacts.Workdir(folder)
+  workdir = store.Workdir(folder)
   pool.check(config, workdir, frozenset())
   pool.run(config, workdir)
   return workdir
@@ -151,22 +151,22 @@ def test_a_file_prepared_by_the_script_is_the_same_pool(tmp_path):
   code = (
     'import pathlib, sys\n'
     'from configs import default\n'
-    'from edsft_jax import artifacts, pool\n'
+    'from edsft_jax import store, pool\n'
     'config = default.get_config()\n'
     "config.pool.path = 'tfds:mine/train'\n"
     'config.pool.heldout_fraction = 0.0\n'
-    'pool.run(config, artifacts.Workdir(pathlib.Path(sys.argv[1])))\n'
+    'pool.run(config, store.Workdir(pathlib.Path(sys.argv[1])))\n'
     "print([m for m in ('tensorflow', 'torch') if m in sys.modules])\n"
   )
   out = start('-c', code, str(tmp_path / 'w'), TFDS_DATA_DIR=str(data_dir))
   assert out.splitlines()[-1] == '[]'
 
-  made = artifacts.Workdir(tmp_path / 'w')
+  made = store.Workdir(tmp_path / 'w')
   direct = run(tmp_path / 'direct', file)
   for name in ('pool', 'pool_responses', 'quarantine'):
     path = getattr(made, name)
     assert path.read_bytes() == getattr(direct, name).read_bytes(), name
-  assert len(artifacts.read_prompts(made.pool)) == 5
+  assert len(store.read_prompts(made.pool)) == 5
 
 
 MIXED = [
@@ -204,14 +204,14 @@ def test_the_files_order_and_numbers(prepare):
 
 def test_somebodys_dataset(other, tmp_path):
   workdir = run(tmp_path / 'w', 'tfds:other/en-GB:1.0.0/train')
-  prompts = artifacts.read_prompts(workdir.pool)
+  prompts = store.read_prompts(workdir.pool)
   assert prompts.prompts == [f'other {k}?' for k in (0, 2, 3, 4, 5)]
   assert prompts.tasks == ['none', 'sums', 'facts', 'sums', 'facts']
-  answers = artifacts.read_responses(workdir.pool_responses)
+  answers = store.read_responses(workdir.pool_responses)
   assert list(answers.values()) == [f'first {k}' for k in (2, 3, 4, 5)]
   columns = pq.read_schema(workdir.pool).names
   assert columns == ['id', 'prompt', 'task', 'level']
-  (refused,) = artifacts.read_jsonl(workdir.quarantine)
+  (refused,) = store.read_jsonl(workdir.quarantine)
   assert (refused['line'], refused['reason']) == (2, 'the prompt is not text')
   with pytest.raises(errors.InputError, match='line 2: the prompt is not'):
     run(tmp_path / 'strict', 'tfds:other/en-GB/train', strict=True)
@@ -222,7 +222,7 @@ def test_heldout_path(other, prepare, tmp_path):
   workdir = run(
     tmp_path / 'w', 'tfds:mine/train', heldout_path='tfds:other/en-GB/train'
   )
-  heldout = artifacts.read_prompts(workdir.heldout)
+  heldout = store.read_prompts(workdir.heldout)
   assert heldout.prompts == [f'other {k}?' for k in (2, 3, 4, 5)]
 
 

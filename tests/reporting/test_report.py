@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 import synthetic_study as synthetic
 
-from edsft_jax import artifacts, errors, reporting, study
+from edsft_jax import errors, reporting, store, study
 from edsft_jax.reporting import (
   comparison,
   metrics,
@@ -105,7 +105,7 @@ def test_efficiency_csv_is_the_evaluations(reported, metric):
   files = list(workdir.runs.glob('*/eval.json'))
   expected = {
     (e['strategy'], e['budget'], e['seed']): e['metrics'][metric]
-    for e in map(artifacts.read_json, files)
+    for e in map(store.read_json, files)
   }
   assert len(rows) == len(files) == 4 * 3 * 3 + 3 + 1
   assert expected == {
@@ -119,13 +119,13 @@ def test_the_other_csvs(reported):
   folder = workdir.report.parent
   first = read_csv(folder / 'task_quality.csv')[0]
   cell = study.Cell(first['strategy'], int(first['budget']), int(first['seed']))
-  task = artifacts.read_json(workdir.run(cell.name).evaluation)['tasks'][
+  task = store.read_json(workdir.run(cell.name).evaluation)['tasks'][
     first['task']
   ]
   assert cell.budget == 80
   assert {name: float(first[name]) for name in task} == task
 
-  rows = artifacts.read_jsonl(workdir.selection('min_margin', 1))
+  rows = store.read_jsonl(workdir.selection('min_margin', 1))
   allocated = {
     row['task']: int(row['picked'])
     for row in read_csv(folder / 'task_allocation.csv')
@@ -139,7 +139,7 @@ def test_the_other_csvs(reported):
   assert {row['strategy'] for row in gains} == {'facility_location'}
   assert [float(row['gain']) for row in gains[:2]] == [30.0, 15.0]
 
-  curves = artifacts.read_json(workdir.gains_curves)
+  curves = store.read_json(workdir.gains_curves)
   widths = read_csv(folder / 'gains_by_width.csv')
   assert [float(row['gain']) for row in widths] == [
     gain for curve in curves['curves'] for gain in curve
@@ -231,7 +231,7 @@ def test_what_was_run_stands_on_the_page(reported):
   assert 'Width 0.1 was used, the one that the curves suggest.' in text
   assert '<td>duplicates</td><td>1,234</td>' in text
   assert '&#34;learning_rate&#34;: 0.001' in text
-  assert f'numpy {artifacts.versions()["numpy"]}' in text
+  assert f'numpy {store.versions()["numpy"]}' in text
   assert (
     'For random and weighted_task_diversity they cover the choice of prompts'
     in text
@@ -284,7 +284,7 @@ def test_absent_cells_are_named_and_the_rest_is_shown(tmp_path, quick):
   rows = read_csv(workdir.report.with_name('comparisons.csv'))
   at_40 = {row['verdict'] for row in rows if row['budget'] == '40'}
   assert at_40 == {comparison.Verdict.ONE_SEED.value}
-  counts = artifacts.Manifest(workdir).counts('report')
+  counts = store.Manifest(workdir).counts('report')
   assert counts['absent'] == 4
 
 
@@ -294,8 +294,8 @@ def test_a_pool_that_is_not_all_answered_misses_no_full_pool(tmp_path, quick):
   for path in workdir.runs.glob('full_pool-*'):
     shutil.rmtree(path)
   assert 'full_pool' in reporting.summary(options, workdir)
-  answered = artifacts.read_parquet(workdir.responses)
-  artifacts.write_parquet(workdir.responses, answered.slice(1))
+  answered = store.read_parquet(workdir.responses)
+  store.write_parquet(workdir.responses, answered.slice(1))
   assert 'full_pool' not in reporting.summary(options, workdir)
   reporting.run(options, workdir)
   assert 'full_pool at' not in html(workdir)
@@ -441,10 +441,10 @@ def test_a_change_makes_the_page_again(tmp_path, quick, change):
   elif change == 'absent':
     shutil.rmtree(workdir.runs / 'random-k20-seed0')
   elif change == 'selection':
-    rows = artifacts.read_jsonl(workdir.selection('random', 0))
-    artifacts.write_jsonl(workdir.selection('random', 0), rows[::-1])
+    rows = store.read_jsonl(workdir.selection('random', 0))
+    store.write_jsonl(workdir.selection('random', 0), rows[::-1])
   elif change == 'counts':
-    artifacts.Manifest(workdir).finish('pool', {'quarantined': 77})
+    store.Manifest(workdir).finish('pool', {'quarantined': 77})
   elif change == 'option':
     options.report.metric = 'loss'
   else:
@@ -505,7 +505,7 @@ def test_bad_options_are_named(reported, option, value, message):
 
 def test_nothing_to_report_on_names_the_stage_to_run(tmp_path):
   options = synthetic.config()
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   with pytest.raises(errors.InputError, match='run the pool stage first'):
     reporting.run(options, workdir)
   synthetic.write(tmp_path, options)
@@ -516,7 +516,7 @@ def test_nothing_to_report_on_names_the_stage_to_run(tmp_path):
   reporting.check(options, workdir, frozenset({'evaluate'}))
   reporting.check(
     options,
-    artifacts.Workdir(tmp_path / 'new'),
+    store.Workdir(tmp_path / 'new'),
     frozenset({'pool', 'evaluate'}),
   )
 
@@ -628,10 +628,8 @@ def test_durations():
 
 
 def test_every_strategy_has_its_own_colour_and_marker():
-  assert set(plots.STYLES) == set(study.STRATEGIES)
-  assert len({colour for colour, _ in plots.STYLES.values()}) == len(
-    plots.STYLES
-  )
+  colours = {row.colour for row in STRATEGIES.values()}
+  assert len(colours) == len(STRATEGIES)
 
 
 def test_labels_are_moved_apart_and_keep_their_order():

@@ -15,17 +15,17 @@ import two_processes
 
 from configs import default
 from edsft_jax import (
-  artifacts,
   errors,
-  main,
   models,
+  pipeline,
   pool,
   processes,
   scoring,
-  strategies,
+  store,
 )
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.scoring import shards
+from edsft_jax.strategies import stage as select_stage
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 9
@@ -67,9 +67,9 @@ def _on_one_device(monkeypatch) -> None:
 
 
 @pytest.fixture(scope='module')
-def scored(prompts, tmp_path_factory) -> artifacts.Workdir:
+def scored(prompts, tmp_path_factory) -> store.Workdir:
   """By one device."""
-  workdir = artifacts.Workdir(tmp_path_factory.mktemp('one'))
+  workdir = store.Workdir(tmp_path_factory.mktemp('one'))
   config = _config(prompts)
   pool.run(config, workdir)
   with pytest.MonkeyPatch.context() as monkeypatch:
@@ -118,7 +118,7 @@ def _is_silent(process: subprocess.CompletedProcess[str]) -> bool:
   return not any(word in _said(process) for word in news)
 
 
-def _check_same(workdir: artifacts.Workdir, scored: artifacts.Workdir) -> None:
+def _check_same(workdir: store.Workdir, scored: store.Workdir) -> None:
   table, expected = pq.read_table(workdir.scores), pq.read_table(scored.scores)
   assert table.column_names == expected.column_names
   for name in table.column_names:
@@ -128,12 +128,12 @@ def _check_same(workdir: artifacts.Workdir, scored: artifacts.Workdir) -> None:
       )
     else:
       assert table[name].equals(expected[name]), name
-  assert [path.name for path in artifacts.feature_files(workdir)] == [
+  assert [path.name for path in store.feature_files(workdir)] == [
     'features-00000-of-00002.npy',
     'features-00001-of-00002.npy',
   ]
   np.testing.assert_allclose(
-    artifacts.read_features(workdir), np.load(scored.features), atol=1e-5
+    store.read_features(workdir), np.load(scored.features), atol=1e-5
   )
   assert not workdir.score_shards.exists()
 
@@ -142,7 +142,7 @@ def test_the_pool_split_over_two_processes(
   prompts, scored, tmp_path, monkeypatch
 ):
   """They go on where one process was cut short, each with its own shards."""
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   config = _config(prompts)
   pool.run(config, workdir)
   write = shards.write
@@ -172,12 +172,12 @@ def test_the_pool_split_over_two_processes(
   monkeypatch.setattr(models, 'load_decoder', lambda *a, **k: pytest.fail('no'))
   scoring.run(config, workdir)
   for one in (workdir, scored):
-    strategies.run(config, one)
+    select_stage.run(config, one)
   assert _picks(workdir) == _picks(scored)
 
 
-def _picks(workdir: artifacts.Workdir) -> list[str]:
-  rows = artifacts.read_jsonl(workdir.selection('k_center', 0))
+def _picks(workdir: store.Workdir) -> list[str]:
+  rows = store.read_jsonl(workdir.selection('k_center', 0))
   assert len(rows) == BUDGET
   return [row['id'] for row in rows]
 
@@ -194,9 +194,9 @@ def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
   assert [r.returncode for r in results] == [0, 0], [_said(r) for r in results]
   assert _is_silent(results[1])
   assert f'{NUM_PROMPTS}/{NUM_PROMPTS} ' in results[0].stderr
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   _check_same(workdir, scored)
-  strategies.run(_config(prompts), scored)
+  select_stage.run(_config(prompts), scored)
   assert _picks(workdir) == _picks(scored)
 
 
@@ -314,16 +314,16 @@ def test_another_command_is_refused_by_name(tmp_path, monkeypatch):
   monkeypatch.setattr(
     processes,
     'from_first',
-    lambda name, make: artifacts.plain(make()) | first,
+    lambda name, make: store.plain(make()) | first,
   )
   config = default.get_config()
   with pytest.raises(errors.InputError) as e:
-    main.run(config, tmp_path / 'w', ['pool', 'score'])
+    pipeline.run(config, store.Workdir(tmp_path / 'w'), ['pool', 'score'])
   assert 'other inputs: scoring.max_new_tokens (was 9, is 64): ' in str(e.value)
   first['scoring.max_new_tokens'] = config.scoring.max_new_tokens
   first['stages'] = ['pool']
   with pytest.raises(errors.InputError, match='stages'):
-    main.run(config, tmp_path / 'w', ['pool', 'score'])
+    pipeline.run(config, store.Workdir(tmp_path / 'w'), ['pool', 'score'])
 
 
 def test_parts_are_even_and_in_order():
@@ -336,7 +336,7 @@ def test_parts_are_even_and_in_order():
 
 
 def test_features_of_more_processes_than_shards(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   expected = np.arange(15, dtype=np.float32).reshape(5, 3)
   for i, (start, end) in enumerate(shards.bounds(5, 3)):
     shards.write(
@@ -346,18 +346,18 @@ def test_features_of_more_processes_than_shards(tmp_path):
     )
   for i in range(3):
     shards.join_features(workdir, 2, i, 3)
-  np.testing.assert_array_equal(artifacts.read_features(workdir), expected)
+  np.testing.assert_array_equal(store.read_features(workdir), expected)
 
 
 def test_features_of_a_join_cut_short_do_not_stay(
   prompts, tmp_path, monkeypatch
 ):
   """Another number of processes leaves no file that would be read with it."""
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   config = _config(prompts)
   pool.run(config, workdir)
   workdir.features_part(0, 2).parent.mkdir()
   np.save(workdir.features_part(0, 2), np.zeros((2, 32), np.float32))
   _on_one_device(monkeypatch)
   scoring.run(config, workdir)
-  assert artifacts.feature_files(workdir) == [workdir.features]
+  assert store.feature_files(workdir) == [workdir.features]

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import default
-from edsft_jax import artifacts, console, errors, models, processes, scoring
+from edsft_jax import console, errors, models, processes, scoring, store
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import shards, stage
 from edsft_jax.scoring.scorer import Scorer
@@ -50,10 +50,10 @@ def _config() -> ml_collections.ConfigDict:
 
 
 @pytest.fixture
-def workdir(tmp_path) -> artifacts.Workdir:
-  result = artifacts.Workdir(tmp_path)
+def workdir(tmp_path) -> store.Workdir:
+  result = store.Workdir(tmp_path)
   prompts = _prompts()
-  artifacts.write_parquet(
+  store.write_parquet(
     result.pool,
     pa.table({'id': [f'p{i}' for i in range(len(prompts))], 'prompt': prompts}),
   )
@@ -61,11 +61,11 @@ def workdir(tmp_path) -> artifacts.Workdir:
 
 
 @pytest.fixture(scope='module')
-def scored(tmp_path_factory) -> artifacts.Workdir:
+def scored(tmp_path_factory) -> store.Workdir:
   """An uninterrupted run, to compare with."""
-  result = artifacts.Workdir(tmp_path_factory.mktemp('scored'))
+  result = store.Workdir(tmp_path_factory.mktemp('scored'))
   prompts = _prompts()
-  artifacts.write_parquet(
+  store.write_parquet(
     result.pool,
     pa.table({'id': [f'p{i}' for i in range(len(prompts))], 'prompt': prompts}),
   )
@@ -188,7 +188,7 @@ def test_batch_size_and_devices_change_nothing(workdir, scored, monkeypatch):
 
 
 def test_what_the_tokenizer_lacks_stands_in_the_manifest(scored):
-  counts = artifacts.Manifest(scored).counts('score')
+  counts = store.Manifest(scored).counts('score')
   notes = ' '.join(counts['notes'])
   assert 'no chat template' in notes
   assert 'no pad token' in notes
@@ -201,7 +201,7 @@ def test_length_normalized_divides_by_the_steps(scored):
   config.scoring.length_normalized = True
   root = scored.root / 'normalized'
   shutil.copytree(scored.pool.parent, root / 'pool')
-  workdir = artifacts.Workdir(root)
+  workdir = store.Workdir(root)
   scoring.run(config, workdir)
   new, old = pq.read_table(workdir.scores), pq.read_table(scored.scores)
   np.testing.assert_allclose(
@@ -215,9 +215,9 @@ def test_kill_and_run_again_gives_the_same_bytes(workdir, scored, monkeypatch):
   """kill -9 once a shard is there; the second run does only the others."""
   code = (
     'import pathlib; from scoring import test_stage; '
-    'from edsft_jax import artifacts, scoring; '
+    'from edsft_jax import store, scoring; '
     'scoring.run(test_stage._config(), '
-    f'artifacts.Workdir(pathlib.Path({str(workdir.root)!r})))'
+    f'store.Workdir(pathlib.Path({str(workdir.root)!r})))'
   )
   env = {**os.environ, 'PYTHONPATH': f'{REPOSITORY}:{REPOSITORY / "tests"}'}
   process = subprocess.Popen(
@@ -275,8 +275,8 @@ def test_other_inputs_are_refused_by_name(scored, option, value):
 
 def test_the_separator_counts_where_it_joins_turns(tmp_path, scored):
   turns = [{'role': 'user', 'content': name} for name in ('w3 w4', 'w5')]
-  workdir = artifacts.Workdir(tmp_path)
-  artifacts.write_parquet(
+  workdir = store.Workdir(tmp_path)
+  store.write_parquet(
     workdir.pool, pa.table({'id': ['q'], 'messages': [turns]})
   )
   config = _config()
@@ -289,9 +289,7 @@ def test_the_separator_counts_where_it_joins_turns(tmp_path, scored):
 
 def test_another_pool_is_refused(workdir, scored):
   shutil.copy(scored.manifest, workdir.manifest)
-  artifacts.write_parquet(
-    workdir.pool, pa.table({'id': ['q'], 'prompt': ['w3']})
-  )
+  store.write_parquet(workdir.pool, pa.table({'id': ['q'], 'prompt': ['w3']}))
   with pytest.raises(errors.InputError, match='pool'):
     scoring.run(_config(), workdir)
 
@@ -316,7 +314,7 @@ def test_long_prompts_are_truncated_and_flagged(workdir):
   context = models.read_config(GOLDEN).context
   kept = ' '.join(['w3'] * (context - 6))
   prompts = ['w3 w4', kept, kept + ' w9 w9']
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.pool, pa.table({'id': ['a', 'b', 'c'], 'prompt': prompts})
   )
   config = _config()
@@ -367,7 +365,7 @@ def test_confidence_from_a_sample_of_each_task(workdir, scored, generate):
   """Tasks of 1, 7 and 13 prompts; the first shard holds none of the last."""
   tasks = ['few'] + ['some'] * 7 + ['many'] * 13
   table = pq.read_table(workdir.pool).append_column('task', [tasks])
-  artifacts.write_parquet(workdir.pool, table)
+  store.write_parquet(workdir.pool, table)
   config = _config()
   config.scoring.generate = generate
   config.scoring.confidence_prompts_per_task = 2
@@ -504,7 +502,7 @@ def test_a_prompt_of_which_nothing_is_left_is_named(workdir, monkeypatch):
     return ([] if prompt == 'w5' else [3, 4]), False
 
   monkeypatch.setattr(models.PromptFormat, 'encode_prompt', encode)
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.pool, pa.table({'id': ['p0', 'p1'], 'prompt': ['w3', 'w5']})
   )
   with pytest.raises(errors.InputError, match=r"prompt 'p1' has no tokens"):
@@ -512,7 +510,7 @@ def test_a_prompt_of_which_nothing_is_left_is_named(workdir, monkeypatch):
 
 
 def test_a_conversation_that_the_template_refuses_is_named(workdir):
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.pool, pa.table({'id': ['p0', 'p1'], 'prompt': ['w3', 'w4 w5']})
   )
   config = _config()
@@ -566,7 +564,7 @@ def test_bad_options_are_found_before_any_work(workdir, option, value, says):
 
 
 def test_without_a_pool_the_pool_stage_is_named(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   with pytest.raises(errors.InputError, match='run the pool stage first'):
     scoring.check(_config(), workdir, frozenset())
   scoring.check(_config(), workdir, frozenset({'pool'}))

@@ -7,10 +7,13 @@ import pyarrow as pa
 import pytest
 
 from configs import default
-from edsft_jax import artifacts, errors, selection, strategies, study
+from edsft_jax import errors, selection, store, study
+from edsft_jax.strategies import stage
+from edsft_jax.strategies.registry import STRATEGIES
 
 N, BUDGET = 40, 12
-ALL = tuple(s for s in study.STRATEGIES)
+ALL = tuple(STRATEGIES)
+BY_SCORE = [row.name for row in STRATEGIES.values() if row.column]
 WIDTH = 0.3
 
 
@@ -26,30 +29,30 @@ def _tasks() -> list[str]:
   return [f't{min(i % 7, 3)}' for i in range(N)]
 
 
-def _write(workdir: artifacts.Workdir, tasks: bool = True) -> None:
+def _write(workdir: store.Workdir, tasks: bool = True) -> None:
   ids = [f'p{i}' for i in range(N)]
   columns = {'id': ids, 'prompt': [f'prompt {i}' for i in range(N)]}
   if tasks:
     columns['task'] = _tasks()
-  artifacts.write_parquet(workdir.pool, pa.table(columns))
+  store.write_parquet(workdir.pool, pa.table(columns))
   rng = np.random.default_rng(4)
   scores = {
     column: rng.uniform(0.1, 0.9, size=N).astype(np.float32)
     for column in (
-      *study.SCORE_STRATEGIES,
+      *BY_SCORE,
       'mean_confidence',
       'first_token_confidence',
     )
   }
-  artifacts.write_parquet(
+  store.write_parquet(
     workdir.scores, pa.table({'id': ids, 'generation': ids, **scores})
   )
-  artifacts.write_npy(workdir.features, _features())
+  store.write_npy(workdir.features, _features())
 
 
 @pytest.fixture
-def workdir(tmp_path) -> artifacts.Workdir:
-  result = artifacts.Workdir(tmp_path)
+def workdir(tmp_path) -> store.Workdir:
+  result = store.Workdir(tmp_path)
   _write(result)
   return result
 
@@ -122,7 +125,7 @@ def _score_order(workdir, name) -> list[int]:
     'prompt_mean_margin': ('prompt_mean_margin', False),
     'prompt_min_margin': ('prompt_min_margin', False),
   }[name]
-  values = artifacts.read_parquet(workdir.scores)[column].to_numpy()
+  values = store.read_parquet(workdir.scores)[column].to_numpy()
   return np.argsort(-values if largest else values, kind='stable')[
     :BUDGET
   ].tolist()
@@ -150,9 +153,9 @@ def _task_counts(weights: dict[str, float]) -> list[dict[str, int]]:
 
 
 def test_every_named_strategy_matches_brute_force(workdir):
-  strategies.run(_config(), workdir)
+  stage.run(_config(), workdir)
 
-  for name in study.SCORE_STRATEGIES:
+  for name in BY_SCORE:
     assert _picks(workdir, name) == _score_order(workdir, name), name
   assert _picks(workdir, 'facility_location') == _facility_location()
   assert _picks(workdir, 'log_determinant') == _log_determinant()
@@ -163,7 +166,7 @@ def test_every_named_strategy_matches_brute_force(workdir):
   assert _picks(workdir, 'random', 0) != _picks(workdir, 'random', 1)
 
   tasks = _tasks()
-  confidence = artifacts.read_parquet(workdir.scores)['mean_confidence']
+  confidence = store.read_parquet(workdir.scores)['mean_confidence']
   by_task = {
     t: np.mean(
       [c for c, u in zip(confidence.to_numpy(), tasks, strict=True) if u == t],
@@ -187,7 +190,7 @@ def test_every_named_strategy_matches_brute_force(workdir):
 
 
 def test_rows_are_strict_json_with_rank_gain_score_and_task(workdir):
-  strategies.run(_config('min_margin', 'k_center', 'random'), workdir)
+  stage.run(_config('min_margin', 'k_center', 'random'), workdir)
 
   def no_constant(name):
     raise AssertionError(f'{name} is not JSON')
@@ -199,13 +202,13 @@ def test_rows_are_strict_json_with_rank_gain_score_and_task(workdir):
     assert set(rows[0]) == {'rank', 'id', 'gain', 'score', 'task'}
     assert rows[1]['task'] == _tasks()[int(rows[1]['id'][1:])]
     assert (rows[1]['score'] is not None) == (name == 'min_margin')
-  k_center = artifacts.read_jsonl(workdir.selection('k_center', 0))
+  k_center = store.read_jsonl(workdir.selection('k_center', 0))
   assert k_center[0]['gain'] is None
   assert k_center[1]['gain'] >= k_center[2]['gain'] > 0
 
 
 def test_without_randomness_the_seeds_share_one_file(workdir):
-  strategies.run(_config('facility_location', 'random'), workdir)
+  stage.run(_config('facility_location', 'random'), workdir)
   first, second = (workdir.selection('facility_location', s) for s in (0, 1))
   assert first.samefile(second)
   assert not workdir.selection('random', 0).samefile(
@@ -214,69 +217,69 @@ def test_without_randomness_the_seeds_share_one_file(workdir):
 
 
 def test_more_budget_extends_and_more_seeds_and_names_redo_nothing(workdir):
-  strategies.run(_config('min_margin', 'random', budgets=(5,)), workdir)
+  stage.run(_config('min_margin', 'random', budgets=(5,)), workdir)
   before = {s: _picks(workdir, 'random', s) for s in (0, 1)}
   stamp = workdir.selection('min_margin', 0).stat().st_mtime_ns
 
-  strategies.run(
+  stage.run(
     _config('min_margin', 'random', 'k_center', budgets=(5,), seeds=(0, 1)),
     workdir,
   )
   assert workdir.selection('min_margin', 0).stat().st_mtime_ns == stamp
 
-  strategies.run(
+  stage.run(
     _config('min_margin', 'random', budgets=(5, 9), seeds=(0, 1, 2)), workdir
   )
   for seed, old in before.items():
     assert _picks(workdir, 'random', seed)[:5] == old
     assert len(_picks(workdir, 'random', seed)) == 9
 
-  strategies.run(_config('min_margin', budgets=(3,)), workdir)
+  stage.run(_config('min_margin', budgets=(3,)), workdir)
   assert len(_picks(workdir, 'min_margin')) == 9
 
 
 def test_a_budget_that_grew_with_other_seeds_reaches_every_seed(workdir):
   names = ('random', 'min_margin')
-  strategies.run(_config(*names, budgets=(5,), seeds=(0,)), workdir)
-  strategies.run(_config(*names, budgets=(9,), seeds=(1,)), workdir)
-  strategies.run(_config(*names, budgets=(5, 9), seeds=(0, 1)), workdir)
+  stage.run(_config(*names, budgets=(5,), seeds=(0,)), workdir)
+  stage.run(_config(*names, budgets=(9,), seeds=(1,)), workdir)
+  stage.run(_config(*names, budgets=(5, 9), seeds=(0, 1)), workdir)
   for name in names:
     assert [len(_picks(workdir, name, seed)) for seed in (0, 1)] == [9, 9]
 
 
 def test_only_the_options_that_a_strategy_reads_bind_it(workdir):
-  strategies.run(_config('random', 'facility_location'), workdir)
+  stage.run(_config('random', 'facility_location'), workdir)
   config = _config('random')
   config.selection.kernel.width = 0.7
-  strategies.run(config, workdir)
+  stage.run(config, workdir)
   config = _config('random', 'facility_location')
   config.selection.kernel.width = 0.7
   with pytest.raises(errors.InputError, match=r'selection\.kernel\.width'):
-    strategies.run(config, workdir)
+    stage.run(config, workdir)
 
 
 def test_the_suggested_width_is_kept_when_the_budget_grows(workdir):
   config = _config('facility_location', budgets=(4,))
   config.selection.kernel.width = 0.0
-  strategies.run(config, workdir)
-  curves = artifacts.read_json(workdir.gains_curves)
+  stage.run(config, workdir)
+  curves = store.read_json(workdir.gains_curves)
   old = _picks(workdir, 'facility_location')
   config.study.budgets = (4, 30)
-  strategies.run(config, workdir)
-  assert artifacts.read_json(workdir.gains_curves) == curves
+  stage.run(config, workdir)
+  assert store.read_json(workdir.gains_curves) == curves
   assert _picks(workdir, 'facility_location')[:4] == old
 
 
 def test_the_record_tells_how_near_the_best_the_picks_are(workdir):
-  strategies.run(_config('facility_location', 'random'), workdir)
-  record = artifacts.read_json(workdir.selections / 'facility_location.json')
+  stage.run(_config('facility_location', 'random'), workdir)
+  record = store.read_json(workdir.selections / 'facility_location.json')
   kernel, picks = _kernel(), _picks(workdir, 'facility_location')
   for bound in record['bounds']:
     reached = kernel[:, picks[: bound['budget']]].max(axis=1).sum()
     np.testing.assert_allclose(bound['objective'], reached, rtol=1e-6)
     assert bound['upper_bound'] >= bound['objective']
   assert [b['budget'] for b in record['bounds']] == [5, BUDGET]
-  random = artifacts.read_json(workdir.selections / 'random.json')
+  random = store.read_json(workdir.selections / 'random.json')
   assert random['bounds'] == []
 
 
@@ -298,14 +301,14 @@ def test_the_record_tells_how_near_the_best_the_picks_are(workdir):
 def test_first_centre(workdir, first, expected):
   config = _config('k_center')
   config.selection.k_center_first = first
-  strategies.run(config, workdir)
+  stage.run(config, workdir)
   assert _picks(workdir, 'k_center')[0] == expected()
 
 
 def test_a_random_first_centre_differs_by_seed(workdir):
   config = _config('k_center', seeds=(0, 1, 2, 3))
   config.selection.k_center_first = 'random'
-  strategies.run(config, workdir)
+  stage.run(config, workdir)
   assert len({_picks(workdir, 'k_center', s)[0] for s in range(4)}) > 1
 
 
@@ -332,71 +335,71 @@ def test_bad_options_name_themselves(workdir, option, value, says):
   config = _config()
   config.update_from_flattened_dict({option: value})
   with pytest.raises(errors.InputError, match=says):
-    strategies.check(config, workdir, frozenset())
+    stage.check(config, workdir, frozenset())
 
 
 def test_a_pool_without_tasks_has_them_from_its_features(tmp_path, capfd):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   _write(workdir, tasks=False)
   names = ('task_diversity', 'weighted_task_diversity')
-  strategies.run(_config(*names, 'random'), workdir)
+  stage.run(_config(*names, 'random'), workdir)
   # round(sqrt(40 / 2)) of them.
   labels = selection.cluster_tasks(_features(), 4)
   assert 'no task labels: 4 tasks by k-means' in capfd.readouterr().out
   for name in names:
-    rows = artifacts.read_jsonl(workdir.selection(name, 0))
+    rows = store.read_jsonl(workdir.selection(name, 0))
     for row in rows:
       assert row['task'] == f'cluster {labels[int(row["id"][1:])]}'
-    record = artifacts.read_json(workdir.selection_record(name))
+    record = store.read_json(workdir.selection_record(name))
     assert record['task_clusters'] == 4
     assert {'features', 'selection.task_clusters'} <= set(record['fingerprint'])
   counts = np.bincount(labels[_picks(workdir, 'task_diversity')])
   # An even share, or all there are.
   assert all((counts >= 3) | (counts == np.bincount(labels)))
-  assert artifacts.read_jsonl(workdir.selection('random', 0))[0]['task'] is None
-  random = artifacts.read_json(workdir.selection_record('random'))
+  assert store.read_jsonl(workdir.selection('random', 0))[0]['task'] is None
+  random = store.read_json(workdir.selection_record('random'))
   assert random['task_clusters'] is None
   assert 'selection.task_clusters' not in random['fingerprint']
 
   changed = _config(*names)
   changed.selection.task_clusters = 6
   with pytest.raises(errors.InputError, match=r'selection\.task_clusters'):
-    strategies.run(changed, workdir)
-  strategies.run(_config('random', budgets=(13,)), workdir)
+    stage.run(changed, workdir)
+  stage.run(_config('random', budgets=(13,)), workdir)
 
 
 def test_the_number_of_tasks_to_find_can_be_set(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   _write(workdir, tasks=False)
   config = _config('task_diversity')
   config.selection.task_clusters = 6
-  strategies.run(config, workdir)
-  rows = artifacts.read_jsonl(workdir.selection('task_diversity', 0))
+  stage.run(config, workdir)
+  rows = store.read_jsonl(workdir.selection('task_diversity', 0))
   assert len({row['task'] for row in rows}) == 6
   for wrong in (-1, N + 1):
     config.selection.task_clusters = wrong
     with pytest.raises(errors.InputError, match=f'task_clusters is {wrong}'):
-      strategies.check(config, workdir, frozenset())
+      stage.check(config, workdir, frozenset())
 
 
 def test_a_task_strategy_needs_tasks_or_features(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   _write(workdir, tasks=False)
   workdir.features.unlink()
   config = _config('task_diversity')
   with pytest.raises(errors.InputError, match=r'name the column.*k-means'):
-    strategies.check(config, workdir, frozenset())
-  strategies.check(config, workdir, frozenset({'score'}))
-  strategies.check(_config('random'), workdir, frozenset())
+    stage.check(config, workdir, frozenset())
+  stage.check(config, workdir, frozenset({'score'}))
+  stage.check(_config('random'), workdir, frozenset())
 
 
 def _change_scores(workdir, drop=(), **columns) -> None:
-  table = artifacts.read_parquet(workdir.scores).drop(list(drop))
+  table = store.read_parquet(workdir.scores).drop(list(drop))
   for name, values in columns.items():
     if name in table.column_names:
       table = table.drop([name])
     table = table.append_column(name, pa.array(values))
-  artifacts.write_parquet(workdir.scores, table)
+  store.write_parquet(workdir.scores, table)
 
 
 @pytest.mark.parametrize('absent', [None, float('nan')])
@@ -409,7 +412,7 @@ def test_a_tasks_confidence_may_come_from_a_sample(workdir, absent):
   for i, value in {0: 0.9, 1: 0.5, 8: 0.12, 2: 0.8, 3: 0.7, 14: 0.001}.items():
     values[i] = value
   _change_scores(workdir, mean_confidence=values, confidence_sample=sample)
-  strategies.run(_config('weighted_task_diversity', 'k_center'), workdir)
+  stage.run(_config('weighted_task_diversity', 'k_center'), workdir)
   steps = _task_counts(
     {'t0': 1 / 0.9, 't1': 1 / 0.31, 't2': 1 / 0.8, 't3': 1 / 0.7}
   )
@@ -425,7 +428,7 @@ def test_a_tasks_confidence_may_come_from_a_sample(workdir, absent):
   with pytest.raises(
     errors.InputError, match=r"task 't2': score with scoring\.generate"
   ):
-    strategies.check(_config('weighted_task_diversity'), workdir, frozenset())
+    stage.check(_config('weighted_task_diversity'), workdir, frozenset())
 
 
 def test_a_task_is_as_likely_as_its_continuations(workdir):
@@ -436,7 +439,7 @@ def test_a_task_is_as_likely_as_its_continuations(workdir):
   _change_scores(workdir, log_probability=[nats[t] for t in tasks])
   config = _config('weighted_task_diversity')
   config.selection.task_confidence = 'sequence_probability'
-  strategies.run(config, workdir)
+  stage.run(config, workdir)
   tiny = np.finfo(np.float64).tiny
   steps = _task_counts({t: 1 / max(np.exp(x), tiny) for t, x in nats.items()})
   picks = [tasks[i] for i in _picks(workdir, 'weighted_task_diversity')]
@@ -454,13 +457,13 @@ def test_scores_of_some_prompts_are_not_enough(workdir, absent):
   ):
     says = rf"no {column} for 2 prompts, first for 'p5': score with"
     with pytest.raises(errors.InputError, match=says):
-      strategies.check(_config(name), workdir, frozenset())
-  strategies.run(_config('mean_margin', 'prompt_min_margin'), workdir)
+      stage.check(_config(name), workdir, frozenset())
+  stage.run(_config('mean_margin', 'prompt_min_margin'), workdir)
 
 
 def test_without_generation_the_prompts_scores_remain(workdir):
   continuation = [
-    name for name in study.SCORE_STRATEGIES if not name.startswith('prompt_')
+    name for name in BY_SCORE if not name.startswith('prompt_')
   ]
   assert len(continuation) == 6
   _change_scores(
@@ -469,51 +472,51 @@ def test_without_generation_the_prompts_scores_remain(workdir):
   for name in (*continuation, 'weighted_task_diversity'):
     says = r'scores\.parquet has no .*: score with scoring\.generate'
     with pytest.raises(errors.InputError, match=says):
-      strategies.check(_config(name), workdir, frozenset())
+      stage.check(_config(name), workdir, frozenset())
   names = [f'prompt_{name}' for name in continuation]
-  strategies.run(_config(*names), workdir)
+  stage.run(_config(*names), workdir)
   for name in names:
     assert _picks(workdir, name) == _score_order(workdir, name)
 
 
 def test_missing_inputs_name_their_stage(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   with pytest.raises(errors.InputError, match='run the pool stage first'):
-    strategies.check(_config(), workdir, frozenset())
-  strategies.check(_config(), workdir, frozenset({'pool', 'score'}))
+    stage.check(_config(), workdir, frozenset())
+  stage.check(_config(), workdir, frozenset({'pool', 'score'}))
   _write(workdir)
   workdir.scores.unlink()
   with pytest.raises(errors.InputError, match='run the score stage first'):
-    strategies.check(_config(), workdir, frozenset())
+    stage.check(_config(), workdir, frozenset())
   # What reads no scores needs none.
-  strategies.check(_config('random', 'task_diversity'), workdir, frozenset())
-  strategies.run(_config('random', 'task_diversity'), workdir)
+  stage.check(_config('random', 'task_diversity'), workdir, frozenset())
+  stage.run(_config('random', 'task_diversity'), workdir)
 
 
 def test_scores_of_another_pool_are_refused(workdir):
-  table = artifacts.read_parquet(workdir.scores)
-  artifacts.write_parquet(workdir.scores, table.take(list(range(N))[::-1]))
+  table = store.read_parquet(workdir.scores)
+  store.write_parquet(workdir.scores, table.take(list(range(N))[::-1]))
   with pytest.raises(errors.InputError, match='list other prompts'):
-    strategies.run(_config('min_margin'), workdir)
+    stage.run(_config('min_margin'), workdir)
 
 
 def test_changed_scores_are_refused(workdir):
-  strategies.run(_config('min_margin'), workdir)
-  table = artifacts.read_parquet(workdir.scores)
-  artifacts.write_parquet(workdir.scores, table.drop(['max_entropy']))
+  stage.run(_config('min_margin'), workdir)
+  table = store.read_parquet(workdir.scores)
+  store.write_parquet(workdir.scores, table.drop(['max_entropy']))
   with pytest.raises(errors.InputError, match=r'min_margin.*scores'):
-    strategies.run(_config('min_margin'), workdir)
+    stage.run(_config('min_margin'), workdir)
 
 
 def test_an_order_is_never_rewritten(workdir):
   """Answers may have been bought for it."""
-  strategies.run(_config('random', budgets=(5,)), workdir)
+  stage.run(_config('random', budgets=(5,)), workdir)
   path = workdir.selection('random', 0)
-  rows = artifacts.read_jsonl(path)
-  artifacts.write_jsonl(path, rows[::-1])
+  rows = store.read_jsonl(path)
+  store.write_jsonl(path, rows[::-1])
   with pytest.raises(errors.InputError, match='holds other picks'):
-    strategies.run(_config('random', budgets=(5, 9)), workdir)
-  assert artifacts.read_jsonl(path) == rows[::-1]
+    stage.run(_config('random', budgets=(5, 9)), workdir)
+  assert store.read_jsonl(path) == rows[::-1]
 
 
 @pytest.mark.parametrize(
@@ -533,12 +536,12 @@ def test_what_will_not_be_generated_is_refused_before_scoring(
   config.selection.strategies = (strategy,)
   config.scoring.generate = False
   config.scoring.confidence_prompts_per_task = per_task
-  arguments = (config, artifacts.Workdir(tmp_path), {'pool', 'score'})
+  arguments = (config, store.Workdir(tmp_path), {'pool', 'score'})
   if fits:
-    strategies.check(*arguments)
+    stage.check(*arguments)
   else:
     with pytest.raises(errors.InputError, match=rf'{strategy} .*generate is'):
-      strategies.check(*arguments)
+      stage.check(*arguments)
 
 
 def test_scores_of_prompts_that_will_not_be_are_refused_before_scoring(
@@ -547,10 +550,10 @@ def test_scores_of_prompts_that_will_not_be_are_refused_before_scoring(
   config = default.get_config()
   config.selection.strategies = ('random', 'prompt_min_margin')
   config.scoring.prompt_scores = False
-  arguments = (config, artifacts.Workdir(tmp_path), {'pool', 'score'})
+  arguments = (config, store.Workdir(tmp_path), {'pool', 'score'})
   with pytest.raises(
     errors.InputError, match=r'prompt_min_margin .*scoring\.prompt_scores'
   ):
-    strategies.check(*arguments)
+    stage.check(*arguments)
   config.selection.strategies = ('random', 'min_margin')
-  strategies.check(*arguments)
+  stage.check(*arguments)

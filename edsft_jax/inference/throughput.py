@@ -1,11 +1,13 @@
 """How much of the hardware is used, from counted operations.
 
-Operations count for real tokens alone: what padding, places without a row and
-repeated work cost lowers the share.
+Operations count for real tokens alone: padding, empty slots and repeated work
+lower the share.
 """
 
 from collections.abc import Sequence
 import dataclasses
+import time
+from typing import Any
 
 import jax
 
@@ -57,7 +59,7 @@ class Costs:
   Attributes:
     config: the model's.
     item_bytes: of one number of its weights and cache.
-    num_copies: of the weights, each read by devices of its own.
+    num_copies: of the weights, each read by its own devices.
   """
 
   config: models.DecoderConfig
@@ -81,7 +83,7 @@ class Costs:
 
     Args:
       first: position of the first token.
-      end: position behind the last.
+      end: position after the last.
       num_scored: how many of them have logits.
     """
     c = self.config
@@ -97,15 +99,16 @@ class Costs:
     weights = self.num_in_layers + scored * self.num_in_output
     return float(self.num_copies * weights * self.item_bytes)
 
-  def step_bytes(self, places: int, slots: int) -> float:
+  def step_bytes(self, num_slots: int, cache_length: int) -> float:
     """Of one decode step."""
     c = self.config
-    cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * places * slots
+    entries = num_slots * cache_length
+    cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * entries
     return self.read_bytes() + float(cache * self.item_bytes)
 
 
 def shown(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
-  """Tokens a second and, of known devices, shares of their peaks."""
+  """Tokens per second and, of known devices, shares of their peaks."""
   text = f'{work.tokens / seconds:,.0f} tokens/s'
   peak = PEAKS.get(devices[0].device_kind)
   if peak is None:
@@ -115,3 +118,37 @@ def shown(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
     f'{text}, {work.flops / flops:.0%} of peak FLOP/s, '
     f'{work.bytes / memory:.0%} of bandwidth'
   )
+
+
+class Rate:
+  """A progress bar that shows tokens per second, and how busy devices are.
+
+  Attributes:
+    work: done so far.
+  """
+
+  def __init__(self, bar: Any, mesh: jax.sharding.Mesh):
+    """Starts the clock.
+
+    Args:
+      bar: of tqdm, over prompts.
+      mesh: the devices that work.
+    """
+    self.work = Work()
+    self._bar = bar
+    self._devices = mesh.devices.ravel()
+    self._start = time.monotonic()
+
+  def __call__(self, work: Work) -> None:
+    """Adds what was done since the last call."""
+    self.work += work
+    seconds = time.monotonic() - self._start
+    self._bar.set_postfix_str(
+      shown(self.work, seconds, self._devices), refresh=False
+    )
+    self._bar.update(work.prompts)
+
+  def go_back_to(self, work: Work) -> None:
+    """Forgets what is to be done again."""
+    self._bar.update(work.prompts - self.work.prompts)
+    self.work = work

@@ -9,27 +9,27 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from edsft_jax import artifacts, errors
+from edsft_jax import errors, store
 from edsft_jax.scoring import shards
 
 
 def test_a_workdir_serves_one_command_at_a_time(tmp_path):
-  workdir = artifacts.Workdir(tmp_path / 'w')
-  with artifacts.claimed(workdir):
+  workdir = store.Workdir(tmp_path / 'w')
+  with store.claimed(workdir):
     (workdir.root / 'kept').touch()
     with (
       pytest.raises(errors.InputError, match='another command is at work'),
-      artifacts.claimed(workdir),
+      store.claimed(workdir),
     ):
       pass
-  with artifacts.claimed(workdir):
+  with store.claimed(workdir):
     pass
   assert (workdir.root / 'kept').exists()
 
 
 def test_a_claim_leaves_no_empty_folder(tmp_path):
-  workdir = artifacts.Workdir(tmp_path / 'w')
-  with pytest.raises(RuntimeError), artifacts.claimed(workdir):
+  workdir = store.Workdir(tmp_path / 'w')
+  with pytest.raises(RuntimeError), store.claimed(workdir):
     raise RuntimeError
   assert not workdir.root.exists()
 
@@ -37,25 +37,25 @@ def test_a_claim_leaves_no_empty_folder(tmp_path):
 def test_a_changed_file_has_another_hash(tmp_path):
   path = tmp_path / 'f'
   path.write_text('one')
-  first = artifacts.hash_file(path)
-  assert artifacts.hash_file(path) == first
+  first = store.hash_file(path)
+  assert store.hash_file(path) == first
   path.write_text('two')
   os.utime(path, ns=(0, 12345))
-  assert artifacts.hash_file(path) != first
+  assert store.hash_file(path) != first
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
   path = tmp_path / 'rows.jsonl'
-  artifacts.write_jsonl(path, [{'a': 1}])
+  store.write_jsonl(path, [{'a': 1}])
 
   def rows():
     yield {'a': 2}
     raise OSError('disk full')
 
   with pytest.raises(OSError, match='disk full'):
-    artifacts.write_jsonl(path, rows())
+    store.write_jsonl(path, rows())
 
-  assert artifacts.read_jsonl(path) == [{'a': 1}]
+  assert store.read_jsonl(path) == [{'a': 1}]
   assert [p.name for p in tmp_path.iterdir()] == ['rows.jsonl']
 
 
@@ -77,11 +77,11 @@ def test_no_space_is_one_clear_line_and_no_short_file(
   table = pa.table({'x': big.ravel()})
   with pytest.raises(errors.InputError, match=r'cannot be .*: make room'):
     if kind == 'npy':
-      artifacts.write_npy(path, big)
+      store.write_npy(path, big)
     elif kind == 'parquet':
-      artifacts.write_parquet(path, table)
+      store.write_parquet(path, table)
     elif kind == 'jsonl':
-      artifacts.write_jsonl(path, ({'x': x} for x in big.ravel().tolist()))
+      store.write_jsonl(path, ({'x': x} for x in big.ravel().tolist()))
     else:
       shards.write(path, table.slice(0, 1), big)
   assert list(tmp_path.iterdir()) == []
@@ -93,7 +93,7 @@ def test_arrays_come_back_from_parts(tmp_path, shape):
   array = np.random.default_rng(1).random(shape).astype(np.float32)
   # Neither contiguous nor of the type that is written.
   parts = [np.asfortranarray(array[:2], np.float64), array[2:]]
-  artifacts.write_rows(path, array.shape, np.float32, parts)
+  store.write_rows(path, array.shape, np.float32, parts)
   back = np.load(path)
   assert back.dtype == np.float32
   np.testing.assert_array_equal(back, array)
@@ -102,13 +102,13 @@ def test_arrays_come_back_from_parts(tmp_path, shape):
 
 def test_a_folder_appears_only_when_complete(tmp_path):
   path = tmp_path / 'model'
-  with pytest.raises(RuntimeError), artifacts.replacing(path) as partial:
+  with pytest.raises(RuntimeError), store.replacing(path) as partial:
     partial.mkdir()
     (partial / 'weights').write_text('half')
     raise RuntimeError
   assert list(tmp_path.iterdir()) == []
 
-  with artifacts.replacing(path) as partial:
+  with store.replacing(path) as partial:
     partial.mkdir()
     (partial / 'weights').write_text('whole')
   assert (path / 'weights').read_text() == 'whole'
@@ -116,13 +116,13 @@ def test_a_folder_appears_only_when_complete(tmp_path):
 
 def test_nan_is_not_written_as_json(tmp_path):
   with pytest.raises(ValueError, match='JSON'):
-    artifacts.write_jsonl(tmp_path / 'x.jsonl', [{'gain': float('nan')}])
+    store.write_jsonl(tmp_path / 'x.jsonl', [{'gain': float('nan')}])
   assert list(tmp_path.iterdir()) == []
 
 
 def test_prompts_may_be_text_or_conversations(tmp_path):
   turns = [{'role': 'user', 'content': 'hi'}]
-  artifacts.write_parquet(
+  store.write_parquet(
     tmp_path / 'pool.parquet',
     pa.table(
       {
@@ -132,47 +132,46 @@ def test_prompts_may_be_text_or_conversations(tmp_path):
       }
     ),
   )
-  pool = artifacts.read_prompts(tmp_path / 'pool.parquet')
+  pool = store.read_prompts(tmp_path / 'pool.parquet')
   assert pool.prompts == [turns, 'text']
   assert pool.tasks is None
   assert pool.responses is None
 
 
 def test_manifest_skips_the_same_and_refuses_the_changed(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   fingerprint = {'scoring.stop_token_ids': (1, 2), 'model': 'abc'}
 
-  assert not artifacts.Manifest(workdir).begin('score', fingerprint)
-  assert not artifacts.Manifest(workdir).begin('score', fingerprint)
-  artifacts.Manifest(workdir).finish('score', {'prompts': 3})
-  assert artifacts.Manifest(workdir).begin('score', fingerprint)
-  assert artifacts.Manifest(workdir).counts('score') == {'prompts': 3}
+  assert not store.Manifest(workdir).begin('score', fingerprint)
+  assert not store.Manifest(workdir).begin('score', fingerprint)
+  store.Manifest(workdir).finish('score', {'prompts': 3})
+  assert store.Manifest(workdir).begin('score', fingerprint)
+  assert store.Manifest(workdir).counts('score') == {'prompts': 3}
 
   changed = {**fingerprint, 'model': 'xyz'}
   with pytest.raises(errors.InputError, match=r'model .*"abc".*"xyz"'):
-    artifacts.Manifest(workdir).begin('score', changed)
+    store.Manifest(workdir).begin('score', changed)
 
 
 def test_manifest_refuses_a_change_to_a_stage_that_was_cut_short(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
-  artifacts.Manifest(workdir).begin('score', {'model': 'abc'})
+  workdir = store.Workdir(tmp_path)
+  store.Manifest(workdir).begin('score', {'model': 'abc'})
   with pytest.raises(errors.InputError, match='model'):
-    artifacts.Manifest(workdir).begin('score', {'model': 'xyz'})
+    store.Manifest(workdir).begin('score', {'model': 'xyz'})
 
 
 def test_seconds_add_up_over_interrupted_runs(tmp_path):
-  workdir = artifacts.Workdir(tmp_path)
-  manifest = artifacts.Manifest(workdir)
+  workdir = store.Workdir(tmp_path)
+  manifest = store.Manifest(workdir)
   manifest.begin('score', {})
   with pytest.raises(KeyboardInterrupt), manifest.timed('score'):
     raise KeyboardInterrupt
-  first = artifacts.Manifest(workdir).contents['stages']['score']['seconds']
-  manifest = artifacts.Manifest(workdir)
-  manifest.contents['stages']['score']['seconds'] = first + 5.0
+  manifest = store.Manifest(workdir)
+  manifest.finish('score', {}, seconds=5.0)
   with manifest.timed('score'):
     pass
   entry = json.loads(workdir.manifest.read_text())['stages']['score']
-  assert entry['seconds'] >= 5.0
+  assert 5.0 <= entry['seconds'] < 6.0
 
 
 def _save_parts(workdir, names):
@@ -183,23 +182,23 @@ def _save_parts(workdir, names):
 
 
 def test_features_in_one_file_or_one_a_process(tmp_path):
-  one, two = (artifacts.Workdir(tmp_path / name) for name in ('one', 'two'))
+  one, two = (store.Workdir(tmp_path / name) for name in ('one', 'two'))
   for workdir in (one, two):
     workdir.root.mkdir()
-    assert artifacts.feature_files(workdir) == []
+    assert store.feature_files(workdir) == []
   _save_parts(one, ['features.npy'])
   parts = [f'features-{i:05d}-of-00012.npy' for i in range(12)]
   _save_parts(two, parts)
-  assert artifacts.feature_files(one) == [one.features]
-  assert [p.name for p in artifacts.feature_files(two)] == parts
-  assert artifacts.read_features(one).shape == (2, 3)
+  assert store.feature_files(one) == [one.features]
+  assert [p.name for p in store.feature_files(two)] == parts
+  assert store.read_features(one).shape == (2, 3)
   np.testing.assert_array_equal(
-    artifacts.read_features(two)[:, 0], np.repeat(np.arange(12), 2)
+    store.read_features(two)[:, 0], np.repeat(np.arange(12), 2)
   )
-  assert artifacts.hash_features(one) == artifacts.hash_file(one.features)
-  before = artifacts.hash_features(two)
+  assert store.hash_features(one) == store.hash_file(one.features)
+  before = store.hash_features(two)
   np.save(two.features_part(5, 12), np.zeros((2, 3), np.float32))
-  assert artifacts.hash_features(two) != before
+  assert store.hash_features(two) != before
 
 
 @pytest.mark.parametrize(
@@ -224,21 +223,21 @@ def test_features_in_one_file_or_one_a_process(tmp_path):
   ],
 )
 def test_odd_sets_of_features_are_refused(tmp_path, names, odd):
-  workdir = artifacts.Workdir(tmp_path)
+  workdir = store.Workdir(tmp_path)
   _save_parts(workdir, names)
   with pytest.raises(errors.InputError, match=re.escape(odd)):
-    artifacts.feature_files(workdir)
+    store.feature_files(workdir)
 
 
 @pytest.fixture
 def workdir(tmp_path):
   """Tables, features and a manifest, all of them whole."""
-  w = artifacts.Workdir(tmp_path)
+  w = store.Workdir(tmp_path)
   rows = {'id': ['a', 'b'], 'prompt': ['x', 'y'], 'response': ['1', '2']}
   for path in (w.pool, w.heldout, w.pool_responses, w.responses, w.scores):
-    artifacts.write_parquet(path, pa.table(rows))
-  artifacts.write_npy(w.features, np.ones((2, 3), np.float32))
-  artifacts.Manifest(w).begin('pool', {})
+    store.write_parquet(path, pa.table(rows))
+  store.write_npy(w.features, np.ones((2, 3), np.float32))
+  store.Manifest(w).begin('pool', {})
   return w
 
 
@@ -251,29 +250,29 @@ _POOL_AGAIN = 'remove {0.pool} and run the pool stage again'
 @pytest.mark.parametrize(
   ('file', 'read', 'remedy'),
   [
-    ('pool', lambda w: artifacts.read_prompts(w.pool), _POOL_AGAIN),
-    ('heldout', lambda w: artifacts.read_prompts(w.heldout), _POOL_AGAIN),
+    ('pool', lambda w: store.read_prompts(w.pool), _POOL_AGAIN),
+    ('heldout', lambda w: store.read_prompts(w.heldout), _POOL_AGAIN),
     (
       'pool_responses',
-      lambda w: artifacts.read_responses(w.pool_responses),
+      lambda w: store.read_responses(w.pool_responses),
       _POOL_AGAIN,
     ),
     (
       'responses',
-      lambda w: artifacts.read_responses(w.responses),
+      lambda w: store.read_responses(w.responses),
       'remove it and run the annotate stage again, once with each file',
     ),
     (
       'scores',
-      lambda w: artifacts.read_parquet(w.scores),
+      lambda w: store.read_parquet(w.scores),
       'remove it and run the score stage again',
     ),
     (
       'features',
-      artifacts.read_features,
+      store.read_features,
       'remove all features*.npy in {0.features.parent} and run the score',
     ),
-    ('manifest', artifacts.Manifest, 'remove it and run every stage again'),
+    ('manifest', store.Manifest, 'remove it and run every stage again'),
   ],
 )
 def test_a_damaged_file_is_one_line_and_a_remedy(
@@ -291,4 +290,4 @@ def test_a_damaged_file_is_one_line_and_a_remedy(
 
 def test_an_absent_file_is_not_called_damaged(tmp_path):
   with pytest.raises(FileNotFoundError):
-    artifacts.read_parquet(tmp_path / 'scores.parquet')
+    store.read_parquet(tmp_path / 'scores.parquet')

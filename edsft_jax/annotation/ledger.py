@@ -13,7 +13,7 @@ import json
 import pathlib
 from typing import Any
 
-from edsft_jax import artifacts
+from edsft_jax import store
 
 _COLUMNS = ('id', 'task', 'prompt', 'response')
 
@@ -27,18 +27,18 @@ class Ledger:
     hashes: of every todo file ever written here.
   """
 
-  def __init__(self, workdir: artifacts.Workdir):
+  def __init__(self, workdir: store.Workdir):
     self._workdir = workdir
     self._path = workdir.todo.with_name('asked.json')
     self.versions: list[dict[str, Any]] = []
     self.hashes: list[str] = []
     if self._path.exists():
-      contents = artifacts.read_json(self._path)
+      contents = store.read_json(self._path)
       self.versions = contents['versions']
       self.hashes = contents['hashes']
 
   def ask(
-    self, pool: artifacts.Prompts, missing: Sequence[str]
+    self, pool: store.Prompts, missing: Sequence[str]
   ) -> list[pathlib.Path]:
     """Asks for what is missing; returns the todo.csv files that hold it.
 
@@ -72,13 +72,11 @@ class Ledger:
 
   def _is_touched(self, number: int) -> bool:
     return any(
-      path.exists() and artifacts.hash_file(path) not in self.hashes
+      path.exists() and store.hash_file(path) not in self.hashes
       for path in self._files(number)
     )
 
-  def _write(
-    self, number: int, pool: artifacts.Prompts, ids: list[str]
-  ) -> None:
+  def _write(self, number: int, pool: store.Prompts, ids: list[str]) -> None:
     rows = _rows(pool, ids)
     contents = (_csv_text(rows), _jsonl_text(rows))
     version = {'number': number, 'ids': ids}
@@ -90,15 +88,15 @@ class Ledger:
         self.hashes.append(digest)
     # The ledger first: cut short after it, the next run finds files whose
     # hashes it knows, and writes them again.
-    artifacts.write_json(
+    store.write_json(
       self._path, {'versions': self.versions, 'hashes': self.hashes}
     )
     for path, text in zip(self._files(number), contents, strict=True):
-      with artifacts.replacing(path) as partial:
+      with store.replacing(path) as partial:
         partial.write_bytes(text.encode())
 
 
-def _rows(pool: artifacts.Prompts, ids: Sequence[str]) -> list[dict[str, str]]:
+def _rows(pool: store.Prompts, ids: Sequence[str]) -> list[dict[str, str]]:
   place = {prompt_id: i for i, prompt_id in enumerate(pool.ids)}
   return [
     {
@@ -111,7 +109,7 @@ def _rows(pool: artifacts.Prompts, ids: Sequence[str]) -> list[dict[str, str]]:
   ]
 
 
-def readable(prompt: artifacts.Prompt) -> str:
+def readable(prompt: store.Prompt) -> str:
   """The prompt as a person reads it; turns are named where there are more."""
   if isinstance(prompt, str):
     return prompt

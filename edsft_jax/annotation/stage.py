@@ -1,0 +1,148 @@
+"""The annotate stage: answers for the prompts that the study's cells chose.
+
+Where the pool brought the answers, they are looked up. Where it did not,
+annotations/todo.csv and todo.jsonl ask for them, and the later stages wait:
+
+  1. annotate writes the todo: each prompt once over all cells, those of the
+     smallest budgets first.
+  2. Somebody fills its `response` column, in place or in a copy.
+  3. annotate with --config.annotation.answers_path=FILE takes the answers:
+     one for each prompt of that todo. They are kept in the workdir.
+  4. When budgets, seeds or strategies are added, annotate asks for the new
+     prompts alone, in the next todo: todo-2.csv, if somebody has worked on
+     todo.csv. Answers taken before need not be given again, but may be; one
+     file may answer several todos.
+"""
+
+import pathlib
+import time
+
+import ml_collections
+
+from edsft_jax import console, errors, store, study
+from edsft_jax.annotation import answers
+from edsft_jax.annotation import ledger as ledger_lib
+
+
+def check(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  planned: frozenset[str],
+) -> None:
+  """Refuses a missing answers file, pool or selection.
+
+  Raises:
+    InputError: naming what is missing.
+  """
+  study.check(config)
+  if config.annotation.answers_path:
+    answers.check(pathlib.Path(config.annotation.answers_path))
+  store.require(workdir.pool, 'pool', planned)
+  for cell in study.cells(config):
+    path = workdir.selection(cell.strategy, cell.seed)
+    store.require(path, 'select', planned)
+
+
+def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
+  """Writes annotations/responses.parquet, and a todo for what is missing.
+
+  Raises:
+    InputError: the answers do not fit the prompts; nothing is written then.
+  """
+  check(config, workdir, frozenset())
+  start = time.monotonic()
+  manifest = store.Manifest(workdir)
+  pool = store.read_prompts(workdir.pool)
+  from_pool = store.read_responses(workdir.pool_responses)
+  taken = store.read_responses(workdir.responses)
+  chosen = chosen_ids(config, workdir)
+  ledger = ledger_lib.Ledger(workdir)
+
+  known = {**from_pool, **taken}
+  given: dict[str, str] = {}
+  if config.annotation.answers_path:
+    path = pathlib.Path(config.annotation.answers_path)
+    given = answers.take(
+      path,
+      answers.read(path),
+      pool_ids=set(pool.ids),
+      known=known,
+      unanswered=[i for i in chosen if i not in known],
+      asked=[version['ids'] for version in ledger.versions],
+    )
+    known |= given
+
+  manifest.begin(
+    'annotate', {'pool/pool.parquet': store.hash_file(workdir.pool)}
+  )
+  needed = list(chosen)
+  if config.study.full_pool and all(i in known for i in pool.ids):
+    needed = pool.ids
+  missing = [i for i in needed if i not in known]
+  # What was taken stays, also when no cell needs it any more.
+  keep = {i: known[i] for i in needed if i in known} | taken | given
+  if keep != taken or not workdir.responses.exists():
+    store.write_parquet(workdir.responses, store.response_table(keep))
+  files = ledger.ask(pool, missing)
+
+  counts = {
+    'prompts': len(needed),
+    'answers': len(needed) - len(missing),
+    'missing': len(missing),
+    'todo': [str(f.relative_to(workdir.root)) for f in files],
+  }
+  manifest.finish('annotate', counts, seconds=time.monotonic() - start)
+  _say(len(needed), len(given), missing, files)
+
+
+def missing(workdir: store.Workdir) -> int:
+  """How many answers are still to be bought before finetuning can start."""
+  return store.Manifest(workdir).counts('annotate').get('missing', 0)
+
+
+def chosen_ids(
+  config: ml_collections.ConfigDict, workdir: store.Workdir
+) -> list[str]:
+  """Ids that any cell chose, each once, those of small budgets first.
+
+  Raises:
+    InputError: a selection is shorter than a budget.
+  """
+  cells = study.cells(config)
+  orders = {
+    (cell.strategy, cell.seed): study.selected_ids(
+      workdir, cell.strategy, cell.seed
+    )
+    for cell in cells
+  }
+  chosen: dict[str, None] = {}
+  for cell in sorted(cells, key=lambda cell: cell.budget):
+    order = orders[cell.strategy, cell.seed]
+    if len(order) < cell.budget:
+      path = workdir.selection(cell.strategy, cell.seed)
+      raise errors.InputError(
+        f'{path} has {len(order)} prompts, study.budgets wants {cell.budget}: '
+        'run the select stage again'
+      )
+    chosen.update(dict.fromkeys(order[: cell.budget]))
+  return list(chosen)
+
+
+def _say(
+  num_needed: int, num_given: int, missing: list[str], files: list[pathlib.Path]
+) -> None:
+  if num_given:
+    console.say('annotate', f'{num_given:,} new answers taken')
+  if not missing:
+    console.say('annotate', f'all {num_needed:,} answers are there')
+    return
+  names = ', '.join(str(f) for f in files)
+  console.say(
+    'annotate',
+    f'{len(missing):,} of {num_needed:,} answers are to be bought: '
+    f'fill the column response of {names} (or of the .jsonl beside it)',
+  )
+  console.say(
+    'annotate',
+    f'then run again with --config.annotation.answers_path={files[0]}',
+  )

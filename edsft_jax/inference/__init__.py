@@ -1,0 +1,54 @@
+"""The engine: prefill, insert, decode, continuous batching, likelihood.
+
+Scoring and evaluation both go through `Engine`; hooks compute token statistics
+per row on the device.
+"""
+
+from edsft_jax.inference.decoding import (
+  DecodeState,
+  Generation,
+  GreedyDecoding,
+  argmax,
+  generate,
+)
+from edsft_jax.inference.engine import (
+  Engine,
+  Generations,
+  Likelihoods,
+  Progress,
+  Target,
+)
+from edsft_jax.inference.programs import Hooks, target_likelihood
+from edsft_jax.inference.shapes import (
+  BatchSizes,
+  Chunk,
+  ShapeOptions,
+  Shapes,
+  chunks,
+  pad_left,
+)
+from edsft_jax.inference.slots import Stop
+from edsft_jax.inference.throughput import Work
+
+__all__ = [
+  'BatchSizes',
+  'Chunk',
+  'DecodeState',
+  'Engine',
+  'Generation',
+  'Generations',
+  'GreedyDecoding',
+  'Hooks',
+  'Likelihoods',
+  'Progress',
+  'ShapeOptions',
+  'Shapes',
+  'Stop',
+  'Target',
+  'Work',
+  'argmax',
+  'chunks',
+  'generate',
+  'pad_left',
+  'target_likelihood',
+]

@@ -1,0 +1,151 @@
+"""Rows that come from the device in any order, put back in order."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+
+from edsft_jax.inference import throughput
+from edsft_jax.inference.shapes import Chunk
+from edsft_jax.inference.slots import Ended
+
+Progress = Callable[[throughput.Work], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generations:
+  """Continuations of n prompts, in the order in which they were given.
+
+  Attributes:
+    tokens: the new ids of each, with the token that ended it.
+    stopped: bool [n]; false where a continuation was cut at max_new_tokens.
+    of_prompts: what the prompt hook returned, [n, ...] arrays.
+    of_rows: what the row hook returned, [n, ...] arrays.
+  """
+
+  tokens: list[np.ndarray]
+  stopped: np.ndarray
+  of_prompts: Any
+  of_rows: Any
+
+
+class Rows:
+  """Rows of a pytree that come in any order, from several threads."""
+
+  def __init__(self, num_rows: int):
+    self.tree: Any = None
+    self._num_rows = num_rows
+    self._lock = threading.Lock()
+
+  def put(self, indices: Sequence[int], tree: Any) -> None:
+    """Takes the first rows of `tree`, those of these indices."""
+    with self._lock:
+      if self.tree is None:
+        self.tree = jax.tree.map(
+          lambda x: np.zeros((self._num_rows, *x.shape[1:]), x.dtype), tree
+        )
+
+      def put(all_rows: np.ndarray, rows: np.ndarray) -> None:
+        all_rows[indices] = rows[: len(indices)]
+
+      jax.tree.map(put, self.tree, tree)
+
+
+class Reporter:
+  """Tells a progress bar what was done; one thread at a time."""
+
+  def __init__(self, costs: throughput.Costs, progress: Progress):
+    self._costs = costs
+    self._progress = progress
+    self._lock = threading.Lock()
+
+  def read(self, lengths: Sequence[int], num_scored: Sequence[int]) -> None:
+    """Rows of so many tokens, so many of them with logits, are finished."""
+    self.prefilled(lengths, num_scored, num_finished=len(lengths))
+
+  def prefilled(
+    self,
+    lengths: Sequence[int],
+    num_scored: Sequence[int],
+    num_finished: int = 0,
+  ) -> None:
+    """Rows of so many tokens, so many of them with logits, went through."""
+    self._tell(
+      throughput.Work(
+        prompts=num_finished,
+        tokens=sum(lengths),
+        flops=sum(
+          self._costs.flops(0, length, num)
+          for length, num in zip(lengths, num_scored, strict=True)
+        ),
+        bytes=self._costs.read_bytes(scored=any(num_scored)),
+      )
+    )
+
+  def decoded(self, ended: Ended, lengths: Sequence[int]) -> None:
+    """Rows whose prompts have so many tokens have ended."""
+    step_bytes = self._costs.step_bytes(ended.num_slots, ended.cache_length)
+    self._tell(
+      throughput.Work(
+        prompts=len(ended.indices),
+        tokens=sum(map(len, ended.tokens)),
+        # The last token is not read again.
+        flops=sum(
+          self._costs.flops(length, length + len(ids) - 1, len(ids) - 1)
+          for length, ids in zip(lengths, ended.tokens, strict=True)
+        ),
+        bytes=ended.steps * step_bytes,
+      )
+    )
+
+  def _tell(self, work: throughput.Work) -> None:
+    with self._lock:
+      self._progress(work)
+
+
+class Collector:
+  """Gathers what comes from the device while prompts are continued."""
+
+  def __init__(
+    self, lengths: Sequence[int], report: Reporter, scores_prompt: bool
+  ):
+    """Starts empty.
+
+    Args:
+      lengths: tokens of each prompt.
+      report: is told what was done.
+      scores_prompt: whether logits are made of every prompt token.
+    """
+    self._lengths = lengths
+    self._report = report
+    self._scores_prompt = scores_prompt
+    self._of_prompts = Rows(len(lengths))
+    self._of_rows = Rows(len(lengths))
+    self._tokens = [np.zeros(0, np.int32) for _ in lengths]
+    self._stopped = np.zeros(len(lengths), bool)
+
+  def add_prompts(self, chunk: Chunk, found: Any) -> None:
+    """Waits for what the device found in the prompts of a chunk."""
+    self._of_prompts.put(chunk.indices, jax.device_get(found))
+    lengths = [self._lengths[i] for i in chunk.indices]
+    # The last token is scored: there the continuation begins.
+    num_scored = lengths if self._scores_prompt else [1] * len(lengths)
+    self._report.prefilled(lengths, num_scored)
+
+  def add_ended(self, ended: Ended) -> None:
+    """Takes rows that have ended."""
+    for index, ids in zip(ended.indices, ended.tokens, strict=True):
+      self._tokens[index] = ids
+    self._stopped[ended.indices] = ended.stopped
+    self._of_rows.put(ended.indices, ended.found)
+    lengths = [self._lengths[i] for i in ended.indices]
+    self._report.decoded(ended, lengths)
+
+  def finish(self) -> Generations:
+    """What all rows gave."""
+    return Generations(
+      self._tokens, self._stopped, self._of_prompts.tree, self._of_rows.tree
+    )

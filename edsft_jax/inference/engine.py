@@ -1,0 +1,306 @@
+"""Prompts in, rows out: reading, likelihood, and decoding with refilled slots.
+
+Rows end at different steps. A batch that waits for its last row computes
+mostly rows that have ended; so as soon as there are slots for the next few
+prompts, these are prefilled and inserted. When the prompts of one cache length
+run out, the rows that are left move into the next larger one.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import numpy as np
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax import models
+from edsft_jax.inference import shapes as shapes_lib
+from edsft_jax.inference import throughput, workers
+from edsft_jax.inference.collect import (
+  Collector,
+  Generations,
+  Progress,
+  Reporter,
+  Rows,
+)
+from edsft_jax.inference.decoding import GreedyDecoding
+from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
+from edsft_jax.inference.slots import Slots, Stop
+
+Tokens = Sequence[Sequence[int]]
+
+
+class Target(NamedTuple):
+  """A text whose last tokens are scored.
+
+  Attributes:
+    tokens: ids of the context and then of the continuation.
+    num_targets: how many of them, at the end, are the continuation; fewer than
+      all, since nothing predicts the first token.
+  """
+
+  tokens: Sequence[int]
+  num_targets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+  """How likely n continuations are, in the order in which they were given.
+
+  Attributes:
+    nll: float64 [n], summed negative log-likelihood in nats.
+    is_greedy: bool [n], whether each token was the likeliest one.
+  """
+
+  nll: np.ndarray
+  is_greedy: np.ndarray
+
+
+class Engine:
+  """Runs models of one structure; each call brings the weights.
+
+  Attributes:
+    batch_tokens: tokens of the rows that run at once.
+  """
+
+  def __init__(
+    self,
+    decoder: models.Decoder,
+    mesh: jax.sharding.Mesh,
+    shapes: shapes_lib.Shapes,
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_tokens: int,
+    most_rows: int,
+    hooks: Hooks | None = None,
+    layer: int = -1,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      decoder: its structure is used; its weights lie on the mesh.
+      mesh: batches are split over its axes data and fsdp.
+      shapes: the padded lengths.
+      end_ids: ids that end a continuation.
+      max_new_tokens: of a continuation, the end token included.
+      batch_tokens: prompt and new tokens of the rows that run at once.
+      most_rows: rows that a call gets at most.
+      hooks: what is computed per row on the way.
+      layer: of the features that the prompt hook gets, see Decoder.__call__.
+    """
+    self.batch_tokens = batch_tokens
+    self._mesh = mesh
+    self._shapes = shapes
+    self._num_workers = workers.num_workers(mesh)
+    self._sizes = shapes_lib.BatchSizes(
+      batch_tokens // self._num_workers,
+      max_new_tokens,
+      mesh_lib.batch_multiple(mesh),
+      -(-most_rows // self._num_workers),
+    )
+    # Where the batch is split every part of it meets all weights.
+    self._costs = throughput.Costs(
+      decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
+    )
+    graph, _ = nnx.split(decoder)
+    hooks = hooks or Hooks()
+    decoding = GreedyDecoding(max_new_tokens, tuple(end_ids), hooks.step, layer)
+    self._programs = CompiledPrograms(Programs(graph, mesh, decoding, hooks))
+
+  @property
+  def num_programs(self) -> int:
+    """Programs compiled so far to read prompts and to decode."""
+    return self._programs.num_programs
+
+  @property
+  def num_resizes(self) -> int:
+    """Programs compiled so far to move rows to a longer cache."""
+    return self._programs.resize.num_programs
+
+  def read(
+    self,
+    weights: nnx.State,
+    prompts: Tokens,
+    progress: Progress = lambda work: None,
+  ) -> Any:
+    """What the prompt hook finds in prompts that are not continued.
+
+    Args:
+      weights: of a decoder built like the one given at first.
+      prompts: ids of each.
+      progress: called with what was done since the last call.
+
+    Returns:
+      A pytree of [n, ...] arrays, in the order of the prompts.
+    """
+    found = Rows(len(prompts))
+    report = Reporter(self._costs, progress)
+    scored = self._programs.scores_prompt
+
+    def collect(chunk: shapes_lib.Chunk, result: Any) -> None:
+      found.put(chunk.indices, jax.device_get(result))
+      lengths = [len(prompts[i]) for i in chunk.indices]
+      report.read(lengths, lengths if scored else [0] * len(lengths))
+
+    self._run_chunks(
+      [len(ids) for ids in prompts],
+      lambda chunk: self._programs.read(weights, *self._pad(chunk, prompts)),
+      collect,
+    )
+    return found.tree
+
+  def likelihood(
+    self,
+    weights: nnx.State,
+    targets: Sequence[Target],
+    progress: Progress = lambda work: None,
+  ) -> Likelihoods:
+    """How likely given continuations are.
+
+    Args:
+      weights: of a decoder built like the one given at first.
+      targets: contexts with their continuations.
+      progress: called with what was done since the last call.
+    """
+    found = Rows(len(targets))
+    report = Reporter(self._costs, progress)
+    tokens = [target.tokens for target in targets]
+
+    def dispatch(chunk: shapes_lib.Chunk) -> Any:
+      num_B = np.zeros(chunk.num_rows, np.int32)
+      num_B[: len(chunk.indices)] = [
+        targets[i].num_targets for i in chunk.indices
+      ]
+      num_B = mesh_lib.shard_batch(self._mesh, num_B)
+      padded = self._pad(chunk, tokens)
+      return self._programs.likelihood(weights, *padded, num_B)
+
+    def collect(chunk: shapes_lib.Chunk, result: Any) -> None:
+      found.put(chunk.indices, jax.device_get(result))
+      report.read(
+        [len(targets[i].tokens) for i in chunk.indices],
+        [targets[i].num_targets for i in chunk.indices],
+      )
+
+    self._run_chunks([len(ids) for ids in tokens], dispatch, collect)
+    if not targets:
+      return Likelihoods(np.zeros(0), np.zeros(0, bool))
+    nll = found.tree['nll'].astype(np.float64)
+    return Likelihoods(nll, found.tree['is_greedy'])
+
+  def generate(
+    self,
+    weights: nnx.State,
+    prompts: Tokens,
+    progress: Progress = lambda work: None,
+    stop: Stop | None = None,
+  ) -> Generations:
+    """Continues prompts greedily.
+
+    Args:
+      weights: of a decoder built like the one given at first.
+      prompts: ids of each.
+      progress: called with what was done since the last call.
+      stop: strings that end a continuation besides the end ids.
+    """
+    result = Collector(
+      [len(ids) for ids in prompts],
+      Reporter(self._costs, progress),
+      self._programs.scores_prompt,
+    )
+    in_order = np.argsort([len(ids) for ids in prompts], kind='stable')
+
+    def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
+      # Of every length, so that each worker has as many rows.
+      queue = self._queue(prompts, in_order[number :: self._num_workers])
+      slots = Slots(self._programs, weights, self._sizes, stop)
+      self._decode(weights, prompts, queue, slots, result, unless_stopped)
+
+    workers.run(work, self._num_workers)
+    return result.finish()
+
+  def _queue(
+    self, prompts: Tokens, indices: Sequence[int]
+  ) -> list[tuple[shapes_lib.Chunk, int]]:
+    """Chunks to prefill, the shortest first, with their cache lengths."""
+    shapes, sizes = self._shapes, self._sizes
+    queue = shapes_lib.chunks(
+      [len(ids) for ids in prompts],
+      indices,
+      shapes,
+      lambda length: sizes.to_prefill(length, shapes.cache_length(length)),
+    )
+    caches = [shapes.cache_length(chunk.length) for chunk in queue]
+    if queue and len(indices) <= sizes.num_slots(caches[-1]):
+      # No row waits for a slot: no need to move.
+      caches = [caches[-1]] * len(caches)
+    return list(zip(queue, caches, strict=True))
+
+  def _decode(
+    self,
+    weights: nnx.State,
+    prompts: Tokens,
+    queue: list[tuple[shapes_lib.Chunk, int]],
+    slots: Slots,
+    result: Collector,
+    unless_stopped: workers.UnlessStopped,
+  ) -> None:
+    """Prefills the chunks of a queue and continues them in slots."""
+    under_way = []
+    for number, (chunk, cache_length) in unless_stopped(enumerate(queue)):
+      slots.reserve(cache_length)
+      prefilled, found = self._programs.prefill(
+        weights, *self._pad(chunk, prompts)
+      )
+      slots.insert(chunk, prefilled)
+      under_way.append((chunk, found))
+
+      left_active = 0
+      if number + 1 < len(queue):
+        # All that is left must find a slot, and so must those that follow.
+        following, its_cache = queue[number + 1]
+        num_slots = self._sizes.num_slots(its_cache)
+        left_active = num_slots - len(following.indices)
+      if slots.num_active > left_active:
+        for ended in slots.decode_until(left_active):
+          result.add_ended(ended)
+        # Not before: the device would wait for the host.
+        while under_way:
+          result.add_prompts(*under_way.pop())
+
+  def _run_chunks(
+    self,
+    lengths: Sequence[int],
+    dispatch: Callable[[shapes_lib.Chunk], Any],
+    collect: Callable[[shapes_lib.Chunk, Any], None],
+  ) -> None:
+    """Passes over chunks of all rows that nothing is kept of."""
+    chunks = shapes_lib.chunks(
+      lengths, range(len(lengths)), self._shapes, self._sizes.to_read
+    )
+
+    def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
+      under_way = None
+      for chunk in unless_stopped(chunks[number :: self._num_workers]):
+        result = dispatch(chunk)
+        # The host waits for one while the device has another.
+        if under_way is not None:
+          collect(*under_way)
+        under_way = chunk, result
+      if under_way is not None:
+        collect(*under_way)
+
+    workers.run(work, self._num_workers)
+
+  def _pad(
+    self, chunk: shapes_lib.Chunk, tokens: Tokens
+  ) -> tuple[jax.Array, jax.Array]:
+    return mesh_lib.shard_batch(
+      self._mesh,
+      shapes_lib.pad_left(
+        [tokens[i] for i in chunk.indices], chunk.length, chunk.num_rows
+      ),
+    )

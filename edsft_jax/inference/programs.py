@@ -1,0 +1,252 @@
+"""What is compiled: pure functions from weights and tokens to rows.
+
+Hooks say what is computed for each row on the way. Everything that the host
+reads comes out replicated, since it cannot read what lies on other hosts.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax.inference.decoding import DecodeState, GreedyDecoding
+from edsft_jax.inference.workers import Compiled
+from edsft_jax.models import Decoder, Output
+
+# Floats of logits that exist at once while given tokens are scored.
+MOST_LOGITS = 2**22
+
+PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array], Any]
+RowHook = Callable[[Any, jax.Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+  """What is computed per row; pure and traceable.
+
+  Attributes:
+    prompt: (decoder, pass over the prompts, tokens [B, L], mask [B, L]) -> a
+      pytree of [B, ...] arrays.
+    step: see `GreedyDecoding.step_hook`.
+    row: (what `step` returned as [B, T] arrays, bool [B, T] of the steps that
+      a row has) -> a pytree of [B, ...] arrays.
+    scores_prompt: whether `prompt` makes logits of every token; counts in the
+      operations that a progress bar shows.
+  """
+
+  prompt: PromptHook | None = None
+  step: Callable[[jax.Array, jax.Array], Any] | None = None
+  row: RowHook | None = None
+  scores_prompt: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """The functions of one model; every method is pure."""
+
+  graph: nnx.GraphDef
+  mesh: jax.sharding.Mesh
+  decoding: GreedyDecoding
+  hooks: Hooks
+
+  def read(
+    self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
+  ) -> Any:
+    """What the prompt hook finds."""
+    decoder = nnx.merge(self.graph, weights)
+    output = decoder(tokens_BxL, mask_BxL, layer=self.decoding.layer)
+    return self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+
+  def prefill(
+    self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
+  ) -> tuple[DecodeState, Any]:
+    """The same, and rows to be continued."""
+    decoder = nnx.merge(self.graph, weights)
+    state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL)
+    found = self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+    return self._placed(state), found
+
+  def init_state(
+    self, weights: nnx.State, num_slots: int, prompt_length: int
+  ) -> DecodeState:
+    """Empty slots."""
+    decoder = nnx.merge(self.graph, weights)
+    return self._placed(
+      self.decoding.init_state(decoder, num_slots, prompt_length)
+    )
+
+  def insert(
+    self, state: DecodeState, prefilled: DecodeState, slot_P: jax.Array
+  ) -> DecodeState:
+    """See `GreedyDecoding.insert`."""
+    return self._placed(self.decoding.insert(state, prefilled, slot_P))
+
+  def resize(
+    self, state: DecodeState, slot_M: jax.Array, prompt_length: int
+  ) -> DecodeState:
+    """See `GreedyDecoding.resize`."""
+    return self._placed(self.decoding.resize(state, slot_M, prompt_length))
+
+  def decode_until(
+    self,
+    weights: nnx.State,
+    state: DecodeState,
+    stopped_B: jax.Array,
+    num_active: jax.Array,
+    max_steps: jax.Array,
+  ) -> tuple[DecodeState, dict[str, Any]]:
+    """Decodes until few rows are active; what is known of all rows then.
+
+    Args:
+      weights: of the model.
+      state: the rows.
+      stopped_B: rows that the host has ended.
+      num_active: rows to be left active.
+      max_steps: steps at most.
+    """
+    decoder = nnx.merge(self.graph, weights)
+    state = dataclasses.replace(state, active_B=state.active_B & ~stopped_B)
+    state, steps = self.decoding.decode_until(
+      decoder, state, num_active, max_steps
+    )
+    step_T = jnp.arange(self.decoding.max_new_tokens)
+    step_BxT = step_T < state.num_tokens_B[:, None]
+    hook = self.hooks.row
+    return self._placed(state), self._replicated(
+      {
+        'steps': steps,
+        'active': state.active_B,
+        'num_tokens': state.num_tokens_B,
+        'tokens': state.tokens_BxT,
+        'found': hook(state.observed, step_BxT) if hook else None,
+      }
+    )
+
+  def likelihood(
+    self,
+    weights: nnx.State,
+    tokens_BxL: jax.Array,
+    mask_BxL: jax.Array,
+    num_targets_B: jax.Array,
+  ) -> dict[str, jax.Array]:
+    """See `target_likelihood`."""
+    decoder = nnx.merge(self.graph, weights)
+    hidden_BxLxD = decoder(tokens_BxL, mask_BxL).hidden_BxLxD
+    return self._replicated(
+      target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_targets_B)
+    )
+
+  def _of_prompt(
+    self,
+    decoder: Decoder,
+    output: Output,
+    tokens_BxL: jax.Array,
+    mask_BxL: jax.Array,
+  ) -> Any:
+    if self.hooks.prompt is None:
+      return None
+    return self._replicated(
+      self.hooks.prompt(decoder, output, tokens_BxL, mask_BxL)
+    )
+
+  def _placed(self, state: DecodeState) -> DecodeState:
+    """Rows split over the mesh as batches are, heads as weights are."""
+
+    def place(x: jax.Array) -> jax.Array:
+      axes = ('batch', 'kv_heads', 'length', 'head_dim')[: x.ndim]
+      if x.ndim == 2:
+        axes = ('batch', 'length')
+      place = mesh_lib.sharding(self.mesh, axes, x.shape)
+      return jax.lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(place, state)
+
+  def _replicated(self, tree: Any) -> Any:
+    return jax.lax.with_sharding_constraint(
+      tree, jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+    )
+
+
+class CompiledPrograms:
+  """`Programs` jitted; buffers that are replaced are donated."""
+
+  def __init__(self, programs: Programs):
+    """Compiles nothing yet."""
+    self.max_new_tokens = programs.decoding.max_new_tokens
+    self.end_ids = frozenset(programs.decoding.end_ids)
+    self.scores_prompt = programs.hooks.scores_prompt
+    self.read = Compiled(jax.jit(programs.read))
+    self.prefill = Compiled(jax.jit(programs.prefill))
+    self.decode_until = Compiled(
+      jax.jit(programs.decode_until, donate_argnums=1)
+    )
+    self.likelihood = Compiled(jax.jit(programs.likelihood))
+    self.init_state = Compiled(
+      jax.jit(programs.init_state, static_argnums=(1, 2))
+    )
+    self.insert = Compiled(jax.jit(programs.insert, donate_argnums=0))
+    self.resize = Compiled(jax.jit(programs.resize, static_argnums=2))
+
+  @property
+  def num_programs(self) -> int:
+    """Programs compiled so far to read prompts and to decode."""
+    compiled = (self.read, self.prefill, self.decode_until, self.likelihood)
+    return sum(function.num_programs for function in compiled)
+
+
+def target_likelihood(
+  decoder: Decoder,
+  hidden_BxLxD: jax.Array,
+  tokens_BxL: jax.Array,
+  num_targets_B: jax.Array,
+) -> dict[str, jax.Array]:
+  """How likely the last tokens of each row are, given those before them.
+
+  Logits are made for a block of positions at a time, from the end of the rows
+  until every target is scored: [B, L, V] never exists.
+
+  Args:
+    decoder: the model.
+    hidden_BxLxD: its hidden states.
+    tokens_BxL: the rows, padded on the left.
+    num_targets_B: how many last tokens of each row are scored; the first token
+      of a row cannot be, since nothing predicts it.
+
+  Returns:
+    nll: float32 [B], the negative log-likelihood of a row's targets in nats.
+    is_greedy: bool [B], whether each target is the likeliest token.
+  """
+  batch, length = tokens_BxL.shape
+  floats = batch * decoder.config.vocab_size
+  size = min(max(MOST_LOGITS // floats, 1), length - 1)
+
+  def add_block(block: jax.Array, sums: tuple[jax.Array, jax.Array]):
+    nll_B, is_greedy_B = sums
+    # Position p predicts the token at p + 1.
+    end = length - 1 - block * size
+    start = jnp.maximum(end - size, 0)
+    slice_block = jax.lax.dynamic_slice_in_dim
+    hidden_BxPxD = slice_block(hidden_BxLxD, start, size, axis=1)
+    target_BxP = slice_block(tokens_BxL, start + 1, size, axis=1)
+    position_P = start + jnp.arange(size)
+    first_B = length - 1 - num_targets_B
+    counts_BxP = (position_P < end) & (position_P >= first_B[:, None])
+    logits_BxPxV = decoder.logits(hidden_BxPxD)
+    chosen_BxP = jnp.take_along_axis(
+      logits_BxPxV, target_BxP[..., None], axis=-1
+    )[..., 0]
+    nll_BxP = jax.nn.logsumexp(logits_BxPxV, axis=-1) - chosen_BxP
+    is_best_BxP = chosen_BxP >= jnp.max(logits_BxPxV, axis=-1)
+    return (
+      nll_B + jnp.sum(jnp.where(counts_BxP, nll_BxP, 0.0), axis=1),
+      is_greedy_B & jnp.all(is_best_BxP | ~counts_BxP, axis=1),
+    )
+
+  num_blocks = -(-jnp.max(num_targets_B) // size)
+  nothing = jnp.zeros(batch, jnp.float32), jnp.ones(batch, bool)
+  nll_B, is_greedy_B = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
+  return {'nll': nll_B, 'is_greedy': is_greedy_B}

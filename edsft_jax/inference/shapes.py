@@ -1,0 +1,202 @@
+"""The few shapes that a set of prompts runs in.
+
+Each padded length is a program to be compiled, and all padding is computed for
+nothing. So the lengths follow the prompts: few, and placed where these are.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeOptions:
+  """What the choice of shapes trades off.
+
+  Attributes:
+    step: padded lengths are multiples of it.
+    most_lengths: programs at most to read prompts, one per padded length
+      (another where only some are continued).
+    most_cache_lengths: programs at most to decode, one per cache length.
+    compile_tokens: compiling a program takes about as long as running it on
+      this many tokens.
+  """
+
+  step: int = 16
+  most_lengths: int = 8
+  most_cache_lengths: int = 4
+  compile_tokens: int = 2**13
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+  """Padded lengths, and the cache lengths in which rows are decoded.
+
+  Attributes:
+    lengths: padded numbers of prompt tokens, ascending.
+    cache_lengths: cache entries for a prompt in a decode step, ascending; each
+      is one of `lengths`, the last the last.
+  """
+
+  lengths: tuple[int, ...]
+  cache_lengths: tuple[int, ...]
+
+  @classmethod
+  def of(
+    cls, lengths: Sequence[int], options: ShapeOptions | None = None
+  ) -> 'Shapes':
+    """Chooses shapes for prompts of these many tokens."""
+    options = options or ShapeOptions()
+    padded = -(-np.maximum(lengths, 1) // options.step) * options.step
+    sizes, counts = np.unique(padded, return_counts=True)
+    cost = options.compile_tokens
+    chosen = _choose(sizes, counts, options.most_lengths, cost)
+    counts = np.bincount(
+      np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)
+    )
+    caches = _choose(chosen, counts, options.most_cache_lengths, cost)
+    return cls(tuple(chosen.tolist()), tuple(caches.tolist()))
+
+  def length(self, num_tokens: int) -> int:
+    """The padded length of a prompt."""
+    return next(size for size in self.lengths if num_tokens <= size)
+
+  def cache_length(self, num_tokens: int) -> int:
+    """The bucket of cache lengths that a prompt is decoded in."""
+    return next(size for size in self.cache_lengths if num_tokens <= size)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSizes:
+  """How many rows run at once.
+
+  Attributes:
+    batch_tokens: tokens of all rows together, padding included.
+    num_new: tokens of a row beside those of its prompt.
+    multiple: what a number of rows must be divisible by.
+    most: rows that there are.
+    prefill_share: of a batch's tokens, one in so many is read in one go when
+      rows are decoded too: few, so that few slots wait for others to be free.
+      More at once is not faster on a CPU, whose caches it leaves.
+    read_share: the same when none is decoded.
+  """
+
+  batch_tokens: int
+  num_new: int
+  multiple: int
+  most: int
+  prefill_share: int = 32
+  read_share: int = 16
+
+  def num_slots(self, cache_length: int) -> int:
+    """Slots of the batch in which rows are decoded."""
+    return self._fit(self.batch_tokens // (cache_length + self.num_new))
+
+  def to_prefill(self, length: int, cache_length: int) -> int:
+    """Rows read in one go, to be decoded with this cache length then."""
+    rows = self.batch_tokens // self.prefill_share // length
+    return min(self._fit(rows), self.num_slots(cache_length))
+
+  def to_read(self, length: int) -> int:
+    """Rows read in one go when none is decoded."""
+    return self._fit(self.batch_tokens // self.read_share // length)
+
+  def _fit(self, rows: int) -> int:
+    most = -(-self.most // self.multiple)
+    return min(max(rows // self.multiple, 1), most) * self.multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Prompts that are read together, and the shape that they are padded to."""
+
+  indices: list[int]
+  length: int
+  num_rows: int
+
+
+def chunks(
+  lengths: Sequence[int],
+  indices: Sequence[int],
+  shapes: Shapes,
+  num_rows: Callable[[int], int],
+) -> list[Chunk]:
+  """Puts prompts of similar length together, the shortest first.
+
+  Args:
+    lengths: tokens of every prompt.
+    indices: the prompts wanted.
+    shapes: from which the padded lengths are taken.
+    num_rows: rows of a chunk by its padded length.
+
+  Returns:
+    Full chunks, except for the first.
+  """
+  order = sorted(indices, key=lambda i: -lengths[i])
+  result = []
+  while order:
+    length = shapes.length(lengths[order[0]])
+    rows = num_rows(length)
+    result.append(Chunk(order[:rows], length, rows))
+    order = order[rows:]
+  return result[::-1]
+
+
+def pad_left(
+  rows: Sequence[Sequence[int]], length: int, num_rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of ids -> tokens [num_rows, length] int32 and mask, padded left.
+
+  Padding and the rows beyond the given ones hold id 0 and a false mask.
+
+  Raises:
+    ValueError: a row is longer than `length`, or there are too many rows.
+  """
+  num_rows = len(rows) if num_rows is None else num_rows
+  if len(rows) > num_rows:
+    raise ValueError(f'{len(rows)} rows do not fit {num_rows}')
+  tokens = np.zeros((num_rows, length), np.int32)
+  mask = np.zeros((num_rows, length), bool)
+  for number, row in enumerate(rows):
+    if len(row) > length:
+      raise ValueError(f'a row of {len(row)} tokens exceeds {length}')
+    if len(row):
+      tokens[number, -len(row) :] = row
+      mask[number, -len(row) :] = True
+  return tokens, mask
+
+
+def _choose(
+  sizes: np.ndarray, counts: np.ndarray, most: int, compile_tokens: int
+) -> np.ndarray:
+  """Chooses some of the sizes, so that rounding up to them wastes little.
+
+  Args:
+    sizes: ascending.
+    counts: rows of each.
+    most: sizes to choose at most; fewer when more are not worth compiling.
+    compile_tokens: what each size costs, in tokens.
+
+  Returns:
+    The chosen sizes, ascending, the largest among them.
+  """
+  num = len(sizes)
+  below = np.concatenate([[0], np.cumsum(counts)])
+  # best[k, j]: tokens of the rows of the first j sizes, rounded up to k sizes
+  # of which the last is the j-th.
+  best = np.full((min(most, num) + 1, num + 1), np.inf)
+  before = np.zeros(best.shape, int)
+  best[0, 0] = 0
+  for k in range(1, len(best)):
+    for j in range(k, num + 1):
+      tokens = best[k - 1, :j] + (below[j] - below[:j]) * sizes[j - 1]
+      before[k, j] = np.argmin(tokens)
+      best[k, j] = tokens[before[k, j]]
+  programs = np.arange(len(best))
+  k, j = int(np.argmin(best[:, num] + programs * compile_tokens)), num
+  chosen = []
+  while k:
+    chosen.append(sizes[j - 1])
+    j, k = before[k, j], k - 1
+  return np.array(chosen[::-1])

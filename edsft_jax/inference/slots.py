@@ -1,0 +1,176 @@
+"""The batch of one worker: which prompt is in which slot, and who has ended."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+
+from edsft_jax.inference.decoding import DecodeState
+from edsft_jax.inference.programs import CompiledPrograms
+from edsft_jax.inference.shapes import BatchSizes, Chunk
+
+_EMPTY = -1
+# Decode steps between looks of the host for stop strings.
+_STEPS_BETWEEN_LOOKS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+  """Text that ends a continuation.
+
+  Attributes:
+    strings: the first of them that turns up ends it.
+    decode: ids -> text.
+  """
+
+  strings: tuple[str, ...]
+  decode: Callable[[Sequence[int]], str]
+
+  def cut(self, text: str) -> str:
+    """The text before the first stop string."""
+    found = [at for s in self.strings if (at := text.find(s)) >= 0]
+    return text[: min(found)] if found else text
+
+  def ends(self, ids: Sequence[int]) -> bool:
+    """Whether a stop string is in the text of these ids."""
+    text = self.decode(ids)
+    return any(string in text for string in self.strings)
+
+  def num_tokens(self, ids: Sequence[int]) -> int:
+    """How many ids it takes until a stop string is complete."""
+    low, high = 0, len(ids)
+    # Text only grows, so the shortest prefix can be found by halves.
+    while high - low > 1:
+      middle = (low + high) // 2
+      low, high = (low, middle) if self.ends(ids[:middle]) else (middle, high)
+    return high
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+  """Rows that have ended, taken out of their slots.
+
+  Attributes:
+    indices: of the prompts.
+    tokens: the new tokens of each, with the one that ended it.
+    stopped: whether an end id or a stop string ended it, not its length.
+    found: what the row hook returned, [rows, ...].
+    steps: decode steps since the last look.
+    num_slots: of the batch.
+    cache_length: entries per slot.
+  """
+
+  indices: list[int]
+  tokens: list[np.ndarray]
+  stopped: list[bool]
+  found: Any
+  steps: int
+  num_slots: int
+  cache_length: int
+
+
+class Slots:
+  """A DecodeState on the device and, on the host, whose rows it holds."""
+
+  def __init__(
+    self,
+    programs: CompiledPrograms,
+    weights: nnx.State,
+    sizes: BatchSizes,
+    stop: Stop | None = None,
+  ):
+    """Takes no memory yet."""
+    self._programs = programs
+    self._weights = weights
+    self._sizes = sizes
+    self._stop = stop
+    self._state: DecodeState | None = None
+    self._cache_length = 0
+    self._occupant = np.zeros(0, int)
+    # Rows that the host has ended and the device has not been told of.
+    self._stopped = np.zeros(0, bool)
+
+  @property
+  def num_active(self) -> int:
+    """Rows that have not ended."""
+    return int(np.sum(self._occupant != _EMPTY))
+
+  def reserve(self, cache_length: int) -> None:
+    """Makes slots for prompts up to this length; rows move along."""
+    if cache_length == self._cache_length:
+      return
+    self._cache_length = cache_length
+    num_slots = self._sizes.num_slots(cache_length)
+    if self._state is None or not self.num_active:
+      self._state = None  # The new state needs its memory.
+      self._state = self._programs.init_state(
+        self._weights, num_slots, cache_length
+      )
+      self._occupant = np.full(num_slots, _EMPTY)
+      self._stopped = np.zeros(num_slots, bool)
+      return
+    source = np.full(num_slots, _EMPTY, np.int32)
+    occupied = np.flatnonzero(self._occupant != _EMPTY)
+    source[: len(occupied)] = occupied
+    self._occupant = np.where(source != _EMPTY, self._occupant[source], _EMPTY)
+    self._stopped = np.zeros(num_slots, bool)
+    self._state = self._programs.resize(self._state, source, cache_length)
+
+  def insert(self, chunk: Chunk, prefilled: DecodeState) -> None:
+    """Puts the rows of a chunk into free slots."""
+    free = np.flatnonzero(self._occupant == _EMPTY)[: len(chunk.indices)]
+    slot_P = np.full(chunk.num_rows, len(self._occupant), np.int32)
+    slot_P[: len(chunk.indices)] = free
+    self._state = self._programs.insert(self._state, prefilled, slot_P)
+    self._occupant[free] = chunk.indices
+    self._stopped[free] = False
+
+  def decode_until(self, num_active: int) -> list[Ended]:
+    """Decodes until no more than this many rows are active."""
+    result = []
+    while self.num_active > num_active:
+      self._state, now = self._programs.decode_until(
+        self._weights,
+        self._state,
+        self._stopped,
+        np.int32(num_active),
+        np.int32(_STEPS_BETWEEN_LOOKS if self._stop else 2**30),
+      )
+      now = jax.device_get(now)
+      self._find_stops(now)
+      result.append(self._take_out(now))
+    return result
+
+  def _find_stops(self, now: dict[str, Any]) -> None:
+    """Marks rows whose text holds a stop string."""
+    if self._stop is not None:
+      for slot in np.flatnonzero(self._occupant != _EMPTY):
+        ids = now['tokens'][slot, : now['num_tokens'][slot]].tolist()
+        self._stopped[slot] = self._stop.ends(ids)
+
+  def _take_out(self, now: dict[str, Any]) -> Ended:
+    occupied_B = self._occupant != _EMPTY
+    slots = np.flatnonzero(occupied_B & (~now['active'] | self._stopped))
+    indices = self._occupant[slots].tolist()
+    self._occupant[slots] = _EMPTY
+    tokens, stopped = [], []
+    for slot in slots:
+      ids = now['tokens'][slot, : now['num_tokens'][slot]]
+      if self._stop is not None and self._stopped[slot]:
+        ids = ids[: self._stop.num_tokens(ids.tolist())]
+      tokens.append(ids)
+      stopped.append(
+        bool(self._stopped[slot]) or int(ids[-1]) in self._programs.end_ids
+      )
+    return Ended(
+      indices=indices,
+      tokens=tokens,
+      stopped=stopped,
+      found=jax.tree.map(lambda x: x[slots], now['found']),
+      steps=int(now['steps']),
+      num_slots=len(self._occupant),
+      cache_length=self._cache_length + self._programs.max_new_tokens,
+    )

@@ -1,0 +1,83 @@
+"""Worker threads, each with a batch of its own.
+
+On a CPU, products of few rows and the attention of a decode step each keep one
+core busy; two batches keep two.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+import os
+import threading
+from typing import Any, TypeVar
+
+import jax
+
+T = TypeVar('T')
+
+
+def num_workers(mesh: jax.sharding.Mesh) -> int:
+  """Batches that run at the same time."""
+  device = mesh.devices.flat[0]
+  alone = mesh.size == 1 and device.platform == 'cpu'
+  return 2 if alone and (os.cpu_count() or 1) > 1 else 1
+
+
+class UnlessStopped:
+  """Iterates until `stop` is called."""
+
+  def __init__(self) -> None:
+    self._stopped = threading.Event()
+
+  def __call__(self, items: Iterable[T]) -> Iterator[T]:
+    """The items, as long as nobody stopped it."""
+    for item in items:
+      if self._stopped.is_set():
+        return
+      yield item
+
+  def stop(self) -> None:
+    """Ends every iteration at its next item."""
+    self._stopped.set()
+
+
+def run(work: Callable[[int, UnlessStopped], None], num_workers: int) -> None:
+  """Runs `work(number, unless_stopped)` once per worker thread.
+
+  An error or an interrupt ends all of them.
+  """
+  unless_stopped = UnlessStopped()
+  if num_workers == 1:
+    work(0, unless_stopped)
+    return
+  with futures.ThreadPoolExecutor(num_workers) as pool:
+    running = [pool.submit(work, i, unless_stopped) for i in range(num_workers)]
+    try:
+      for ended in futures.as_completed(running):
+        ended.result()
+    except BaseException:
+      unless_stopped.stop()
+      raise
+
+
+class Compiled:
+  """A jitted function that several threads do not compile at the same time."""
+
+  def __init__(self, function: Callable[..., Any]):
+    self._function = function
+    self._lock = threading.Lock()
+    self._known: set[tuple[Any, ...]] = set()
+
+  @property
+  def num_programs(self) -> int:
+    """How many were compiled, one per combination of arguments' shapes."""
+    return len(self._known)
+
+  def __call__(self, *args: Any) -> Any:
+    """Calls the function."""
+    shapes = tuple(getattr(x, 'shape', x) for x in jax.tree.leaves(args))
+    if shapes in self._known:
+      return self._function(*args)
+    with self._lock:
+      result = self._function(*args)
+      self._known.add(shapes)
+    return result

@@ -1,0 +1,58 @@
+"""Where each parameter of the decoder lies on a mesh."""
+
+from collections.abc import Iterator, Sequence
+
+from flax import nnx
+import jax
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax.models.decoder import Decoder
+
+# Module -> logical axes of its weight; mesh.RULES says where they lie.
+LOGICAL_AXES = {
+  'embed_tokens': ('vocab', 'embed'),
+  'q_proj': ('embed', 'heads'),
+  'k_proj': ('embed', 'kv_heads'),
+  'v_proj': ('embed', 'kv_heads'),
+  'o_proj': ('heads', 'embed'),
+  'gate_proj': ('embed', 'mlp'),
+  'up_proj': ('embed', 'mlp'),
+  'down_proj': ('mlp', 'embed'),
+  'input_layernorm': ('norm',),
+  'post_attention_layernorm': ('norm',),
+  'post_feedforward_layernorm': ('norm',),
+  'q_norm': ('norm',),
+  'k_norm': ('norm',),
+  'norm': ('norm',),
+  'lm_head': ('embed', 'vocab'),
+}
+
+
+def logical_axes(path: Sequence[str | int]) -> tuple[str, ...]:
+  """Logical axes of the parameter at a path of the decoder's state."""
+  module, kind = path[-2:]
+  axes = LOGICAL_AXES[module]
+  return {
+    'weight': axes,
+    'bias': axes[-1:],
+    'lora_a': (axes[0], 'rank'),
+    'lora_b': ('rank', axes[-1]),
+  }[kind]
+
+
+def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
+  """Moves every parameter, adapters too, to its place on the mesh."""
+  moved = [
+    (path, variable.replace(jax.device_put(variable[...], sharding)))
+    for path, variable, sharding in placed(decoder, mesh)
+  ]
+  nnx.update(decoder, nnx.from_flat_state(moved))
+
+
+def placed(
+  decoder: Decoder, mesh: jax.sharding.Mesh
+) -> Iterator[tuple[tuple[str | int, ...], nnx.Param, jax.sharding.Sharding]]:
+  """Path, parameter and place on the mesh of every parameter."""
+  for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
+    axes = logical_axes(path)
+    yield path, variable, mesh_lib.sharding(mesh, axes, variable.shape)

@@ -1,0 +1,94 @@
+"""The files of a workdir, by which the stages hand their work on.
+
+Every stage reads the files of earlier stages and writes its own through this
+package. A file is whole or absent, and the manifest remembers what each stage
+was made from: a second run skips what is done and refuses what changed.
+"""
+
+from edsft_jax.store.features import (
+  feature_files,
+  hash_features,
+  read_features,
+)
+from edsft_jax.store.files import (
+  read_json,
+  read_jsonl,
+  read_parquet,
+  refuse_damaged,
+  replacing,
+  write_json,
+  write_jsonl,
+  write_npy,
+  write_parquet,
+  write_rows,
+  write_text,
+)
+from edsft_jax.store.hashes import hash_file, hash_files, hash_json
+from edsft_jax.store.manifest import (
+  Manifest,
+  StageRecord,
+  changed,
+  plain,
+  refuse_change,
+  versions,
+)
+from edsft_jax.store.prompts import (
+  Message,
+  Prompt,
+  Prompts,
+  Scalar,
+  prompt_table,
+  read_prompts,
+  read_responses,
+  response_table,
+)
+from edsft_jax.store.remote import local
+from edsft_jax.store.workdir import (
+  Run,
+  Workdir,
+  claimed,
+  has_scheme,
+  open_workdir,
+  require,
+)
+
+__all__ = [
+  'Manifest',
+  'Message',
+  'Prompt',
+  'Prompts',
+  'Run',
+  'Scalar',
+  'StageRecord',
+  'Workdir',
+  'changed',
+  'claimed',
+  'feature_files',
+  'has_scheme',
+  'hash_features',
+  'hash_file',
+  'hash_files',
+  'hash_json',
+  'local',
+  'open_workdir',
+  'plain',
+  'prompt_table',
+  'read_features',
+  'read_json',
+  'read_jsonl',
+  'read_parquet',
+  'read_prompts',
+  'read_responses',
+  'refuse_change',
+  'refuse_damaged',
+  'replacing',
+  'require',
+  'response_table',
+  'versions',
+  'write_json',
+  'write_jsonl',
+  'write_npy',
+  'write_parquet',
+  'write_rows',
+  'write_text',
+]

@@ -1,0 +1,36 @@
+"""SHA-256 of files and values, by which a stage knows its inputs again."""
+
+from collections.abc import Sequence
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+
+def hash_file(path: pathlib.Path) -> str:
+  """SHA-256 of a file's bytes, in hex; read once while the file is the same."""
+  stat = path.stat()
+  return _hash_file(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _hash_file(path: pathlib.Path, *identity: int) -> str:
+  del identity  # Distinguishes what a path named at different times.
+  with path.open('rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def hash_files(paths: Sequence[pathlib.Path]) -> str:
+  """One SHA-256 over several files' names and bytes, order-independent."""
+  digest = hashlib.sha256()
+  for path in sorted(paths, key=lambda p: p.name):
+    digest.update(f'{path.name}\0{hash_file(path)}\n'.encode())
+  return digest.hexdigest()
+
+
+def hash_json(value: Any) -> str:
+  """SHA-256 of a value's canonical JSON."""
+  return hashlib.sha256(
+    json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+  ).hexdigest()

@@ -1,0 +1,181 @@
+"""Prompts and answers as the stages hand them on, and their tables."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from edsft_jax.store import files
+
+# A prompt is text, or a conversation that ends with the turn to answer.
+Message = dict[str, str]
+Prompt = str | list[Message]
+Scalar = str | int | float | bool
+
+T = TypeVar('T')
+
+# Rows of one arrow batch: text of one batch must stay below 2 GiB.
+_BATCH_ROWS = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Prompts in file order; what scores and selects gets them without answers.
+
+  Attributes:
+    ids: unique ids.
+    prompts: text, or a list of {'role', 'content'} turns.
+    tasks: a label for each prompt, or None when there are none.
+    responses: an answer for each prompt, '' where it is not known; None when
+      answers lie elsewhere, as a pool's do.
+  """
+
+  ids: list[str]
+  prompts: list[Prompt]
+  tasks: list[str] | None
+  responses: list[str] | None = None
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def where(self, chosen: Sequence[bool]) -> 'Prompts':
+    """Those for which `chosen` is true, in the same order."""
+
+    def pick(values: list[T]) -> list[T]:
+      return [v for v, keep in zip(values, chosen, strict=True) if keep]
+
+    return Prompts(
+      ids=pick(self.ids),
+      prompts=pick(self.prompts),
+      tasks=None if self.tasks is None else pick(self.tasks),
+      responses=None if self.responses is None else pick(self.responses),
+    )
+
+  def answered(self) -> 'Prompts':
+    """Those that have a response."""
+    return self.where([bool(text) for text in self.responses or []])
+
+
+def read_prompts(path: pathlib.Path) -> Prompts:
+  """Reads pool.parquet or heldout.parquet.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  table = files.read_parquet(path)
+  names = set(table.column_names)
+  if 'messages' in names:
+    prompts = [
+      turns if turns is not None else text
+      for turns, text in zip(
+        table['messages'].to_pylist(),
+        table['prompt'].to_pylist()
+        if 'prompt' in names
+        else [None] * len(table),
+        strict=True,
+      )
+    ]
+  else:
+    prompts = table['prompt'].to_pylist()
+  return Prompts(
+    ids=table['id'].to_pylist(),
+    prompts=prompts,
+    tasks=table['task'].to_pylist() if 'task' in names else None,
+    responses=table['response'].to_pylist() if 'response' in names else None,
+  )
+
+
+def read_responses(path: pathlib.Path) -> dict[str, str]:
+  """Reads a table of id and response; an absent file has none.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  if not path.exists():
+    return {}
+  table = files.read_parquet(path, columns=['id', 'response'])
+  return dict(
+    zip(table['id'].to_pylist(), table['response'].to_pylist(), strict=True)
+  )
+
+
+def prompt_table(
+  prompts: Prompts, others: Mapping[str, list[Scalar | None]] | None = None
+) -> pa.Table:
+  """id, prompt or messages, task and response if there are any, then others.
+
+  `read_prompts` reads what this makes.
+
+  Args:
+    prompts: what the table holds.
+    others: further columns, each as long as the prompts.
+  """
+  columns: dict[str, _Column] = {'id': (prompts.ids, pa.string())}
+  texts = [p if isinstance(p, str) else None for p in prompts.prompts]
+  turns = [p if isinstance(p, list) else None for p in prompts.prompts]
+  if any(text is not None for text in texts):
+    columns['prompt'] = (texts, pa.string())
+  if any(turn is not None for turn in turns):
+    columns['messages'] = (turns, _MESSAGES)
+  if prompts.tasks is not None:
+    columns['task'] = (prompts.tasks, pa.string())
+  columns |= _other_columns(others or {})
+  if prompts.responses is not None:
+    columns['response'] = (prompts.responses, pa.string())
+  return _table(columns)
+
+
+def response_table(responses: Mapping[str, str]) -> pa.Table:
+  """Answers by id, as `read_responses` reads them."""
+  return _table(
+    {
+      'id': (list(responses), pa.string()),
+      'response': (list(responses.values()), pa.string()),
+    }
+  )
+
+
+_Column = tuple[list[Any], pa.DataType]
+_MESSAGES = pa.list_(
+  pa.struct([('role', pa.string()), ('content', pa.string())])
+)
+
+
+def _other_columns(
+  others: Mapping[str, list[Scalar | None]],
+) -> dict[str, _Column]:
+  """Each with the narrowest type that holds its values; text if mixed."""
+  columns: dict[str, _Column] = {}
+  for name, values in others.items():
+    types = {type(value) for value in values if value is not None}
+    if types == {bool}:
+      columns[name] = (values, pa.bool_())
+    elif types == {int} and all(abs(v or 0) < 2**63 for v in values):
+      columns[name] = (values, pa.int64())
+    elif types == {float}:
+      columns[name] = (values, pa.float64())
+    else:
+      texts = [None if value is None else str(value) for value in values]
+      columns[name] = (texts, pa.string())
+  return columns
+
+
+def _table(columns: dict[str, _Column]) -> pa.Table:
+  schema = pa.schema([(name, type_) for name, (_, type_) in columns.items()])
+  lists = [values for values, _ in columns.values()]
+  num_rows = len(lists[0])
+  return pa.Table.from_batches(
+    [
+      pa.record_batch(
+        [
+          pa.array(values[start : start + _BATCH_ROWS], field.type)
+          for values, field in zip(lists, schema, strict=True)
+        ],
+        schema=schema,
+      )
+      for start in range(0, num_rows, _BATCH_ROWS)
+    ],
+    schema=schema,
+  )

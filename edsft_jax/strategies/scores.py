@@ -1,0 +1,91 @@
+"""Columns of scores.parquet as strategies need them: with no value missing."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edsft_jax import console, errors, store
+
+# The column that says which prompts a task's confidence is taken from.
+_SAMPLE = 'confidence_sample'
+
+
+def read_scores(
+  workdir: store.Workdir, ids: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Reads scores.parquet into arrays [N], null as NaN.
+
+  Args:
+    workdir: where it lies.
+    ids: of the pool, in order.
+
+  Raises:
+    InputError: it is damaged or of another pool.
+  """
+  table = store.read_parquet(workdir.scores)
+  if table['id'].to_pylist() != list(ids):
+    raise errors.InputError(
+      f'{workdir.scores} and {workdir.pool} list other prompts: score this '
+      'pool again in a new --workdir'
+    )
+  return {
+    column: table[column].to_numpy()
+    for column in table.column_names
+    if column not in ('id', 'generation')
+  }
+
+
+def complete(
+  scores: Mapping[str, np.ndarray], ids: Sequence[str], column: str
+) -> np.ndarray:
+  """A score that every prompt has, [N].
+
+  Raises:
+    InputError: the column or some of its values are absent.
+  """
+  of_prompt = column.startswith('prompt_')
+  option = 'prompt_scores' if of_prompt else 'generate'
+  remedy = f'score with scoring.{option}=True in a new --workdir'
+  if column not in scores:
+    raise errors.InputError(f'scores.parquet has no {column}: {remedy}')
+  values = scores[column]
+  if absent := np.flatnonzero(np.isnan(values)).tolist():
+    if of_prompt:
+      remedy = 'prompts of one token have none, leave the strategy out'
+    raise errors.InputError(
+      f'scores.parquet has no {column} for '
+      f'{console.count(len(absent), "prompt")}, first for '
+      f'{ids[absent[0]]!r}: {remedy}'
+    )
+  return values
+
+
+def confidence(
+  scores: Mapping[str, np.ndarray],
+  ids: Sequence[str],
+  tasks: Sequence[str],
+  column: str,
+) -> np.ndarray:
+  """Each prompt's confidence [N]: its task's, where only a sample has one.
+
+  Raises:
+    InputError: a task has none.
+  """
+  if column == 'sequence_probability' and 'log_probability' in scores:
+    # Long continuations underflow float32, and sometimes float64.
+    probability = np.exp(scores['log_probability'].astype(np.float64))
+    tiny = np.finfo(np.float64).tiny
+    scores = {**scores, column: np.maximum(probability, tiny)}
+  if _SAMPLE not in scores or column not in scores:
+    return complete(scores, ids, column)
+  values = scores[column].astype(np.float64)
+  samples: dict[str, list[float]] = {task: [] for task in tasks}
+  for i in np.flatnonzero(scores[_SAMPLE] & np.isfinite(values)):
+    samples[tasks[i]].append(values[i])
+  if empty := [task for task, sample in samples.items() if not sample]:
+    raise errors.InputError(
+      f'scores.parquet has no {column} for any prompt of task {empty[0]!r}: '
+      'score with scoring.generate=True in a new --workdir'
+    )
+  means = {task: np.mean(sample) for task, sample in samples.items()}
+  return np.array([means[task] for task in tasks])

@@ -1,0 +1,446 @@
+"""The select stage: each strategy by name, pool and scores -> selections/."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import operator
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from edsft_jax import console, errors, selection, store, study
+from edsft_jax import mesh as mesh_lib
+from edsft_jax.strategies import derived, registry
+from edsft_jax.strategies import scores as scores_lib
+from edsft_jax.strategies.choosers import View
+
+_CHOICES = {
+  'selection.kernel.similarity': ('rbf', 'cosine'),
+  'selection.kernel.transform': ('shift', 'clip'),
+  'selection.k_center_first': ('zero', 'random', 'medoid'),
+  'selection.task_confidence': (
+    'mean_confidence',
+    'first_token_confidence',
+    'min_confidence',
+    'sequence_probability',
+  ),
+}
+
+
+def check(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  planned: frozenset[str],
+) -> None:
+  """Refuses unknown strategies, impossible budgets and bad kernels.
+
+  Raises:
+    InputError: naming the option or the file.
+  """
+  study.check(config)
+  _check_options(config)
+  mesh_lib.make_mesh(**config.mesh)
+  rows = registry.rows(config.selection.strategies)
+  if 'score' in planned:
+    _check_scoring(config, rows)
+  store.require(workdir.pool, 'pool', planned)
+  if any(row.needs_scoring for row in rows):
+    store.require(workdir.scores, 'score', planned)
+    if not store.feature_files(workdir):
+      store.require(workdir.features, 'score', planned)
+  if 'pool' not in planned:
+    _check_pool(config, workdir, rows, scored='score' not in planned)
+
+
+def _check_options(config: ml_collections.ConfigDict) -> None:
+  for option, choices in _CHOICES.items():
+    value = operator.attrgetter(option)(config)
+    if value not in choices:
+      raise errors.unknown(f'{option} {value!r}', value, choices)
+  kernel = config.selection.kernel
+  for name in ('width', 'gamma'):
+    if not 0.0 <= kernel[name] < np.inf:
+      raise errors.InputError(
+        f'selection.kernel.{name} is {kernel[name]}: a positive number, or '
+        '0.0 to leave it unset'
+      )
+  if kernel.width and kernel.gamma:
+    raise errors.InputError(
+      'selection.kernel.width and selection.kernel.gamma are both set: '
+      'set one of them back to 0.0'
+    )
+  if not 0.0 <= config.selection.memory_limit < np.inf:
+    raise errors.InputError(
+      f'selection.memory_limit is {config.selection.memory_limit}: GiB of at '
+      'least 0.0'
+    )
+  if config.selection.task_clusters < 0:
+    raise errors.InputError(
+      f'selection.task_clusters is {config.selection.task_clusters}: a number '
+      'of tasks, or 0 for as many as the pool suggests'
+    )
+
+
+def _check_scoring(
+  config: ml_collections.ConfigDict, rows: Sequence[registry.Strategy]
+) -> None:
+  """Refuses strategies that need scores which scoring will not make."""
+  c = config.scoring
+  for row in rows:
+    if row.column.startswith('prompt_') and not c.prompt_scores:
+      raise errors.InputError(
+        f'{row.name} needs scores of prompts, and scoring.prompt_scores is '
+        'False: set it to True, or leave the strategy out'
+      )
+  for row in rows:
+    of_continuation = 'scores' in row.reads and not row.column.startswith(
+      'prompt_'
+    )
+    sampled = not row.column and c.confidence_prompts_per_task
+    if of_continuation and not c.generate and not sampled:
+      raise errors.InputError(
+        f'{row.name} needs continuations, and scoring.generate is False: set '
+        'it to True, or leave the strategy out (prompt_ scores need none)'
+      )
+
+
+def _check_pool(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  rows: Sequence[registry.Strategy],
+  scored: bool,
+) -> None:
+  """Refuses what does not fit the pool, and scores that were not computed."""
+  pool = store.read_prompts(workdir.pool)
+  largest = max(config.study.budgets)
+  if largest > len(pool):
+    raise errors.InputError(
+      f'study.budgets has {largest}, which exceeds the pool: '
+      f'{len(pool)} prompts'
+    )
+  if _clusters_tasks(pool, rows):
+    if scored and not store.feature_files(workdir):
+      raise errors.InputError(
+        'task strategies need task labels and this pool has none: name the '
+        'column by pool.task_column, or run the score stage first, whose '
+        'features give tasks by k-means'
+      )
+    if config.selection.task_clusters > len(pool):
+      raise errors.InputError(
+        f'selection.task_clusters is {config.selection.task_clusters}, which '
+        f'exceeds the pool: {len(pool)} prompts'
+      )
+  if scored and any(row.needs_scoring for row in rows):
+    scores = scores_lib.read_scores(workdir, pool.ids)
+    for row in rows:
+      if row.column:
+        scores_lib.complete(scores, pool.ids, row.column)
+      elif 'scores' in row.reads and pool.tasks is not None:
+        scores_lib.confidence(
+          scores, pool.ids, pool.tasks, config.selection.task_confidence
+        )
+
+
+def _clusters_tasks(
+  pool: store.Prompts, rows: Sequence[registry.Strategy]
+) -> bool:
+  """Whether tasks are found by k-means: a strategy needs them, none are."""
+  return pool.tasks is None and any('tasks' in row.reads for row in rows)
+
+
+def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
+  """Orders the pool by every strategy, up to the largest budget.
+
+  Writes selections/NAME-seedS.jsonl and NAME.json next to it (what it was made
+  from, objective and bounds). A strategy that the seed does not change is
+  computed once and linked to each seed's file. A larger budget extends an
+  order, whose old picks stay the first ones.
+
+  Raises:
+    InputError: a strategy's file was made from other inputs.
+  """
+  check(config, workdir, frozenset())
+  rows = registry.rows(config.selection.strategies)
+  budget = max(config.study.budgets)
+  manifest = store.Manifest(workdir)
+  manifest.begin('select', {})
+  with manifest.timed('select'):
+    pool = store.read_prompts(workdir.pool)
+    inputs = _Inputs.of(workdir, pool, rows)
+    todo = {
+      row: record
+      for row in rows
+      if (record := _pending(config, workdir, row, budget, inputs))
+    }
+    if not todo:
+      console.say('select', 'done before')
+      return
+    view = _view(config, workdir, pool, budget, inputs, list(todo))
+    for row in console.bar(
+      'select', len(todo), 'strategies', iterable=list(todo)
+    ):
+      _select(config, workdir, row, todo[row], view)
+  manifest.finish('select', {'strategies': len(rows), 'budget': budget})
+  console.say(
+    'select',
+    f'{budget:,} of {console.count(len(view.pool), "prompt")} by '
+    f'{", ".join(row.name for row in todo)} -> {workdir.selections}',
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inputs:
+  """Hashes of what strategies read, and whether their tasks are clusters."""
+
+  hashes: Mapping[str, str]
+  clustered: bool
+
+  @classmethod
+  def of(
+    cls,
+    workdir: store.Workdir,
+    pool: store.Prompts,
+    rows: Sequence[registry.Strategy],
+  ) -> '_Inputs':
+    clustered = _clusters_tasks(pool, rows)
+    scored = any(row.needs_scoring for row in rows)
+    hashes = {'pool': store.hash_file(workdir.pool)}
+    if scored:
+      hashes['scores'] = store.hash_file(workdir.scores)
+    if scored or clustered:
+      hashes['features'] = store.hash_features(workdir)
+    return cls(hashes, clustered)
+
+  def fingerprint(
+    self, config: ml_collections.ConfigDict, row: registry.Strategy
+  ) -> dict[str, Any]:
+    """Only what this strategy reads."""
+    read = {'pool': self.hashes['pool']}
+    options = list(row.options)
+    for part in ('scores', 'features'):
+      if part in row.reads:
+        read[part] = self.hashes[part]
+    if 'kernel' in row.reads:
+      similarity = config.selection.kernel.similarity
+      shape = ('transform',) if similarity == 'cosine' else ('width', 'gamma')
+      options += [f'selection.kernel.{n}' for n in ('similarity', *shape)]
+    if self.clustered and 'tasks' in row.reads:
+      read['features'] = self.hashes['features']
+      options.append('selection.task_clusters')
+    return {
+      **read,
+      **{option: operator.attrgetter(option)(config) for option in options},
+    }
+
+
+def _pending(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  row: registry.Strategy,
+  budget: int,
+  inputs: _Inputs,
+) -> dict[str, Any] | None:
+  """The record to complete, or None when all the files are there."""
+  fingerprint = inputs.fingerprint(config, row)
+  path = workdir.selection_record(row.name)
+  record = {'fingerprint': fingerprint, 'budget': 0}
+  if path.exists():
+    record = store.read_json(path)
+    store.refuse_change(
+      f'the selection {row.name} in this workdir',
+      record['fingerprint'],
+      fingerprint,
+      'set it back or use another --workdir',
+    )
+  # A budget may have grown while the command named other seeds.
+  lengths = [
+    len(study.selected_ids(workdir, row.name, seed))
+    if workdir.selection(row.name, seed).exists()
+    else 0
+    for seed in config.study.seeds
+  ]
+  return None if min(lengths) >= budget else record
+
+
+def _view(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  pool: store.Prompts,
+  budget: int,
+  inputs: _Inputs,
+  rows: Sequence[registry.Strategy],
+) -> View:
+  c = config.selection
+  clustered = _clusters_tasks(pool, rows)
+  reads = frozenset().union(*(row.reads for row in rows))
+  features = None
+  if clustered or 'features' in reads:
+    features = store.read_features(workdir)
+  similarity = None
+  if 'kernel' in reads:
+    similarity = _similarity(c.kernel) or selection.Rbf(
+      width=derived.kernel_width(
+        workdir, features, budget, inputs.hashes['features']
+      )
+    )
+  mesh = mesh_lib.model_mesh(**config.mesh)
+  if mesh.is_multi_process:
+    mesh = mesh_lib.make_mesh(devices=jax.local_devices())
+  return View(
+    pool=pool,
+    tasks=derived.tasks(features, c.task_clusters) if clustered else pool.tasks,
+    scores=scores_lib.read_scores(workdir, pool.ids)
+    if workdir.scores.exists()
+    else {},
+    features=features,
+    similarity=similarity,
+    task_confidence=c.task_confidence,
+    k_center_first=c.k_center_first,
+    memory_limit=int(c.memory_limit * 2**30) or None,
+    mesh=mesh,
+  )
+
+
+def _similarity(
+  kernel: ml_collections.ConfigDict,
+) -> selection.Similarity | None:
+  """The kernel that the config names, or None where its width is open."""
+  if kernel.similarity == 'cosine':
+    return selection.Cosine(transform=kernel.transform)
+  if kernel.gamma:
+    return selection.Rbf(gamma=kernel.gamma)
+  return selection.Rbf(width=kernel.width) if kernel.width else None
+
+
+def _select(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  row: registry.Strategy,
+  record: dict[str, Any],
+  view: View,
+) -> None:
+  """Writes one strategy's files; the record last, as the mark of done."""
+  start = time.monotonic()
+  budgets = config.study.budgets
+  budget = max(*budgets, record['budget'])
+
+  first, *others = config.study.seeds
+  chosen = _choose(workdir, row, view, budget, first)
+  for seed in others:
+    if row.is_seeded(config):
+      chosen = _choose(workdir, row, view, budget, seed)
+    else:
+      source = workdir.selection(row.name, first)
+      _link(source, workdir.selection(row.name, seed))
+  of_tasks = 'tasks' in row.reads
+  store.write_json(
+    workdir.selection_record(row.name),
+    {
+      'fingerprint': record['fingerprint'],
+      'budget': budget,
+      'similarity': str(view.similarity) if 'kernel' in row.reads else None,
+      'task_clusters': len(set(view.tasks or ()))
+      if of_tasks and view.pool.tasks is None
+      else None,
+      'bounds': _bounds(chosen, sorted({*budgets, budget})),
+      'seconds': round(time.monotonic() - start, 3),
+    },
+  )
+  if of_tasks:
+    _say_tasks_left_out(row.name, view.tasks, chosen)
+
+
+def _choose(
+  workdir: store.Workdir,
+  row: registry.Strategy,
+  view: View,
+  budget: int,
+  seed: int,
+) -> selection.Selection:
+  """Chooses for one seed and writes its picks."""
+  try:
+    chosen = row.load()(view, budget, seed)
+  except selection.SelectionError as e:
+    raise errors.InputError(f'strategy {row.name}: {e}') from e
+  path = workdir.selection(row.name, seed)
+  picks = _picks(view, row, chosen)
+  _refuse_other_picks(path, picks)
+  store.write_jsonl(path, picks)
+  return chosen
+
+
+def _say_tasks_left_out(
+  name: str, tasks: Sequence[str], chosen: selection.Selection
+) -> None:
+  picked = {tasks[i] for i in chosen.indices}
+  if left := sorted(set(tasks) - picked):
+    console.say(
+      'select',
+      f'{name}: {len(left)} tasks get no prompt at budget '
+      f'{len(chosen.indices)}: '
+      f'{", ".join(left[:10])}{" ..." if len(left) > 10 else ""}',
+    )
+
+
+def _bounds(
+  chosen: selection.Selection, budgets: list[int]
+) -> list[dict[str, Any]]:
+  """What the first picks reach, and what no set of so many can exceed."""
+  if chosen.upper_bound is None:
+    return []
+  return [
+    {
+      'budget': m,
+      'objective': float(chosen.gains[:m].sum()),
+      'upper_bound': chosen.upper_bound_at(m),
+    }
+    for m in budgets
+  ]
+
+
+def _number(x: float) -> float | None:
+  """JSON has no NaN."""
+  return float(x) if np.isfinite(x) else None
+
+
+def _picks(
+  view: View, row: registry.Strategy, chosen: selection.Selection
+) -> list[dict[str, Any]]:
+  scores = view.scores[row.column] if row.column else None
+  tasks = view.tasks if 'tasks' in row.reads else view.pool.tasks
+  return [
+    {
+      'rank': rank,
+      'id': view.pool.ids[i],
+      'gain': _number(chosen.gains[rank]),
+      'score': None if scores is None else _number(scores[i]),
+      'task': tasks[i] if tasks else None,
+    }
+    for rank, i in enumerate(chosen.indices)
+  ]
+
+
+def _refuse_other_picks(
+  path: pathlib.Path, picks: list[dict[str, Any]]
+) -> None:
+  """An order may be extended, never rewritten: its answers may be bought."""
+  if path.exists():
+    old = [pick['id'] for pick in store.read_jsonl(path)]
+    if old != [pick['id'] for pick in picks[: len(old)]]:
+      raise errors.InputError(
+        f'{path} holds other picks than its inputs give now: keep it and use '
+        'another --workdir, or remove it'
+      )
+
+
+def _link(source: pathlib.Path, path: pathlib.Path) -> None:
+  """The same file under a second name, where the file system can."""
+  with store.replacing(path) as partial:
+    try:
+      os.link(source, partial)
+    except OSError:
+      partial.write_bytes(source.read_bytes())
