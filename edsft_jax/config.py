@@ -68,14 +68,14 @@ def get_config() -> ml_collections.ConfigDict:
   # Take a task's confidence from this many of its prompts, drawn at random;
   # 0: from all.
   c.scoring.confidence_prompts_per_task = 0
-  # Tokens of greedy continuation a prompt; the end token counts as one.
+  # Tokens of greedy continuation per prompt; the end token counts as one.
   c.scoring.max_new_tokens = 64
   # Token ids that end a continuation beside the model's own.
   c.scoring.stop_token_ids = ()
   # Prompt and new tokens of the rows that run at once, padding included; less
   # takes less memory.
   c.scoring.batch_tokens = 16384
-  # Prompts a shard; a run cut short goes on after its last whole shard, and
+  # Prompts per shard; a run cut short goes on after its last whole shard, and
   # several processes share the pool by whole shards.
   c.scoring.shard_prompts = 1024
   # Divide least_confidence by the number of generated tokens.
@@ -149,7 +149,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
   # Passes over a cell's examples: the same at every budget.
   c.finetuning.epochs = 3
-  # Examples an optimizer step.
+  # Examples per optimizer step.
   c.finetuning.batch_size = 16
   # Tokens an example may have, the prompt shortened first; 0: the context.
   c.finetuning.max_length = 0
@@ -166,7 +166,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetuning.log_steps = 10
 
   c.evaluation = ml_collections.ConfigDict()
-  # Tokens of greedy answer a held-out prompt.
+  # What every model is evaluated on: 'heldout', the held-out prompts.
+  c.evaluation.tasks = ('heldout',)
+  # Tokens of the greedy answer to a held-out prompt.
   c.evaluation.max_new_tokens = 64
   # Prompt and new tokens, padding included, in one batch.
   c.evaluation.batch_tokens = 16384

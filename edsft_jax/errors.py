@@ -25,8 +25,11 @@ def unknown(
     few: up to so many are listed, too.
   """
   known = list(known)
-  nearest = difflib.get_close_matches(str(name), known, 1, 0.0)
-  hint = f': did you mean {nearest[0]!r}?' if nearest else ''
+  hint = ''
+  if nearest := difflib.get_close_matches(str(name), known, 1, 0.0):
+    # As it would be written in its place: a value in quotes, an option bare.
+    is_option = nearest[0].startswith('--')
+    hint = f': did you mean {nearest[0] if is_option else repr(nearest[0])}?'
   listed = f' All: {", ".join(known)}' if len(known) <= few else ''
   return InputError(f'{what} is unknown{hint}{listed}')
 

@@ -53,14 +53,12 @@ def cli() -> None:
     print(f'edsft-jax {edsft_jax.__version__}')
     return
   argv = _last_of_each(sys.argv)
-  if any(word.lstrip('-').startswith('config=') for word in argv):
-    config_flags.DEFINE_config_file(
-      'config', help_string='The experiment, a file.', sys_argv=argv
-    )
-  else:
-    config_flags.DEFINE_config_dict(
-      'config', config_lib.get_config(), sys_argv=argv
-    )
+  if not any(word.lstrip('-').startswith('config=') for word in argv):
+    # Overrides are only understood behind a config.
+    argv.insert(1, f'--config={config_lib.__file__}')
+  config_flags.DEFINE_config_file(
+    'config', help_string='The experiment, a file.', sys_argv=argv
+  )
   flags.DEFINE_string('workdir', '', "The folder for this study's files.")
   flags.DEFINE_string(
     'coordinator', '', 'HOST:PORT where process 0 listens, or auto.'
@@ -161,8 +159,10 @@ def _load_config() -> ml_collections.ConfigDict:
     config.to_dict()
   except OSError as e:
     name = config_flags.get_config_filename(flags.FLAGS['config'])
+    # ml_collections raises an IOError of its own, without a cause.
+    problem = e.strerror or 'does not exist'
     raise errors.InputError(
-      f'--config={name} cannot be read ({e.strerror}): {_where_configs_are()}'
+      f'--config={name} {problem}: {_where_configs_are()}'
     ) from e
   return config
 

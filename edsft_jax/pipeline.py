@@ -242,7 +242,11 @@ def _run_stages(
   start = time.monotonic()
   for i, name in enumerate(stages):
     for j, later in enumerate(stages[i:], start=i):
-      COMMANDS[later].check(config, workdir, frozenset(stages[i:j]))
+      planned = frozenset(stages[i:j])
+      COMMANDS[later].check(config, workdir, planned)
+      if later == 'report' and 'evaluate' in planned:
+        # The report learns from eval.json what metrics there are: too late.
+        STAGES['evaluate'].load().check_metric(config)
     # A command that is refused must not rewrite what a study was made with.
     if not workdir.config.exists():
       store.write_json(workdir.config, config.to_dict())

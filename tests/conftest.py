@@ -8,6 +8,14 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
+# After the environment is set: it imports jax.
+from golden_models import (  # noqa: F401
+  forward,
+  golden,
+  goldens,
+  goldens_path,
+  one_device,
+)
 from places import REPOSITORY
 import pytest
 

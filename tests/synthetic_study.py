@@ -40,6 +40,13 @@ def config(**options) -> ml_collections.ConfigDict:
   return made
 
 
+METRICS = {
+  'loss': ('Loss', False, 'nats per token of the reference answer'),
+  'exact_match': ('Exact match', True, 'share of answers equal to it'),
+  'rouge_l': ('ROUGE-L', True, 'word overlap in order, from 0 to 1'),
+}
+
+
 def evaluation(
   strategy: str,
   budget: int,
@@ -48,24 +55,37 @@ def evaluation(
   tasks: bool = True,
   **metrics: float,
 ) -> dict:
-  """The contents of an eval.json."""
+  """The contents of an eval.json of the task heldout."""
   values = {
     'loss': 3 - 2 * rouge_l,
     'exact_match': rouge_l / 2,
     'rouge_l': rouge_l,
     **metrics,
   }
+
+  def means(factor: float, n: int) -> dict:
+    return {
+      name: {'value': value * factor, 'standard_error': 0.01, 'n': n}
+      for name, value in values.items()
+    }
+
   return {
     'strategy': strategy,
     'budget': budget,
     'seed': seed,
-    'num_prompts': 60,
-    'metrics': values,
-    'tasks': {
-      task: {
-        'num_prompts': max(TASKS[task] // 6, 1),
-        **{name: value * (0.6 + 0.15 * i) for name, value in values.items()},
+    'task': 'heldout',
+    'version': 1,
+    'metrics': {
+      name: {
+        **mean,
+        'label': METRICS[name][0],
+        'larger_is_better': METRICS[name][1],
+        'meaning': METRICS[name][2],
       }
+      for name, mean in means(1, 60).items()
+    },
+    'by_task': {
+      task: means(0.6 + 0.15 * i, max(TASKS[task] // 6, 1))
       for i, task in enumerate(TASKS)
     }
     if tasks
@@ -75,7 +95,8 @@ def evaluation(
 
 def write_evaluation(workdir: store.Workdir, contents: dict) -> None:
   cell = study.Cell(contents['strategy'], contents['budget'], contents['seed'])
-  store.write_json(workdir.runs / cell.name / 'eval.json', contents)
+  path = workdir.run(cell.name).evaluation(contents['task'])
+  store.write_json(path, contents)
 
 
 def write(

@@ -9,9 +9,9 @@ from places import REPOSITORY
 import pytest
 
 from configs import default
-from edsft_jax import config
+from edsft_jax.config import option_names
 
-OPTIONS = config.option_names(default.get_config())
+OPTIONS = option_names(default.get_config())
 CONFIGS = sorted(
   p for p in (REPOSITORY / 'configs').glob('*.py') if p.name != '__init__.py'
 )
@@ -62,7 +62,8 @@ def test_no_option_is_none(option):
 
 def test_every_option_is_explained_above_its_line():
   """A comment may serve a few options that stand right below one another."""
-  lines = pathlib.Path(default.__file__).read_text().splitlines()
+  source = REPOSITORY / 'edsft_jax' / 'config.py'
+  lines = source.read_text().splitlines()
   before = ''
   for line in (line.strip() for line in lines):
     if line.startswith('c.') and ' = ' in line and 'ConfigDict' not in line:
@@ -75,7 +76,7 @@ def test_every_option_is_explained_above_its_line():
 def test_config_is_locked_and_tells_its_command(path):
   config = _parse(path)
   assert config.is_locked
-  assert config.option_names(config) == OPTIONS
+  assert option_names(config) == OPTIONS
   assert f'--config=configs/{path.name}' in ast.get_docstring(
     ast.parse(path.read_text())
   )

@@ -73,13 +73,14 @@ def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
   ]
   assert len(cells) == 4 * 2 * 2 + 2 + 1
   for cell in cells:
-    evaluation = store.read_json(workdir.runs / cell.name / 'eval.json')
+    path = workdir.run(cell.name).evaluation('heldout')
+    evaluation = store.read_json(path)
     assert (
       evaluation['strategy'],
       evaluation['budget'],
       evaluation['seed'],
     ) == (cell.strategy, cell.budget, cell.seed)
-    assert evaluation['num_prompts'] == 12
+    assert evaluation['metrics']['loss']['n'] == 12
   assert {p.name for p in workdir.runs.iterdir()} == {c.name for c in cells}
   assert workdir.report.exists()
   manifest = store.read_json(workdir.manifest)

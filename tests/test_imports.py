@@ -1,12 +1,16 @@
 """The map's arrows hold: who may import whom, and what may never be loaded."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
 
 from places import REPOSITORY
 import pytest
+
+from edsft_jax import pipeline
+from edsft_jax.strategies import registry
 
 PACKAGE = REPOSITORY / 'edsft_jax'
 STAGES = (
@@ -18,19 +22,27 @@ STAGES = (
   'evaluation',
   'reporting',
 )
-SERVES_ALL = {'artifacts', 'console', 'errors', 'processes'}
+SERVES_ALL = {'console', 'errors', 'processes', 'store'}
+BELOW_STAGES = {'study', 'registry', 'inference', 'models', 'mesh', *SERVES_ALL}
+# Part of the house -> what it may import, besides itself.
 MAY_IMPORT = {
   'errors': set(),
   'processes': {'errors'},
   'console': {'processes'},
-  'artifacts': {'errors'},
+  'store': {'errors'},
   'mesh': {'errors'},
   'models': {'mesh', *SERVES_ALL},
-  'study': SERVES_ALL,
+  'inference': {'models', 'mesh', *SERVES_ALL},
+  # What strategies there are: the one part of a stage that others may read.
+  'registry': set(),
+  'study': {'registry', *SERVES_ALL},
   'selection': set(),
-  **{stage: {'study', 'models', 'mesh', *SERVES_ALL} for stage in STAGES},
+  **{stage: BELOW_STAGES for stage in STAGES},
   'preview': {'models', *SERVES_ALL},
-  'main': {*STAGES, 'preview', *SERVES_ALL},
+  'config': set(),
+  # Stages are named in its table, and imported when their turn comes.
+  'pipeline': {'config', 'study', *SERVES_ALL},
+  'main': {'config', 'pipeline', *SERVES_ALL},
 }
 for _stage in ('strategies', 'reporting'):
   MAY_IMPORT[_stage] = MAY_IMPORT[_stage] | {'selection'}
@@ -38,9 +50,16 @@ for _stage in ('strategies', 'reporting'):
 FILES = sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')
 
 
-def _part(path: pathlib.Path) -> str:
-  """Which part of the house a file belongs to."""
-  return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+def _part(module: str) -> str:
+  """Which part of the house a module, or a name in one, belongs to."""
+  if module.startswith('edsft_jax.strategies.registry'):
+    return 'registry'
+  return module.split('.')[1]
+
+
+def _module(path: pathlib.Path) -> str:
+  names = path.relative_to(REPOSITORY).with_suffix('').parts
+  return '.'.join(names).removesuffix('.__init__')
 
 
 def _imported(path: pathlib.Path) -> set[str]:
@@ -59,14 +78,30 @@ def _imported(path: pathlib.Path) -> set[str]:
   'path', FILES, ids=lambda p: str(p.relative_to(PACKAGE))
 )
 def test_imports_point_down(path):
-  part = _part(path)
+  part = _part(_module(path))
   assert part in MAY_IMPORT, f'{part} is not on the map'
   ours = {
-    name.split('.')[1]
-    for name in _imported(path)
-    if name.startswith('edsft_jax.')
+    _part(name) for name in _imported(path) if name.startswith('edsft_jax.')
   }
   assert ours - {part} <= MAY_IMPORT[part]
+
+
+def test_the_map_has_no_circle():
+  """Each part can be put above all that it may import."""
+  order = graphlib.TopologicalSorter(MAY_IMPORT).static_order()
+  assert set(order) == set(MAY_IMPORT)
+
+
+def test_every_stage_lies_in_its_package():
+  for stage in pipeline.COMMANDS.values():
+    if stage is not pipeline.PREVIEW:
+      assert stage.module.endswith('.stage')
+    assert {'check', 'run'} <= set(dir(stage.load()))
+
+
+def test_every_chooser_is_there():
+  for strategy in registry.STRATEGIES.values():
+    assert callable(strategy.load())
 
 
 @pytest.mark.parametrize(
@@ -77,34 +112,44 @@ def test_no_torch_and_no_tensorflow(path):
   assert not roots & {'torch', 'tensorflow'}
 
 
+def _loaded(code: str, *names: str) -> list[str]:
+  """Which of these modules a program has loaded at its end."""
+  code = f'{code}; import sys; print([m for m in {names} if m in sys.modules])'
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  return ast.literal_eval(result.stdout.splitlines()[-1])
+
+
 def test_selection_stands_apart():
   """Importing the library loads nothing else of ours, and no model code."""
-  code = (
-    'import sys; from edsft_jax import selection; '
-    "print([m for m in sys.modules if m.startswith('edsft_jax.') "
-    "and not m.startswith('edsft_jax.selection')] + "
-    "[m for m in ('flax', 'transformers', 'pyarrow') if m in sys.modules])"
-  )
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert result.stdout.strip() == '[]'
+  others = [f'edsft_jax.{part}' for part in MAY_IMPORT if part != 'selection']
+  code = 'from edsft_jax import selection'
+  assert _loaded(code, *others, 'flax', 'transformers', 'pyarrow') == []
 
 
-def test_the_command_loads_no_torch_and_no_tensorflow():
+HEAVY = ('jax', 'transformers', 'orbax', 'tensorboardX', 'torch', 'tensorflow')
+
+
+@pytest.mark.parametrize(
+  'code',
+  [
+    'import edsft_jax.main',
+    'from edsft_jax.strategies import registry',
+    'from edsft_jax import pipeline; pipeline.STAGES["pool"].load()',
+  ],
+)
+def test_what_answers_at_once_loads_nothing_heavy(code):
+  assert _loaded(code, *HEAVY) == []
+
+
+def test_no_stage_loads_torch_or_tensorflow():
   code = (
-    'import sys; import edsft_jax.main; '
-    "print([m for m in ('torch', 'tensorflow') if m in sys.modules])"
+    'from edsft_jax import pipeline; '
+    '[stage.load() for stage in pipeline.COMMANDS.values()]'
   )
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert result.stdout.strip() == '[]'
+  assert _loaded(code, *HEAVY) == ['jax', 'transformers', 'orbax']

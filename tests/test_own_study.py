@@ -110,7 +110,7 @@ def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
     pipeline.run(small(**options), store.Workdir(root))
   said = capsys.readouterr().out
   assert 'full pool' not in said.split('strategy')[-1]
-  assert (workdir.runs / 'min_margin-k6-seed0' / 'eval.json').exists()
+  assert workdir.run('min_margin-k6-seed0').evaluation('heldout').exists()
   assert workdir.report.exists()
 
 
@@ -142,7 +142,8 @@ def test_an_unusable_pool_leaves_nothing_behind(tmp_path):
   pool = tmp_path / 'pool.jsonl'
   pool.write_bytes(bytes(range(256)))
   with pytest.raises(errors.InputError, match=r'pool\.jsonl'):
-    pipeline.run(small(**{'pool.path': str(pool)}), store.Workdir(tmp_path / 'w'))
+    workdir = store.Workdir(tmp_path / 'w')
+    pipeline.run(small(**{'pool.path': str(pool)}), workdir)
   assert not (tmp_path / 'w').exists()
 
 
@@ -160,10 +161,9 @@ def test_a_task_strategy_finds_tasks_where_a_pool_has_none(tmp_path):
   config = small(**{'pool.path': str(pool), 'pool.limit': 0})
   config.selection.strategies = ('weighted_task_diversity',)
   config.selection.task_clusters = 3
-  pipeline.run(config, store.Workdir(tmp_path / 'w'), ('pool', 'score', 'select'))
-  picks = store.read_jsonl(
-    store.Workdir(tmp_path / 'w').selection('weighted_task_diversity', 0)
-  )
+  workdir = store.Workdir(tmp_path / 'w')
+  pipeline.run(config, workdir, ('pool', 'score', 'select'))
+  picks = store.read_jsonl(workdir.selection('weighted_task_diversity', 0))
   assert {pick['task'] for pick in picks} == {f'cluster {i}' for i in range(3)}
 
 
@@ -194,7 +194,6 @@ def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
     ids = study.selected_ids(workdir, strategy, 0)
     assert len(set(ids)) == 8, strategy
   for strategy in ('random', 'facility_location'):
-    evaluation = store.read_json(
-      workdir.runs / f'{strategy}-k8-seed0' / 'eval.json'
-    )
-    assert 0 < evaluation['metrics']['loss'] < 20
+    path = workdir.run(f'{strategy}-k8-seed0').evaluation('heldout')
+    evaluation = store.read_json(path)
+    assert 0 < evaluation['metrics']['loss']['value'] < 20

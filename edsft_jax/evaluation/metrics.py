@@ -1,12 +1,13 @@
-"""What an answer is worth against its reference, one number a prompt.
+"""What an answer is worth against its reference, and means over items."""
 
-A metric is a function (prediction, reference) -> float, larger is better; an
-entry in TEXT_METRICS puts it into eval.json, predictions.jsonl and the report.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import math
+from typing import Any
+
+import numpy as np
+
+from edsft_jax.evaluation.task import Metric
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -24,27 +25,46 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 
 @functools.cache
-def _rouge():
+def _rouge() -> Any:
+  # It imports nltk, which takes a second.
   from rouge_score import rouge_scorer
 
   return rouge_scorer.RougeScorer(['rougeL'], use_stemmer=False)
 
 
+# (prediction, reference) -> float, larger is better.
 TEXT_METRICS = {'exact_match': exact_match, 'rouge_l': rouge_l}
 
 
-def summarize(rows: Sequence[dict], num_tokens: Sequence[int]) -> dict:
-  """Means over prompts; the loss is a mean over reference tokens, in nats.
+def aggregate(
+  rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric]
+) -> dict[str, dict[str, Any]]:
+  """Means over items, each with its standard error.
 
   Args:
-    rows: predictions with the mean loss of their reference and TEXT_METRICS.
-    num_tokens: tokens of each reference, its end token among them.
+    rows: of items.jsonl, at least one.
+    metrics: the columns to average.
+
+  Returns:
+    {name: {value, standard_error, n}}; the standard error is None for one
+    item.
   """
-  nats = math.fsum(
-    row['loss'] * n for row, n in zip(rows, num_tokens, strict=True)
-  )
-  means = {
-    name: math.fsum(row[name] for row in rows) / len(rows)
-    for name in TEXT_METRICS
+  return {
+    name: _mean(
+      np.array([row[name] for row in rows], np.float64),
+      np.array([row[metric.weight] if metric.weight else 1 for row in rows]),
+    )
+    for name, metric in metrics.items()
   }
-  return {'loss': nats / max(sum(num_tokens), 1), **means}
+
+
+def _mean(value_N: np.ndarray, weight_N: np.ndarray) -> dict[str, Any]:
+  """A weighted mean; its standard error is that of a ratio of two sums."""
+  n = len(value_N)
+  total = max(float(weight_N.sum()), 1.0)
+  mean = math.fsum(value_N * weight_N) / total
+  error = None
+  if n > 1:
+    residual_N = weight_N * (value_N - mean)
+    error = math.sqrt(math.fsum(residual_N**2) * n / (n - 1)) / total
+  return {'value': mean, 'standard_error': error, 'n': n}

@@ -1,8 +1,7 @@
-"""The evaluate stage: runs/CELL/model and heldout/ -> runs/CELL/eval.json."""
+"""The evaluate stage: every model on every task -> runs/CELL/evaluations/."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import importlib.util
 import pathlib
 from typing import Any
 
@@ -13,8 +12,11 @@ import numpy as np
 
 from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.evaluation import evaluator as evaluator_lib
 from edsft_jax.evaluation import metrics
+from edsft_jax.evaluation import tasks as tasks_lib
+from edsft_jax.evaluation.runner import Runner
+from edsft_jax.evaluation.task import Response, Task
+from edsft_jax.inference.throughput import Rate
 from edsft_jax.models import lora
 
 
@@ -23,21 +25,15 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses bad options, an unusable model and a missing held-out set.
+  """Refuses bad options, an unusable model and tasks without their inputs.
 
   Raises:
     InputError: naming the option or the file.
   """
   c = config.evaluation
   study.check(config)
-  if importlib.util.find_spec('rouge_score') is None:
-    raise errors.InputError(
-      "evaluating needs rouge-score: pip install 'edsft-jax[evaluation]', or "
-      'all of requirements.txt'
-    )
-  path = models.resolve(config.model.path)
-  models.check(path)
-  context = models.read_config(path).context
+  _check_names(c.tasks)
+  context = models.check(models.resolve(config.model.path)).context
   if not 1 <= c.max_new_tokens < context:
     raise errors.InputError(
       f'evaluation.max_new_tokens is {c.max_new_tokens}: 1 to {context - 1}, '
@@ -47,79 +43,88 @@ def check(
     raise errors.InputError(
       f'evaluation.batch_tokens is {c.batch_tokens}: at least 1'
     )
-  if c.limit < 0:
-    raise errors.InputError(
-      f'evaluation.limit is {c.limit}: a number of prompts, or 0 for all'
-    )
   mesh_lib.make_mesh(**config.mesh)
-  _check_heldout(config, workdir, planned)
+  for name in c.tasks:
+    tasks_lib.TASKS[name].check(config, workdir, planned)
 
 
-def _check_heldout(
-  config: ml_collections.ConfigDict,
-  workdir: store.Workdir,
-  planned: frozenset[str],
-) -> None:
-  if workdir.heldout.exists():
-    return
-  wanted = bool(config.pool.heldout_path or config.pool.heldout_fraction)
-  if 'pool' in planned and wanted:
-    return
-  if store.Manifest(workdir).counts('pool').get('answers') == 0:
-    # The command ends at annotate, with a list of answers to buy.
-    if 'annotate' in planned:
-      return
+def _check_names(names: Sequence[str]) -> None:
+  if not names:
+    raise errors.InputError('evaluation.tasks is empty: name at least one')
+  for name in names:
+    if name not in tasks_lib.TASKS:
+      raise errors.unknown(
+        f'evaluation.tasks has {name!r}, which', name, tasks_lib.TASKS
+      )
+  if len(set(names)) != len(names):
     raise errors.InputError(
-      'there is nothing to evaluate on, since the pool came without responses: '
-      'set pool.heldout_path to a file of prompts with responses, or ask for '
-      'the stages pool score select annotate finetune alone'
+      f'evaluation.tasks names one twice: {", ".join(names)}'
     )
-  raise errors.InputError(
-    f'{workdir.heldout} is not there: set pool.heldout_path or '
-    'pool.heldout_fraction and run the pool stage'
-  )
+
+
+def check_metric(config: ml_collections.ConfigDict) -> None:
+  """Refuses a report.metric that none of the tasks will give.
+
+  Raises:
+    InputError: naming those that they give.
+  """
+  _check_names(config.evaluation.tasks)
+  known = tasks_lib.metrics(config.evaluation.tasks)
+  metric = config.report.metric
+  if metric not in known:
+    raise errors.unknown(f'report.metric {metric!r}', metric, known)
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Evaluates every finetuned cell and the base model, each once.
+  """Evaluates the base model and every finetuned cell, once on each task.
 
   Raises:
     InputError: a cell was evaluated with other inputs.
   """
   check(config, workdir, frozenset())
   path = models.resolve(config.model.path)
-  options = _options(config, workdir, models.hash_model(path))
+  options = _options(config, workdir, path)
   cells = _cells(config, workdir)
   manifest = store.Manifest(workdir)
-  if not any(workdir.runs.glob('*/eval.json')):
+  known = manifest.stages.get('evaluate')
+  if known and known.fingerprint:
+    # Of the time before tasks; now each eval.json has a fingerprint.
     manifest.forget('evaluate')
-  manifest.begin(
-    'evaluate',
-    options,
-    f'set it back, remove {workdir.runs}/*/eval.json to evaluate every cell '
-    'anew, or use another --workdir',
-  )
-  fingerprints = {
-    cell: _fingerprint(workdir.run(cell.name), options) for cell in cells
+  manifest.begin('evaluate', {})
+  todo = {
+    name: some
+    for name in config.evaluation.tasks
+    if (some := _pending(workdir, name, cells, options[name]))
   }
-  todo = [
-    cell for cell in cells if not _done(workdir, cell, fingerprints[cell])
-  ]
   if not todo:
     console.say('evaluate', f'{len(cells)} models, all done before')
     return
   with manifest.timed('evaluate'):
-    heldout = _heldout(workdir, config.evaluation.limit)
-    counts = _evaluate(config, workdir, path, heldout, todo, fingerprints)
-  counts = {'models': len(cells), **counts}
-  manifest.finish('evaluate', counts)
-  console.say(
-    'evaluate',
-    f'{console.count(counts["models"], "model")} on '
-    f'{console.count(counts["prompts"], "held-out prompt")}, '
-    f'{console.count(counts["prompts_truncated"], "prompt")} truncated, '
-    f'{console.count(counts["references_cut"], "reference")} cut -> '
-    f'{workdir.runs}',
+    counts = {
+      name: _evaluate(config, workdir, path, name, some)
+      for name, some in todo.items()
+    }
+  manifest.finish('evaluate', {'models': len(cells), **_flat(counts)})
+  for name, count in counts.items():
+    console.say(
+      'evaluate',
+      f'{console.count(len(todo[name]), "model")} on '
+      f'{console.count(count.pop("items"), "item")} of {name}'
+      f'{_listed(count)} -> {workdir.runs}',
+    )
+
+
+def _flat(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+  return {
+    f'{task}_{name}': number
+    for task, numbers in counts.items()
+    for name, number in numbers.items()
+  }
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+  return ''.join(
+    f', {number:,} {name.replace("_", " ")}' for name, number in counts.items()
   )
 
 
@@ -148,107 +153,97 @@ def _cells(
 def _options(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
-  model_hash: str,
-) -> dict[str, Any]:
-  """What changes a number in every eval.json, by name."""
+  path: pathlib.Path,
+) -> dict[str, dict[str, Any]]:
+  """By task, what changes a number in every eval.json, by name."""
+  model = models.fingerprint(path, config.model.dtype, config.prompt)
   return {
-    'heldout': store.hash_file(workdir.heldout),
-    'model.path (its files)': model_hash,
-    'model.dtype': config.model.dtype,
-    'prompt.template': config.prompt.template,
-    'prompt.separator': config.prompt.separator,
-    'prompt.truncate': config.prompt.truncate,
-    'evaluation.max_new_tokens': config.evaluation.max_new_tokens,
-    'evaluation.limit': config.evaluation.limit,
+    name: {
+      'version': tasks_lib.TASKS[name].version,
+      **model,
+      **tasks_lib.TASKS[name].fingerprint(config, workdir),
+    }
+    for name in config.evaluation.tasks
   }
 
 
-def _fingerprint(run: store.Run, options: Mapping[str, Any]) -> dict[str, Any]:
-  """The options and what the cell was finetuned from, if it was."""
-  cell = store.read_json(run.cell) if run.cell.exists() else None
-  return store.plain({**options, 'cell': store.hash_json(cell)})
+# Cells to evaluate, each with its fingerprint.
+_Todo = dict[study.Cell, dict[str, Any]]
 
 
-def _done(
-  workdir: store.Workdir, cell: study.Cell, fingerprint: Mapping[str, Any]
-) -> bool:
-  run = workdir.run(cell.name)
-  if not run.evaluation.exists():
-    return False
-  store.refuse_change(
-    f'evaluate cell {cell.name}',
-    store.read_json(run.evaluation)['fingerprint'],
-    fingerprint,
-    f'set it back, delete {run.evaluation} or use another --workdir',
-  )
-  return True
+def _pending(
+  workdir: store.Workdir,
+  task: str,
+  cells: Sequence[study.Cell],
+  options: Mapping[str, Any],
+) -> _Todo:
+  """The cells without an evaluation on this task.
 
-
-def _heldout(workdir: store.Workdir, limit: int) -> store.Prompts:
-  heldout = store.read_prompts(workdir.heldout)
-  part = slice(limit or None)
-  return store.Prompts(
-    ids=heldout.ids[part],
-    prompts=heldout.prompts[part],
-    tasks=heldout.tasks and heldout.tasks[part],
-    responses=heldout.responses[part],
-  )
+  Raises:
+    InputError: one was evaluated with other inputs.
+  """
+  todo = {}
+  for cell in cells:
+    run = workdir.run(cell.name)
+    made_from = store.read_json(run.cell) if run.cell.exists() else None
+    fingerprint = store.plain({**options, 'cell': store.hash_json(made_from)})
+    path = run.evaluation(task)
+    if path.exists():
+      store.refuse_change(
+        f'the evaluation of {cell.name} on {task}',
+        store.read_json(path)['fingerprint'],
+        fingerprint,
+        f'set it back, remove {path} (and those of other cells) to evaluate '
+        'again, or use another --workdir',
+      )
+    else:
+      todo[cell] = fingerprint
+  return todo
 
 
 def _evaluate(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   path: pathlib.Path,
-  heldout: store.Prompts,
-  todo: Sequence[study.Cell],
-  fingerprints: Mapping[study.Cell, Mapping[str, Any]],
+  name: str,
+  todo: _Todo,
 ) -> dict[str, int]:
-  """Evaluates the cells of `todo`, one after the other."""
-  c = config.evaluation
+  """Evaluates cells on a task, one after the other; what the task counted."""
   prompt_format = models.load_prompt_format(path, **config.prompt)
   mesh = mesh_lib.make_mesh(**config.mesh)
-  evaluators: dict[nnx.GraphDef, evaluator_lib.Evaluator] = {}
-  total = len(todo) * len(heldout)
-  with console.bar('evaluate', total, 'prompts') as bar:
-    for cell, decoder in _decoders(config, workdir, path, mesh, todo):
+  base = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
+  task = tasks_lib.TASKS[name](
+    config, workdir, prompt_format, base.config.context
+  )
+  runners: dict[nnx.GraphDef, Runner] = {}
+  total = len(todo) * sum(len(item.requests) for item in task.items)
+  with console.bar('evaluate', total, 'requests') as bar:
+    rate = Rate(bar, mesh)
+    for cell, decoder in _decoders(config, workdir, base, mesh, list(todo)):
       graph, weights = nnx.split(decoder)
-      if graph not in evaluators:
-        evaluators[graph] = evaluator_lib.Evaluator(
+      if graph not in runners:
+        runners[graph] = Runner(
+          task,
           decoder,
           prompt_format,
-          heldout,
           mesh,
-          max_new_tokens=c.max_new_tokens,
-          batch_tokens=c.batch_tokens,
+          config.evaluation.batch_tokens,
+          num_models=len(todo),
         )
-      evaluator = evaluators[graph]
-      result = evaluator(weights, progress=bar.update)
-      _write(
-        workdir.run(cell.name),
-        cell,
-        heldout,
-        result,
-        evaluator.num_tokens,
-        fingerprints[cell],
-      )
-  return {
-    'prompts': len(heldout),
-    'reference_tokens': sum(evaluator.num_tokens),
-    'prompts_truncated': evaluator.num_truncated,
-    'references_cut': evaluator.num_cut,
-  }
+      responses = runners[graph](weights, rate)
+      _write(workdir.run(cell.name), cell, task, responses, todo[cell])
+  return {'items': len(task.items), **task.counts}
 
 
 def _decoders(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
-  path: pathlib.Path,
+  base: models.Decoder,
   mesh: jax.sharding.Mesh,
   cells: Sequence[study.Cell],
 ) -> Iterator[tuple[study.Cell, models.Decoder]]:
   """Each cell's model; adapters share the weights of one base model."""
   c = config.finetuning
-  base = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
   for cell in cells:
     directory = workdir.run(cell.name).model
     if (directory / lora.ADAPTER_CONFIG).exists():
@@ -261,7 +256,7 @@ def _decoders(
     else:
       decoder = nnx.merge(*nnx.split(base))
       if c.method == 'lora':
-        # A fresh adapter changes nothing, but it is the same program then.
+        # A new adapter changes nothing, but it is the same program then.
         models.add_lora(
           decoder, c.lora_rank, c.lora_alpha, c.lora_targets, nnx.Rngs(0)
         )
@@ -271,52 +266,56 @@ def _decoders(
 def _write(
   run: store.Run,
   cell: study.Cell,
-  heldout: store.Prompts,
-  result: evaluator_lib.Result,
-  num_tokens: Sequence[int],
+  task: Task,
+  responses: Sequence[Sequence[Response]],
   fingerprint: Mapping[str, Any],
 ) -> None:
-  """Writes predictions.jsonl and then, as the done mark, eval.json."""
-  if not np.all(np.isfinite(result.nats)):
-    bad = heldout.ids[int(np.argmin(np.isfinite(result.nats)))]
-    raise errors.InputError(
-      f'evaluating {cell.name}: the loss of held-out prompt {bad!r} is not '
-      "finite: the model's numbers overflow; check model.dtype"
-    )
-  tasks = heldout.tasks or [None] * len(heldout)
+  """Writes items.jsonl and then, as the done mark, eval.json."""
   rows = [
     {
-      'id': heldout.ids[i],
-      'task': tasks[i],
-      'prediction': prediction,
-      'reference': heldout.responses[i],
-      'loss': float(result.nats[i]) / max(num_tokens[i], 1),
-      **{
-        name: metric(prediction, heldout.responses[i])
-        for name, metric in metrics.TEXT_METRICS.items()
-      },
+      'id': item.id,
+      'task': item.task,
+      'reference': item.reference,
+      **task.score(item, given),
     }
-    for i, prediction in enumerate(result.answers)
+    for item, given in zip(task.items, responses, strict=True)
   ]
-  by_task: dict[str, list[int]] = {}
-  for i, task in enumerate(heldout.tasks or ()):
-    by_task.setdefault(task, []).append(i)
-  store.write_jsonl(run.predictions, rows)
+  for row in rows:
+    for name in task.metrics:
+      if not np.isfinite(row[name]):
+        raise errors.InputError(
+          f'evaluating {cell.name} on {task.name}: the {name} of {row["id"]!r} '
+          "is not finite: the model's numbers overflow; check model.dtype"
+        )
+  by_task: dict[str, list[dict[str, Any]]] = {}
+  for row in rows:
+    if row['task'] is not None:
+      by_task.setdefault(row['task'], []).append(row)
+  means = metrics.aggregate(rows, task.metrics)
+  store.write_jsonl(run.items(task.name), rows)
   store.write_json(
-    run.evaluation,
+    run.evaluation(task.name),
     {
       **dataclasses.asdict(cell),
-      'num_prompts': len(rows),
-      'metrics': metrics.summarize(rows, num_tokens),
-      'tasks': {
-        task: {
-          'num_prompts': len(indices),
-          **metrics.summarize(
-            [rows[i] for i in indices], [num_tokens[i] for i in indices]
-          ),
+      'task': task.name,
+      'version': task.version,
+      **task.about,
+      'metrics': {
+        name: {
+          **means[name],
+          'label': metric.label,
+          'larger_is_better': metric.larger_is_better,
+          'meaning': metric.meaning,
         }
-        for task, indices in by_task.items()
+        for name, metric in task.metrics.items()
+      },
+      'by_task': {
+        group: metrics.aggregate(some, task.metrics)
+        for group, some in by_task.items()
       },
       'fingerprint': fingerprint,
     },
   )
+  # What these two files held before there were tasks.
+  for path in run.old_evaluation:
+    path.unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """Which examples an optimizer step sees, known from the seed alone."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from edsft_jax import models
-from edsft_jax.models import responses
+from edsft_jax.models.responses import Example
+
+# Padded lengths of batches: few, so that few programs are compiled.
+_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def num_steps(num_examples: int, epochs: int, batch_size: int) -> int:
@@ -31,14 +34,65 @@ def order(num_examples: int, epochs: int, seed: int) -> np.ndarray:
 _DATA = 1
 
 
-def make(
-  examples: Sequence[responses.Example], num_rows: int
-) -> tuple[responses.Batch, int]:
+class Batch(NamedTuple):
+  """Examples padded at the left to one length; padded rows have no tokens.
+
+  Attributes:
+    tokens: int32 [B, L].
+    num_tokens: int32 [B], without padding.
+    num_response: int32 [B].
+  """
+
+  tokens: np.ndarray
+  num_tokens: np.ndarray
+  num_response: np.ndarray
+
+
+def pad(examples: Sequence[Example], length: int, num_rows: int) -> Batch:
+  """Pads examples at the left to `length` and to `num_rows` rows."""
+  tokens_BxL = np.zeros((num_rows, length), np.int32)
+  num_tokens_B = np.zeros(num_rows, np.int32)
+  num_response_B = np.zeros(num_rows, np.int32)
+  for row, example in enumerate(examples):
+    num_tokens_B[row] = len(example.tokens)
+    num_response_B[row] = example.num_response
+    tokens_BxL[row, length - len(example.tokens) :] = example.tokens
+  return Batch(tokens_BxL, num_tokens_B, num_response_B)
+
+
+def num_targets(examples: Sequence[Example], length: int) -> int:
+  """How many last tokens of rows padded to `length` hold every response.
+
+  One of a few numbers, so that few programs are compiled. The first token of
+  a row is never a target: nothing before it could predict it.
+  """
+  longest = max(example.num_response for example in examples)
+  return min(bucket(longest), length - 1)
+
+
+def make(examples: Sequence[Example], num_rows: int) -> tuple[Batch, int]:
   """Pads examples to one of a few shapes.
 
   Returns:
     The batch, and how many last tokens hold every response.
   """
-  length = models.bucket(max(len(e.tokens) for e in examples))
-  num_targets = responses.num_targets(examples, length)
-  return responses.batch(examples, length, num_rows), num_targets
+  length = bucket(max(len(e.tokens) for e in examples))
+  return pad(examples, length, num_rows), num_targets(examples, length)
+
+
+def bucket(length: int) -> int:
+  """The padded length for a batch: the next of a short list.
+
+  It depends on the batch alone, so that a step is the same whatever other
+  cells the study has. Steps of at most a half: 16, 32, 48, 64, 96, 128, 192,
+  ... 512, 768, 1024, 1536, ...
+  """
+  for size in _LENGTHS:
+    if length <= size:
+      return size
+  size = _LENGTHS[-1]
+  while size < length:
+    if length <= size * 3 // 2:
+      return size * 3 // 2
+    size *= 2
+  return size

@@ -11,8 +11,7 @@ import ml_collections
 
 from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.finetuning import batches
-from edsft_jax.finetuning import cell as cell_lib
+from edsft_jax.finetuning import batches, train_loop
 from edsft_jax.finetuning import trainer as trainer_lib
 from edsft_jax.models import lora, responses
 
@@ -22,7 +21,7 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses a bad recipe, an unusable model and missing inputs.
+  """Refuses bad hyperparameters, an unusable model and missing inputs.
 
   Raises:
     InputError: naming the option or the file.
@@ -38,7 +37,7 @@ def check(
 
 
 def check_options(config: ml_collections.ConfigDict) -> None:
-  """Refuses a bad recipe, and a model that is unusable or cannot follow it.
+  """Refuses bad hyperparameters, and a model unusable or unfit for them.
 
   Raises:
     InputError: naming the option or the file.
@@ -92,11 +91,13 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """
   check(config, workdir, frozenset())
   c = config.finetuning
-  recipe = trainer_lib.Recipe(
-    **{f.name: c[f.name] for f in dataclasses.fields(trainer_lib.Recipe)}
+  hyperparameters = trainer_lib.Hyperparameters(
+    **{
+      f.name: c[f.name] for f in dataclasses.fields(trainer_lib.Hyperparameters)
+    }
   )
   path = models.resolve(config.model.path)
-  options = _options(config, recipe, models.hash_model(path))
+  options = _options(config, hyperparameters, path)
   cells = _cells(config, workdir)
   manifest = store.Manifest(workdir)
   if not any(workdir.runs.glob('*/model')):
@@ -104,7 +105,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   manifest.begin(
     'finetune',
     options,
-    f'set it back, remove {workdir.runs} to finetune every cell anew, or use '
+    f'set it back, remove {workdir.runs} to finetune every cell again, or use '
     'another --workdir',
   )
   todo = [
@@ -114,7 +115,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     console.say('finetune', f'{len(cells)} cells, all done before')
     return
   with manifest.timed('finetune'):
-    counts = _finetune(config, workdir, recipe, path, cells, todo)
+    counts = _finetune(config, workdir, hyperparameters, path, cells, todo)
   manifest.finish('finetune', counts)
   console.say(
     'finetune',
@@ -171,19 +172,15 @@ def _cells(
 
 def _options(
   config: ml_collections.ConfigDict,
-  recipe: trainer_lib.Recipe,
-  model_hash: str,
+  hyperparameters: trainer_lib.Hyperparameters,
+  path: pathlib.Path,
 ) -> dict[str, Any]:
   """What changes the weights of every cell, by name."""
-  fields = dataclasses.asdict(recipe)
-  if recipe.method != 'lora':
+  fields = dataclasses.asdict(hyperparameters)
+  if hyperparameters.method != 'lora':
     fields = {k: v for k, v in fields.items() if not k.startswith('lora_')}
   return {
-    'model.path (its files)': model_hash,
-    'model.dtype': config.model.dtype,
-    'prompt.template': config.prompt.template,
-    'prompt.separator': config.prompt.separator,
-    'prompt.truncate': config.prompt.truncate,
+    **models.fingerprint(path, config.model.dtype, config.prompt),
     **{f'finetuning.{name}': value for name, value in fields.items()},
   }
 
@@ -227,7 +224,7 @@ def _begin(
 def _finetune(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
-  recipe: trainer_lib.Recipe,
+  hyperparameters: trainer_lib.Hyperparameters,
   path: pathlib.Path,
   cells: Mapping[study.Cell, _Triples],
   todo: Sequence[study.Cell],
@@ -248,28 +245,31 @@ def _finetune(
         prompt_format,
         prompt,
         answer,
-        recipe.max_length or decoder.config.context,
+        hyperparameters.max_length or decoder.config.context,
       )
   steps = {
-    cell: batches.num_steps(len(triples), recipe.epochs, recipe.batch_size)
+    cell: batches.num_steps(
+      len(triples), hyperparameters.epochs, hyperparameters.batch_size
+    )
     for cell, triples in cells.items()
   }
-  trainer = trainer_lib.Trainer(decoder, recipe, mesh)
+  trainer = trainer_lib.Trainer(decoder, hyperparameters, mesh)
+  schedule = train_loop.Schedule(
+    config.finetuning.checkpoint_steps, config.finetuning.log_steps
+  )
   multiple = mesh_lib.batch_multiple(mesh)
   total = sum(steps.values())
   done = total - sum(steps[cell] for cell in todo)
   with console.bar('finetune', total, 'steps', initial=done) as bar:
     for cell in todo:
       run = workdir.run(cell.name)
-      state = cell_lib.train(
+      state = train_loop.train(
         trainer,
         run,
         [encoded[i] for i, _, _ in cells[cell]],
-        recipe,
         cell.seed,
-        num_rows=-(-recipe.batch_size // multiple) * multiple,
-        checkpoint_steps=config.finetuning.checkpoint_steps,
-        log_steps=config.finetuning.log_steps,
+        num_rows=-(-hyperparameters.batch_size // multiple) * multiple,
+        schedule=schedule,
         progress=bar.update,
       )
       with store.replacing(run.model) as partial:

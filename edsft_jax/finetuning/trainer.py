@@ -15,14 +15,15 @@ import optax
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
-from edsft_jax.models import responses
+from edsft_jax.finetuning.batches import Batch
+from edsft_jax.finetuning.loss import loss as batch_loss
 
 METHODS = ('lora', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-  """How every cell is finetuned; configs/default.py says what each means."""
+class Hyperparameters:
+  """How every cell is finetuned; edsft_jax/config.py says what each means."""
 
   method: str
   lora_rank: int
@@ -57,10 +58,10 @@ def learning_rates(
 
 
 class State(NamedTuple):
-  """What training changes: the trained leaves and the optimizer's memory."""
+  """What training changes: the trained leaves and the optimizer's state."""
 
   params: list[jax.Array]
-  optimizer: optax.OptState
+  opt_state: optax.OptState
 
 
 class Trainer:
@@ -68,13 +69,19 @@ class Trainer:
 
   Shapes, not cells, decide what is compiled: the learning rate is an argument
   and the base weights are shared by all cells.
+
+  Attributes:
+    hyperparameters: of every cell.
   """
 
   def __init__(
-    self, decoder: models.Decoder, recipe: Recipe, mesh: jax.sharding.Mesh
+    self,
+    decoder: models.Decoder,
+    hyperparameters: Hyperparameters,
+    mesh: jax.sharding.Mesh,
   ):
     """Takes the decoder as it was loaded; its weights are not changed."""
-    self._recipe = recipe
+    self.hyperparameters = hyperparameters
     self._mesh = mesh
     self._base_graph, self._base_weights = nnx.split(decoder)
     graph, params, frozen = self._trainable(seed=0)
@@ -83,11 +90,13 @@ class Trainer:
     structures = jax.tree.structure(params), jax.tree.structure(frozen)
     self._merge = functools.partial(_merge, graph, *structures)
     self._optimizer = optax.chain(
-      optax.clip_by_global_norm(recipe.clip_norm),
+      optax.clip_by_global_norm(hyperparameters.clip_norm),
       optax.scale_by_adam(),
-      optax.add_decayed_weights(recipe.weight_decay, mask=_matrices),
+      optax.add_decayed_weights(hyperparameters.weight_decay, mask=_matrices),
     )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.start(seed=0))
+    shardings = jax.tree.map(
+      lambda leaf: leaf.sharding, self.init_state(seed=0)
+    )
     self._step = jax.jit(
       self._update,
       static_argnames='num_targets',
@@ -95,7 +104,7 @@ class Trainer:
       out_shardings=(shardings, None),
     )
 
-  def start(self, seed: int) -> State:
+  def init_state(self, seed: int) -> State:
     """The state before the first step: one initialisation for each seed."""
     _, params, _ = self._trainable(seed)
     # Trained in float32 whatever the model's dtype, or small updates are lost.
@@ -104,13 +113,13 @@ class Trainer:
       for leaf in jax.tree.leaves(params)
     ]
     params = jax.tree.map(self._place, params)
-    optimizer = jax.tree.map(self._place, self._optimizer.init(params))
-    return State(params, optimizer)
+    opt_state = jax.tree.map(self._place, self._optimizer.init(params))
+    return State(params, opt_state)
 
   def step(
     self,
     state: State,
-    batch: responses.Batch,
+    batch: Batch,
     num_targets: int,
     learning_rate: np.float32,
   ) -> tuple[State, jax.Array]:
@@ -137,20 +146,20 @@ class Trainer:
       name: what the adapter calls its base model.
     """
     decoder = self._merge(self._as_loaded(state.params), self._frozen)
-    if self._recipe.method == 'lora':
+    if self.hyperparameters.method == 'lora':
       models.save_adapter(decoder, directory, name)
     else:
       models.save_decoder(decoder, directory, base)
 
   def _trainable(self, seed: int) -> tuple[nnx.GraphDef, Any, Any]:
     decoder = nnx.merge(self._base_graph, self._base_weights)
-    if self._recipe.method == 'full':
+    if self.hyperparameters.method == 'full':
       return nnx.split(decoder, nnx.Param, ...)
     models.add_lora(
       decoder,
-      self._recipe.lora_rank,
-      self._recipe.lora_alpha,
-      self._recipe.lora_targets,
+      self.hyperparameters.lora_rank,
+      self.hyperparameters.lora_alpha,
+      self.hyperparameters.lora_targets,
       rngs=nnx.Rngs(seed),
     )
     return nnx.split(decoder, models.LoRAParam, ...)
@@ -168,24 +177,24 @@ class Trainer:
     self,
     state: State,
     frozen: list[jax.Array],
-    batch: responses.Batch,
+    batch: Batch,
     learning_rate: jax.Array,
     num_targets: int,
   ) -> tuple[State, jax.Array]:
     def mean_loss(params: list[jax.Array]) -> jax.Array:
       decoder = self._merge(self._as_loaded(params), frozen)
-      loss_B = responses.loss(decoder, batch, num_targets)
+      loss_B = batch_loss(decoder, batch, num_targets)
       return jnp.sum(loss_B) / jnp.maximum(jnp.sum(batch.num_response), 1)
 
     loss, gradients = jax.value_and_grad(mean_loss)(state.params)
-    direction, optimizer = self._optimizer.update(
-      gradients, state.optimizer, state.params
+    direction, opt_state = self._optimizer.update(
+      gradients, state.opt_state, state.params
     )
     params = [
       p - learning_rate * d
       for p, d in zip(state.params, direction, strict=True)
     ]
-    return State(params, optimizer), loss
+    return State(params, opt_state), loss
 
 
 def all_finite(state: State) -> bool:

@@ -31,6 +31,9 @@ from edsft_jax.inference.slots import Slots, Stop
 
 Tokens = Sequence[Sequence[int]]
 
+# What a device computes in the milliseconds that dispatching a program takes.
+_CALL_FLOPS = 2e9
+
 
 class Target(NamedTuple):
   """A text whose last tokens are scored.
@@ -95,15 +98,16 @@ class Engine:
     self._mesh = mesh
     self._shapes = shapes
     self._num_workers = workers.num_workers(mesh)
+    # Where the batch is split every part of it meets all weights.
+    self._costs = throughput.Costs(
+      decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
+    )
     self._sizes = shapes_lib.BatchSizes(
       batch_tokens // self._num_workers,
       max_new_tokens,
       mesh_lib.batch_multiple(mesh),
       -(-most_rows // self._num_workers),
-    )
-    # Where the batch is split every part of it meets all weights.
-    self._costs = throughput.Costs(
-      decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
+      worth_a_call=int(_CALL_FLOPS // (2 * self._costs.num_in_layers)),
     )
     graph, _ = nnx.split(decoder)
     hooks = hooks or Hooks()

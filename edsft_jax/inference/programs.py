@@ -203,6 +203,7 @@ def target_likelihood(
   hidden_BxLxD: jax.Array,
   tokens_BxL: jax.Array,
   num_targets_B: jax.Array,
+  most_logits: int = MOST_LOGITS,
 ) -> dict[str, jax.Array]:
   """How likely the last tokens of each row are, given those before them.
 
@@ -215,6 +216,7 @@ def target_likelihood(
     tokens_BxL: the rows, padded on the left.
     num_targets_B: how many last tokens of each row are scored; the first token
       of a row cannot be, since nothing predicts it.
+    most_logits: floats of logits that exist at once.
 
   Returns:
     nll: float32 [B], the negative log-likelihood of a row's targets in nats.
@@ -222,7 +224,7 @@ def target_likelihood(
   """
   batch, length = tokens_BxL.shape
   floats = batch * decoder.config.vocab_size
-  size = min(max(MOST_LOGITS // floats, 1), length - 1)
+  size = min(max(most_logits // floats, 1), length - 1)
 
   def add_block(block: jax.Array, sums: tuple[jax.Array, jax.Array]):
     nll_B, is_greedy_B = sums

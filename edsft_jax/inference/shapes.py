@@ -44,13 +44,22 @@ class Shapes:
 
   @classmethod
   def of(
-    cls, lengths: Sequence[int], options: ShapeOptions | None = None
+    cls,
+    lengths: Sequence[int],
+    num_passes: int = 1,
+    options: ShapeOptions | None = None,
   ) -> 'Shapes':
-    """Chooses shapes for prompts of these many tokens."""
+    """Chooses shapes for prompts of these many tokens.
+
+    Args:
+      lengths: tokens of each prompt.
+      num_passes: how often all of them will run, as with several models.
+      options: what is traded off.
+    """
     options = options or ShapeOptions()
     padded = -(-np.maximum(lengths, 1) // options.step) * options.step
     sizes, counts = np.unique(padded, return_counts=True)
-    cost = options.compile_tokens
+    cost = options.compile_tokens / num_passes
     chosen = _choose(sizes, counts, options.most_lengths, cost)
     counts = np.bincount(
       np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)
@@ -76,6 +85,8 @@ class BatchSizes:
     num_new: tokens of a row beside those of its prompt.
     multiple: what a number of rows must be divisible by.
     most: rows that there are.
+    worth_a_call: tokens that take as long as calling a program; up to a
+      quarter of the batch, no fewer are read in one go.
     prefill_share: of a batch's tokens, one in so many is read in one go when
       rows are decoded too: few, so that few slots wait for others to be free.
       More at once is not faster on a CPU, whose caches it leaves.
@@ -86,6 +97,7 @@ class BatchSizes:
   num_new: int
   multiple: int
   most: int
+  worth_a_call: int = 0
   prefill_share: int = 32
   read_share: int = 16
 
@@ -95,12 +107,16 @@ class BatchSizes:
 
   def to_prefill(self, length: int, cache_length: int) -> int:
     """Rows read in one go, to be decoded with this cache length then."""
-    rows = self.batch_tokens // self.prefill_share // length
+    rows = self._read_tokens(self.prefill_share) // length
     return min(self._fit(rows), self.num_slots(cache_length))
 
   def to_read(self, length: int) -> int:
     """Rows read in one go when none is decoded."""
-    return self._fit(self.batch_tokens // self.read_share // length)
+    return self._fit(self._read_tokens(self.read_share) // length)
+
+  def _read_tokens(self, share: int) -> int:
+    worth = min(self.worth_a_call, self.batch_tokens // 4)
+    return max(self.batch_tokens // share, worth)
 
   def _fit(self, rows: int) -> int:
     most = -(-self.most // self.multiple)
@@ -168,7 +184,7 @@ def pad_left(
 
 
 def _choose(
-  sizes: np.ndarray, counts: np.ndarray, most: int, compile_tokens: int
+  sizes: np.ndarray, counts: np.ndarray, most: int, compile_tokens: float
 ) -> np.ndarray:
   """Chooses some of the sizes, so that rounding up to them wastes little.
 

@@ -16,6 +16,7 @@ from edsft_jax.models.checkpoint import (
 )
 from edsft_jax.models.config import DecoderConfig, Rope, read_config
 from edsft_jax.models.decoder import Decoder, KVCache, LoRAParam, Output
+from edsft_jax.models.fingerprint import fingerprint
 from edsft_jax.models.lora import (
   add_lora,
   load_adapter,
@@ -36,6 +37,7 @@ __all__ = [
   'add_lora',
   'check',
   'end_ids',
+  'fingerprint',
   'hash_model',
   'load_adapter',
   'load_decoder',

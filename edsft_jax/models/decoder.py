@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.rope import rotate, rotations
 
-# Floats of attention scores that exist at once, of all rows and heads: else
-# one long prompt would take memory with the square of its length.
-_MOST_SCORES = 2**26
+# See Attention.most_scores.
+MOST_SCORES = 2**26
 
 
 class LoRAParam(nnx.Param):
@@ -275,12 +274,18 @@ class Layer(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Causal attention in which groups of query heads share a key head."""
+  """Causal attention in which groups of query heads share a key head.
+
+  Attributes:
+    most_scores: floats of attention scores that exist at once, of all rows and
+      heads; without it one long prompt would take memory with the square of
+      its length.
+  """
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.head_dim = config.head_dim
     self.num_kv_heads = config.num_kv_heads
-
+    self.most_scores = MOST_SCORES
     self.qk_norm = config.qk_norm
 
     def linear(num_in: int, num_out: int, use_bias: bool) -> Linear:
@@ -331,7 +336,9 @@ class Attention(nnx.Module):
     q_BxKxGxLxA = q_BxHxLxA.reshape(
       batch, self.num_kv_heads, -1, length, head_dim
     )
-    attended_BxKxGxLxA = _attend(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
+    attended_BxKxGxLxA = _attend(
+      q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, self.most_scores
+    )
     merged_BxLxHA = (
       attended_BxKxGxLxA.reshape(batch, -1, length, head_dim)
       .swapaxes(1, 2)
@@ -350,13 +357,14 @@ def _attend(
   k_BxKxAxS: jax.Array,
   v_BxKxSxA: jax.Array,
   inputs: AttentionInputs,
+  most_scores: int,
 ) -> jax.Array:
   """Softmax attention, [B, K, G, L, A].
 
   In blocks of queries where the scores of all of them would be too many.
   """
   *heads, length, head_dim = q_BxKxGxLxA.shape
-  most = max(_MOST_SCORES // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
+  most = max(most_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
   if length <= most:
     return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
   size = next(n for n in range(most, 0, -1) if length % n == 0)

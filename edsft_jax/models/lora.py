@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), kept in PEFT's format.
 
-A projection's W becomes W + (alpha / rank) A B. A is drawn, B is zero, so a
-fresh adapter changes nothing.
+A projection's W becomes W + (alpha / rank) A B. A is drawn at random and B
+is zero, so that a new adapter changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,9 +49,7 @@ def add_lora(
   Raises:
     InputError: an unknown target, or a rank below 1.
   """
-  targets = _checked_targets(targets)
-  if rank < 1:
-    raise errors.InputError(f'LoRA rank {rank}: at least 1 is needed')
+  targets = _checked_targets(targets, rank)
   for _, linear in projections(decoder, targets):
     num_in, num_out = linear.weight.shape
     bound = 1 / math.sqrt(num_in)
@@ -151,24 +149,53 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
       or misshapen.
   """
   directory = pathlib.Path(path)
-  file = directory / ADAPTER_CONFIG
-  fields = read_json_object(file)
-  unsupported = [
-    name
-    for name in (
-      'use_rslora',
-      'use_dora',
-      'rank_pattern',
-      'alpha_pattern',
-      'modules_to_save',
-      'layers_to_transform',
-      'fan_in_fan_out',
-      'lora_bias',
-      'use_bdlora',
-      'alora_invocation_tokens',
+  targets, rank, alpha = _read_config(directory / ADAPTER_CONFIG)
+  weights = directory / ADAPTER_WEIGHTS
+  try:
+    tensors = safetensors.numpy.load_file(weights)
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.InputError(
+      f'{weights} is not a whole safetensors file ({error}): copy it again'
+    ) from None
+  for module_path, linear in projections(decoder, targets):
+    num_in, num_out = linear.weight.shape
+    # As PEFT stores them: [R, in] and [out, R].
+    a, b = (
+      _take(weights, tensors, _tensor_name(module_path, name), shape)
+      for name, shape in (('A', (rank, num_in)), ('B', (num_out, rank)))
     )
-    if fields.get(name)
-  ]
+    linear.lora_a = LoRAParam(jnp.asarray(a.T, jnp.float32))
+    linear.lora_b = LoRAParam(jnp.asarray(b.T, jnp.float32))
+    linear.lora_scale = alpha / rank
+  if tensors:
+    raise errors.InputError(
+      f'{weights} has the unknown tensor {sorted(tensors)[0]}'
+    )
+
+
+# What changes the maths beyond W + scale A B, where it is set.
+_UNSUPPORTED = (
+  'use_rslora',
+  'use_dora',
+  'rank_pattern',
+  'alpha_pattern',
+  'modules_to_save',
+  'layers_to_transform',
+  'fan_in_fan_out',
+  'lora_bias',
+  'use_bdlora',
+  'alora_invocation_tokens',
+)
+
+
+def _read_config(file: pathlib.Path) -> tuple[tuple[str, ...], int, float]:
+  """Targets, rank and alpha of adapter_config.json.
+
+  Raises:
+    InputError: it is not of an adapter that can be read.
+  """
+  fields = read_json_object(file)
+  unsupported = [name for name in _UNSUPPORTED if fields.get(name)]
   # These took a part of the weights into the adapter when they began.
   if str(fields.get('init_lora_weights')).startswith(
     ('pissa', 'olora', 'corda', 'loftq')
@@ -187,30 +214,29 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
     or type(alpha) not in (int, float)
   ):
     raise errors.InputError(f'{file}: target_modules, r or lora_alpha is wrong')
-  weights = directory / ADAPTER_WEIGHTS
-  try:
-    tensors = safetensors.numpy.load_file(weights)
-  except (safetensors.SafetensorError, OSError) as error:
+  return _checked_targets(targets, rank), rank, alpha
+
+
+def _take(
+  weights: pathlib.Path,
+  tensors: dict[str, np.ndarray],
+  name: str,
+  shape: tuple[int, int],
+) -> np.ndarray:
+  """Takes a tensor out of those that a file has.
+
+  Raises:
+    InputError: it is missing or has another shape.
+  """
+  array = tensors.pop(name, None)
+  if array is None:
+    raise errors.InputError(f'{weights} misses the tensor {name}')
+  if array.shape != shape:
     raise errors.InputError(
-      f'{weights} is no whole safetensors file ({error}): copy it again'
-    ) from None
-  add_lora(decoder, rank, alpha, targets, nnx.Rngs(0))
-  for module_path, linear in projections(decoder, targets):
-    for name, variable in (('A', linear.lora_a), ('B', linear.lora_b)):
-      tensor = _tensor_name(module_path, name)
-      array = tensors.pop(tensor, None)
-      if array is None:
-        raise errors.InputError(f'{weights} misses the tensor {tensor}')
-      if array.shape != variable.shape[::-1]:
-        raise errors.InputError(
-          f'{weights}: tensor {tensor} is {list(array.shape)}, the model '
-          f'wants {list(variable.shape[::-1])}'
-        )
-      variable[...] = jnp.asarray(array.T, jnp.float32)
-  if tensors:
-    raise errors.InputError(
-      f'{weights} has the unknown tensor {sorted(tensors)[0]}'
+      f'{weights}: tensor {name} is {list(array.shape)}, the model wants '
+      f'{list(shape)}'
     )
+  return array
 
 
 def _tensor_name(module_path: Sequence[str | int], which: str) -> str:
@@ -218,7 +244,9 @@ def _tensor_name(module_path: Sequence[str | int], which: str) -> str:
   return f'{_PREFIX}{module}.lora_{which}.weight'
 
 
-def _checked_targets(targets: Sequence[str]) -> tuple[str, ...]:
+def _checked_targets(targets: Sequence[str], rank: int) -> tuple[str, ...]:
+  if rank < 1:
+    raise errors.InputError(f'LoRA rank {rank}: at least 1 is needed')
   if unknown := [name for name in targets if name not in TARGETS]:
     raise errors.InputError(
       f'LoRA target {unknown[0]!r} is not one of {TARGETS}'

@@ -9,8 +9,8 @@ from edsft_jax.pool import demo, readers, tfds_dataset
 
 DEMO = 'demo'
 # Bytes of a file, or records of a dataset, from which on reading takes seconds.
-_LARGE_FILE = 2**25
-_LARGE_DATASET = 2**16
+LARGE_FILE = 2**25
+LARGE_DATASET = 2**16
 
 
 class Source(Protocol):
@@ -38,60 +38,79 @@ def open_source(path: str, fmt: str, option: str) -> Source:
     InputError: it does not exist, cannot be read, or its format is unknown.
   """
   if path == DEMO:
-    return _Demo()
+    return Demo()
   if path.startswith(tfds_dataset.PREFIX):
-    return _Dataset(tfds_dataset.Split(path))
+    return Dataset(tfds_dataset.Split(path))
   if not path:
     raise errors.InputError(f'{option} is empty: name a file, or {DEMO}')
   file = store.local(path, option)
   readers.check_readable(file, option)
-  return _File(file, readers.find_format(file, fmt))
+  return File(file, readers.find_format(file, fmt))
 
 
-class _Demo:
+class Demo:
+  """The generated pool."""
+
   def columns(self, limit: int) -> Sequence[str]:
+    """See Source."""
     del limit  # All rows have the same ones.
     return list(demo.rows()[0])
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
+    """See Source."""
     for number, values in enumerate(demo.rows()[: limit or None], 1):
       yield readers.Row(number, values)
 
   def hash(self) -> str:
+    """See Source."""
     return store.hash_json(demo.rows())
 
 
-class _Dataset:
-  def __init__(self, split: tfds_dataset.Split):
+class Dataset:
+  """A split of a prepared TFDS dataset."""
+
+  def __init__(self, split: tfds_dataset.Split, large: int = LARGE_DATASET):
+    """Shows a bar from so many records on."""
     self._split = split
+    self._large = large
 
   def columns(self, limit: int) -> Sequence[str]:
+    """See Source."""
     del limit  # A dataset has features.
     return self._split.columns
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
+    """See Source."""
     rows, count = self._split.rows(limit), len(self._split)
-    if count < _LARGE_DATASET:
+    if count < self._large:
       return rows
     return iter(console.bar('pool', limit or count, 'rows', iterable=rows))
 
   def hash(self) -> str:
+    """See Source."""
     return self._split.hash()
 
 
-class _File:
-  def __init__(self, path: pathlib.Path, fmt: str):
+class File:
+  """A file on this machine."""
+
+  def __init__(self, path: pathlib.Path, fmt: str, large: int = LARGE_FILE):
+    """Shows a bar from so many bytes on."""
     self._path = path
     self._format = fmt
+    self._large = large
 
   def columns(self, limit: int) -> Sequence[str]:
+    """See Source."""
     return readers.columns(self._path, self._format, limit)
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
+    """See Source."""
     rows = readers.read(self._path, self._format, limit)
-    if self._path.stat().st_size < _LARGE_FILE:
+    if self._path.stat().st_size < self._large:
       return rows
     return iter(console.bar('pool', limit or None, 'rows', iterable=rows))
 
   def hash(self) -> str:
+    """See Source."""
     return store.hash_file(self._path)

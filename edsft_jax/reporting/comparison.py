@@ -4,9 +4,8 @@ from collections.abc import Mapping
 import dataclasses
 import enum
 
-from edsft_jax.reporting import metrics, results, statistics, wording
-
-RANDOM = 'random'
+from edsft_jax.reporting import results, statistics, wording
+from edsft_jax.strategies.registry import RANDOM
 
 
 class Verdict(enum.Enum):
@@ -52,7 +51,7 @@ def compare(
   """
   if RANDOM not in found.strategies:
     return {}
-  higher = metrics.METRICS[metric].higher_is_better
+  higher = found.metrics[metric].larger_is_better
   curve = {
     budget: statistics.mean_interval(values, confidence).mean
     for budget in found.budgets

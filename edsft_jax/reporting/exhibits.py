@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from edsft_jax import store
-from edsft_jax.reporting import metrics, plots, results, statistics, timing
+from edsft_jax.reporting import plots, results, statistics, timing
 from edsft_jax.strategies import registry
 
 # A plot by task shows this many tasks; its csv has all of them.
@@ -57,9 +57,9 @@ def label_efficiency(
   rows = []
   for (strategy, budget), interval in intervals.items():
     for seed, evaluation in found.at(strategy, budget).items():
-      value = evaluation.metrics[metric]
+      value = evaluation.metrics.get(metric)
       rows.append((strategy, budget, seed, value, *_ends(interval)))
-  about = metrics.METRICS[metric]
+  about = found.metrics[metric]
   means = '; '.join(
     f'{strategy} at {budget}: {intervals[strategy, budget].mean:.3f}'
     for strategy, budget in dots
@@ -228,32 +228,18 @@ def task_quality(found: results.Results, metric: str) -> Exhibit | None:
     *((s, budget) for s in found.strategies if found.at(s, budget)),
     *found.references(),
   ]
-  rows, sizes = [], {}
-  values: dict[str, dict[str, list[float]]] = {}
-  for strategy, answers in lines:
-    for seed, evaluation in found.at(strategy, answers).items():
-      for task, row in evaluation.tasks.items():
-        sizes[task] = row['num_prompts']
-        values.setdefault(strategy, {}).setdefault(task, []).append(row[metric])
-        rows.append(
-          (
-            task,
-            row['num_prompts'],
-            strategy,
-            answers,
-            seed,
-            *(row[name] for name in metrics.METRICS),
-          )
-        )
+  about = found.metrics[metric]
+  # All metrics of its evaluation, for the csv.
+  columns = [k for k, m in found.metrics.items() if m.task == about.task]
+  rows = [
+    row for line in lines for row in _group_rows(found, *line, metric, columns)
+  ]
   if not rows:
     return None
-  means = {
-    strategy: {task: sum(v) / len(v) for task, v in row.items()}
-    for strategy, row in values.items()
-  }
+  sizes = {row[0]: row[1] for row in rows}
+  means = _means_by_task(rows, 5 + columns.index(metric))
   tasks = sorted(sizes, key=lambda task: -sizes[task])
   hidden = len(tasks) - MAX_TASKS
-  about = metrics.METRICS[metric]
   return Exhibit(
     name='task_quality',
     alt=f'{about.label} of each task with {budget} answers, by strategy.',
@@ -266,19 +252,49 @@ def task_quality(found: results.Results, metric: str) -> Exhibit | None:
         name: means[name] for name, _ in found.references() if name in means
       },
     ),
-    columns=(
-      'task',
-      'num_prompts',
-      'strategy',
-      'budget',
-      'seed',
-      *metrics.METRICS,
-    ),
+    columns=('task', 'num_prompts', 'strategy', 'budget', 'seed', *columns),
     rows=rows,
     note=f'{hidden} tasks with fewer held-out prompts are in the csv only.'
     if hidden > 0
     else '',
   )
+
+
+def _group_rows(
+  found: results.Results,
+  strategy: str,
+  budget: int,
+  metric: str,
+  columns: Sequence[str],
+) -> list[tuple[Any, ...]]:
+  """task, size, strategy, budget, seed and metrics, for one curve's point."""
+  return [
+    (
+      task,
+      size,
+      strategy,
+      budget,
+      seed,
+      *(evaluation.groups[name][task][0] for name in columns),
+    )
+    for seed, evaluation in found.at(strategy, budget).items()
+    for task, (_, size) in evaluation.groups.get(metric, {}).items()
+  ]
+
+
+def _means_by_task(
+  rows: Sequence[tuple[Any, ...]], column: int
+) -> dict[str, dict[str, float]]:
+  """Strategy -> task -> mean over seeds of a column."""
+  values: dict[str, dict[str, list[float]]] = {}
+  for row in rows:
+    task, strategy = row[0], row[2]
+    of_task = values.setdefault(strategy, {}).setdefault(task, [])
+    of_task.append(row[column])
+  return {
+    strategy: {task: sum(v) / len(v) for task, v in by_task.items()}
+    for strategy, by_task in values.items()
+  }
 
 
 def stage_seconds(timings: timing.Timing) -> Exhibit | None:

@@ -14,7 +14,6 @@ from edsft_jax import store, study
 from edsft_jax.reporting import (
   comparison,
   exhibits,
-  metrics,
   plots,
   results,
   statistics,
@@ -61,9 +60,9 @@ def make(
   confidence, headline = config.report.confidence, config.report.metric
   pool = store.read_prompts(workdir.pool)
   selections = results.read_selections(config, workdir)
-  timings = timing.read_timing(manifest)
+  timings = timing.read_timing(manifest.stages)
   # The headline metric first, here and on the page.
-  names = sorted(metrics.METRICS, key=lambda name: name != headline)
+  names = sorted(found.metrics, key=lambda name: name != headline)
   compared = {
     name: comparison.compare(found, name, confidence) for name in names
   }
@@ -90,12 +89,12 @@ def make(
     threshold=1 - confidence,
     budgets_text=wording.listed([f'{budget:,}' for budget in found.budgets]),
     compared_any=any(compared.values()),
-    metric=metrics.METRICS[headline],
+    metric=found.metrics[headline],
     conclusions=comparison.conclusions(
       compared[headline], comparison.RANDOM in found.strategies
     ),
-    other_conclusions=_other_metrics(compared, headline),
-    num_heldout=_heldout_sizes(found),
+    other_conclusions=_other_metrics(found, compared, headline),
+    num_heldout=_num_items(found, found.metrics[headline].task),
     rows=[
       _row(found, strategy, headline, confidence, compared[headline])
       for strategy in found.strategies
@@ -110,7 +109,7 @@ def make(
     ],
     efficiency=[
       (
-        metrics.METRICS[name],
+        found.metrics[name],
         by_metric[name],
         list(compared[name].values()),
       )
@@ -194,19 +193,22 @@ def _row(
   ]
 
 
-def _heldout_sizes(found: results.Results) -> str:
-  """Number of held-out prompts; a range should the cells differ."""
-  sizes = sorted({e.num_prompts for e in found.evaluations.values()})
+def _num_items(found: results.Results, task: str) -> str:
+  """Items of a task; a range should the cells differ."""
+  sizes = sorted(
+    {e.num_items[task] for e in found.evaluations.values() if e.num_items}
+  )
   if len(sizes) == 1:
     return f'{sizes[0]:,}'
   return f'{sizes[0]:,} to {sizes[-1]:,}'
 
 
 def _other_metrics(
+  found: results.Results,
   compared: Mapping[str, Mapping[tuple[str, int], comparison.Comparison]],
   headline: str,
 ) -> list[str]:
-  """One sentence a metric beside the headline's: how many better and worse."""
+  """One sentence per further metric: how many better and worse."""
   sentences = []
   for name, comparisons in compared.items():
     tested = [c for c in comparisons.values() if c.p_value is not None]
@@ -215,7 +217,7 @@ def _other_metrics(
     better = sum(c.verdict is comparison.Verdict.BETTER for c in tested)
     worse = sum(c.verdict is comparison.Verdict.WORSE for c in tested)
     sentences.append(
-      f'By {metrics.METRICS[name].label}: {better} of {len(tested)} '
+      f'By {found.metrics[name].label}: {better} of {len(tested)} '
       f'comparisons better than random, {worse} worse.'
     )
   return sentences

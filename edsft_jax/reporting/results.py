@@ -1,6 +1,6 @@
 """What the report reads: the evaluations of a study and the files around."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -9,22 +9,51 @@ from typing import Any
 import ml_collections
 
 from edsft_jax import errors, store, study
-from edsft_jax.reporting import metrics
+from edsft_jax.strategies import registry
+
+# The metrics of this task go by their own names; those of others have the
+# task's name before them.
+HELDOUT = 'heldout'
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """How a metric is read and shown, as eval.json says.
+
+  Attributes:
+    task: of evaluation.
+    label: its name in a heading.
+    larger_is_better: False where a smaller value is the better one.
+    meaning: what is measured, with the unit.
+  """
+
+  task: str
+  label: str
+  larger_is_better: bool
+  meaning: str
+
+  @property
+  def direction(self) -> str:
+    """In words."""
+    return 'higher is better' if self.larger_is_better else 'lower is better'
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """One eval.json.
+  """What one cell reached, over all tasks that it was evaluated on.
 
   Attributes:
-    num_prompts: held-out prompts evaluated.
-    metrics: metric name -> value over all of them.
-    tasks: task -> {'num_prompts', metric name -> value}; empty without tasks.
+    num_items: task -> items evaluated.
+    metrics: metric -> value over all items of its task.
+    groups: metric -> group of its task -> (value, number of items); no groups
+      for a task without them.
   """
 
-  num_prompts: int
-  metrics: dict[str, float]
-  tasks: dict[str, dict[str, float]]
+  num_items: dict[str, int] = dataclasses.field(default_factory=dict)
+  metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+  groups: dict[str, dict[str, tuple[float, int]]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +61,7 @@ class Results:
   """The evaluations of the present study that exist, and the absent ones.
 
   Attributes:
+    metrics: the metrics that any of them has.
     evaluations: cell -> evaluation, in the study's order, references last.
     absent: cells of the study without an eval.json.
     strategies: in the order shown: random first, then as configured.
@@ -40,6 +70,7 @@ class Results:
     pool_size: prompts in the pool.
   """
 
+  metrics: Mapping[str, Metric]
   evaluations: dict[study.Cell, Evaluation]
   absent: list[study.Cell]
   strategies: list[str]
@@ -56,8 +87,12 @@ class Results:
     }
 
   def values(self, strategy: str, budget: int, metric: str) -> list[float]:
-    """One value of a metric for each seed that was evaluated."""
-    return [e.metrics[metric] for e in self.at(strategy, budget).values()]
+    """One value of a metric for each seed that was evaluated on it."""
+    return [
+      evaluation.metrics[metric]
+      for evaluation in self.at(strategy, budget).values()
+      if metric in evaluation.metrics
+    ]
 
   def references(self) -> list[tuple[str, int]]:
     """(name, budget) of the full-pool and no-finetuning lines there are."""
@@ -90,27 +125,57 @@ def cells(
   ]
 
 
+def evaluation_files(run: store.Run) -> list[pathlib.Path]:
+  """The eval.json of each task that a cell was evaluated on.
+
+  Raises:
+    InputError: the cell was evaluated before there were tasks.
+  """
+  files = sorted(run.evaluations.glob('*/eval.json'))
+  old = run.old_evaluation[0]
+  if not files and old.exists():
+    raise errors.InputError(
+      f'{old} was written by an earlier version: run the evaluate stage, which '
+      'evaluates the cells again'
+    )
+  return files
+
+
 def read_results(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> Results:
   """Reads the evaluations of the study's cells.
 
   Raises:
-    InputError: an eval.json that is broken or belongs to another cell.
+    InputError: an eval.json is damaged, belongs to another cell, or was made
+      by another version of its task than the others.
   """
   num_prompts = pool_size(workdir)
   evaluations, absent = {}, []
+  metrics: dict[str, Metric] = {}
+  versions: dict[str, tuple[int, pathlib.Path]] = {}
   for cell in cells(config, workdir, num_prompts):
-    path = workdir.run(cell.name).evaluation
-    if path.exists():
-      evaluations[cell] = _read_evaluation(path, cell)
+    evaluation = Evaluation()
+    for path in evaluation_files(workdir.run(cell.name)):
+      contents = _read_evaluation(path, cell)
+      _add(contents, evaluation, metrics)
+      first = versions.setdefault(contents['task'], (contents['version'], path))
+      if first[0] != contents['version']:
+        raise errors.InputError(
+          f'{path} and {first[1]} were made by different versions of the task: '
+          f'remove {workdir.runs}/*/evaluations/{contents["task"]} and run the '
+          'evaluate stage again'
+        )
+    if evaluation.metrics:
+      evaluations[cell] = evaluation
     else:
       absent.append(cell)
   return Results(
+    metrics=metrics,
     evaluations=evaluations,
     absent=absent,
     strategies=sorted(
-      config.selection.strategies, key=lambda name: name != 'random'
+      config.selection.strategies, key=lambda name: name != registry.RANDOM
     ),
     budgets=sorted(config.study.budgets),
     seeds=list(config.study.seeds),
@@ -118,22 +183,37 @@ def read_results(
   )
 
 
-def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> Evaluation:
+def find_metric(name: str, known: Iterable[str]) -> str:
+  """The metric that report.metric names.
+
+  Raises:
+    InputError: there is none of that name; the nearest is offered.
+  """
+  known = list(known)
+  if name not in known:
+    raise errors.unknown(f'report.metric {name!r}', name, known)
+  return name
+
+
+def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> dict[str, Any]:
+  """eval.json, checked.
+
+  Raises:
+    InputError: it is damaged or of another cell.
+  """
   remedy = 'delete it and run the evaluate stage again'
   try:
     contents = store.read_json(path)
     named = study.Cell(
       contents['strategy'], contents['budget'], contents['seed']
     )
-    evaluation = Evaluation(
-      num_prompts=contents['num_prompts'],
-      metrics={name: contents['metrics'][name] for name in metrics.METRICS},
-      tasks=contents.get('tasks') or {},
-    )
-    rows = [evaluation.metrics, *evaluation.tasks.values()]
-    finite = all(
-      math.isfinite(row[name]) for row in rows for name in metrics.METRICS
-    )
+    values = [
+      metric['value']
+      for metrics in (contents['metrics'], *contents['by_task'].values())
+      for metric in metrics.values()
+    ]
+    finite = all(map(math.isfinite, values))
+    contents['task'], contents['version']
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(
       f'{path} is not a whole evaluation ({error!r}): {remedy}'
@@ -141,8 +221,34 @@ def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> Evaluation:
   if named != cell:
     raise errors.InputError(f'{path} is of the cell {named.name}: {remedy}')
   if not finite:
-    raise errors.InputError(f'{path} has a metric that is no number: {remedy}')
-  return evaluation
+    raise errors.InputError(
+      f'{path} has a metric that is not a number: {remedy}'
+    )
+  return contents
+
+
+def _add(
+  contents: Mapping[str, Any], evaluation: Evaluation, known: dict[str, Metric]
+) -> None:
+  """Adds one eval.json to its cell, and its metrics to those known."""
+  task = contents['task']
+  for name, metric in contents['metrics'].items():
+    key = name if task == HELDOUT else f'{task}.{name}'
+    known.setdefault(
+      key,
+      Metric(
+        task,
+        metric['label'],
+        metric['larger_is_better'],
+        metric.get('meaning', metric['label']),
+      ),
+    )
+    evaluation.num_items[task] = metric['n']
+    evaluation.metrics[key] = metric['value']
+    evaluation.groups[key] = {
+      group: (metrics[name]['value'], metrics[name]['n'])
+      for group, metrics in contents['by_task'].items()
+    }
 
 
 def read_selections(
@@ -205,8 +311,9 @@ def input_files(
       for seed in config.study.seeds
     ),
     *(
-      workdir.run(cell.name).evaluation
+      path
       for cell in cells(config, workdir, pool_size(workdir))
+      for path in evaluation_files(workdir.run(cell.name))
     ),
   ]
   return [path for path in paths if path.exists()]

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from edsft_jax import console, errors, store
-from edsft_jax.reporting import metrics, results
+from edsft_jax.reporting import results
 from edsft_jax.reporting.terminal import summary
 
 STAGE = 'report'
@@ -24,39 +24,27 @@ def check(
   Raises:
     InputError: naming the option, or the stage to run first.
   """
-  metric = config.report.metric
-  if metric not in metrics.METRICS:
-    raise errors.unknown(f'report.metric {metric!r}', metric, metrics.METRICS)
   if not 0.0 < config.report.confidence < 1.0:
     raise errors.InputError(
-      f'report.confidence {config.report.confidence} is no coverage: '
+      f'report.confidence {config.report.confidence} is not a coverage: '
       'give a number between 0 and 1, such as 0.95'
     )
   store.require(workdir.pool, 'pool', planned)
-  if 'evaluate' not in planned and not _any_evaluation(config, workdir):
-    raise errors.InputError(
-      f'{workdir.runs} has no eval.json of a cell of this study: '
-      'run the evaluate stage first'
-    )
-
-
-def _any_evaluation(
-  config: ml_collections.ConfigDict, workdir: store.Workdir
-) -> bool:
-  # Before the pool stage of the same command there is no size to ask for.
-  num_prompts = results.pool_size(workdir) if workdir.pool.exists() else 0
-  return any(
-    workdir.run(cell.name).evaluation.exists()
-    for cell in results.cells(config, workdir, num_prompts)
-  )
+  if 'evaluate' not in planned:
+    found = results.read_results(config, workdir)
+    if not found.evaluations:
+      raise errors.InputError(
+        f'{workdir.runs} has no eval.json of a cell of this study: '
+        'run the evaluate stage first'
+      )
+    results.find_metric(config.report.metric, found.metrics)
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Writes report/index.html and the PNG and csv of every plot beside it.
 
-  A page is there to be rewritten: it is made anew whenever anything that it
-  shows has changed (report/inputs.json remembers the hashes), and left alone
-  otherwise.
+  The page is made again whenever anything that it shows has changed
+  (report/inputs.json remembers the hashes), and left alone otherwise.
 
   Raises:
     InputError: as in check; a broken file.

@@ -5,7 +5,6 @@ import ml_collections
 from edsft_jax import store, study
 from edsft_jax.reporting import (
   comparison,
-  metrics,
   results,
   statistics,
   timing,
@@ -23,7 +22,7 @@ def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
   """The end of a run: the headline table, what it means, time and page."""
   found = results.read_results(config, workdir)
   metric, confidence = config.report.metric, config.report.confidence
-  about = metrics.METRICS[metric]
+  about = found.metrics[metric]
   comparisons = comparison.compare(found, metric, confidence)
   texts = {
     (strategy, budget): mean_text(
@@ -68,7 +67,7 @@ def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
     f'Not evaluated yet: {line}' for line in results.absent_lines(found.absent)
   ]
   lines += [
-    timing.read_timing(store.Manifest(workdir)).sentence(),
+    timing.read_timing(store.Manifest(workdir).stages).sentence(),
     f'Report: {workdir.report}',
   ]
   return '\n'.join(lines)

@@ -1,5 +1,6 @@
 """Where the time went, and how much of it was spent on choosing."""
 
+from collections.abc import Mapping
 import dataclasses
 
 from edsft_jax import store
@@ -54,12 +55,8 @@ class Timing:
     )
 
 
-def read_timing(manifest: store.Manifest) -> Timing:
+def read_timing(stages: Mapping[str, store.StageRecord]) -> Timing:
   """From the records of manifest.json."""
   return Timing(
-    {
-      stage: manifest.stages[stage].seconds
-      for stage in STAGES
-      if stage in manifest.stages
-    }
+    {stage: stages[stage].seconds for stage in STAGES if stage in stages}
   )

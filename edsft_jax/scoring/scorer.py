@@ -108,6 +108,11 @@ class Scorer:
     """Programs compiled so far to read prompts and to decode."""
     return self._engine.num_programs
 
+  @property
+  def num_resizes(self) -> int:
+    """Programs compiled so far to move rows to a longer cache."""
+    return self._engine.num_resizes
+
   def __call__(
     self,
     tokens: Sequence[Sequence[int]],

@@ -147,15 +147,10 @@ def _fingerprint(
   c = config.scoring
   # Where there is no template the separator joins the turns of a conversation;
   # one turn is read without it.
-  joined = {'prompt.separator': config.prompt.separator}
   turns = any(not isinstance(x, str) and len(x) > 1 for x in pool.prompts)
   return {
-    **(joined if turns else {}),
     'pool': store.hash_file(workdir.pool),
-    'model.path (its files)': models.hash_model(path),
-    'model.dtype': config.model.dtype,
-    'prompt.template': config.prompt.template,
-    'prompt.truncate': config.prompt.truncate,
+    **models.fingerprint(path, config.model.dtype, config.prompt, turns),
     'scoring.generate': c.generate,
     'scoring.prompt_scores': c.prompt_scores,
     'scoring.confidence_prompts_per_task': c.confidence_prompts_per_task,

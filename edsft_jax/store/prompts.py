@@ -17,7 +17,7 @@ Scalar = str | int | float | bool
 T = TypeVar('T')
 
 # Rows of one arrow batch: text of one batch must stay below 2 GiB.
-_BATCH_ROWS = 16384
+BATCH_ROWS = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Prompts:
 
   def answered(self) -> 'Prompts':
     """Those that have a response."""
-    return self.where([bool(text) for text in self.responses or []])
+    if self.responses is None:
+      return self.where([False] * len(self))
+    return self.where([bool(text) for text in self.responses])
 
 
 def read_prompts(path: pathlib.Path) -> Prompts:
@@ -170,12 +172,12 @@ def _table(columns: dict[str, _Column]) -> pa.Table:
     [
       pa.record_batch(
         [
-          pa.array(values[start : start + _BATCH_ROWS], field.type)
+          pa.array(values[start : start + BATCH_ROWS], field.type)
           for values, field in zip(lists, schema, strict=True)
         ],
         schema=schema,
       )
-      for start in range(0, num_rows, _BATCH_ROWS)
+      for start in range(0, num_rows, BATCH_ROWS)
     ],
     schema=schema,
   )

@@ -16,7 +16,7 @@ import ml_collections
 _CHOOSERS = 'edsft_jax.strategies.choosers'
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Strategy:
   """A row of the registry.
 

@@ -433,12 +433,12 @@ def test_what_must_be_there(study):
   ):
     study.run((7,))
   study.workdir.selection('min_margin', 1).unlink()
-  with pytest.raises(errors.InputError, match='run the stage select'):
+  with pytest.raises(errors.InputError, match='run the select stage'):
     study.run()
   config = default.get_config()
   annotation.check(config, study.workdir, frozenset({'pool', 'select'}))
   study.workdir.pool.unlink()
-  with pytest.raises(errors.InputError, match='run the stage pool'):
+  with pytest.raises(errors.InputError, match='run the pool stage'):
     annotation.check(config, study.workdir, frozenset({'select'}))
 
 

@@ -1,6 +1,5 @@
 """The evaluate stage against one prompt at a time, without cache or padding."""
 
-import importlib.util
 import shutil
 
 from flax import nnx
@@ -11,8 +10,8 @@ import pytest
 import tiny_study
 
 from edsft_jax import errors, evaluation, finetuning, models, store
-from edsft_jax.evaluation import metrics
-from edsft_jax.evaluation.evaluator import Evaluator
+from edsft_jax.evaluation import metrics, stage
+from edsft_jax.evaluation.runner import Runner
 from edsft_jax.mesh import make_mesh
 
 BASE = 'no_finetuning-k0-seed0'
@@ -52,7 +51,7 @@ def no_evaluation(monkeypatch):
   def call(*unused, **unused_too):
     raise AssertionError('a model was evaluated')
 
-  monkeypatch.setattr(Evaluator, '__call__', call)
+  monkeypatch.setattr(Runner, '__call__', call)
 
 
 def _brute_force(decoder, prompt_format, prompt, reference):
@@ -76,7 +75,7 @@ def _brute_force(decoder, prompt_format, prompt, reference):
   prompt_ids, _ = prompt_format.encode_prompt(prompt, 48, for_response=True)
   target = prompt_format.encode_response(prompt, reference)
   rows = log_prob([*prompt_ids, *target])[len(prompt_ids) - 1 :]
-  nats = -sum(rows[i, token] for i, token in enumerate(target))
+  nll = -sum(rows[i, token] for i, token in enumerate(target))
   answer = []
   for _ in range(5):
     ids = [*prompt_ids, *answer]
@@ -84,7 +83,16 @@ def _brute_force(decoder, prompt_format, prompt, reference):
     if token in prompt_format.end_ids:
       break
     answer.append(token)
-  return nats, len(target), prompt_format.decode(answer)
+  return {
+    'prediction': prompt_format.decode(answer),
+    'loss': nll / len(target),
+    'num_prompt_tokens': len(prompt_ids),
+    # The end token counts as one.
+    'num_generated_tokens': min(len(answer) + 1, 5),
+    'num_reference_tokens': len(target),
+    'truncated': False,
+    'finish': 'stop' if len(answer) < 5 else 'length',
+  }
 
 
 @pytest.mark.parametrize('cell', CELLS)
@@ -98,45 +106,64 @@ def test_numbers_are_those_of_brute_force(evaluated, cell):
     tiny_study.MODEL, 'auto', '\n', 'end'
   )
   heldout = store.read_prompts(evaluated.heldout)
-  rows = store.read_jsonl(evaluated.run(cell).predictions)
+  rows = store.read_jsonl(evaluated.run(cell).items('heldout'))
   assert [row['id'] for row in rows] == heldout.ids
   expected = []
   for row, task, prompt, reference in zip(
     rows, heldout.tasks, heldout.prompts, heldout.responses, strict=True
   ):
-    nats, num, answer = _brute_force(decoder, prompt_format, prompt, reference)
-    assert row == {
-      'id': row['id'],
-      'task': task,
-      'prediction': answer,
-      'reference': reference,
-      'loss': pytest.approx(nats / num, rel=1e-4),
-      'exact_match': metrics.exact_match(answer, reference),
-      'rouge_l': metrics.rouge_l(answer, reference),
-    }
-    expected.append((task, nats, num, row['exact_match'], row['rouge_l']))
+    found = _brute_force(decoder, prompt_format, prompt, reference)
+    answer = found['prediction']
+    expected.append(
+      {
+        'id': row['id'],
+        'task': task,
+        'reference': reference,
+        **found,
+        'exact_match': metrics.exact_match(answer, reference),
+        'rouge_l': metrics.rouge_l(answer, reference),
+      }
+    )
+    loss = pytest.approx(found['loss'], rel=1e-4)
+    assert row == {**expected[-1], 'loss': loss}
 
   def means(some):
-    _, nats, num, match, rouge = zip(*some, strict=True)
+    values, weights = (
+      [row[name] for row in some] for name in ('loss', 'num_reference_tokens')
+    )
     return {
-      'loss': pytest.approx(sum(nats) / sum(num), rel=1e-4),
-      'exact_match': pytest.approx(np.mean(match)),
-      'rouge_l': pytest.approx(np.mean(rouge)),
+      'loss': pytest.approx(np.average(values, weights=weights), rel=1e-4),
+      'exact_match': pytest.approx(np.mean([r['exact_match'] for r in some])),
+      'rouge_l': pytest.approx(np.mean([r['rouge_l'] for r in some])),
     }
 
-  result = store.read_json(evaluated.run(cell).evaluation)
+  result = store.read_json(evaluated.run(cell).evaluation('heldout'))
   assert cell == '{strategy}-k{budget}-seed{seed}'.format(**result)
-  assert result['num_prompts'] == tiny_study.NUM_HELDOUT
-  assert result['metrics'] == means(expected)
-  assert set(result['tasks']) == {'short', 'long'}
-  for name, values in result['tasks'].items():
-    some = [row for row in expected if row[0] == name]
-    assert values == {'num_prompts': len(some), **means(some)}
+  assert result['task'] == 'heldout'
+  assert result['version'] == 1
+  labels = {
+    m['label']: m['larger_is_better'] for m in result['metrics'].values()
+  }
+  assert labels == {'Loss': False, 'Exact match': True, 'ROUGE-L': True}
+
+  def values(found):
+    return {name: metric['value'] for name, metric in found.items()}
+
+  assert values(result['metrics']) == means(expected)
+  sizes = {metric['n'] for metric in result['metrics'].values()}
+  assert sizes == {tiny_study.NUM_HELDOUT}
+  assert set(result['by_task']) == {'short', 'long'}
+  for name, found in result['by_task'].items():
+    some = [row for row in expected if row['task'] == name]
+    assert values(found) == means(some)
+    assert {metric['n'] for metric in found.values()} == {len(some)}
 
 
 def test_models_differ(evaluated):
   losses = [
-    store.read_json(evaluated.run(cell).evaluation)['metrics']['loss']
+    store.read_json(evaluated.run(cell).evaluation('heldout'))['metrics'][
+      'loss'
+    ]['value']
     for cell in CELLS
   ]
   assert len(set(losses)) == 3
@@ -144,7 +171,7 @@ def test_models_differ(evaluated):
 
 def test_small_batches_and_several_devices_change_nothing(evaluated, workdir):
   for cell in CELLS:
-    workdir.run(cell).evaluation.unlink()
+    workdir.run(cell).evaluation('heldout').unlink()
   config = _config()
   config.evaluation.batch_tokens = 60
   mesh = make_mesh(devices=jax.devices()[:4])
@@ -153,8 +180,8 @@ def test_small_batches_and_several_devices_change_nothing(evaluated, workdir):
     evaluation.run(config, workdir)
   for cell in CELLS:
     for ours, theirs in zip(
-      store.read_jsonl(workdir.run(cell).predictions),
-      store.read_jsonl(evaluated.run(cell).predictions),
+      store.read_jsonl(workdir.run(cell).items('heldout')),
+      store.read_jsonl(evaluated.run(cell).items('heldout')),
       strict=True,
     ):
       assert ours == {**theirs, 'loss': pytest.approx(theirs['loss'], rel=1e-4)}
@@ -163,7 +190,7 @@ def test_small_batches_and_several_devices_change_nothing(evaluated, workdir):
 def test_done_before_is_not_done_again(workdir, no_evaluation, capsys):
   evaluation.run(_config(), workdir)
   assert '3 models, all done before' in capsys.readouterr().out
-  workdir.run(CELLS[1]).evaluation.unlink()
+  workdir.run(CELLS[1]).evaluation('heldout').unlink()
   with pytest.raises(AssertionError, match='a model was evaluated'):
     evaluation.run(_config(), workdir)
 
@@ -177,7 +204,7 @@ def test_other_options_are_refused(workdir, no_evaluation):
     evaluation.run(config, workdir)
 
 
-def test_a_cell_finetuned_anew_is_refused_by_name(workdir, no_evaluation):
+def test_a_cell_finetuned_again_is_refused_by_name(workdir, no_evaluation):
   run = workdir.run(CELLS[2])
   cell = store.read_json(run.cell)
   cell['fingerprint']['prompts and answers'] = 'others'
@@ -199,10 +226,10 @@ def test_limit_takes_the_first(tmp_path):
   config = _config()
   config.evaluation.limit = 3
   evaluation.run(config, workdir)
-  result = store.read_json(workdir.run(BASE).evaluation)
-  assert result['num_prompts'] == 3
-  assert sum(t['num_prompts'] for t in result['tasks'].values()) == 3
-  rows = store.read_jsonl(workdir.run(BASE).predictions)
+  result = store.read_json(workdir.run(BASE).evaluation('heldout'))
+  assert result['metrics']['loss']['n'] == 3
+  assert sum(t['loss']['n'] for t in result['by_task'].values()) == 3
+  rows = store.read_jsonl(workdir.run(BASE).items('heldout'))
   assert [row['id'] for row in rows] == ['h0', 'h1', 'h2']
 
 
@@ -216,30 +243,29 @@ def test_full_models_and_no_tasks(tmp_path):
   finetuning.run(config, workdir)
   evaluation.run(config, workdir)
   base, cell = (
-    store.read_json(workdir.run(name).evaluation) for name in CELLS[:2]
+    store.read_json(workdir.run(name).evaluation('heldout'))
+    for name in CELLS[:2]
   )
-  assert base['tasks'] == cell['tasks'] == {}
-  assert base['metrics']['loss'] != cell['metrics']['loss']
+  assert base['by_task'] == cell['by_task'] == {}
+  assert base['metrics']['loss']['value'] != cell['metrics']['loss']['value']
 
 
-def test_compiled_once_for_all_models(evaluated, monkeypatch, tmp_path):
-  evaluators = []
-  init = Evaluator.__init__
-  monkeypatch.setattr(
-    Evaluator,
-    '__init__',
-    lambda self, *args, **kwargs: (
-      evaluators.append(self) or init(self, *args, **kwargs)
-    ),
-  )
-  shutil.copytree(evaluated.root, tmp_path / 'copy')
-  workdir = store.Workdir(tmp_path / 'copy')
+def test_compiled_once_for_all_models(workdir, monkeypatch):
+  runners = {}
+  call = Runner.__call__
+
+  def noted(self, *args):
+    result = call(self, *args)
+    runners.setdefault(self, []).append(self.num_programs)
+    return result
+
+  monkeypatch.setattr(Runner, '__call__', noted)
   for cell in CELLS:
-    workdir.run(cell).evaluation.unlink()
+    workdir.run(cell).evaluation('heldout').unlink()
   evaluation.run(_config(), workdir)
-  (evaluator,) = evaluators
-  assert evaluator._loss._cache_size() == len(evaluator._examples)
-  assert evaluator._generate._cache_size() == len(evaluator._prompts)
+  ((runner, counts),) = runners.items()
+  assert counts[0] > 0
+  assert counts == [runner.num_programs] * len(CELLS)
 
 
 @pytest.mark.parametrize(
@@ -269,29 +295,58 @@ def test_no_heldout_set(tmp_path):
     evaluation.check(config, workdir, frozenset({'pool'}))
 
 
-def test_a_prompt_that_the_template_refuses_is_named(evaluated):
-  heldout = store.read_prompts(evaluated.heldout)
+def test_a_prompt_that_the_template_refuses_is_named(workdir):
+  heldout = store.read_prompts(workdir.heldout)
   config = _config()
   config.prompt.template = (
     f"{{% if messages[0].content == '{heldout.prompts[1]}' %}}"
     "{{ raise_exception('no') }}{% endif %}"
     '{% for m in messages %}{{ m.content }} {% endfor %}'
   )
-  mesh = make_mesh()
+  for cell in CELLS:
+    shutil.rmtree(workdir.run(cell).evaluations)
   with pytest.raises(
     errors.InputError, match=f"prompt '{heldout.ids[1]}': .*no"
   ):
-    Evaluator(
-      models.load_decoder(config.model.path, 'float32', mesh),
-      models.load_prompt_format(config.model.path, **config.prompt),
-      heldout,
-      mesh,
-      max_new_tokens=5,
-      batch_tokens=64,
-    )
+    evaluation.run(config, workdir)
 
 
-def test_without_rouge_score_the_remedy_is_named(evaluated, monkeypatch):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(errors.InputError, match=r'edsft-jax\[evaluation\]'):
-    evaluation.check(_config(), evaluated, frozenset())
+def test_a_workdir_of_the_old_form_is_evaluated_again(workdir, capsys):
+  """Before there were tasks, a cell had one eval.json in its own folder."""
+  for cell in CELLS:
+    run = workdir.run(cell)
+    shutil.rmtree(run.evaluations)
+    store.write_json(run.old_evaluation[0], {'metrics': {'loss': 1.0}})
+    store.write_jsonl(run.old_evaluation[1], [{'prediction': 'x'}])
+  manifest = store.read_json(workdir.manifest)
+  manifest['stages']['evaluate']['fingerprint'] = {'heldout': 'abc'}
+  store.write_json(workdir.manifest, manifest)
+  evaluation.run(_config(), workdir)
+  assert '3 models on 11 items of heldout' in capsys.readouterr().out
+  for cell in CELLS:
+    assert workdir.run(cell).items('heldout').exists()
+    assert not any(p.exists() for p in workdir.run(cell).old_evaluation)
+
+
+@pytest.mark.parametrize(
+  ('tasks', 'message'),
+  [
+    ((), 'evaluation.tasks is empty'),
+    (('heldot',), "did you mean 'heldout'"),
+    (('heldout', 'heldout'), 'names one twice'),
+  ],
+)
+def test_bad_tasks(evaluated, tasks, message):
+  config = _config()
+  config.evaluation.tasks = tasks
+  with pytest.raises(errors.InputError, match=message):
+    evaluation.check(config, evaluated, frozenset())
+
+
+def test_a_metric_that_no_task_gives_is_refused():
+  config = _config()
+  config.report.metric = 'rouge'
+  with pytest.raises(errors.InputError, match="did you mean 'rouge_l'"):
+    stage.check_metric(config)
+  config.report.metric = 'exact_match'
+  stage.check_metric(config)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from edsft_jax.evaluation import metrics
+from edsft_jax.evaluation.task import Metric
 
 
 @pytest.mark.parametrize(
@@ -50,13 +51,41 @@ def test_rouge_l_has_no_stemmer_and_survives_no_words():
   assert metrics.rouge_l('?!', '?!') == 0.0
 
 
-def test_summary_weighs_the_loss_by_tokens():
+METRICS = {
+  'loss': Metric('Loss', False, '', weight='num_tokens'),
+  'match': Metric('Match', True, ''),
+}
+
+
+def test_means_weigh_items_as_the_metric_says():
   rows = [
-    {'loss': 1.0, 'exact_match': 1.0, 'rouge_l': 0.5},
-    {'loss': 4.0, 'exact_match': 0.0, 'rouge_l': 0.0},
+    {'loss': 1.0, 'num_tokens': 5, 'match': 1.0},
+    {'loss': 4.0, 'num_tokens': 1, 'match': 0.0},
   ]
-  assert metrics.summarize(rows, num_tokens=[5, 1]) == {
-    'loss': pytest.approx(9 / 6),
-    'exact_match': 0.5,
-    'rouge_l': 0.25,
+  found = metrics.aggregate(rows, METRICS)
+  assert found['loss']['value'] == pytest.approx(9 / 6)
+  assert found['match']['value'] == 0.5
+  assert found['match']['n'] == found['loss']['n'] == 2
+  assert metrics.aggregate(rows[:1], METRICS)['match'] == {
+    'value': 1.0,
+    'standard_error': None,
+    'n': 1,
   }
+
+
+def test_standard_errors_are_the_spread_of_means_over_samples_of_items():
+  """Against 4,000 samples; a loss weighed by tokens is a ratio of sums."""
+  rng = np.random.default_rng(0)
+
+  def sample() -> list[dict]:
+    tokens = rng.integers(1, 30, 200)
+    return [
+      {'loss': loss, 'num_tokens': int(n), 'match': float(loss < 2)}
+      for n, loss in zip(tokens, rng.gamma(2, 1 + 10 / tokens), strict=True)
+    ]
+
+  found = [metrics.aggregate(sample(), METRICS) for _ in range(4000)]
+  for name in METRICS:
+    spread = np.std([one[name]['value'] for one in found])
+    errors = [one[name]['standard_error'] for one in found]
+    assert np.mean(errors) == pytest.approx(spread, rel=0.05)

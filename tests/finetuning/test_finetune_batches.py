@@ -5,7 +5,7 @@ import pytest
 
 from edsft_jax.finetuning import batches
 from edsft_jax.finetuning.trainer import learning_rates
-from edsft_jax.models import responses
+from edsft_jax.models.responses import Example
 
 
 @pytest.mark.parametrize(('num', 'epochs'), [(1, 1), (7, 3), (10, 2)])
@@ -32,8 +32,7 @@ def test_steps_cover_every_epoch(num, epochs, size, steps):
 
 def test_batches_keep_the_examples():
   examples = [
-    responses.Example(list(range(3, 3 + n)), n // 2, False, False)
-    for n in (4, 20)
+    Example(list(range(3, 3 + n)), n // 2, False, False) for n in (4, 20)
   ]
   batch, num_targets = batches.make(examples, num_rows=3)
   assert batch.tokens.shape == (3, 32)
@@ -59,3 +58,22 @@ def test_learning_rate_of_short_runs(steps, fraction):
   assert rates.shape == (steps,)
   assert np.all(rates > 0)
   assert rates.max() == np.float32(0.4)
+
+
+def test_bucket():
+  lengths = np.arange(1, 5000)
+  sizes = np.array([batches.bucket(int(n)) for n in lengths])
+  assert (sizes >= lengths).all()
+  assert (np.diff(sizes) >= 0).all()
+  assert len(set(sizes)) <= 17
+  large = lengths > 16
+  assert (sizes[large] <= 2 * lengths[large]).all()
+  assert [batches.bucket(n) for n in (1, 16, 17, 512, 513, 769, 1025)] == [
+    16,
+    16,
+    32,
+    512,
+    768,
+    1024,
+    1536,
+  ]

@@ -12,11 +12,13 @@ import pytest
 import tiny_study
 
 from edsft_jax import models
-from edsft_jax.finetuning.trainer import Recipe, Trainer
+from edsft_jax.finetuning import batches
+from edsft_jax.finetuning.loss import loss as batch_loss
+from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
 from edsft_jax.mesh import make_mesh
-from edsft_jax.models import responses
+from edsft_jax.models.responses import Example
 
-RECIPE = Recipe(
+LORA = Hyperparameters(
   method='lora',
   lora_rank=4,
   lora_alpha=8.0,
@@ -29,7 +31,7 @@ RECIPE = Recipe(
   weight_decay=0.1,
   clip_norm=0.5,
 )
-FULL = dataclasses.replace(RECIPE, method='full')
+FULL = dataclasses.replace(LORA, method='full')
 
 
 MESHES = {
@@ -45,22 +47,22 @@ def _mesh(name='one') -> jax.sharding.Mesh:
 
 
 @functools.cache
-def _trainer(recipe, mesh='one') -> tuple[models.Decoder, Trainer]:
+def _trainer(hyperparameters, mesh='one') -> tuple[models.Decoder, Trainer]:
   decoder = models.load_decoder(tiny_study.MODEL, 'float32', _mesh(mesh))
-  return decoder, Trainer(decoder, recipe, _mesh(mesh))
+  return decoder, Trainer(decoder, hyperparameters, _mesh(mesh))
 
 
-def _batch(length=16, num_rows=4, seed=0) -> responses.Batch:
+def _batch(length=16, num_rows=4, seed=0) -> batches.Batch:
   rng = np.random.default_rng(seed)
   examples = [
-    responses.Example(rng.integers(3, 60, size=n).tolist(), m, False, False)
+    Example(rng.integers(3, 60, size=n).tolist(), m, False, False)
     for n, m in ((10, 4), (5, 3), (16, 1), (7, 6))
   ]
-  return responses.batch(examples, length, num_rows)
+  return batches.pad(examples, length, num_rows)
 
 
 def _train(trainer, batches, seed=0):
-  state, losses = trainer.start(seed), []
+  state, losses = trainer.init_state(seed), []
   for batch in batches:
     state, loss = trainer.step(state, batch, 8, np.float32(0.01))
     losses.append(float(loss))
@@ -88,17 +90,17 @@ def _expected(decoder, kind, batches) -> tuple[dict, list[float]]:
   """The same steps by optax's own AdamW, from the plain mean over tokens."""
   graph, params, rest = nnx.split(decoder, kind, ...)
   optimizer = optax.chain(
-    optax.clip_by_global_norm(RECIPE.clip_norm),
+    optax.clip_by_global_norm(LORA.clip_norm),
     optax.adamw(
       0.01,
-      weight_decay=RECIPE.weight_decay,
+      weight_decay=LORA.weight_decay,
       mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p),
     ),
   )
   moments = optimizer.init(params)
 
   def loss(params, batch):
-    loss_B = responses.loss(nnx.merge(graph, params, rest), batch, 8)
+    loss_B = batch_loss(nnx.merge(graph, params, rest), batch, 8)
     return loss_B.sum() / batch.num_response.sum()
 
   @jax.jit
@@ -118,12 +120,12 @@ BATCHES = [_batch(seed=seed) for seed in range(3)]
 
 
 def test_lora_is_adamw_on_the_adapters(tmp_path):
-  decoder, trainer = _trainer(RECIPE)
+  decoder, trainer = _trainer(LORA)
   base = _leaves(decoder)
   state, losses = _train(trainer, BATCHES, seed=3)
   trained = _saved(trainer, state, tmp_path)
   fresh = models.load_decoder(tiny_study.MODEL, 'float32', _mesh())
-  models.add_lora(fresh, 4, 8.0, RECIPE.lora_targets, nnx.Rngs(3))
+  models.add_lora(fresh, 4, 8.0, LORA.lora_targets, nnx.Rngs(3))
   expected, expected_losses = _expected(fresh, models.LoRAParam, BATCHES)
   found = _leaves(trained, models.LoRAParam)
   assert found.keys() == expected.keys()
@@ -151,11 +153,11 @@ def test_full_is_adamw_on_everything(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('recipe', 'mesh'), [(RECIPE, 'data'), (FULL, 'weights')]
+  ('hyperparameters', 'mesh'), [(LORA, 'data'), (FULL, 'weights')]
 )
-def test_same_on_several_devices(recipe, mesh):
-  state, losses = _train(_trainer(recipe)[1], BATCHES)
-  several = _trainer(recipe, mesh)[1]
+def test_same_on_several_devices(hyperparameters, mesh):
+  state, losses = _train(_trainer(hyperparameters)[1], BATCHES)
+  several = _trainer(hyperparameters, mesh)[1]
   state_4, losses_4 = _train(several, BATCHES)
   np.testing.assert_allclose(losses_4, losses, rtol=1e-5)
   for a, b in zip(state.params, state_4.params, strict=True):
@@ -164,7 +166,7 @@ def test_same_on_several_devices(recipe, mesh):
 
 
 def test_padding_changes_nothing():
-  _, trainer = _trainer(RECIPE)
+  _, trainer = _trainer(LORA)
   state, losses = _train(trainer, [_batch()] * 2)
   wide_state, wide_losses = _train(trainer, [_batch(24, 9)] * 2)
   np.testing.assert_allclose(wide_losses, losses, rtol=1e-5)
@@ -173,8 +175,8 @@ def test_padding_changes_nothing():
 
 
 def test_seed_sets_the_initialisation():
-  _, trainer = _trainer(RECIPE)
-  first, again, other = (trainer.start(seed).params for seed in (0, 0, 1))
+  _, trainer = _trainer(LORA)
+  first, again, other = (trainer.init_state(seed).params for seed in (0, 0, 1))
   assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
   assert not all(
     np.array_equal(a, b) for a, b in zip(first, other, strict=True)
@@ -185,8 +187,10 @@ def test_bfloat16_is_trained_in_float32(tmp_path):
   """An update below bfloat16's resolution is not lost."""
   decoder = models.load_decoder(tiny_study.MODEL, 'bfloat16', _mesh())
   trainer = Trainer(decoder, FULL, _mesh())
-  start = [np.asarray(leaf) for leaf in trainer.start(0).params]
-  state, loss = trainer.step(trainer.start(0), BATCHES[0], 8, np.float32(1e-6))
+  start = [np.asarray(leaf) for leaf in trainer.init_state(0).params]
+  state, loss = trainer.step(
+    trainer.init_state(0), BATCHES[0], 8, np.float32(1e-6)
+  )
   assert np.isfinite(loss)
   assert all(leaf.dtype == jnp.float32 for leaf in state.params)
   assert not any(
@@ -199,7 +203,7 @@ def test_bfloat16_is_trained_in_float32(tmp_path):
 
 def test_compiled_once_for_a_shape():
   """Cells differ in seed, learning rate and state, which are arguments."""
-  _, trainer = _trainer(RECIPE)
+  _, trainer = _trainer(LORA)
   before = trainer._step._cache_size()
   _train(trainer, BATCHES, seed=0)
   _train(trainer, BATCHES, seed=1)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import scipy.special
 
-from edsft_jax import models
+from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh, shard_batch
-from edsft_jax.models import decoder as decoder_lib
+from edsft_jax.models import rope as rope_lib
 
 
 def test_numbers_match_transformers(golden):
@@ -140,10 +140,10 @@ def test_frequencies_are_those_of_transformers(goldens_path, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(fields))
     rope = models.read_config(tmp_path).rope
     if row['length'] is None:
-      found = decoder_lib.frequencies(rope, 16)
+      found = rope_lib.frequencies(rope, 16)
     else:
       length = jnp.asarray([row['length']])
-      found = decoder_lib.dynamic_frequencies(rope, 16, length)[0]
+      found = rope_lib.dynamic_frequencies(rope, 16, length)[0]
     np.testing.assert_allclose(found, row['frequencies'], rtol=2e-6)
     assert rope.attention_factor == pytest.approx(row['attention_factor'])
 
@@ -161,7 +161,7 @@ def test_cache_changes_nothing(goldens, case):
   def step(state, tokens, mask, cache):
     decoder = nnx.merge(graphdef, state)
     output = decoder(tokens, mask, cache=cache)
-    return decoder.logits(output.hidden_BxLxD), output.cache
+    return decoder.logits(output.hidden_BxLxD), output.kv_cache
 
   # Padding on the left and between, two long pieces, then single tokens; two
   # slots stay free.
@@ -188,7 +188,7 @@ def test_cache_changes_nothing(goldens, case):
     rtol=0,
     atol=golden.tolerance,
   )
-  assert int(cache.index) == end
+  assert int(cache.cache_index) == end
 
 
 @pytest.mark.parametrize('sizes', [(2, 2, 2), (1, 8, 1), (1, 1, 8)])
@@ -391,7 +391,7 @@ def test_pretrained_model_writes_what_transformers_writes(
     ids, cut = prompt_format.encode_prompt(row['prompt'], 64, False)
     assert (ids, cut) == (row['prompt_ids'], False)
     prompts.append(ids)
-  tokens, mask = models.pad_left(prompts, 16)
+  tokens, mask = inference.pad_left(prompts, 16)
   graphdef, state = nnx.split(decoder)
 
   def top2(logits, token):
@@ -400,13 +400,13 @@ def test_pretrained_model_writes_what_transformers_writes(
 
   @jax.jit
   def run(state, tokens, mask):
-    return models.generate(
+    return inference.generate(
       nnx.merge(graphdef, state),
       tokens,
       mask,
       max_new_tokens=40,
       end_ids=prompt_format.end_ids,
-      observe=top2,
+      step_hook=top2,
     )
 
   result = run(state, tokens, mask)
@@ -424,39 +424,37 @@ def test_pretrained_model_writes_what_transformers_writes(
     )
 
 
-def test_queries_in_blocks_change_nothing(monkeypatch, goldens):
+def _with_most_scores(decoder, most_scores):
+  """A copy whose attention holds no more scores than that."""
+  copy = nnx.clone(decoder)
+  for layer in copy.layers:
+    layer.self_attn.most_scores = most_scores
+  return nnx.split(copy)
+
+
+def test_queries_in_blocks_change_nothing(goldens):
   """Values and gradients; with a window, padding, a cache and few divisors."""
   decoder = goldens['mistral_v4'].decoder
-  graphdef, state = nnx.split(decoder)
-  tokens, mask = models.pad_left([range(3, 45), range(5, 20)], 44)
+  tokens, mask = inference.pad_left([range(3, 45), range(5, 20)], 44)
 
-  def run(state):
-    decoder = nnx.merge(graphdef, state)
-    output = decoder(tokens, mask, cache=decoder.init_cache(2, 60))
-    return jnp.where(mask[..., None], output.hidden_BxLxD, 0.0)
+  def passes(graphdef, state):
+    def run(state):
+      decoder = nnx.merge(graphdef, state)
+      output = decoder(tokens, mask, cache=decoder.init_cache(2, 60))
+      return jnp.where(mask[..., None], output.hidden_BxLxD, 0.0)
 
-  def gradient(state):
-    return jax.grad(lambda state: jnp.sum(run(state) ** 3))(state)
+    gradient = jax.grad(lambda state: jnp.sum(run(state) ** 3))
+    return str(jax.make_jaxpr(run)(state)), jax.jit(run)(state), gradient(state)
 
-  expected = jax.jit(run)(state), jax.jit(gradient)(state)
-  config = decoder.config
-  attends = []
-  attend = decoder_lib._attend
-  monkeypatch.setattr(
-    decoder_lib,
-    '_attend',
-    lambda q, *rest: attends.append(q.shape[3]) or attend(q, *rest),
-  )
+  whole, *expected = passes(*nnx.split(decoder))
   # Room for 13 of 44 queries: blocks of 11.
-  monkeypatch.setattr(
-    decoder_lib, '_MOST_SCORES', 2 * config.num_heads * 60 * 13
-  )
-  # Functions of their own, which are traced again.
-  found = (
-    jax.jit(lambda s: run(s))(state),
-    jax.jit(lambda s: gradient(s))(state),
-  )
-  assert set(attends) == {11}
+  heads = decoder.config.num_heads
+  blocks, *found = passes(*_with_most_scores(decoder, 2 * heads * 60 * 13))
+  assert ('44,60]' in whole, '11,60]' in whole) == (True, False)
+  assert ',11,60]' in blocks
+  # The mask of all is made, but no scores.
+  assert 'f32[2,2,2,44,60]' in whole
+  assert 'f32[2,2,2,44,60]' not in blocks
   for a, b in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
   ):
@@ -464,16 +462,15 @@ def test_queries_in_blocks_change_nothing(monkeypatch, goldens):
     np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
-def test_memory_grows_with_a_prompt_not_with_its_square(goldens, monkeypatch):
-  monkeypatch.setattr(decoder_lib, '_MOST_SCORES', 2**18)
-  graphdef, state = nnx.split(goldens['mistral_v4'].decoder)
+def test_memory_grows_with_a_prompt_not_with_its_square(goldens):
+  graphdef, state = _with_most_scores(goldens['mistral_v4'].decoder, 2**18)
 
   def temporaries(length):
     @jax.jit
     def run(state, tokens, mask):
       return nnx.merge(graphdef, state)(tokens, mask).hidden_BxLxD
 
-    tokens, mask = models.pad_left([[5] * length], length)
+    tokens, mask = inference.pad_left([[5] * length], length)
     analysis = run.lower(state, tokens, mask).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 

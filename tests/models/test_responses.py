@@ -1,84 +1,15 @@
-"""The loss of a response, against log-softmax written out in numpy."""
+"""A prompt with its response as tokens, shortened where it is too long."""
 
-from flax import nnx
-import jax
-import numpy as np
 import pytest
 import tiny_study
 
 from edsft_jax import models
-from edsft_jax.mesh import make_mesh
 from edsft_jax.models import responses
-
-
-@pytest.fixture(scope='module')
-def decoder() -> models.Decoder:
-  return models.load_decoder(
-    tiny_study.MODEL, 'float32', make_mesh(devices=jax.devices()[:1])
-  )
 
 
 @pytest.fixture(scope='module')
 def prompt_format() -> models.PromptFormat:
   return models.load_prompt_format(tiny_study.MODEL, 'auto', ' w3 ', 'end')
-
-
-def _example(num_prompt: int, num_response: int) -> responses.Example:
-  rng = np.random.default_rng(num_prompt)
-  tokens = rng.integers(3, 60, size=num_prompt + num_response).tolist()
-  return responses.Example(tokens, num_response, False, False)
-
-
-@pytest.fixture(scope='module')
-def loss(decoder):
-  """responses.loss of this decoder, compiled."""
-  graph, params = nnx.split(decoder)
-
-  def traced(params, batch, num_targets):
-    return responses.loss(nnx.merge(graph, params), batch, num_targets)
-
-  compiled = jax.jit(traced, static_argnums=2)
-  return lambda batch, num_targets: np.asarray(
-    compiled(params, batch, num_targets)
-  )
-
-
-def _brute_force(decoder: models.Decoder, example: responses.Example) -> float:
-  """One row, no padding, every logit: -sum log p(response | what precedes)."""
-
-  @jax.jit
-  def all_logits(params, tokens):
-    merged = nnx.merge(graph, params)
-    mask = np.ones(tokens.shape, bool)
-    return merged.logits(merged(tokens, mask).hidden_BxLxD)
-
-  graph, params = nnx.split(decoder)
-  tokens = np.asarray([example.tokens])
-  logits = np.asarray(all_logits(params, tokens)[0], np.float64)
-  log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  first = len(example.tokens) - example.num_response
-  return -sum(
-    log_prob[i - 1, example.tokens[i]]
-    for i in range(first, len(example.tokens))
-  )
-
-
-EXAMPLES = [_example(3, 4), _example(11, 1), _example(1, 9), _example(2, 0)]
-
-
-def test_loss_is_that_of_the_response_alone(decoder, loss):
-  """On any padding of rows and length, and with room for more targets."""
-  expected = [_brute_force(decoder, example) for example in EXAMPLES]
-  for length, num_rows, num_targets in ((16, 4, 9), (24, 8, 23), (16, 5, 15)):
-    loss_B = loss(responses.batch(EXAMPLES, length, num_rows), num_targets)
-    np.testing.assert_allclose(loss_B[:4], expected, rtol=1e-5, atol=1e-5)
-    assert np.all(loss_B[4:] == 0)
-
-
-def test_number_of_targets_holds_the_longest_response():
-  assert responses.num_targets(EXAMPLES, 16) == 15
-  assert responses.num_targets(EXAMPLES, 64) == 16
-  assert responses.num_targets([_example(1, 17)], 64) == 32
 
 
 def test_encode_shortens_the_prompt_first(prompt_format):

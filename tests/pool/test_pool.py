@@ -3,13 +3,12 @@
 import json
 import pathlib
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from configs import default
 from edsft_jax import errors, pool, store
-from edsft_jax.pool import build, demo, schema
+from edsft_jax.pool import build, demo, schema, sources
 
 
 class Study:
@@ -399,11 +398,13 @@ def test_heldout_file_does_not_replace_a_split(study):
 # Running again.
 
 
-def test_large_files_show_a_bar(study, monkeypatch, capsys):
-  monkeypatch.setattr(pool, '_LARGE_FILE', 100)
-  study.run(numbered(20))
-  assert 'rows' in capsys.readouterr().err
-  assert study.counts['prompts'] == 20
+def test_large_files_show_a_bar(tmp_path, capsys):
+  path = tmp_path / 'pool.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in numbered(20)))
+  for large, shown in ((path.stat().st_size + 1, False), (100, True)):
+    file = sources.File(path, 'jsonl', large)
+    assert len(list(file.rows(0))) == 20
+    assert ('rows' in capsys.readouterr().err) == shown
 
 
 def test_second_run_skips(study, capsys):
@@ -510,32 +511,9 @@ def test_real_pools(study, shared, name):
   assert not any(r in text for r in heldout.responses)
 
 
-def test_big_tables_are_written_in_batches(tmp_path):
-  n = build._BATCH_ROWS + 1
-  prompts = build.Prompts(
-    ids=[str(i) for i in range(n)],
-    prompts=['p'] * n,
-    tasks=[''] * n,
-    responses=['r'] * n,
-  )
-  table = build.pool_table(
-    prompts, {'n': list(range(n)), 's': ['x', 1] * (n // 2) + [None]}
-  )
-  assert table.num_rows == n
-  assert table.schema.field('n').type == pa.int64()
-  assert table['s'].to_pylist()[:2] == ['x', '1']
-  assert build.response_table(prompts).num_rows == n
-
-
-def test_numbers_beyond_64_bits_are_text():
-  prompts = build.Prompts(['a'], ['p'], [''], [''])
-  table = build.pool_table(prompts, {'n': [2**70]})
-  assert table['n'].to_pylist() == [str(2**70)]
-
-
 def test_key_of_a_prompt_in_the_pool():
   turns = [{'role': 'user', 'content': 'p'}]
   pool_prompts = store.Prompts(['a'], [turns], None)
-  heldout = build.Prompts(['x', 'y'], ['p', 'q'], ['', ''], ['r', 'r'])
+  heldout = store.Prompts(['x', 'y'], ['p', 'q'], None, ['r', 'r'])
   assert build.without(heldout, pool_prompts).ids == ['y']
   assert schema.Item('', turns, '', '').key == schema.Item('', 'p', '', '').key

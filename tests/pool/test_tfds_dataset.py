@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from configs import default
 from edsft_jax import errors, pool, store
-from edsft_jax.pool import tfds_dataset
+from edsft_jax.pool import sources, tfds_dataset
 
 TURNS = [{'role': 'user', 'content': 'Hi?'}]
 BOT = {'role': 'assistant', 'content': 'Ho.'}
@@ -310,12 +310,13 @@ def test_a_changed_dataset_is_refused(prepare, tmp_path):
       run(tmp_path / 'w', path)
 
 
-def test_big_datasets_show_a_bar(prepare, tmp_path, monkeypatch, capsys):
+def test_big_datasets_show_a_bar(prepare, capsys):
   prepare(ROWS)
-  monkeypatch.setattr(pool, '_LARGE_DATASET', 3)
+  split = tfds_dataset.Split('tfds:mine/train')
   capsys.readouterr()
-  run(tmp_path / 'w', 'tfds:mine/train')
-  assert '5/5' in capsys.readouterr().err
+  for large, shown in ((len(ROWS) + 1, False), (3, True)):
+    assert len(list(sources.Dataset(split, large).rows(0))) == len(ROWS)
+    assert ('5/5' in capsys.readouterr().err) == shown
 
 
 # What the script refuses.

@@ -16,7 +16,6 @@ import synthetic_study as synthetic
 from edsft_jax import errors, reporting, store, study
 from edsft_jax.reporting import (
   comparison,
-  metrics,
   page,
   plots,
   results,
@@ -24,6 +23,7 @@ from edsft_jax.reporting import (
   timing,
   wording,
 )
+from edsft_jax.strategies.registry import STRATEGIES
 
 SAME = 'not distinguishable from random'
 NOTHING = frozenset()
@@ -98,13 +98,13 @@ def test_every_image_lies_beside_the_page_with_its_numbers(reported):
     assert (folder / name).with_suffix('.csv').exists()
 
 
-@pytest.mark.parametrize('metric', metrics.METRICS)
+@pytest.mark.parametrize('metric', synthetic.METRICS)
 def test_efficiency_csv_is_the_evaluations(reported, metric):
   _, workdir = reported
   rows = read_csv(workdir.report.with_name(f'label_efficiency_{metric}.csv'))
-  files = list(workdir.runs.glob('*/eval.json'))
+  files = list(workdir.runs.glob('*/evaluations/heldout/eval.json'))
   expected = {
-    (e['strategy'], e['budget'], e['seed']): e['metrics'][metric]
+    (e['strategy'], e['budget'], e['seed']): e['metrics'][metric]['value']
     for e in map(store.read_json, files)
   }
   assert len(rows) == len(files) == 4 * 3 * 3 + 3 + 1
@@ -119,11 +119,12 @@ def test_the_other_csvs(reported):
   folder = workdir.report.parent
   first = read_csv(folder / 'task_quality.csv')[0]
   cell = study.Cell(first['strategy'], int(first['budget']), int(first['seed']))
-  task = store.read_json(workdir.run(cell.name).evaluation)['tasks'][
-    first['task']
-  ]
+  path = workdir.run(cell.name).evaluation('heldout')
+  task = store.read_json(path)['by_task'][first['task']]
   assert cell.budget == 80
-  assert {name: float(first[name]) for name in task} == task
+  for name, mean in task.items():
+    assert float(first[name]) == mean['value']
+    assert int(first['num_prompts']) == mean['n']
 
   rows = store.read_jsonl(workdir.selection('min_margin', 1))
   allocated = {
@@ -155,7 +156,7 @@ def test_verdicts_are_those_of_scipy_after_holm(reported):
   found = results.read_results(options, workdir)
   rows = read_csv(workdir.report.with_name('comparisons.csv'))
   assert len(rows) == 3 * 3 * 3
-  for metric, about in metrics.METRICS.items():
+  for metric, (_, larger_is_better, _) in synthetic.METRICS.items():
     tests = {}
     for row in (row for row in rows if row['metric'] == metric):
       key = row['strategy'], int(row['budget'])
@@ -174,7 +175,7 @@ def test_verdicts_are_those_of_scipy_after_holm(reported):
       assert float(row['corrected_p']) == pytest.approx(corrected[key])
       expected = SAME
       if corrected[key] < 0.05:
-        gain = tests[key].statistic * (1 if about.higher_is_better else -1)
+        gain = tests[key].statistic * (1 if larger_is_better else -1)
         expected = 'better than random' if gain > 0 else 'worse than random'
       assert row['verdict'] == expected
   verdicts = {row['verdict'] for row in rows}
@@ -251,7 +252,7 @@ def test_text_from_outside_is_escaped(tmp_path, quick):
 
 
 def test_k_center_with_a_random_start_covers_the_choice():
-  found = results.Results({}, [], ['k_center'], [1], [0, 1], 10)
+  found = results.Results({}, {}, [], ['k_center'], [1], [0, 1], 10)
   fixed, _ = page._coverage(synthetic.config(), found)
   drawn, _ = page._coverage(
     synthetic.config(selection__k_center_first='random'), found
@@ -369,7 +370,7 @@ def test_tasks_found_by_k_means_are_not_taken_for_labels(tmp_path, quick):
   marked = [row for row in rows if 'tasks found by k-means' in row]
   assert marked == [row for row in rows if 'weighted_task_diversity' in row]
   # Of the verdicts, of the headline metric, and of each metric's comparisons.
-  assert len(marked) == 2 + 3 * len(metrics.METRICS)
+  assert len(marked) == 2 + 3 * len(synthetic.METRICS)
   tasks = text.partition('<h2 id="tasks">')[2].partition('<h2')[0]
   assert 'weighted_task_diversity took for tasks are 1,234 clusters' in tasks
   run = text.partition('<h2 id="run">')[2]
@@ -532,7 +533,7 @@ def test_nothing_to_report_on_names_the_stage_to_run(tmp_path):
 def test_a_broken_evaluation_is_named(tmp_path, text):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)
-  path = workdir.run('random-k20-seed0').evaluation
+  path = workdir.run('random-k20-seed0').evaluation('heldout')
   path.write_text(text, encoding='utf-8')
   with pytest.raises(errors.InputError, match=r'random-k20-seed0.*delete it'):
     reporting.run(options, workdir)
@@ -542,8 +543,8 @@ def test_a_broken_evaluation_is_named(tmp_path, text):
 def test_an_evaluation_in_the_wrong_folder_is_named(tmp_path):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)
-  source = workdir.run('random-k20-seed1').evaluation
-  shutil.copy(source, workdir.run('random-k20-seed0').evaluation)
+  source = workdir.run('random-k20-seed1').evaluation('heldout')
+  shutil.copy(source, workdir.run('random-k20-seed0').evaluation('heldout'))
   with pytest.raises(errors.InputError, match='is of the cell random-k20-se'):
     reporting.run(options, workdir)
 
@@ -553,8 +554,64 @@ def test_a_metric_that_is_no_number_is_named(tmp_path):
   workdir = synthetic.write(tmp_path, options)
   contents = synthetic.evaluation('random', 20, 0, 0.4, loss=float('nan'))
   synthetic.write_evaluation(workdir, contents)
-  with pytest.raises(errors.InputError, match='a metric that is no number'):
+  with pytest.raises(errors.InputError, match='a metric that is not a number'):
     reporting.run(options, workdir)
+
+
+def test_a_workdir_of_the_old_form_says_what_to_run(tmp_path):
+  """Before there were tasks, a cell had one eval.json in its own folder."""
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  run = workdir.run('random-k20-seed0')
+  shutil.rmtree(run.evaluations)
+  store.write_json(run.old_evaluation[0], {'metrics': {'loss': 1.0}})
+  for call in (
+    lambda: reporting.check(options, workdir, frozenset()),
+    lambda: reporting.run(options, workdir),
+  ):
+    with pytest.raises(
+      errors.InputError, match='run the evaluate stage, which'
+    ):
+      call()
+  # Of a command that evaluates first there is nothing to say.
+  reporting.check(options, workdir, frozenset({'evaluate'}))
+
+
+def test_versions_of_a_task_are_not_mixed(tmp_path):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  contents = synthetic.evaluation('random', 20, 0, 0.4)
+  synthetic.write_evaluation(workdir, {**contents, 'version': 2})
+  with pytest.raises(errors.InputError, match='different versions of the task'):
+    reporting.run(options, workdir)
+
+
+def test_a_new_task_is_shown_with_what_its_file_says(tmp_path):
+  """The report knows no task; an older one's evaluations stay as they are."""
+  options = synthetic.config(report__metric='quiz.accuracy')
+  workdir = synthetic.write(tmp_path, options)
+  accuracy = {'value': 0.4, 'standard_error': 0.1, 'n': 9}
+  about = {'label': 'Quiz right', 'larger_is_better': True, 'meaning': 'share'}
+  for path in workdir.runs.glob('*/evaluations/heldout/eval.json'):
+    cell = store.read_json(path)
+    synthetic.write_evaluation(
+      workdir,
+      {
+        **{name: cell[name] for name in ('strategy', 'budget', 'seed')},
+        'task': 'quiz',
+        'version': 7,
+        'metrics': {'accuracy': {**accuracy, **about}},
+        'by_task': {},
+      },
+    )
+  reporting.run(options, workdir)
+  html = workdir.report.read_text('utf-8')
+  assert 'Quiz right by strategy and answers bought' in html
+  assert 'ROUGE-L' in html
+  assert workdir.report.with_name('label_efficiency_quiz.accuracy.csv').exists()
+  options.report.metric = 'quiz.acuracy'
+  with pytest.raises(errors.InputError, match=r"did you mean 'quiz\.accuracy'"):
+    reporting.check(options, workdir, frozenset())
 
 
 # The terminal.
@@ -609,7 +666,7 @@ def test_summary_marks_what_differs(reported):
 def test_the_time_of_the_report_is_not_counted():
   stages = {'score': 6.0, 'select': 1.0, 'finetune': 13.0, 'report': 100.0}
   timings = timing.read_timing(
-    {'stages': {name: {'seconds': s} for name, s in stages.items()}}
+    {name: store.StageRecord(seconds=s) for name, s in stages.items()}
   )
   assert timings.sentence().startswith('Selection took 7.0 s of 20.0 s, 35.0%')
   assert timing.read_timing({'stages': {}}).sentence() == (

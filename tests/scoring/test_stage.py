@@ -22,10 +22,11 @@ import pytest
 
 from configs import default
 from edsft_jax import console, errors, models, processes, scoring, store
+from edsft_jax.inference import Work
+from edsft_jax.inference.throughput import Rate
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import shards, stage
 from edsft_jax.scoring.scorer import Scorer
-from edsft_jax.scoring.throughput import Work
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 21
@@ -432,7 +433,7 @@ def test_memory_that_one_of_several_processes_lacks_ends_all(monkeypatch):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
   monkeypatch.setattr(processes, 'met_within', lambda *_: False)
-  rate = stage._Rate(console.bar('score', 1, 'prompts'), make_mesh())
+  rate = Rate(console.bar('score', 1, 'prompts'), make_mesh())
   sizes, tokens = [256, 128], [np.ones(7), np.ones(3)]
   with pytest.raises(
     errors.InputError, match=r'256 .*scoring\.batch_tokens.* of 7 tokens'
@@ -443,7 +444,7 @@ def test_memory_that_one_of_several_processes_lacks_ends_all(monkeypatch):
 
 def test_prompts_that_are_scored_again_are_counted_once():
   bar = console.bar('score', 9, 'prompts')
-  rate = stage._Rate(bar, make_mesh())
+  rate = Rate(bar, make_mesh())
 
   def scorer(tokens, generate, progress):
     progress(Work(prompts=3, tokens=5))

@@ -207,7 +207,7 @@ def test_features_in_one_file_or_one_a_process(tmp_path):
     (['features-00000-of-00002.npy'], 'features-00001-of-00002.npy is missing'),
     (
       ['features.npy', 'features-00000-of-00001.npy'],
-      'features-00000-of-00001.npy is not part',
+      'features-00000-of-00001.npy does not belong',
     ),
     (
       [
@@ -217,9 +217,9 @@ def test_features_in_one_file_or_one_a_process(tmp_path):
         'features-00001-of-00003.npy',
         'features-00002-of-00003.npy',
       ],
-      'features-00000-of-00002.npy is not part',
+      'features-00000-of-00002.npy does not belong',
     ),
-    (['features-old.npy'], 'features-old.npy is not part'),
+    (['features-old.npy'], 'features-old.npy does not belong'),
   ],
 )
 def test_odd_sets_of_features_are_refused(tmp_path, names, odd):

@@ -462,9 +462,7 @@ def test_scores_of_some_prompts_are_not_enough(workdir, absent):
 
 
 def test_without_generation_the_prompts_scores_remain(workdir):
-  continuation = [
-    name for name in BY_SCORE if not name.startswith('prompt_')
-  ]
+  continuation = [name for name in BY_SCORE if not name.startswith('prompt_')]
   assert len(continuation) == 6
   _change_scores(
     workdir, drop=[*continuation, 'mean_confidence', 'first_token_confidence']

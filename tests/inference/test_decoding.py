@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edsft_jax import models
+from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh, shard_batch
 
 NUM_NEW = 12
@@ -25,13 +25,13 @@ def observe(logits, token):
 @functools.partial(jax.jit, static_argnames=('graphdef', 'max_new_tokens'))
 def _run(graphdef, state, tokens, mask, end_ids, max_new_tokens):
   # Ids as arrays, so that tests with other ids share the program.
-  return models.generate(
+  return inference.generate(
     nnx.merge(graphdef, state),
     tokens,
     mask,
     max_new_tokens=max_new_tokens,
     end_ids=end_ids,
-    observe=observe,
+    step_hook=observe,
   )
 
 
@@ -42,7 +42,7 @@ def run(decoder, tokens, mask, end_ids=(-1, -1), max_new_tokens=NUM_NEW):
 
 def pad(golden, rows):
   """Six rows of three more columns than the golden's: one program for all."""
-  return models.pad_left(rows, golden.values['tokens'].shape[1] + 3, 6)
+  return inference.pad_left(rows, golden.values['tokens'].shape[1] + 3, 6)
 
 
 def rows(golden) -> list[list[int]]:
@@ -59,7 +59,7 @@ def test_tokens_are_those_of_transformers(goldens, case):
   result = run(golden.decoder, *pad(golden, rows(golden)))
   np.testing.assert_array_equal(result.tokens_BxT[:2], golden.values['greedy'])
   assert result.num_tokens_B.tolist() == [NUM_NEW] * 2 + [0] * 4
-  assert result.prompt.cache is None
+  assert result.prompt.kv_cache is None
   # The first token's statistics are those of the prompt's last position.
   top2 = golden.values['top2'][:, -1]
   np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_the_loop_stops_when_every_row_has_ended(clear):
   graphdef, state = nnx.split(decoder)
   greedy = clear.values['greedy'][0].tolist()
   end = greedy[4]
-  tokens, mask = models.pad_left(rows(clear)[:1], 27, 3)
+  tokens, mask = inference.pad_left(rows(clear)[:1], 27, 3)
 
   def count(logits, token):
     jax.debug.callback(lambda: steps.append(1))
@@ -134,13 +134,13 @@ def test_the_loop_stops_when_every_row_has_ended(clear):
 
   @jax.jit
   def go(state):
-    return models.generate(
+    return inference.generate(
       nnx.merge(graphdef, state),
       tokens,
       mask,
       max_new_tokens=NUM_NEW,
       end_ids=(end,),
-      observe=count,
+      step_hook=count,
     ).num_tokens_B
 
   num_tokens = go(state)
@@ -159,7 +159,7 @@ def test_padding_rows_and_company_change_nothing(clear):
   np.testing.assert_array_equal(result.tokens_BxT[0], result.tokens_BxT[2])
   assert result.num_tokens_B.tolist() == [NUM_NEW] * 4 + [0, 0]
   # The same short row without any padding, and no loop at all.
-  tokens, mask = models.pad_left([short], 7, 1)
+  tokens, mask = inference.pad_left([short], 7, 1)
   single = run(clear.decoder, tokens, mask, max_new_tokens=1)
   assert single.tokens_BxT.tolist() == result.tokens_BxT[:1, :1].tolist()
   for name, values in single.observed.items():
@@ -168,23 +168,39 @@ def test_padding_rows_and_company_change_nothing(clear):
     )
 
 
-def test_rows_moved_leave_places_empty(clear):
-  generator = models.Generator(3, (-1,))
-  new, _ = generator.start(clear.decoder, *models.pad_left(rows(clear), 27))
-  few = generator.admit(
-    generator.empty(clear.decoder, 4, 27), new, np.array([3, 1])
+def test_rows_moved_leave_slots_empty(clear):
+  decoding = inference.GreedyDecoding(3, (-1,))
+  padded = inference.pad_left(rows(clear), 27)
+  new, _ = decoding.prefill(clear.decoder, *padded)
+  few = decoding.insert(
+    decoding.init_state(clear.decoder, 4, 27), new, np.array([3, 1])
   )
-  assert few.live_B.tolist() == [False, True, False, True]
-  moved = generator.move(few, np.array([3, -1, 1]), 30)
-  assert moved.live_B.tolist() == [True, False, True]
-  assert moved.last_B[::2].tolist() == new.last_B[:2].tolist()
-  assert (moved.cache.position_BxS[1] == -1).all()
-  assert moved.cache.position_BxS.shape == (3, 33)
-  assert int(moved.cache.index) == 30
-  # One beyond the last place leaves a row out.
-  fewer = generator.admit(few, new, np.array([4, 0]))
-  assert fewer.live_B.tolist() == [True, True, False, True]
-  assert fewer.last_B[0] == new.last_B[1]
+  assert few.active_B.tolist() == [False, True, False, True]
+  moved = decoding.resize(few, np.array([3, -1, 1]), 30)
+  assert moved.active_B.tolist() == [True, False, True]
+  assert moved.last_token_B[::2].tolist() == new.last_token_B[:2].tolist()
+  assert (moved.kv_cache.position_BxS[1] == -1).all()
+  assert moved.kv_cache.position_BxS.shape == (3, 33)
+  assert int(moved.kv_cache.cache_index) == 30
+  # One beyond the last slot leaves a row out.
+  fewer = decoding.insert(few, new, np.array([4, 0]))
+  assert fewer.active_B.tolist() == [True, True, False, True]
+  assert fewer.last_token_B[0] == new.last_token_B[1]
+
+
+def test_decoding_stops_after_so_many_steps_and_goes_on(clear):
+  decoding = inference.GreedyDecoding(NUM_NEW, (-1,))
+  padded = inference.pad_left(rows(clear), 27)
+  new, _ = decoding.prefill(clear.decoder, *padded)
+  state = decoding.insert(
+    decoding.init_state(clear.decoder, 2, 27), new, np.array([0, 1])
+  )
+  state, steps = decoding.decode_until(clear.decoder, state, 0, 4)
+  assert int(steps) == 4
+  assert state.num_tokens_B.tolist() == [5, 5]
+  state, steps = decoding.decode_until(clear.decoder, state)
+  assert int(steps) == NUM_NEW - 5
+  np.testing.assert_array_equal(state.tokens_BxT, clear.values['greedy'])
 
 
 def test_the_lowest_id_wins_among_equals(clear):
@@ -206,34 +222,15 @@ def test_eight_devices_write_the_same(goldens):
   golden = goldens['biases_v5']
   mesh = make_mesh(2, 2, 2)
   decoder = models.load_decoder(golden.path, 'float32', mesh)
-  tokens, mask = models.pad_left(rows(golden), 23, 4)
+  tokens, mask = inference.pad_left(rows(golden), 23, 4)
   tokens, mask = shard_batch(mesh, (tokens, mask))
   result = run(decoder, tokens, mask)
   np.testing.assert_array_equal(result.tokens_BxT[:2], golden.values['greedy'])
   assert result.num_tokens_B.tolist() == [NUM_NEW, NUM_NEW, 0, 0]
 
 
-def test_bucket():
-  lengths = np.arange(1, 5000)
-  sizes = np.array([models.bucket(int(n)) for n in lengths])
-  assert (sizes >= lengths).all()
-  assert (np.diff(sizes) >= 0).all()
-  assert len(set(sizes)) <= 17
-  large = lengths > 16
-  assert (sizes[large] <= 2 * lengths[large]).all()
-  assert [models.bucket(n) for n in (1, 16, 17, 512, 513, 769, 1025)] == [
-    16,
-    16,
-    32,
-    512,
-    768,
-    1024,
-    1536,
-  ]
-
-
 def test_pad_left():
-  tokens, mask = models.pad_left([[5, 6], [], [7, 8, 9]], 4, 4)
+  tokens, mask = inference.pad_left([[5, 6], [], [7, 8, 9]], 4, 4)
   np.testing.assert_array_equal(
     tokens, [[0, 0, 5, 6], [0, 0, 0, 0], [0, 7, 8, 9], [0, 0, 0, 0]]
   )
@@ -241,35 +238,6 @@ def test_pad_left():
   np.testing.assert_array_equal(mask.sum(1), [2, 0, 3, 0])
   np.testing.assert_array_equal(mask, tokens > 0)
   with pytest.raises(ValueError, match='exceeds 2'):
-    models.pad_left([[1, 2, 3]], 2, 1)
+    inference.pad_left([[1, 2, 3]], 2, 1)
   with pytest.raises(ValueError, match='2 rows do not fit 1'):
-    models.pad_left([[1], [2]], 2, 1)
-
-
-def test_group_covers_every_row_within_the_budget():
-  rng = np.random.default_rng(0)
-  lengths = rng.integers(1, 90, size=101).tolist()
-  groups = models.group(lengths, num_new=8, batch_tokens=1000, multiple=4)
-  assert sorted(i for g in groups for i in g.indices) == list(range(101))
-  for g in groups:
-    assert max(lengths[i] for i in g.indices) <= g.length
-    assert len(g.indices) <= g.num_rows
-    assert g.num_rows % 4 == 0
-    assert g.num_rows * (g.length + 8) <= 1000
-  # Less than all would cost at the longest row's length.
-  assert sum(g.num_rows * g.length for g in groups) < 0.8 * 101 * 96
-  assert models.group([50], num_new=8, batch_tokens=1, multiple=4) == [
-    models.Group([0], 64, 4)
-  ]
-
-
-def test_filled_groups_have_one_shape_a_length():
-  lengths = [40, 10, 12, 33, 9, 14, 45]
-  for some in (lengths, lengths[:3], lengths[1:]):
-    shapes = {
-      (g.length, g.num_rows)
-      for g in models.group(
-        some, num_new=0, batch_tokens=200, multiple=4, fill=True
-      )
-    }
-    assert shapes <= {(16, 12), (48, 4)}
+    inference.pad_left([[1], [2]], 2, 1)

@@ -1,4 +1,4 @@
-"""The goldens, each loaded once on one device."""
+"""Tiny checkpoints with what transformers computes, loaded once."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 from edsft_jax import models
 from edsft_jax.mesh import make_mesh
 
-GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+GOLDENS = pathlib.Path(__file__).parent / 'models' / 'goldens'
 CASES = (
   'tied_v4',
   'biases_v5',

@@ -1,0 +1,123 @@
+"""A task's requests through the engine, once for each model."""
+
+from collections.abc import Sequence
+
+from flax import nnx
+import jax
+
+from edsft_jax import inference, models
+from edsft_jax.evaluation.task import (
+  Generate,
+  Generated,
+  Likelihood,
+  Response,
+  Scored,
+  Task,
+)
+
+
+class Runner:
+  """The requests of a task for models of one structure.
+
+  Programs are compiled once and serve all cells, whose weights are arguments.
+  """
+
+  def __init__(
+    self,
+    task: Task,
+    decoder: models.Decoder,
+    prompt_format: models.PromptFormat,
+    device_mesh: jax.sharding.Mesh,
+    batch_tokens: int,
+    num_models: int = 1,
+  ):
+    """Chooses shapes for the task's requests.
+
+    Args:
+      task: its items.
+      decoder: its structure; each call brings weights.
+      prompt_format: decodes answers.
+      device_mesh: what the decoder's weights lie on.
+      batch_tokens: tokens of the rows that run at the same time.
+      num_models: how many models will be run: many make more programs worth
+        their compilation.
+    """
+    self._task = task
+    self._format = prompt_format
+    requests = [
+      (i, k, request)
+      for i, item in enumerate(task.items)
+      for k, request in enumerate(item.requests)
+    ]
+    self._generate = [r for r in requests if isinstance(r[2], Generate)]
+    self._likelihood = [r for r in requests if isinstance(r[2], Likelihood)]
+    self.num_requests = len(requests)
+    self._generator, self._scorer = (
+      inference.Engine(
+        decoder,
+        device_mesh,
+        inference.Shapes.of(
+          [len(r.tokens) for _, _, r in some] or [1], num_models
+        ),
+        end_ids=prompt_format.end_ids,
+        max_new_tokens=task.max_new_tokens,
+        batch_tokens=batch_tokens,
+        most_rows=max(len(some), 1),
+      )
+      for some in (self._generate, self._likelihood)
+    )
+    self._stop = None
+    if task.stop:
+      self._stop = inference.Stop(task.stop, prompt_format.decode)
+
+  @property
+  def num_programs(self) -> int:
+    """Programs compiled so far."""
+    return self._generator.num_programs + self._scorer.num_programs
+
+  def __call__(
+    self,
+    weights: nnx.State,
+    progress: inference.Progress = lambda work: None,
+  ) -> list[list[Response]]:
+    """The responses of one model to each item's requests.
+
+    Args:
+      weights: of a decoder built like the one given at first.
+      progress: called with what was done; a request counts as a prompt.
+    """
+    responses: list[list[Response]] = [
+      [None] * len(item.requests) for item in self._task.items
+    ]
+    scored = self._scorer.likelihood(
+      weights,
+      [
+        inference.Target(r.tokens, r.num_targets)
+        for _, _, r in self._likelihood
+      ],
+      progress,
+    )
+    for row, (i, k, request) in enumerate(self._likelihood):
+      responses[i][k] = Scored(
+        float(scored.nll[row]),
+        bool(scored.is_greedy[row]),
+        request.num_targets,
+      )
+    generated = self._generator.generate(
+      weights, [r.tokens for _, _, r in self._generate], progress, self._stop
+    )
+    for row, (i, k, _) in enumerate(self._generate):
+      ids = generated.tokens[row].tolist()
+      responses[i][k] = Generated(
+        self._text(ids),
+        len(ids),
+        'stop' if generated.stopped[row] else 'length',
+      )
+    return responses
+
+  def _text(self, ids: Sequence[int]) -> str:
+    """The answer without its end, which not every tokenizer calls special."""
+    if ids and ids[-1] in self._format.end_ids:
+      ids = ids[:-1]
+    text = self._format.decode(ids)
+    return self._stop.cut(text) if self._stop else text

@@ -1,0 +1,17 @@
+"""The evaluation tasks by name; each has a file of its own here."""
+
+from collections.abc import Iterable, Mapping
+
+from edsft_jax.evaluation.task import Metric, Task
+from edsft_jax.evaluation.tasks.heldout import Heldout
+
+TASKS: Mapping[str, type[Task]] = {Heldout.name: Heldout}
+
+
+def metrics(names: Iterable[str]) -> dict[str, Metric]:
+  """The metrics of some tasks, by the names that a report has for them."""
+  return {
+    metric if name == Heldout.name else f'{name}.{metric}': about
+    for name in names
+    for metric, about in TASKS[name].metrics.items()
+  }

@@ -1,0 +1,164 @@
+"""Held-out prompts with references: loss, and the greedy answer against it."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import ml_collections
+
+from edsft_jax import errors, models, store
+from edsft_jax.evaluation import metrics as metrics_lib
+from edsft_jax.evaluation.task import (
+  Generate,
+  Generated,
+  Item,
+  Likelihood,
+  Metric,
+  Response,
+  Scored,
+)
+from edsft_jax.models import responses as responses_lib
+
+
+class Heldout:
+  """The prompts of heldout/heldout.parquet."""
+
+  name: ClassVar[str] = 'heldout'
+  version: ClassVar[int] = 1
+  metrics: ClassVar[dict[str, Metric]] = {
+    'loss': Metric(
+      'Loss',
+      False,
+      'nats per token of the reference answer',
+      weight='num_reference_tokens',
+    ),
+    'exact_match': Metric(
+      'Exact match', True, 'share of answers equal to the reference'
+    ),
+    'rouge_l': Metric(
+      'ROUGE-L', True, 'word overlap in order with the reference, from 0 to 1'
+    ),
+  }
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: store.Workdir,
+    prompt_format: models.PromptFormat,
+    context: int,
+  ):
+    """Reads and encodes the held-out set, or its first prompts.
+
+    Raises:
+      InputError: a prompt cannot be encoded, naming it.
+    """
+    self.max_new_tokens = config.evaluation.max_new_tokens
+    self.stop: tuple[str, ...] = ()
+    self.about = {
+      'protocol': 'edsft_jax',
+      'shots': 0,
+      'template': config.prompt.template,
+      'extractor': None,
+    }
+    heldout = store.read_prompts(workdir.heldout)
+    self.items = []
+    self.counts = {'prompts_truncated': 0, 'references_cut': 0}
+    self.counts['reference_tokens'] = 0
+    tasks = heldout.tasks or [None] * len(heldout)
+    rows = zip(
+      heldout.ids, tasks, heldout.prompts, heldout.responses, strict=True
+    )
+    for id, task, prompt, reference in list(rows)[: self._limit(config)]:
+      with errors.of_prompt(id):
+        requests = self._requests(prompt_format, prompt, reference, context)
+      self.items.append(Item(id, task, reference, requests))
+
+  @staticmethod
+  def _limit(config: ml_collections.ConfigDict) -> int | None:
+    return config.evaluation.limit or None
+
+  def _requests(
+    self,
+    prompt_format: models.PromptFormat,
+    prompt: store.Prompt,
+    reference: str,
+    context: int,
+  ) -> tuple[Likelihood, Generate]:
+    tokens, truncated = prompt_format.encode_prompt(
+      prompt, context - self.max_new_tokens, for_response=True
+    )
+    example = responses_lib.encode(prompt_format, prompt, reference, context)
+    self.counts['prompts_truncated'] += truncated or example.prompt_truncated
+    self.counts['references_cut'] += example.response_cut
+    self.counts['reference_tokens'] += example.num_response
+    return (
+      Likelihood(
+        example.tokens, example.num_response, example.prompt_truncated
+      ),
+      Generate(tokens, truncated),
+    )
+
+  @staticmethod
+  def check(
+    config: ml_collections.ConfigDict,
+    workdir: store.Workdir,
+    planned: frozenset[str],
+  ) -> None:
+    """Refuses a missing held-out set, see Task.check.
+
+    Raises:
+      InputError: naming the option or the file.
+    """
+    if config.evaluation.limit < 0:
+      raise errors.InputError(
+        f'evaluation.limit is {config.evaluation.limit}: a number of prompts, '
+        'or 0 for all'
+      )
+    if workdir.heldout.exists():
+      return
+    wanted = bool(config.pool.heldout_path or config.pool.heldout_fraction)
+    if 'pool' in planned and wanted:
+      return
+    if store.Manifest(workdir).counts('pool').get('answers') == 0:
+      # The command ends at annotate, with a list of answers to buy.
+      if 'annotate' in planned:
+        return
+      raise errors.InputError(
+        'there is nothing to evaluate on, since the pool came without '
+        'responses: set pool.heldout_path to a file of prompts with responses, '
+        'or ask for the stages pool score select annotate finetune alone'
+      )
+    raise errors.InputError(
+      f'{workdir.heldout} does not exist: set pool.heldout_path or '
+      'pool.heldout_fraction and run the pool stage first'
+    )
+
+  @staticmethod
+  def fingerprint(
+    config: ml_collections.ConfigDict, workdir: store.Workdir
+  ) -> dict[str, Any]:
+    """The held-out set and how much of it is answered at what length."""
+    return {
+      'heldout': store.hash_file(workdir.heldout),
+      'evaluation.max_new_tokens': config.evaluation.max_new_tokens,
+      'evaluation.limit': config.evaluation.limit,
+    }
+
+  def score(self, item: Item, responses: Sequence[Response]) -> dict[str, Any]:
+    """Loss per reference token, and text metrics of the answer."""
+    scored, generated = responses
+    assert isinstance(scored, Scored)
+    assert isinstance(generated, Generated)
+    likelihood, generate = item.requests
+    return {
+      'prediction': generated.text,
+      'loss': scored.nll / max(scored.num_tokens, 1),
+      **{
+        name: metric(generated.text, item.reference)
+        for name, metric in metrics_lib.TEXT_METRICS.items()
+      },
+      'num_prompt_tokens': len(generate.tokens),
+      'num_generated_tokens': generated.num_tokens,
+      'num_reference_tokens': scored.num_tokens,
+      'truncated': generate.truncated or likelihood.truncated,
+      'finish': generated.finish,
+    }

@@ -1,0 +1,34 @@
+"""The loss of a batch: the responses' negative log-likelihood."""
+
+import jax
+import jax.numpy as jnp
+
+from edsft_jax.finetuning.batches import Batch
+from edsft_jax.models import Decoder
+
+
+def loss(decoder: Decoder, batch: Batch, num_targets: int) -> jax.Array:
+  """Negative log-likelihood of each row's response, float32 [B], in nats.
+
+  Args:
+    decoder: the model.
+    batch: rows of tokens, padded at the left.
+    num_targets: logits are made for this many last tokens of a row (static);
+      no response may be longer.
+  """
+  length = batch.tokens.shape[1]
+  mask_BxL = jnp.arange(length) >= length - batch.num_tokens[:, None]
+  hidden_BxLxD = decoder(batch.tokens, mask_BxL).hidden_BxLxD
+  # Padding is at the left, so that responses are the last tokens, each
+  # predicted at the position before its own.
+  hidden_BxTxD = hidden_BxLxD[:, -num_targets - 1 : -1]
+  target_BxT = batch.tokens[:, -num_targets:]
+  counts_BxT = (
+    jnp.arange(num_targets) >= num_targets - batch.num_response[:, None]
+  )
+  logits_BxTxV = decoder.logits(hidden_BxTxD).astype(jnp.float32)
+  nll_BxT = (
+    jax.nn.logsumexp(logits_BxTxV, axis=-1)
+    - jnp.take_along_axis(logits_BxTxV, target_BxT[..., None], axis=-1)[..., 0]
+  )
+  return jnp.sum(jnp.where(counts_BxT, nll_BxT, 0.0), axis=-1)

@@ -1,0 +1,90 @@
+"""Few shapes, little padding, batches within the budget."""
+
+import itertools
+
+import numpy as np
+
+from edsft_jax import inference
+from edsft_jax.inference import Shapes
+
+
+def test_shapes_waste_least():
+  """Against every choice of so many lengths."""
+  rng = np.random.default_rng(5)
+  lengths = rng.integers(1, 130, 60)
+  options = inference.ShapeOptions(
+    most_lengths=3, most_cache_lengths=2, compile_tokens=0
+  )
+  shapes = Shapes.of(lengths, options=options)
+  sizes = range(16, 145, 16)
+  longest = -(-max(lengths) // 16) * 16
+
+  def tokens(chosen):
+    return sum(min(size for size in chosen if size >= x) for x in lengths)
+
+  assert tokens(shapes.lengths) == min(
+    tokens({*chosen, longest}) for chosen in itertools.combinations(sizes, 2)
+  )
+  assert tokens(shapes.cache_lengths) == min(
+    tokens({size, longest}) for size in shapes.lengths
+  )
+  assert shapes.lengths[-1] == shapes.cache_lengths[-1] == longest
+
+
+def test_a_small_pool_is_not_worth_many_programs():
+  few = Shapes.of([3, 20, 40, 100])
+  assert few == Shapes((112,), (112,))
+  many = Shapes.of([3, 20, 40, 100, 400] * 4000)
+  assert many.lengths == (16, 32, 48, 112, 400)
+  assert 1 < len(many.cache_lengths) <= 4
+  assert many.cache_lengths[-1] == 400
+
+
+def test_chunks_hold_every_prompt_once():
+  rng = np.random.default_rng(2)
+  lengths = rng.integers(1, 100, 77)
+  shapes = Shapes((16, 64, 112), (112,))
+  wanted = np.flatnonzero(rng.random(77) < 0.7)
+  chunks = inference.chunks(
+    lengths, wanted, shapes, lambda length: 200 // length
+  )
+  assert sorted(i for c in chunks for i in c.indices) == wanted.tolist()
+  for chunk in chunks:
+    assert max(lengths[chunk.indices]) <= chunk.length
+    assert chunk.num_rows == 200 // chunk.length
+    assert len(chunk.indices) <= chunk.num_rows
+  longest = [max(lengths[c.indices]) for c in chunks]
+  assert longest == sorted(longest)
+  assert all(len(c.indices) == c.num_rows for c in chunks[1:])
+
+
+def test_rows_fit_the_budget_and_the_mesh():
+  sizes = inference.BatchSizes(
+    batch_tokens=4096, num_new=64, multiple=4, most=1000
+  )
+  for length, cache in ((16, 64), (64, 64), (448, 448)):
+    slots, prefilled = sizes.num_slots(cache), sizes.to_prefill(length, cache)
+    assert slots * (cache + 64) <= 4096
+    assert slots % 4 == prefilled % 4 == 0
+    assert 0 < prefilled <= slots
+    assert 0 < sizes.to_read(length) <= 4096 // length
+  few = inference.BatchSizes(batch_tokens=4096, num_new=64, multiple=4, most=5)
+  assert few.num_slots(64) == 8
+  none = inference.BatchSizes(batch_tokens=1, num_new=64, multiple=4, most=5)
+  assert none.num_slots(64) == none.to_prefill(64, 64) == none.to_read(64) == 4
+
+
+def test_many_passes_are_worth_more_programs():
+  lengths = [3, 20, 40, 100]
+  assert len(Shapes.of(lengths).lengths) == 1
+  assert Shapes.of(lengths, num_passes=1000).lengths == (16, 32, 48, 112)
+
+
+def test_no_fewer_tokens_are_read_than_a_call_is_worth():
+  def rows(worth):
+    sizes = inference.BatchSizes(4096, 64, 1, 1000, worth_a_call=worth)
+    return sizes.to_prefill(16, 64), sizes.to_read(16)
+
+  assert rows(0) == (4096 // 32 // 16, 4096 // 16 // 16)
+  assert rows(200) == (200 // 16, 4096 // 16 // 16)
+  assert rows(10**6) == (32, 4096 // 4 // 16)  # No more than there are slots.
