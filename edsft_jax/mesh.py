@@ -72,7 +72,7 @@ def make_mesh(
       f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit '
       f'{len(devices)} devices: their product must be that number'
     )
-  return _mesh(tuple(sizes[name] for name in AXES), devices)
+  return _mesh((sizes['data'], sizes['fsdp'], sizes['tensor']), devices)
 
 
 def model_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -88,7 +88,8 @@ def model_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
   """
   whole = make_mesh(data, fsdp, tensor)
   local = jax.local_devices()
-  sizes = own_sizes(tuple(whole.shape.values()), len(local))
+  data, fsdp, tensor = whole.shape.values()
+  sizes = own_sizes((data, fsdp, tensor), len(local))
   return whole if sizes is None else _mesh(sizes, local)
 
 

@@ -104,7 +104,7 @@ def marked(
 
 def _answers(workdir: store.Workdir) -> dict[str, str]:
   """The answers that are known: people's, and those that came with the pool."""
-  answers = {}
+  answers: dict[str, str] = {}
   for path in (workdir.pool_responses, workdir.responses):
     if path.exists():
       answers |= store.read_responses(path)

@@ -74,8 +74,8 @@ def start(
         f'--coordinator={AUTO} finds the other processes by itself: leave out '
         '--num_processes and --process_id'
       )
-    found = {}
-  elif not absent:
+    found: dict[str, Any] = {}
+  elif num_processes is not None and process_id is not None:
     found = _explicit(coordinator, num_processes, process_id)
   elif is_cluster(os.environ):
     found = {}

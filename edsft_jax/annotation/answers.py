@@ -180,7 +180,7 @@ def _missing(
   if seen and all(i in known for i in seen):
     return []  # A file of an earlier round.
   wanted = set(unanswered)
-  gaps = [
+  gaps: list[tuple[set[str], list[str]]] = [
     (set(ids), [i for i in ids if i in wanted and i not in seen])
     for ids in (asked or [unanswered])
   ]
@@ -193,7 +193,9 @@ def _missing(
       continue
     # The todo that was meant is the one of which the least is missing.
     its_gaps = [gap for ids, gap in gaps if answer_id in ids]
-    missing.update(dict.fromkeys(min(its_gaps, key=len, default=[])))
+    if its_gaps:
+      smallest: list[str] = min(its_gaps, key=len)
+      missing.update(dict.fromkeys(smallest))
   return list(missing)
 
 

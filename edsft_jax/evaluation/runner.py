@@ -44,27 +44,29 @@ class Runner:
     """
     self._task = task
     self._format = prompt_format
-    requests = [
-      (i, k, request)
-      for i, item in enumerate(task.items)
-      for k, request in enumerate(item.requests)
-    ]
-    self._generate = [r for r in requests if isinstance(r[2], Generate)]
-    self._likelihood = [r for r in requests if isinstance(r[2], Likelihood)]
-    self.num_requests = len(requests)
+    # (item, number of the request, request), by what is asked.
+    self._generate: list[tuple[int, int, Generate]] = []
+    self._likelihood: list[tuple[int, int, Likelihood]] = []
+    for i, item in enumerate(task.items):
+      for k, request in enumerate(item.requests):
+        if isinstance(request, Generate):
+          self._generate.append((i, k, request))
+        else:
+          self._likelihood.append((i, k, request))
     self._generator, self._scorer = (
       inference.Engine(
         decoder,
         device_mesh,
-        inference.Shapes.of(
-          [len(r.tokens) for _, _, r in some] or [1], num_models
-        ),
+        inference.Shapes.of(lengths or [1], num_models),
         end_ids=prompt_format.end_ids,
         max_new_tokens=task.max_new_tokens,
         batch_tokens=batch_tokens,
-        most_rows=max(len(some), 1),
+        most_rows=max(len(lengths), 1),
       )
-      for some in (self._generate, self._likelihood)
+      for lengths in (
+        [len(request.tokens) for _, _, request in self._generate],
+        [len(request.tokens) for _, _, request in self._likelihood],
+      )
     )
     self._stop = None
     if task.stop:
@@ -86,9 +88,7 @@ class Runner:
       weights: of a decoder built like the one given at first.
       progress: called with what was done; a request counts as a prompt.
     """
-    responses: list[list[Response]] = [
-      [None] * len(item.requests) for item in self._task.items
-    ]
+    responses: list[dict[int, Response]] = [{} for _ in self._task.items]
     scored = self._scorer.likelihood(
       weights,
       [
@@ -113,7 +113,10 @@ class Runner:
         len(ids),
         'stop' if generated.stopped[row] else 'length',
       )
-    return responses
+    return [
+      [found[k] for k in range(len(item.requests))]
+      for item, found in zip(self._task.items, responses, strict=True)
+    ]
 
   def _text(self, ids: Sequence[int]) -> str:
     """The answer without its end, which not every tokenizer calls special."""

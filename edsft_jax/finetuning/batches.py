@@ -8,6 +8,9 @@ import numpy as np
 
 from edsft_jax.models.responses import Example
 
+# On the host as it is made, on the devices in the loss.
+Array = np.ndarray | jax.Array
+
 # Padded lengths of batches: few, so that few programs are compiled.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
@@ -43,9 +46,9 @@ class Batch(NamedTuple):
     num_response: int32 [B].
   """
 
-  tokens: np.ndarray
-  num_tokens: np.ndarray
-  num_response: np.ndarray
+  tokens: Array
+  num_tokens: Array
+  num_response: Array
 
 
 def pad(examples: Sequence[Example], length: int, num_rows: int) -> Batch:

@@ -18,11 +18,12 @@ def loss(decoder: Decoder, batch: Batch, num_targets: int) -> jax.Array:
   """
   length = batch.tokens.shape[1]
   mask_BxL = jnp.arange(length) >= length - batch.num_tokens[:, None]
-  hidden_BxLxD = decoder(batch.tokens, mask_BxL).hidden_BxLxD
+  tokens_BxL = jnp.asarray(batch.tokens)
+  hidden_BxLxD = decoder(tokens_BxL, mask_BxL).hidden_BxLxD
   # Padding is at the left, so that responses are the last tokens, each
   # predicted at the position before its own.
   hidden_BxTxD = hidden_BxLxD[:, -num_targets - 1 : -1]
-  target_BxT = batch.tokens[:, -num_targets:]
+  target_BxT = tokens_BxL[:, -num_targets:]
   counts_BxT = (
     jnp.arange(num_targets) >= num_targets - batch.num_response[:, None]
   )

@@ -221,6 +221,23 @@ def _begin(
   return True
 
 
+def _encode(
+  prompt_format: models.PromptFormat,
+  cells: Mapping[study.Cell, _Triples],
+  max_length: int,
+) -> dict[str, responses.Example]:
+  """Every prompt that any cell has, with its answer, as tokens by id."""
+  encoded = {}
+  for triples in cells.values():
+    for i, prompt, answer in triples:
+      if i not in encoded:
+        with errors.of_prompt(i):
+          encoded[i] = responses.encode(
+            prompt_format, prompt, answer, max_length
+          )
+  return encoded
+
+
 def _finetune(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
@@ -233,20 +250,9 @@ def _finetune(
   prompt_format = models.load_prompt_format(path, **config.prompt)
   mesh = mesh_lib.make_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  examples = {
-    i: (prompt, answer)
-    for triples in cells.values()
-    for i, prompt, answer in triples
-  }
-  encoded = {}
-  for i, (prompt, answer) in examples.items():
-    with errors.of_prompt(i):
-      encoded[i] = responses.encode(
-        prompt_format,
-        prompt,
-        answer,
-        hyperparameters.max_length or decoder.config.context,
-      )
+  encoded = _encode(
+    prompt_format, cells, hyperparameters.max_length or decoder.config.context
+  )
   steps = {
     cell: batches.num_steps(
       len(triples), hyperparameters.epochs, hyperparameters.batch_size

@@ -154,7 +154,7 @@ class Trainer:
   def _trainable(self, seed: int) -> tuple[nnx.GraphDef, Any, Any]:
     decoder = nnx.merge(self._base_graph, self._base_weights)
     if self.hyperparameters.method == 'full':
-      return nnx.split(decoder, nnx.Param, ...)
+      return _split(decoder, nnx.Param)
     models.add_lora(
       decoder,
       self.hyperparameters.lora_rank,
@@ -162,7 +162,7 @@ class Trainer:
       self.hyperparameters.lora_targets,
       rngs=nnx.Rngs(seed),
     )
-    return nnx.split(decoder, models.LoRAParam, ...)
+    return _split(decoder, models.LoRAParam)
 
   def _place(self, leaf: jax.Array) -> jax.Array:
     """Puts a leaf that no mesh axis splits on all devices of the mesh."""
@@ -195,6 +195,15 @@ class Trainer:
       for p, d in zip(state.params, direction, strict=True)
     ]
     return State(params, opt_state), loss
+
+
+def _split(
+  decoder: models.Decoder, trained: type[nnx.Variable]
+) -> tuple[nnx.GraphDef, Any, Any]:
+  """The structure, the parameters that are trained, and all others."""
+  graph, *states = nnx.split(decoder, trained, ...)
+  params, frozen = states
+  return graph, params, frozen
 
 
 def all_finite(state: State) -> bool:

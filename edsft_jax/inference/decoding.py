@@ -85,6 +85,7 @@ class GreedyDecoding:
     batch, length = tokens.shape
     cache = decoder.init_cache(batch, length)
     prompt = decoder(tokens, mask, cache=cache, layer=self.layer)
+    assert prompt.kv_cache is not None
     logits_BxV = decoder.logits(prompt.hidden_BxLxD[:, -1])
     shape = (batch, self.max_new_tokens)
     observed = jax.eval_shape(self._choose, logits_BxV)[1]
@@ -138,9 +139,8 @@ class GreedyDecoding:
       here = old_BxKxSxA.at[slot_P, :, : new.length]
       return here.set(new_PxKxSxA, mode='drop')
 
-    rows = dataclasses.replace(state, kv_cache=None)
     return dataclasses.replace(
-      jax.tree.map(put, rows, dataclasses.replace(prefilled, kv_cache=None)),
+      jax.tree.map(put, _without_cache(state), _without_cache(prefilled)),
       kv_cache=KVCache(
         keys=jax.tree.map(put_keys, cache.keys, new.keys),
         values=jax.tree.map(put_values, cache.values, new.values),
@@ -175,7 +175,7 @@ class GreedyDecoding:
       )
 
     cache = state.kv_cache
-    taken = jax.tree.map(take, dataclasses.replace(state, kv_cache=None))
+    taken = jax.tree.map(take, _without_cache(state))
     return dataclasses.replace(
       taken,
       active_B=taken.active_B & (slot_M >= 0),
@@ -216,6 +216,7 @@ class GreedyDecoding:
       cache=state.kv_cache,
     )
     cache = output.kv_cache
+    assert cache is not None
     index = jnp.where(
       cache.cache_index == cache.length, state.prompt_length, cache.cache_index
     )
@@ -247,6 +248,12 @@ class GreedyDecoding:
       tokens_BxT=note(state.tokens_BxT, token_B),
       observed=jax.tree.map(note, state.observed, observed),
     )
+
+
+def _without_cache(state: DecodeState) -> Any:
+  """The rows' own arrays, whose leading axis is the slots."""
+  rows: Any = state
+  return dataclasses.replace(rows, kv_cache=None)
 
 
 @jax.tree_util.register_dataclass

@@ -29,7 +29,7 @@ from edsft_jax.inference.decoding import GreedyDecoding
 from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
 from edsft_jax.inference.slots import Slots, Stop
 
-Tokens = Sequence[Sequence[int]]
+Tokens = Sequence[Sequence[int] | np.ndarray]
 
 # What a device computes in the milliseconds that dispatching a program takes.
 _CALL_FLOPS = 2e9
@@ -44,7 +44,7 @@ class Target(NamedTuple):
       all, since nothing predicts the first token.
   """
 
-  tokens: Sequence[int]
+  tokens: Sequence[int] | np.ndarray
   num_targets: int
 
 
@@ -219,7 +219,8 @@ class Engine:
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       # Of every length, so that each worker has as many rows.
-      queue = self._queue(prompts, in_order[number :: self._num_workers])
+      mine = in_order[number :: self._num_workers].tolist()
+      queue = self._queue(prompts, mine)
       slots = Slots(self._programs, weights, self._sizes, stop)
       self._decode(weights, prompts, queue, slots, result, unless_stopped)
 

@@ -160,7 +160,9 @@ def chunks(
 
 
 def pad_left(
-  rows: Sequence[Sequence[int]], length: int, num_rows: int | None = None
+  rows: Sequence[Sequence[int] | np.ndarray],
+  length: int,
+  num_rows: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of ids -> tokens [num_rows, length] int32 and mask, padded left.
 

@@ -136,7 +136,7 @@ class Rate:
     """
     self.work = Work()
     self._bar = bar
-    self._devices = mesh.devices.ravel()
+    self._devices = mesh.devices.ravel().tolist()
     self._start = time.monotonic()
 
   def __call__(self, work: Work) -> None:

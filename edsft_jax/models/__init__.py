@@ -14,7 +14,8 @@ from edsft_jax.models.checkpoint import (
   resolve,
   save_decoder,
 )
-from edsft_jax.models.config import DecoderConfig, Rope, read_config
+from edsft_jax.models.config import DecoderConfig, Rope
+from edsft_jax.models.config_json import read_config
 from edsft_jax.models.decoder import Decoder, KVCache, LoRAParam, Output
 from edsft_jax.models.fingerprint import fingerprint
 from edsft_jax.models.lora import (

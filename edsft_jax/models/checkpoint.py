@@ -5,7 +5,7 @@ read from the mapped file, and no whole copy is held. Reading is strict: what
 does not match the decoder exactly is refused with the tensor's name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 import functools
 import pathlib
 import re
@@ -21,9 +21,10 @@ import safetensors
 import safetensors.numpy
 
 from edsft_jax import errors, store
-from edsft_jax.models import config as config_lib
+from edsft_jax.models import config_json
+from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.decoder import Decoder
-from edsft_jax.models.placement import placed
+from edsft_jax.models.placement import StatePath, placed
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
@@ -98,7 +99,7 @@ def parse_dtype(name: Any) -> jnp.dtype:
   return jnp.dtype(name)
 
 
-def check(path: Path) -> config_lib.DecoderConfig:
+def check(path: Path) -> DecoderConfig:
   """Checks a model directory by its config and the weights' headers alone.
 
   Raises:
@@ -106,7 +107,7 @@ def check(path: Path) -> config_lib.DecoderConfig:
       missing, extra, duplicate or misshapen; there is no tokenizer.
   """
   directory = resolve(path)
-  config = config_lib.read_config(directory)
+  config = config_json.read_config(directory)
   with _Weights(directory) as weights:
     weights.check(config)
   if not (directory / 'tokenizer.json').is_file():
@@ -184,14 +185,14 @@ def save_decoder(
   (directory / WEIGHTS).chmod(0o644)
   dtype = decoder.dtype.name
   if source is None:
-    fields = config_lib.to_json(decoder.config, dtype)
+    fields = config_json.to_json(decoder.config, dtype)
     generation = {
       name: fields[name] for name in ('bos_token_id', 'eos_token_id')
     }
     store.write_json(directory / 'generation_config.json', generation)
   else:
     source = resolve(source)
-    fields = config_lib.read_json_object(source / 'config.json')
+    fields = config_json.read_json_object(source / 'config.json')
     fields['dtype' if 'dtype' in fields else 'torch_dtype'] = dtype
     for name in ('generation_config.json', *TOKENIZER_FILES):
       if (source / name).is_file():
@@ -219,32 +220,32 @@ def end_ids(path: Path) -> tuple[int, ...]:
   for name in ('generation_config.json', 'config.json'):
     file = directory / name
     if file.is_file():
-      value = config_lib.read_json_object(file).get('eos_token_id')
-      if ids := config_lib.parse_eos_ids(value, str(file)):
+      value = config_json.read_json_object(file).get('eos_token_id')
+      if ids := config_json.parse_eos_ids(value, str(file)):
         return ids
   return ()
 
 
-def tensor_name(path: Sequence[str | int]) -> str:
+def tensor_name(path: StatePath) -> str:
   """Path in the decoder's state -> name in a checkpoint."""
   name = '.'.join(str(part) for part in path)
   return name if path[0] == 'lm_head' else f'model.{name}'
 
 
-def _is_transposed(path: Sequence[str | int]) -> bool:
+def _is_transposed(path: StatePath) -> bool:
   """Checkpoints hold [out, in] where the decoder holds [in, out]."""
   return path[-1] == 'weight' and (
-    path[-2].endswith('_proj') or path[-2] == 'lm_head'
+    str(path[-2]).endswith('_proj') or path[-2] == 'lm_head'
   )
 
 
-def _abstract(config: config_lib.DecoderConfig, dtype: jnp.dtype) -> Decoder:
+def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
   """A decoder of shapes without arrays."""
   return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
 @functools.cache
-def _shapes(config: config_lib.DecoderConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   """Name and shape of each tensor that a checkpoint must have.
 
   Kept: every stage checks the model, and 80 layers take seconds to build.
@@ -288,7 +289,7 @@ class _Weights:
     self._home.clear()
     self._open.clear()
 
-  def check(self, config: config_lib.DecoderConfig) -> None:
+  def check(self, config: DecoderConfig) -> None:
     """Compares names, shapes and types with the decoder's."""
     last = f'model.layers.{config.num_layers - 1}.'
     if not any(name.startswith(last) for name in self._home):
@@ -323,7 +324,7 @@ class _Weights:
           f'of {_FILE_DTYPES}: convert the weights'
         )
 
-  def check_tied(self, config: config_lib.DecoderConfig) -> None:
+  def check_tied(self, config: DecoderConfig) -> None:
     """Refuses a tied checkpoint with an output layer of its own."""
     head, embedding = 'lm_head.weight', 'model.embed_tokens.weight'
     if not config.tied or head not in self._home:
@@ -337,7 +338,9 @@ class _Weights:
         f'embedding, but {head} differs: set tie_word_embeddings to false'
       )
 
-  def reader(self, path: Sequence[str | int], dtype: jnp.dtype):
+  def reader(
+    self, path: StatePath, dtype: jnp.dtype
+  ) -> Callable[[Any], np.ndarray]:
     """A callback that reads one device's part of a parameter."""
     name = tensor_name(path)
     part = self._home[name].get_slice(name)
@@ -351,7 +354,7 @@ class _Weights:
 
   def _add_index(self) -> None:
     index = self._directory / INDEX
-    homes = config_lib.read_json_object(index).get('weight_map')
+    homes = config_json.read_json_object(index).get('weight_map')
     if not isinstance(homes, dict) or not homes:
       raise errors.InputError(f'{index}: weight_map is missing')
     for file_name in homes.values():

@@ -179,7 +179,7 @@ class Decoder(nnx.Module):
         tuple(keys),
         tuple(values),
         inputs.position_BxS,
-        inputs.cache_index + tokens.shape[1],
+        cache.cache_index + tokens.shape[1],
       )
     return Output(hidden_BxLxD, features_BxLxD, cache)
 
@@ -460,8 +460,8 @@ class Linear(nnx.Module):
     self.weight = nnx.Param(_normal(rngs, (num_in, num_out), stddev, dtype))
     self.bias = nnx.Param(jnp.zeros(num_out, dtype)) if use_bias else None
     # nnx.data: an adapter may take the place of None later.
-    self.lora_a = nnx.data(None)
-    self.lora_b = nnx.data(None)
+    self.lora_a: LoRAParam | None = nnx.data(None)
+    self.lora_b: LoRAParam | None = nnx.data(None)
     self.lora_scale = 0.0
 
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -472,7 +472,7 @@ class Linear(nnx.Module):
     y = jnp.matmul(rows, self.weight[...], precision=precision)
     if self.bias is not None:
       y = y + self.bias[...]
-    if self.lora_a is not None:
+    if self.lora_a is not None and self.lora_b is not None:
       a = self.lora_a[...].astype(x.dtype)
       b = self.lora_b[...].astype(x.dtype)
       low = jnp.matmul(rows, a, precision=precision) * self.lora_scale

@@ -17,8 +17,9 @@ import safetensors.numpy
 
 from edsft_jax import errors, store
 from edsft_jax.models import checkpoint
-from edsft_jax.models.config import read_json_object
+from edsft_jax.models.config_json import read_json_object
 from edsft_jax.models.decoder import Decoder, Linear, LoRAParam
+from edsft_jax.models.placement import StatePath
 
 TARGETS = (
   'q_proj',
@@ -64,7 +65,7 @@ def add_lora(
 
 def projections(
   decoder: Decoder, targets: Sequence[str] = TARGETS
-) -> Iterator[tuple[tuple[str | int, ...], Linear]]:
+) -> Iterator[tuple[StatePath, Linear]]:
   """Path and module of the layers' projections of these kinds."""
   for number, layer in enumerate(decoder.layers):
     for group in ('self_attn', 'mlp'):
@@ -78,7 +79,7 @@ def merged(decoder: Decoder) -> Decoder:
   """A copy without adapters, their products added to the weights."""
   result = nnx.clone(decoder)
   for _, linear in projections(result):
-    if linear.lora_a is None:
+    if linear.lora_a is None or linear.lora_b is None:
       continue
     delta = linear.lora_scale * jnp.matmul(
       linear.lora_a[...], linear.lora_b[...], precision='highest'
@@ -108,9 +109,11 @@ def save_adapter(
   """
   directory = pathlib.Path(path)
   directory.mkdir(parents=True, exist_ok=True)
-  tensors, targets, rank, scale = {}, [], 0, 0.0
+  tensors: dict[str, np.ndarray] = {}
+  targets: list[str] = []
+  rank, scale = 0, 0.0
   for module_path, linear in projections(decoder):
-    if linear.lora_a is None:
+    if linear.lora_a is None or linear.lora_b is None:
       continue
     if module_path[-1] not in targets:
       targets.append(module_path[-1])
@@ -210,8 +213,10 @@ def _read_config(file: pathlib.Path) -> tuple[tuple[str, ...], int, float]:
   )
   if (
     not isinstance(targets, list)
-    or type(rank) is not int
-    or type(alpha) not in (int, float)
+    or not isinstance(rank, int)
+    or not isinstance(alpha, int | float)
+    or isinstance(rank, bool)
+    or isinstance(alpha, bool)
   ):
     raise errors.InputError(f'{file}: target_modules, r or lora_alpha is wrong')
   return _checked_targets(targets, rank), rank, alpha
@@ -239,7 +244,7 @@ def _take(
   return array
 
 
-def _tensor_name(module_path: Sequence[str | int], which: str) -> str:
+def _tensor_name(module_path: StatePath, which: str) -> str:
   module = checkpoint.tensor_name(module_path)
   return f'{_PREFIX}{module}.lora_{which}.weight'
 

@@ -1,12 +1,16 @@
 """Where each parameter of the decoder lies on a mesh."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 from flax import nnx
 import jax
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models.decoder import Decoder
+
+# Of a parameter in the state: names of modules, numbers of layers.
+StatePath = tuple[Any, ...]
 
 # Module -> logical axes of its weight; mesh.RULES says where they lie.
 LOGICAL_AXES = {
@@ -28,9 +32,9 @@ LOGICAL_AXES = {
 }
 
 
-def logical_axes(path: Sequence[str | int]) -> tuple[str, ...]:
+def logical_axes(path: StatePath) -> tuple[str, ...]:
   """Logical axes of the parameter at a path of the decoder's state."""
-  module, kind = path[-2:]
+  module, kind = (str(part) for part in path[-2:])
   axes = LOGICAL_AXES[module]
   return {
     'weight': axes,
@@ -51,8 +55,8 @@ def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
 
 def placed(
   decoder: Decoder, mesh: jax.sharding.Mesh
-) -> Iterator[tuple[tuple[str | int, ...], nnx.Param, jax.sharding.Sharding]]:
-  """Path, parameter and place on the mesh of every parameter."""
+) -> Iterator[tuple[StatePath, nnx.Param, jax.sharding.Sharding]]:
+  """StatePath, parameter and place on the mesh of every parameter."""
   for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
     axes = logical_axes(path)
     yield path, variable, mesh_lib.sharding(mesh, axes, variable.shape)

@@ -9,21 +9,21 @@ from collections.abc import Callable, Sequence
 import os
 import pathlib
 import sys
-import typing
+from typing import Any
 
 import jinja2
 
 from edsft_jax import errors
 from edsft_jax.models import checkpoint
-from edsft_jax.models.config import read_config, read_json_object
+from edsft_jax.models.config_json import read_config, read_json_object
 from edsft_jax.store import Message, Prompt
 
 # transformers would print that it found no PyTorch, which is not needed.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 import transformers
 
-if typing.TYPE_CHECKING:
-  Tokenizer = transformers.PreTrainedTokenizerFast
+# Of transformers; its own types promise too many kinds of results.
+Tokenizer = Any
 
 TRUNCATIONS = ('end', 'start', 'middle')
 _PROBE = 'probe'
@@ -92,7 +92,7 @@ class PromptFormat:
 
   def __init__(
     self,
-    tokenizer: 'Tokenizer',
+    tokenizer: Tokenizer,
     chat_template: str | None,
     separator: str,
     truncate: str,
@@ -283,7 +283,7 @@ class PromptFormat:
     return head + tail
 
 
-def _load_tokenizer(directory: pathlib.Path) -> 'Tokenizer':
+def _load_tokenizer(directory: pathlib.Path) -> Tokenizer:
   if not (directory / 'tokenizer.json').is_file():
     raise errors.InputError(
       f'{directory} has no tokenizer.json: save the tokenizer beside the model'
@@ -323,9 +323,7 @@ def _load_tokenizer(directory: pathlib.Path) -> 'Tokenizer':
   return tokenizer
 
 
-def _own_template(
-  tokenizer: 'Tokenizer', directory: pathlib.Path
-) -> str | None:
+def _own_template(tokenizer: Tokenizer, directory: pathlib.Path) -> str | None:
   """The checkpoint's chat template; of several with names, the default."""
   template = tokenizer.chat_template
   if not isinstance(template, dict):

@@ -165,7 +165,6 @@ def find_columns(
     InputError: a named column is not there or named twice, or there is no
       prompt.
   """
-  there = ', '.join(names)
   if optional:
     named = Named(
       **{
@@ -173,32 +172,12 @@ def find_columns(
         for field, name in dataclasses.asdict(named).items()
       }
     )
-  options: dict[str, str] = {}
-  for field, name in dataclasses.asdict(named).items():
-    option = f'pool.{field}_column={name!r}'
-    if name and name not in names:
-      raise errors.InputError(
-        f'{option} is not in {source}: it has the columns {there}'
-      )
-    if (
-      name and field in ('prompt', 'task') and name.casefold() in ANSWER_COLUMNS
-    ):
-      raise errors.InputError(
-        f'{option} holds answers by its name, and what selects must not read '
-        'one: rename the column if it does not'
-      )
-    if name and name in options:
-      raise errors.InputError(
-        f'{option} is the column of {options[name]} too: name another'
-      )
-    options[name] = f'pool.{field}_column'
-
+  taken = _check_named(source, names, named)
   folded = {name.casefold(): name for name in reversed(names)}
-  spoken_for = set(options)
 
   def find(*usual: str) -> str:
     found = (folded.get(name, '') for name in usual)
-    return next((n for n in found if n and n not in spoken_for), '')
+    return next((n for n in found if n and n not in taken), '')
 
   prompt, context, messages = named.prompt, '', False
   if prompt:
@@ -214,9 +193,9 @@ def find_columns(
   if not prompt:
     raise errors.InputError(
       f'{source} has no column prompt, messages, instruction or question: '
-      f'name one of its columns by pool.prompt_column: {there}'
+      f'name one of its columns by pool.prompt_column: {", ".join(names)}'
     )
-  spoken_for.add(prompt)
+  taken.add(prompt)
   return Columns(
     prompt=prompt,
     context=context,
@@ -226,6 +205,34 @@ def find_columns(
     task_named=bool(named.task),
     id=named.id or find('id'),
   )
+
+
+def _check_named(source: str, names: Sequence[str], named: Named) -> set[str]:
+  """The columns that a person named.
+
+  Raises:
+    InputError: one does not exist, is named twice, or holds answers.
+  """
+  options: dict[str, str] = {}
+  for field, name in dataclasses.asdict(named).items():
+    option = f'pool.{field}_column={name!r}'
+    if name and name not in names:
+      raise errors.InputError(
+        f'{option} is not in {source}: it has the columns {", ".join(names)}'
+      )
+    if (
+      name and field in ('prompt', 'task') and name.casefold() in ANSWER_COLUMNS
+    ):
+      raise errors.InputError(
+        f'{option} holds answers by its name, and what selects must not read '
+        'one: rename the column if it does not'
+      )
+    if name and name in options:
+      raise errors.InputError(
+        f'{option} is the column of {options[name]} too: name another'
+      )
+    options[name] = f'pool.{field}_column'
+  return set(options)
 
 
 def read_id(values: Mapping[str, Any], columns: Columns) -> str:

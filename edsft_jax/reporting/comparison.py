@@ -76,30 +76,23 @@ def compare(
   comparisons = {}
   for strategy in found.strategies:
     for budget in found.budgets:
-      values = found.values(strategy, budget, metric)
+      key = strategy, budget
+      values = found.values(*key, metric)
       if strategy == RANDOM or not values:
         continue
-      key = strategy, budget
       if not curve:
         comparisons[key] = Comparison(*key, Verdict.NO_RANDOM)
         continue
-      difference = differences.get(key)
+      count = min(len(values), len(found.at(RANDOM, budget)))
+      mean = statistics.mean_interval(values, confidence).mean
+      difference, p_value = differences.get(key), corrected.get(key)
       comparisons[key] = Comparison(
         *key,
-        verdict=_verdict(
-          difference,
-          corrected.get(key),
-          min(len(values), len(found.at(RANDOM, budget))),
-          higher,
-          confidence,
-        ),
+        verdict=_verdict(difference, p_value, count, higher, confidence),
         difference=difference,
-        p_value=corrected.get(key),
+        p_value=p_value,
         needed=statistics.answers_needed(
-          list(curve),
-          list(curve.values()),
-          statistics.mean_interval(values, confidence).mean,
-          higher,
+          list(curve), list(curve.values()), mean, higher
         ),
       )
   return comparisons

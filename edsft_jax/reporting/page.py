@@ -1,7 +1,7 @@
 """The report page: results and exhibits into one HTML file."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.resources
 import json
@@ -58,97 +58,142 @@ def make(
 ) -> Page:
   """Makes the plots and renders the page; reads what else it shows."""
   confidence, headline = config.report.confidence, config.report.metric
-  pool = store.read_prompts(workdir.pool)
-  selections = results.read_selections(config, workdir)
-  timings = timing.read_timing(manifest.stages)
   # The headline metric first, here and on the page.
   names = sorted(found.metrics, key=lambda name: name != headline)
   compared = {
     name: comparison.compare(found, name, confidence) for name in names
   }
-  by_metric = {
-    name: exhibits.label_efficiency(found, name, confidence) for name in names
-  }
-  widths = (
-    exhibits.gains_by_width(store.read_json(workdir.gains_curves))
-    if workdir.gains_curves.exists()
-    else None
-  )
-  gains = exhibits.selection_gains(selections)
-  allocation = exhibits.task_allocation(found, pool, selections)
-  quality = exhibits.task_quality(found, headline)
-  seconds = exhibits.stage_seconds(timings)
-  title = config.report.title or workdir.root.resolve().name
+  timings = timing.read_timing(manifest.stages)
+  drawn = _draw(config, workdir, found, names, timings)
   html = _template().render(
-    title=title,
-    model=config.model.path,
-    pool_path=config.pool.path,
-    found=found,
-    confidence=confidence,
-    cells_text=wording.over_seeds(len(found.seeds), confidence),
-    threshold=1 - confidence,
-    budgets_text=wording.listed([f'{budget:,}' for budget in found.budgets]),
-    compared_any=any(compared.values()),
-    metric=found.metrics[headline],
-    conclusions=comparison.conclusions(
-      compared[headline], comparison.RANDOM in found.strategies
-    ),
-    other_conclusions=_other_metrics(found, compared, headline),
-    num_heldout=_num_items(found, found.metrics[headline].task),
-    rows=[
-      _row(found, strategy, headline, confidence, compared[headline])
-      for strategy in found.strategies
-    ],
-    references=[
-      (
-        plots.REFERENCES[name][2],
-        budget,
-        _cell(found, name, budget, headline, confidence),
-      )
-      for name, budget in found.references()
-    ],
+    **_about(config, workdir, manifest, found),
+    **_headline(found, headline, confidence, compared),
+    **drawn.others,
     efficiency=[
       (
         found.metrics[name],
-        by_metric[name],
+        drawn.efficiency[name],
         list(compared[name].values()),
       )
       for name in names
     ],
-    widths=widths,
-    gains=gains,
-    certificates=results.certificates(config, workdir),
-    has_tasks=pool.tasks is not None,
-    found_tasks=results.found_tasks(config, workdir),
-    allocation=allocation,
-    quality=quality,
-    seconds=seconds,
     timings=timings,
-    num_runs=sum(
-      cell.strategy != study.NO_FINETUNING for cell in found.evaluations
-    ),
-    coverage=_coverage(config, found),
-    absent=results.absent_lines(found.absent),
-    counts={
-      stage: _flat(manifest.counts(stage))
-      for stage in timing.STAGES
-      if stage in manifest.stages
-    },
-    versions=manifest.facts.get('versions', {}),
-    config_text=json.dumps(config.to_dict(), indent=2, ensure_ascii=False),
     strategies=registry.STRATEGIES,
     verdicts=comparison.Verdict,
   )
-  shown = [*by_metric.values(), widths, gains, allocation, quality, seconds]
   return Page(
     html=html,
-    exhibits=[exhibit for exhibit in shown if exhibit is not None],
+    exhibits=[
+      exhibit
+      for exhibit in (*drawn.efficiency.values(), *drawn.others.values())
+      if exhibit is not None
+    ],
     comparison_rows=[
       _comparison_row(name, one)
       for name in names
       for one in compared[name].values()
     ],
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+  """The exhibits: one per metric, and the others by their template name."""
+
+  efficiency: dict[str, exhibits.Exhibit | None]
+  others: dict[str, exhibits.Exhibit | None]
+
+
+def _draw(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  found: results.Results,
+  names: Sequence[str],
+  timings: timing.Timing,
+) -> _Drawn:
+  selections = results.read_selections(config, workdir)
+  pool = store.read_prompts(workdir.pool)
+  widths = None
+  if workdir.gains_curves.exists():
+    widths = exhibits.gains_by_width(store.read_json(workdir.gains_curves))
+  return _Drawn(
+    {
+      name: exhibits.label_efficiency(found, name, config.report.confidence)
+      for name in names
+    },
+    {
+      'widths': widths,
+      'gains': exhibits.selection_gains(selections),
+      'allocation': exhibits.task_allocation(found, pool, selections),
+      'quality': exhibits.task_quality(found, config.report.metric),
+      'seconds': exhibits.stage_seconds(timings),
+    },
+  )
+
+
+def _about(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  manifest: store.Manifest,
+  found: results.Results,
+) -> dict[str, Any]:
+  """What was run, for the template."""
+  confidence = config.report.confidence
+  return {
+    'title': config.report.title or workdir.root.resolve().name,
+    'model': config.model.path,
+    'pool_path': config.pool.path,
+    'found': found,
+    'confidence': confidence,
+    'cells_text': wording.over_seeds(len(found.seeds), confidence),
+    'threshold': 1 - confidence,
+    'budgets_text': wording.listed([f'{b:,}' for b in found.budgets]),
+    'certificates': results.certificates(config, workdir),
+    'has_tasks': store.read_prompts(workdir.pool).tasks is not None,
+    'found_tasks': results.found_tasks(config, workdir),
+    'num_runs': sum(
+      cell.strategy != study.NO_FINETUNING for cell in found.evaluations
+    ),
+    'coverage': _coverage(config, found),
+    'absent': results.absent_lines(found.absent),
+    'counts': {
+      stage: _flat(manifest.counts(stage))
+      for stage in timing.STAGES
+      if stage in manifest.stages
+    },
+    'versions': manifest.facts.get('versions', {}),
+    'config_text': json.dumps(config.to_dict(), indent=2, ensure_ascii=False),
+  }
+
+
+def _headline(
+  found: results.Results,
+  metric: str,
+  confidence: float,
+  compared: Mapping[str, Mapping[tuple[str, int], comparison.Comparison]],
+) -> dict[str, Any]:
+  """The headline metric in words and numbers, for the template."""
+  return {
+    'metric': found.metrics[metric],
+    'compared_any': any(compared.values()),
+    'conclusions': comparison.conclusions(
+      compared[metric], comparison.RANDOM in found.strategies
+    ),
+    'other_conclusions': _other_metrics(found, compared, metric),
+    'num_heldout': _num_items(found, found.metrics[metric].task),
+    'rows': [
+      _row(found, strategy, metric, confidence, compared[metric])
+      for strategy in found.strategies
+    ],
+    'references': [
+      (
+        plots.REFERENCES[name][2],
+        budget,
+        _cell(found, name, budget, metric, confidence),
+      )
+      for name, budget in found.references()
+    ],
+  }
 
 
 @dataclasses.dataclass(frozen=True)

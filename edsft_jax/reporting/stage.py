@@ -119,7 +119,7 @@ def _inputs(
     'stages': store.hash_json(stages),
     'versions': store.hash_json(store.versions()),
     'report code': store.hash_files(
-      [*code.glob('*.py'), *code.glob('*.jinja')]
+      [*code.rglob('*.py'), *code.glob('*.jinja')]
     ),
     **{
       str(path.relative_to(workdir.root)): store.hash_file(path)

@@ -115,7 +115,7 @@ class Scorer:
 
   def __call__(
     self,
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[int] | np.ndarray],
     generate: np.ndarray,
     progress: inference.Progress = lambda work: None,
   ) -> Scores:
@@ -126,8 +126,8 @@ class Scorer:
       generate: bool [n], the prompts to be continued.
       progress: called with what was done since the last call.
     """
-    continued = np.flatnonzero(generate)
-    only_read = np.flatnonzero(~generate)
+    continued = np.flatnonzero(generate).tolist()
+    only_read = np.flatnonzero(~generate).tolist()
     read = self._engine.read(
       self._weights, [tokens[i] for i in only_read], progress
     )
@@ -157,7 +157,7 @@ class Scorer:
     )
 
 
-def _spread(num_rows: int, *parts: tuple[np.ndarray, Any]) -> Any:
+def _spread(num_rows: int, *parts: tuple[list[int], Any]) -> Any:
   """One pytree [n, ...] of several that hold some rows each; None for none."""
   parts = tuple(part for part in parts if part[1] is not None)
   if not parts:

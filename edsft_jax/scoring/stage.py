@@ -121,8 +121,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     if not first:
       return
     shards.join_scores(workdir, len(ranges))
-  counts = {**table.counts(workdir), 'notes': notes}
-  manifest.finish('score', counts)
+  counts = table.counts(workdir)
+  manifest.finish('score', {**counts, 'notes': notes})
   shutil.rmtree(workdir.score_shards)
   generated = (
     f'{counts["generated_tokens"]:,} generated ({counts["near_ties"]:,} near a '
@@ -230,11 +230,9 @@ def _score_shards(
   mine = shards.part(todo, processes.index(), processes.count())
   work = todo if mesh.is_multi_process else mine
   if 0 < len(todo) < processes.count() and not mesh.is_multi_process:
-    console.say(
-      'score',
-      f'{console.count(len(todo), "shard")} for {processes.count()} '
-      'processes: some have nothing to do',
-    )
+    shards_text = console.count(len(todo), 'shard')
+    text = f'{shards_text} for {processes.count()} processes: some have no work'
+    console.say('score', text)
   sizes = [c.batch_tokens, c.batch_tokens // 2]
   with _bar(ranges, todo, work) as bar:
     rate = Rate(bar, mesh)

@@ -113,7 +113,7 @@ def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
 def write_rows(
   path: pathlib.Path,
   shape: Sequence[int],
-  dtype: np.dtype,
+  dtype: np.typing.DTypeLike,
   parts: Iterable[np.ndarray],
 ) -> None:
   """One array from its parts, which follow each other along the first axis.

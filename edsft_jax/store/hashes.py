@@ -23,10 +23,9 @@ def _hash_file(path: pathlib.Path, *identity: int) -> str:
 
 def hash_files(paths: Sequence[pathlib.Path]) -> str:
   """One SHA-256 over several files' names and bytes, order-independent."""
-  digest = hashlib.sha256()
-  for path in sorted(paths, key=lambda p: p.name):
-    digest.update(f'{path.name}\0{hash_file(path)}\n'.encode())
-  return digest.hexdigest()
+  lines = sorted((path.name, hash_file(path)) for path in paths)
+  text = ''.join(f'{name}\0{digest}\n' for name, digest in lines)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_json(value: Any) -> str:

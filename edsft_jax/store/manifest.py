@@ -95,14 +95,13 @@ class Manifest:
     Raises:
       InputError: the stage was begun or done with another fingerprint.
     """
-    fingerprint = plain(fingerprint)
     known = self._stages.get(stage)
     if known is not None:
       refuse_change(
         f'{stage} in this workdir', known.fingerprint, fingerprint, remedy
       )
       return known.done
-    self._stages[stage] = StageRecord(fingerprint)
+    self._stages[stage] = StageRecord(plain(fingerprint))
     self._write()
     return False
 

@@ -53,6 +53,10 @@ class Prompts:
       responses=None if self.responses is None else pick(self.responses),
     )
 
+  def first(self, count: int) -> 'Prompts':
+    """The first `count` of them, or all if there are fewer."""
+    return self.where([i < count for i in range(len(self))])
+
   def answered(self) -> 'Prompts':
     """Those that have a response."""
     if self.responses is None:
@@ -154,7 +158,7 @@ def _other_columns(
     types = {type(value) for value in values if value is not None}
     if types == {bool}:
       columns[name] = (values, pa.bool_())
-    elif types == {int} and all(abs(v or 0) < 2**63 for v in values):
+    elif types == {int} and all(abs(int(v or 0)) < 2**63 for v in values):
       columns[name] = (values, pa.int64())
     elif types == {float}:
       columns[name] = (values, pa.float64())

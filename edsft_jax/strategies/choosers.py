@@ -1,6 +1,7 @@
 """The functions that choose; the registry names them.
 
 Each is (view, budget, seed, **arguments of its row) -> selection.Selection.
+What its row says that it reads is in the view.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,12 +62,14 @@ def by_score(
 
 def k_center(view: View, budget: int, seed: int) -> selection.Selection:
   """Greedy farthest-first from the first centre that was asked for."""
+  assert view.features is not None
+  features = view.features
   first = {
     'zero': lambda: 0,
     'random': lambda: int(selection.random(len(view.pool), 1, seed).indices[0]),
-    'medoid': lambda: _medoid(view.features),
+    'medoid': lambda: _medoid(features),
   }[view.k_center_first]()
-  return selection.k_center(view.features, budget, first=first, mesh=view.mesh)
+  return selection.k_center(features, budget, first=first, mesh=view.mesh)
 
 
 def _medoid(features: np.ndarray) -> int:
@@ -80,6 +83,8 @@ def facility_location(
 ) -> selection.Selection:
   """Prompts that together are similar to the whole pool."""
   del seed
+  assert view.features is not None
+  assert view.similarity is not None
   return selection.facility_location(
     view.features,
     budget,
@@ -92,6 +97,8 @@ def facility_location(
 def log_determinant(view: View, budget: int, seed: int) -> selection.Selection:
   """Prompts that are unlike each other."""
   del seed
+  assert view.features is not None
+  assert view.similarity is not None
   return selection.log_determinant(
     view.features,
     budget,
@@ -109,6 +116,7 @@ def task_diversity(
   Raises:
     InputError: a task has no confidence.
   """
+  assert view.tasks is not None
   confidence = None
   if weighted:
     confidence = scores_lib.confidence(

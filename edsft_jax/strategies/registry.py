@@ -28,7 +28,7 @@ class Strategy:
     colour: on the page, '#rrggbb'.
     marker: of matplotlib, on the page.
     reads: of 'scores', 'features', 'kernel' and 'tasks', what the choice
-      depends on besides the pool.
+      depends on besides the pool; the kernel is one over the features.
     arguments: handed to the chooser; 'column' is the score it ranks by.
     options: further options that it reads, by dotted name.
     seeded: whether the seed changes its picks.

@@ -80,7 +80,7 @@ def confidence(
     return complete(scores, ids, column)
   values = scores[column].astype(np.float64)
   samples: dict[str, list[float]] = {task: [] for task in tasks}
-  for i in np.flatnonzero(scores[_SAMPLE] & np.isfinite(values)):
+  for i in np.flatnonzero(scores[_SAMPLE] & np.isfinite(values)).tolist():
     samples[tasks[i]].append(values[i])
   if empty := [task for task, sample in samples.items() if not sample]:
     raise errors.InputError(

@@ -277,22 +277,24 @@ def _view(
   c = config.selection
   clustered = _clusters_tasks(pool, rows)
   reads = frozenset().union(*(row.reads for row in rows))
-  features = None
+  features = similarity = None
+  tasks = pool.tasks
   if clustered or 'features' in reads:
     features = store.read_features(workdir)
-  similarity = None
-  if 'kernel' in reads:
-    similarity = _similarity(c.kernel) or selection.Rbf(
-      width=derived.kernel_width(
-        workdir, features, budget, inputs.hashes['features']
+    if clustered:
+      tasks = derived.tasks(features, c.task_clusters)
+    if 'kernel' in reads:
+      similarity = _similarity(c.kernel) or selection.Rbf(
+        width=derived.kernel_width(
+          workdir, features, budget, inputs.hashes['features']
+        )
       )
-    )
   mesh = mesh_lib.model_mesh(**config.mesh)
   if mesh.is_multi_process:
     mesh = mesh_lib.make_mesh(devices=jax.local_devices())
   return View(
     pool=pool,
-    tasks=derived.tasks(features, c.task_clusters) if clustered else pool.tasks,
+    tasks=tasks,
     scores=scores_lib.read_scores(workdir, pool.ids)
     if workdir.scores.exists()
     else {},
@@ -350,7 +352,7 @@ def _select(
       'seconds': round(time.monotonic() - start, 3),
     },
   )
-  if of_tasks:
+  if of_tasks and view.tasks:
     _say_tasks_left_out(row.name, view.tasks, chosen)
 
 

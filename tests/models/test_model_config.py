@@ -7,7 +7,7 @@ import math
 import pytest
 
 from edsft_jax import errors, models
-from edsft_jax.models.config import to_json
+from edsft_jax.models.config_json import to_json
 
 BASE = {
   'architectures': ['LlamaForCausalLM'],

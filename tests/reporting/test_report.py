@@ -23,6 +23,7 @@ from edsft_jax.reporting import (
   timing,
   wording,
 )
+from edsft_jax.reporting.plots import efficiency
 from edsft_jax.strategies.registry import STRATEGIES
 
 SAME = 'not distinguishable from random'
@@ -705,7 +706,7 @@ def test_a_far_line_does_not_squash_the_dots():
     return statistics.Interval(mean, mean - 9, mean + 9, 2)
 
   dots = {('random', 10): [1.0, 2.0]}
-  limits = plots._limits(
+  limits = efficiency.limits(
     dots, {('random', 10): interval(1.5)}, {study.NO_FINETUNING: interval(40)}
   )
   assert limits[0] < 1.0 < 2.0 < limits[1] < 40

@@ -1,6 +1,7 @@
 """Held-out prompts with references: loss, and the greedy answer against it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any, ClassVar
 
 import ml_collections
@@ -24,7 +25,7 @@ class Heldout:
 
   name: ClassVar[str] = 'heldout'
   version: ClassVar[int] = 1
-  metrics: ClassVar[dict[str, Metric]] = {
+  metrics: ClassVar[Mapping[str, Metric]] = {
     'loss': Metric(
       'Loss',
       False,
@@ -51,51 +52,62 @@ class Heldout:
     Raises:
       InputError: a prompt cannot be encoded, naming it.
     """
-    self.max_new_tokens = config.evaluation.max_new_tokens
+    self.max_new_tokens: int = config.evaluation.max_new_tokens
     self.stop: tuple[str, ...] = ()
-    self.about = {
+    self.about: Mapping[str, Any] = {
       'protocol': 'edsft_jax',
       'shots': 0,
       'template': config.prompt.template,
       'extractor': None,
     }
+    self._prompt_format = prompt_format
+    self._context = context
     heldout = store.read_prompts(workdir.heldout)
-    self.items = []
-    self.counts = {'prompts_truncated': 0, 'references_cut': 0}
-    self.counts['reference_tokens'] = 0
-    tasks = heldout.tasks or [None] * len(heldout)
-    rows = zip(
-      heldout.ids, tasks, heldout.prompts, heldout.responses, strict=True
-    )
-    for id, task, prompt, reference in list(rows)[: self._limit(config)]:
+    heldout = heldout.first(config.evaluation.limit or len(heldout))
+    examples = []
+    for id, prompt, reference in zip(
+      heldout.ids, heldout.prompts, heldout.responses or (), strict=True
+    ):
       with errors.of_prompt(id):
-        requests = self._requests(prompt_format, prompt, reference, context)
-      self.items.append(Item(id, task, reference, requests))
+        examples.append(self._encode(prompt, reference))
+    self.items: Sequence[Item] = [
+      Item(id, task, reference, requests)
+      for id, task, reference, (requests, _) in zip(
+        heldout.ids,
+        heldout.tasks or repeat(None, len(heldout)),
+        heldout.responses or (),
+        examples,
+        strict=True,
+      )
+    ]
+    self.counts: Mapping[str, int] = {
+      'prompts_truncated': sum(
+        likelihood.truncated or generate.truncated
+        for (likelihood, generate), _ in examples
+      ),
+      'references_cut': sum(cut for _, cut in examples),
+      'reference_tokens': sum(
+        likelihood.num_targets for (likelihood, _), _ in examples
+      ),
+    }
 
-  @staticmethod
-  def _limit(config: ml_collections.ConfigDict) -> int | None:
-    return config.evaluation.limit or None
-
-  def _requests(
-    self,
-    prompt_format: models.PromptFormat,
-    prompt: store.Prompt,
-    reference: str,
-    context: int,
-  ) -> tuple[Likelihood, Generate]:
-    tokens, truncated = prompt_format.encode_prompt(
-      prompt, context - self.max_new_tokens, for_response=True
+  def _encode(
+    self, prompt: store.Prompt, reference: str
+  ) -> tuple[tuple[Likelihood, Generate], bool]:
+    """What is asked about a prompt, and whether its reference was cut."""
+    tokens, truncated = self._prompt_format.encode_prompt(
+      prompt, self._context - self.max_new_tokens, for_response=True
     )
-    example = responses_lib.encode(prompt_format, prompt, reference, context)
-    self.counts['prompts_truncated'] += truncated or example.prompt_truncated
-    self.counts['references_cut'] += example.response_cut
-    self.counts['reference_tokens'] += example.num_response
-    return (
+    example = responses_lib.encode(
+      self._prompt_format, prompt, reference, self._context
+    )
+    requests = (
       Likelihood(
         example.tokens, example.num_response, example.prompt_truncated
       ),
       Generate(tokens, truncated),
     )
+    return requests, example.response_cut
 
   @staticmethod
   def check(
@@ -145,10 +157,10 @@ class Heldout:
 
   def score(self, item: Item, responses: Sequence[Response]) -> dict[str, Any]:
     """Loss per reference token, and text metrics of the answer."""
+    likelihood, generate = item.requests
     scored, generated = responses
     assert isinstance(scored, Scored)
     assert isinstance(generated, Generated)
-    likelihood, generate = item.requests
     return {
       'prediction': generated.text,
       'loss': scored.nll / max(scored.num_tokens, 1),

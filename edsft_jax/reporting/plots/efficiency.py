@@ -1,0 +1,208 @@
+"""Quality against the number of answers bought."""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+from edsft_jax.reporting import statistics
+from edsft_jax.reporting.plots import style
+from edsft_jax.strategies.registry import RANDOM, STRATEGIES
+
+
+def label_efficiency(
+  label: str,
+  budgets: Sequence[int],
+  dots: Mapping[tuple[str, int], Sequence[float]],
+  intervals: Mapping[tuple[str, int], statistics.Interval],
+  references: Mapping[str, statistics.Interval],
+) -> bytes:
+  """Quality against answers bought; the first panel shows every mean.
+
+  Then one panel for each strategy, with its seeds and interval before those of
+  random. With one strategy, its panel is the only one.
+
+  Args:
+    label: the metric, with its direction.
+    budgets: ascending.
+    dots: (strategy, budget) -> one value per seed.
+    intervals: (strategy, budget) -> mean and interval over seeds.
+    references: full_pool and no_finetuning, where they exist.
+  """
+  strategies = list(dict.fromkeys(strategy for strategy, _ in dots))
+  base = [RANDOM] if RANDOM in strategies else []
+  others = [s for s in strategies if s != RANDOM] or strategies
+  panels = [None, *others] if len(strategies) > 1 else others
+  num_columns = min(len(panels), 2 if len(panels) <= 4 else 3)
+  num_rows = math.ceil(len(panels) / num_columns)
+  y_range = limits(dots, intervals, references)
+  with style.use():
+    # The page shows each plot at the same width: so the type keeps its size.
+    figure = style.figure(style.WIDTH, 0.8 + 3.0 * num_rows)
+    grid = figure.subplots(
+      num_rows, num_columns, sharex=True, sharey=True, squeeze=False
+    ).ravel()
+    for unused in grid[len(panels) :]:
+      unused.remove()
+    for i, (axes, strategy) in enumerate(zip(grid, panels, strict=False)):
+      if strategy is None:
+        for name in strategies:
+          _curve(axes, name, budgets, {}, intervals)
+        axes.set_title('All strategies: means over seeds', color=style.INK)
+      else:
+        for name in dict.fromkeys([*base, strategy]):
+          _curve(axes, name, budgets, dots, intervals)
+        axes.set_title(strategy, color=STRATEGIES[strategy].colour)
+      _budget_axis(axes, budgets)
+      axes.set_ylim(*y_range)
+      _reference_lines(axes, references, y_range)
+      if i % num_columns == 0:
+        axes.set_ylabel(label)
+      if i >= len(panels) - num_columns:
+        axes.set_xlabel('answers bought')
+        axes.tick_params(labelbottom=True)
+    if panels[0] is None:
+      figure.legend(
+        *_legend(strategies),
+        loc='outside upper left',
+        ncols=4,
+        frameon=False,
+        fontsize=8.5,
+      )
+    return style.png(figure)
+
+
+def _legend(strategies: Sequence[str]) -> tuple[list[Any], list[str]]:
+  from matplotlib import lines
+
+  handles = [
+    lines.Line2D(
+      [],
+      [],
+      color=STRATEGIES[s].colour,
+      marker=STRATEGIES[s].marker,
+      markersize=5,
+    )
+    for s in strategies
+  ]
+  return handles, list(strategies)
+
+
+def limits(
+  dots: Mapping[tuple[str, int], Sequence[float]],
+  intervals: Mapping[tuple[str, int], statistics.Interval],
+  references: Mapping[str, statistics.Interval],
+) -> tuple[float, float]:
+  """A y range that shows every dot; what would squash the dots is cut.
+
+  Intervals of few seeds can be many times wider than the dots, and a line can
+  be far away: both may take as much room again as the dots, no more.
+  """
+  values = [value for row in dots.values() for value in row]
+  low, high = min(values), max(values)
+  room = (high - low) or abs(high) or 1.0
+  ends = [
+    end
+    for interval in intervals.values()
+    for end in (interval.low, interval.high)
+    if end is not None
+  ]
+  ends += [
+    reference.mean
+    for reference in references.values()
+    if low - room <= reference.mean <= high + room
+  ]
+  bottom = max(low - room, min([low, *ends]))
+  top = min(high + room, max([high, *ends]))
+  margin = 0.06 * (top - bottom) or 0.06 * room
+  means = [reference.mean for reference in references.values()]
+  # A line beyond the plot is written at its edge, clear of the dots.
+  below = 0.1 * (top - bottom) if min(means, default=bottom) < bottom else 0.0
+  above = 0.1 * (top - bottom) if max(means, default=top) > top else 0.0
+  return bottom - margin - below, top + margin + above
+
+
+def _curve(
+  axes: Any,
+  strategy: str,
+  budgets: Sequence[int],
+  dots: Mapping[tuple[str, int], Sequence[float]],
+  intervals: Mapping[tuple[str, int], statistics.Interval],
+) -> None:
+  """Mean line; with `dots` the seeds and the interval band too."""
+  colour, marker = STRATEGIES[strategy].colour, STRATEGIES[strategy].marker
+  present = [b for b in budgets if (strategy, b) in intervals]
+  found = [intervals[strategy, b] for b in present]
+  axes.plot(
+    present,
+    [interval.mean for interval in found],
+    color=colour,
+    marker=marker,
+    markersize=5,
+    markeredgecolor='white',
+    markeredgewidth=0.6,
+    zorder=3,
+  )
+  banded = [
+    (b, interval.low, interval.high)
+    for b, interval in zip(present, found, strict=True)
+    if dots and interval.low is not None
+  ]
+  if len(banded) > 1:
+    x, low, high = zip(*banded, strict=True)
+    axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+  elif banded:
+    axes.vlines(*banded[0], color=colour, alpha=0.35, linewidth=5)
+  for b in present:
+    row = dots.get((strategy, b), ())
+    axes.plot(
+      [b] * len(row),
+      row,
+      linestyle='none',
+      marker='o',
+      markersize=4.2,
+      markerfacecolor='white',
+      markeredgecolor=colour,
+      markeredgewidth=1.1,
+      zorder=4,
+    )
+
+
+def _budget_axis(axes: Any, budgets: Sequence[int]) -> None:
+  reach = (budgets[-1] - budgets[0]) or budgets[0]
+  axes.set_xlim(budgets[0] - 0.08 * reach, budgets[-1] + 0.08 * reach)
+  ticks: list[int] = []
+  for budget in budgets:
+    if not ticks or budget - ticks[-1] >= 0.08 * reach:
+      ticks.append(budget)
+  axes.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
+
+
+def _reference_lines(
+  axes: Any,
+  references: Mapping[str, statistics.Interval],
+  limits: tuple[float, float],
+) -> None:
+  low, high = limits
+  inside = {'fontsize': 8, 'color': style.INK, 'va': 'bottom', 'ha': 'left'}
+  for name, reference in references.items():
+    colour, dashes, label = style.REFERENCES[name]
+    text = f'{label} {reference.mean:.3f}'
+    if low < reference.mean < high:
+      axes.axhline(reference.mean, color=colour, linestyle=dashes, linewidth=1)
+      upper = (reference.mean - low) / (high - low) > 0.92
+      axes.annotate(
+        text,
+        (0.012, reference.mean),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, -2 if upper else 2),
+        textcoords='offset points',
+        **{**inside, 'va': 'top' if upper else 'bottom'},
+      )
+    else:
+      above = reference.mean >= high
+      axes.annotate(
+        f'{"↑" if above else "↓"} {text} (beyond the plot)',
+        (0.012, 0.985 if above else 0.015),
+        xycoords='axes fraction',
+        **{**inside, 'va': 'top' if above else 'bottom'},
+      )

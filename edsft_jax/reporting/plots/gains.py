@@ -1,0 +1,90 @@
+"""What each further pick of a selection added."""
+
+from collections.abc import Mapping, Sequence
+import math
+
+from edsft_jax.reporting.plots import style
+from edsft_jax.strategies.registry import STRATEGIES
+
+
+def gains_by_width(
+  widths: Sequence[float],
+  curves: Sequence[Sequence[float]],
+  degenerate: Sequence[str | None],
+  used: float,
+) -> bytes:
+  """Marginal gain of each pick, one line per width, the used one blue."""
+  with style.use():
+    figure = style.figure(style.WIDTH, 4.6)
+    axes = figure.subplots()
+    top = max(max(curve) for curve in curves) or 1.0
+    floor = top * 1e-5
+    labels = []
+    for width, curve, flaw in zip(widths, curves, degenerate, strict=True):
+      chosen = width == used
+      # A gain of zero has no place on a logarithmic axis.
+      heights = [gain if gain > 0 else math.nan for gain in curve]
+      colour = (
+        style.ACCENT if chosen else ('#a3a9b4' if flaw is None else '#b9785a')
+      )
+      axes.plot(
+        range(1, len(curve) + 1),
+        heights,
+        color=colour,
+        linewidth=2.8 if chosen else 1.2,
+        linestyle='-' if flaw is None else (0, (3, 1.5)),
+        zorder=3 if chosen else 2,
+      )
+      note = f' {flaw}' if flaw else ''
+      labels.append(
+        (
+          max(curve[-1], floor),
+          f'{width:g}{note}{" (used)" if chosen else ""}',
+          colour,
+        )
+      )
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    axes.set_xlim(1, max(len(curve) for curve in curves))
+    axes.set_ylim(floor, top * 1.6)
+    style.plain_log_ticks(axes.xaxis)
+    style.plain_log_ticks(axes.yaxis)
+    axes.set_xlabel('position of the pick')
+    axes.set_ylabel('marginal gain')
+    axes.set_title('Facility location: gain of each pick, by RBF width')
+    figure.draw_without_rendering()
+    style.end_labels(axes, labels)
+    return style.png(figure)
+
+
+def selection_gains(
+  gains: Mapping[tuple[str, int], Sequence[float | None]],
+) -> bytes:
+  """The gain column of the selections that have one, one panel per strategy."""
+  strategies = list(dict.fromkeys(strategy for strategy, _ in gains))
+  units = {'k_center': 'distance to the chosen set'}
+  with style.use():
+    figure = style.figure(style.WIDTH, 3.6)
+    panels = figure.subplots(1, len(strategies), squeeze=False)[0]
+    for axes, strategy in zip(panels, strategies, strict=True):
+      drawn = []
+      for (name, _), column in gains.items():
+        if name != strategy or column in drawn:
+          continue
+        drawn.append(column)
+        axes.plot(
+          range(1, len(column) + 1),
+          [math.nan if gain is None else gain for gain in column],
+          color=STRATEGIES[strategy].colour,
+          linewidth=1.6,
+        )
+      axes.set_title(strategy, color=STRATEGIES[strategy].colour)
+      axes.set_xlabel('position of the pick')
+      axes.set_ylabel(units.get(strategy, 'marginal gain'))
+      positive = all(g is None or g > 0 for column in drawn for g in column)
+      if strategy != 'k_center' and positive:
+        axes.set_yscale('log')
+        style.plain_log_ticks(axes.yaxis)
+      else:
+        axes.set_ylim(bottom=0)
+    return style.png(figure)

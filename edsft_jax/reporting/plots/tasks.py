@@ -1,0 +1,95 @@
+"""Values by task: what was picked, and how good it made the model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edsft_jax import study
+from edsft_jax.reporting.plots import style
+from edsft_jax.strategies.registry import STRATEGIES
+
+
+def by_task(
+  tasks: Sequence[str],
+  values: Mapping[str, Mapping[str, float]],
+  xlabel: str,
+  bars: Mapping[str, float] | None = None,
+  bars_label: str = '',
+  references: Mapping[str, Mapping[str, float]] | None = None,
+) -> bytes:
+  """One row per task, one mark per strategy.
+
+  Args:
+    tasks: rows, top to bottom.
+    values: strategy -> task -> value.
+    xlabel: what the values are.
+    bars: task -> value of a grey bar behind the marks.
+    bars_label: what the bars are.
+    references: full_pool or no_finetuning -> task -> value, as thin ticks.
+  """
+  names = [t if len(t) <= 34 else f'{t[:33]}…' for t in tasks]
+  with style.use():
+    figure = style.figure(style.WIDTH, 1.2 + 0.36 * len(tasks))
+    axes = figure.subplots()
+    places = range(len(tasks))
+    if bars is not None:
+      axes.barh(
+        places,
+        [bars[task] for task in tasks],
+        height=0.72,
+        color='#dfe3e9',
+        label=bars_label,
+      )
+    _reference_ticks(axes, tasks, references or {})
+    _marks(axes, tasks, values)
+    axes.set_yticks(list(places), names)
+    axes.set_ylim(len(tasks) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis='y', color='#f4f5f7')
+    num_entries = len(values) + len(references or {}) + (bars is not None)
+    figure.legend(
+      loc='outside upper left',
+      ncols=num_entries if num_entries <= 6 else 4,
+      frameon=False,
+      fontsize=8.5,
+    )
+    return style.png(figure)
+
+
+def _reference_ticks(
+  axes: Any,
+  tasks: Sequence[str],
+  references: Mapping[str, Mapping[str, float]],
+) -> None:
+  for name, row in references.items():
+    present = [i for i, task in enumerate(tasks) if task in row]
+    axes.scatter(
+      [row[tasks[i]] for i in present],
+      present,
+      marker='|' if name == study.FULL_POOL else 'x',
+      s=140 if name == study.FULL_POOL else 26,
+      color=style.INK,
+      linewidth=1.3,
+      label=style.REFERENCES[name][2],
+      zorder=2,
+    )
+
+
+def _marks(
+  axes: Any, tasks: Sequence[str], values: Mapping[str, Mapping[str, float]]
+) -> None:
+  for k, (strategy, row) in enumerate(values.items()):
+    present = [i for i, task in enumerate(tasks) if task in row]
+    # Marks of one row have slightly different heights: none hides another.
+    shift = (k - (len(values) - 1) / 2) * 0.5 / max(len(values) - 1, 1)
+    axes.scatter(
+      [row[tasks[i]] for i in present],
+      [i + shift for i in present],
+      color=STRATEGIES[strategy].colour,
+      marker=STRATEGIES[strategy].marker,
+      s=30,
+      edgecolor='white',
+      linewidth=0.5,
+      label=strategy,
+      zorder=3,
+    )
