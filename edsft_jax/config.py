@@ -70,7 +70,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.scoring.confidence_prompts_per_task = 0
   # Tokens of greedy continuation per prompt; the end token counts as one.
   c.scoring.max_new_tokens = 64
-  # Token ids that end a continuation beside the model's own.
+  # Token ids that end a continuation besides the model's own.
   c.scoring.stop_token_ids = ()
   # Prompt and new tokens of the rows that run at once, padding included; less
   # takes less memory.

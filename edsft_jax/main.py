@@ -33,12 +33,12 @@ _PIPE_CLOSED = 141
 
 # The options that most commands have, and what to say of them.
 _MOST_USED = {
-  'pool.path=FILE': 'prompts: .jsonl .json .csv .parquet, tfds:NAME/SPLIT',
-  'model.path=DIR': 'a Hugging Face model directory, or OWNER/MODEL',
-  "selection.strategies=('random','min_margin')": '',
+  'pool.path=FILE': 'prompts: jsonl, csv, parquet ...',
+  'pool.heldout_path=FILE': 'prompts with answers to test on',
+  'model.path=DIR': 'a Hugging Face model, or OWNER/NAME',
+  'selection.strategies=TUPLE': 'ways to choose, see README.md',
   "study.budgets='(100,200)'": 'answers to buy',
   "study.seeds='(0,1,2)'": 'runs per strategy and budget',
-  'pool.heldout_path=FILE': 'prompts with answers to evaluate on',
   'annotation.answers_path=FILE': 'what people answered',
 }
 
@@ -78,11 +78,10 @@ def usage() -> str:
     f'  {name:<9} {stage.about}' for name, stage in pipeline.STAGES.items()
   )
   options = '\n'.join(
-    f'  {f"--config.{name}":<38} {about}'.rstrip()
-    for name, about in _MOST_USED.items()
+    f'  {f"--config.{name}":<38} {about}' for name, about in _MOST_USED.items()
   )
   return f"""\
-edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.NAME=VALUE ...]
+edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
 
 Stages, in this order; none named means all:
 {stages}
@@ -142,7 +141,7 @@ def keep_compilations() -> None:
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   folder = pathlib.Path(cache) / 'edsft_jax' / 'compilations'
   if not folder.is_absolute():
-    return  # There is no home.
+    return  # Without a home.
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:

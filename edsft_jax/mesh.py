@@ -80,8 +80,8 @@ def model_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
   `make_mesh` of the same sizes is over the devices of all processes. Where the
   devices that hold one copy of the weights can all be of one process, each has
-  a mesh of its own devices and takes its own batches, without a word to the
-  others. Else it is the mesh over all, on which all run the same batches.
+  a mesh of its own devices and takes its own batches, without talking to
+  the others. Else it is the mesh over all, on which all run the same batches.
 
   Raises:
     InputError: see `make_mesh`.
@@ -138,7 +138,7 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
   """Puts every array of the tree on the mesh, its leading axis split.
 
   Raises:
-    ValueError: a leading axis is no multiple of `batch_multiple(mesh)`.
+    ValueError: a leading axis is not a multiple of `batch_multiple(mesh)`.
   """
   place = NamedSharding(mesh, PartitionSpec(RULES['batch']))
   if not mesh.is_multi_process:

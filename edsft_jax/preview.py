@@ -40,7 +40,7 @@ def check(
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Prints the first prompts of the pool, for scoring and for finetuning.
 
-  Where no answer is known, a stand-in has its place.
+  Where no answer is known, a stand-in takes its place.
 
   Raises:
     InputError: the template refuses a prompt, or leaves nothing of an answer
@@ -53,30 +53,30 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   context = models.read_config(path).context
   pool = store.read_prompts(workdir.pool)
   answers = _answers(workdir)
-  for id, prompt in zip(
+  for prompt_id, prompt in zip(
     pool.ids[:NUM_PROMPTS], pool.prompts[:NUM_PROMPTS], strict=True
   ):
-    with errors.of_prompt(id):
+    with errors.of_prompt(prompt_id):
       ids, truncated = prompt_format.encode_prompt(
         prompt, context - config.scoring.max_new_tokens, for_response=False
       )
       example = responses.encode(
         prompt_format,
         prompt,
-        answers.get(id, _NO_ANSWER),
+        answers.get(prompt_id, _NO_ANSWER),
         config.finetuning.max_length or context,
       )
     notes = ['truncated'] if truncated else []
     _show(
-      f'prompt {id} for scoring: {len(ids)} tokens',
+      f'prompt {prompt_id} for scoring: {len(ids)} tokens',
       notes,
       prompt_format.decode(ids, special=True),
     )
     notes = ['prompt truncated'] if example.prompt_truncated else []
     notes += ['answer cut'] if example.response_cut else []
-    notes += [] if id in answers else ['no answer yet']
+    notes += [] if prompt_id in answers else ['no answer yet']
     _show(
-      f'prompt {id} for finetuning: {len(example.tokens)} tokens, '
+      f'prompt {prompt_id} for finetuning: {len(example.tokens)} tokens, '
       f'{example.num_response} supervised between {" and ".join(MARKS)}',
       notes,
       marked(prompt_format, example),

@@ -106,7 +106,7 @@ def _explicit(
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise errors.InputError(
-      f'--coordinator={coordinator} is no HOST:PORT: give the host of process '
+      f'--coordinator={coordinator} is not HOST:PORT: give the host of process '
       '0 and a free port there'
     )
   if num_processes < 1:
@@ -154,7 +154,7 @@ def _connect(found: dict[str, Any], timeout: int) -> None:
   except Exception as e:  # Of the cluster's detection, the service, the net.
     line = ' '.join(str(e).split())
     raise errors.InputError(
-      f'the processes cannot be joined at {where} ({line}): mend it, or give '
+      f'the processes cannot be joined at {where} ({line}): fix that, or give '
       '--coordinator=HOST:PORT, --num_processes and --process_id'
     ) from None
   finally:

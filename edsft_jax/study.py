@@ -22,6 +22,7 @@ class Cell:
 
   @property
   def name(self) -> str:
+    """Of its folder."""
     return f'{self.strategy}-k{self.budget}-seed{self.seed}'
 
 

@@ -26,6 +26,7 @@ import tempfile
 import time
 
 from contest import Contestant, compete, show
+from edsft_jax.scoring.batching import Shapes
 from flax import nnx
 import jax
 import numpy as np
@@ -33,7 +34,6 @@ import numpy as np
 from edsft_jax import models
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import batching, statistics
-from edsft_jax.scoring.batching import Shapes
 from edsft_jax.scoring.scorer import Scorer
 
 GROUPS = ('pool', 'generate', 'features', 'stop')

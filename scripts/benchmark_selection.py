@@ -41,8 +41,8 @@ FIELDS = (
   'beyond_features_gib',
   'bound_gib',
 )
-# What facility location may use for a row beside its memory limit, d being 64:
-# points, columns to guess from, a panel, and what numpy needs beside them.
+# What facility location may use per row besides its memory limit, d being 64:
+# points, columns to guess from, a panel, and what numpy needs besides them.
 BYTES_A_ROW = 12 * 2**10
 
 
@@ -289,7 +289,7 @@ def size_cases():
   """Peak memory and growth, each size in a process of its own.
 
   A second call compiles nothing: its ratio is to that of the smallest size,
-  and N^2 stands beside it.
+  next to N^2.
   """
   context = multiprocessing.get_context('spawn')
   sizes = (20_000, 50_000, 100_000)

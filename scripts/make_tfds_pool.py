@@ -104,13 +104,13 @@ def _find_kinds(
   for row in rows:
     where = f'{file}, line {row.line}'
     if row.values is None:
-      raise errors.InputError(f'{where}: {row.problem}: mend it')
+      raise errors.InputError(f'{where}: {row.problem}: fix it')
     for name, value in row.values.items():
       try:
         json.dumps(value, ensure_ascii=False, default=str).encode()
       except UnicodeEncodeError:
         raise errors.InputError(
-          f'{where}: {name!r} has half of a surrogate pair: mend it'
+          f'{where}: {name!r} has half of a surrogate pair: fix it'
         ) from None
       found.setdefault(name, set()).update(_kinds(value))
   kinds = {name: _join(file, name, each) for name, each in found.items()}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv beside this repository's code and installs the pinned
+# Makes .venv next to this repository's code and installs the pinned
 # requirements there; nothing global is touched. Ready in an instant when the
 # requirements have not changed.
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, lint, format and all tests on every core.
+# Set-up, lint, format, types and all quick tests on every core.
 # Further arguments go to pytest: scripts/test.sh tests/selection
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,4 +7,5 @@ scripts/setup.sh test
 bin="${VENV:-.venv}/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
+"$bin/mypy"
 exec "$bin/python" -m pytest --numprocesses=auto --dist=loadfile "$@"

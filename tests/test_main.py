@@ -1,6 +1,7 @@
 """The command line: stages, and one clear line for what is mistyped."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,9 @@ from places import REPOSITORY
 import pytest
 
 from configs import default
+import edsft_jax
 from edsft_jax import errors, main, pipeline, processes, store
+from edsft_jax.config import option_names
 
 
 def _command(*words, cwd=REPOSITORY):
@@ -34,6 +37,78 @@ def test_unknown_stage_offers_the_nearest():
     pipeline.stages_asked_for(['fintune'])
 
 
+def test_help_is_one_screen_and_no_error():
+  for word in ('--help', '-h', '--helpfull'):
+    result = _command(word)
+    assert result.returncode == 0
+    assert result.stderr == ''
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    for name in pipeline.COMMANDS:
+      assert any(line.startswith(f'  {name} ') for line in lines)
+    assert 'configs/default.py' in result.stdout
+
+
+def test_the_options_that_help_names_are_there():
+  known = option_names(default.get_config())
+  named = re.findall(r'  --config\.([\w.]+)=', main.usage())
+  assert len(named) > 5
+  assert set(named) <= set(known)
+
+
+def test_version():
+  result = _command('--version')
+  assert result.stdout == f'edsft-jax {edsft_jax.__version__}\n'
+  assert result.returncode == 0
+
+
+_QUICK = """
+import sys
+from edsft_jax import main
+sys.argv = ['edsft-jax', *sys.argv[1:]]
+try:
+  main.cli()
+except SystemExit as e:
+  print('exit', e.code)
+heavy = ('jax', 'transformers', 'orbax', 'tensorboardX', 'scipy', 'matplotlib')
+print('loaded', [m for m in heavy if m in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(
+  ('words', 'code'),
+  [
+    (['scor', '--workdir=W'], 2),
+    (['--config.study.budget=3', '--workdir=W'], 2),
+    (['--config=configs/none.py', '--workdir=W'], 2),
+    (['--config.pool.path=none.jsonl', '--workdir=W'], 2),
+    (["--config.selection.strategies=('min_margn',)", 'select'], 2),
+    (['--workdir=gs://bucket/w'], 2),
+    ([], 2),
+    (['pool', '--config.pool.path=P', '--workdir=W'], 0),
+    (['--help'], 0),
+  ],
+)
+def test_what_needs_no_device_does_not_wait_for_jax(tmp_path, words, code):
+  """Importing JAX alone would take longer than all of these."""
+  (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+  words = [w.replace('=W', f'={tmp_path / "w"}') for w in words]
+  words = [w.replace('=P', f'={tmp_path / "p.jsonl"}') for w in words]
+  result = subprocess.run(
+    [sys.executable, '-c', _QUICK, *words],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  lines = result.stdout.splitlines()
+  assert lines[-1] == 'loaded []'
+  assert [line for line in lines if line.startswith('exit')] == (
+    [f'exit {code}'] if code else ['exit None'] * ('--help' not in words)
+  )
+
+
 def test_an_option_given_twice_takes_the_last(tmp_path):
   result = _command(
     '--config.pool.path=none.jsonl',
@@ -53,7 +128,8 @@ def test_an_option_given_twice_takes_the_last(tmp_path):
     (['--config.studi.seeds=3'], 'did you mean --config.study.seeds?'),
     (['--config.scoring.batch_tokens=many'], 'batch_tokens'),
     (['--wrkdir=x'], 'workdir'),
-    (['--config=configs/none.py'], 'configs/none.py'),
+    (['--config=configs/none.py'], 'configs are in'),
+    (['--config=none.py'], '--config=none.py does not exist'),
     (['scor'], "did you mean 'score'"),
     ([], 'no --workdir'),
     (

@@ -57,7 +57,7 @@ def test_prompts_are_shown_with_their_special_tokens(config, tmp_path, capsys):
   ids = store.read_prompts(store.Workdir(tmp_path / 'w').pool).ids
   heads = [line for line in lines if line.startswith('preview   prompt ')]
   assert [head.split()[2:5] for head in heads] == [
-    [id, 'for', use] for id in ids[:3] for use in ('scoring:', 'finetuning:')
+    [i, 'for', use] for i in ids[:3] for use in ('scoring:', 'finetuning:')
   ]
   shown = lines.index(heads[0]) + 1
   assert lines[shown] == '<s>[user]one two[assistant]'

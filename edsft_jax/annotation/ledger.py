@@ -42,8 +42,8 @@ class Ledger:
   ) -> list[pathlib.Path]:
     """Asks for what is missing; returns the todo.csv files that hold it.
 
-    The last todo is written anew, or removed, as long as nobody has worked on
-    it. Otherwise only what it does not hold yet goes into a todo beside it.
+    The last todo is written again, or removed, as long as nobody has worked on
+    it. Otherwise only what it does not hold yet goes into a todo next to it.
     """
     current = {v['number']: v['ids'] for v in self.versions}
     number = max(current, default=1)

@@ -35,8 +35,8 @@ def check(
     InputError: naming what is missing.
   """
   study.check(config)
-  if config.annotation.answers_path:
-    answers.check(pathlib.Path(config.annotation.answers_path))
+  if path := config.annotation.answers_path:
+    answers.check(store.local(path, 'annotation.answers_path'))
   store.require(workdir.pool, 'pool', planned)
   for cell in study.cells(config):
     path = workdir.selection(cell.strategy, cell.seed)
@@ -61,7 +61,9 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   known = {**from_pool, **taken}
   given: dict[str, str] = {}
   if config.annotation.answers_path:
-    path = pathlib.Path(config.annotation.answers_path)
+    path = store.local(
+      config.annotation.answers_path, 'annotation.answers_path'
+    )
     given = answers.take(
       path,
       answers.read(path),
@@ -140,7 +142,7 @@ def _say(
   console.say(
     'annotate',
     f'{len(missing):,} of {num_needed:,} answers are to be bought: '
-    f'fill the column response of {names} (or of the .jsonl beside it)',
+    f'fill the column response of {names} (or of the .jsonl next to it)',
   )
   console.say(
     'annotate',

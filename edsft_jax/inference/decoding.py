@@ -128,14 +128,14 @@ class GreedyDecoding:
     none_PxS = jnp.full((len(slot_P), cache.length), -1)
     position_PxS = none_PxS.at[:, : new.length].set(new.position_BxS)
 
-    def put(old_Bx, new_Px):
+    def put(old_Bx: jax.Array, new_Px: jax.Array) -> jax.Array:
       return old_Bx.at[slot_P].set(new_Px, mode='drop')
 
-    def put_keys(old_BxKxAxS, new_PxKxAxS):
+    def put_keys(old_BxKxAxS: jax.Array, new_PxKxAxS: jax.Array) -> jax.Array:
       here = old_BxKxAxS.at[slot_P, :, :, : new.length]
       return here.set(new_PxKxAxS, mode='drop')
 
-    def put_values(old_BxKxSxA, new_PxKxSxA):
+    def put_values(old_BxKxSxA: jax.Array, new_PxKxSxA: jax.Array) -> jax.Array:
       here = old_BxKxSxA.at[slot_P, :, : new.length]
       return here.set(new_PxKxSxA, mode='drop')
 
@@ -163,10 +163,10 @@ class GreedyDecoding:
     ring = self.max_new_tokens
     more = prompt_length - state.prompt_length
 
-    def take(x_Bx):
+    def take(x_Bx: jax.Array) -> jax.Array:
       return jnp.take(x_Bx, jnp.maximum(slot_M, 0), axis=0)
 
-    def widen(x_Bx, axis, fill=0):
+    def widen(x_Bx: jax.Array, axis: int, fill: int = 0) -> jax.Array:
       """Inserts entries between the prompt's and the ring."""
       prompt, new = jnp.split(take(x_Bx), [x_Bx.shape[axis] - ring], axis)
       shape = (*prompt.shape[:axis], more, *prompt.shape[axis + 1 :])
@@ -235,7 +235,7 @@ class GreedyDecoding:
     step_T = jnp.arange(self.max_new_tokens)
     now_BxT = (step_T == state.num_tokens_B[:, None]) & state.active_B[:, None]
 
-    def note(all_BxT, now_B):
+    def note(all_BxT: jax.Array, now_B: jax.Array) -> jax.Array:
       return jnp.where(now_BxT, now_B[:, None], all_BxT)
 
     num_tokens_B = state.num_tokens_B + state.active_B

@@ -226,7 +226,9 @@ def target_likelihood(
   floats = batch * decoder.config.vocab_size
   size = min(max(most_logits // floats, 1), length - 1)
 
-  def add_block(block: jax.Array, sums: tuple[jax.Array, jax.Array]):
+  def add_block(
+    block: jax.Array, sums: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, jax.Array]:
     nll_B, is_greedy_B = sums
     # Position p predicts the token at p + 1.
     end = length - 1 - block * size

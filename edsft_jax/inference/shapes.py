@@ -82,7 +82,7 @@ class BatchSizes:
 
   Attributes:
     batch_tokens: tokens of all rows together, padding included.
-    num_new: tokens of a row beside those of its prompt.
+    num_new: tokens of a row besides those of its prompt.
     multiple: what a number of rows must be divisible by.
     most: rows that there are.
     worth_a_call: tokens that take as long as calling a program; up to a

@@ -66,7 +66,7 @@ def resolve(path: Path) -> pathlib.Path:
     return directory
   if not _HUB_NAME.fullmatch(str(path)):
     raise errors.InputError(
-      f'model.path {str(path)!r} is no directory: give a local Hugging Face '
+      f'model.path {str(path)!r} is not a directory: give a local Hugging Face '
       "model directory, a hub name as 'owner/model', or 'demo'"
     )
   return _download(str(path))
@@ -86,9 +86,9 @@ def _download(name: str) -> pathlib.Path:
   ) as error:  # Of the hub's library, its HTTP library, the disk.
     line = ' '.join(str(error).split()) or type(error).__name__
     raise errors.InputError(
-      f'model.path {name!r} is no directory, and the Hugging Face hub does not '
-      f'give such a model ({line}): mend the name, or download the model where '
-      'there is a network and give its directory'
+      f'model.path {name!r} is not a directory, and the Hugging '
+      f'Face hub does not give such a model ({line}): correct the name, or '
+      'download it where there is a network and give its directory'
     ) from None
 
 
@@ -112,7 +112,7 @@ def check(path: Path) -> DecoderConfig:
     weights.check(config)
   if not (directory / 'tokenizer.json').is_file():
     raise errors.InputError(
-      f'{directory} has no tokenizer.json: save the tokenizer beside the model'
+      f'{directory} has no tokenizer.json: save the tokenizer next to the model'
     )
   return config
 
@@ -204,7 +204,7 @@ def hash_model(path: Path) -> str:
   """One hash over everything that changes what the model says.
 
   That is config, generation config, weights and tokenizer; not README,
-  licence or other files beside them.
+  licence or other files next to them.
   """
   directory = resolve(path)
   names = ('config.json', 'generation_config.json', *TOKENIZER_FILES)
@@ -285,7 +285,7 @@ class _Weights:
   def __enter__(self) -> '_Weights':
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, *unused: Any) -> None:
     self._home.clear()
     self._open.clear()
 
@@ -360,7 +360,7 @@ class _Weights:
     for file_name in homes.values():
       if not isinstance(file_name, str) or not _is_plain_name(file_name):
         raise errors.InputError(
-          f'{index} names {file_name!r}: only files beside it may be named'
+          f'{index} names {file_name!r}: only files next to it may be named'
         )
       if file_name in self._open:
         continue
@@ -387,7 +387,7 @@ class _Weights:
       opened = safetensors.safe_open(file, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
       raise errors.InputError(
-        f'{file} is no whole safetensors file ({error}): copy it again'
+        f'{file} is not a whole safetensors file ({error}): copy it again'
       ) from None
     self.files.append(file)
     self._open[file_name] = opened

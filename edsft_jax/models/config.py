@@ -19,7 +19,7 @@ class Family:
     norm_last: see DecoderConfig.
     window: which layers have a sliding window: 'none', 'all' (unless
       sliding_window is null), or 'some' (use_sliding_window and the fields
-      beside it say).
+      next to it say).
     required: fields that may be absent elsewhere; here transformers has a
       number of its own for them, which fits one size of model.
   """
@@ -63,7 +63,7 @@ FAMILIES = {
   ),
 }
 ACTIVATIONS = ('silu',)
-# Rope type -> the factors that it needs beside theta.
+# Rope type -> the factors that it needs besides theta.
 ROPE_KINDS = {
   'default': (),
   'linear': ('factor',),
@@ -71,7 +71,7 @@ ROPE_KINDS = {
   'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
   'yarn': ('factor',),
 }
-# What each may have beside them.
+# What each may have besides them.
 ROPE_OPTIONS = {
   'yarn': {
     'attention_factor',

@@ -58,7 +58,9 @@ def parse_eos_ids(value: Any, where: str) -> tuple[int, ...]:
   """eos_token_id as config.json has it: absent, an id or a list of ids."""
   ids = [] if value is None else value if isinstance(value, list) else [value]
   if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-    raise errors.InputError(f'{where}: eos_token_id {value!r} is no token id')
+    raise errors.InputError(
+      f'{where}: eos_token_id {value!r} is not a token id'
+    )
   return tuple(ids)
 
 
@@ -137,13 +139,13 @@ class _Reader:
     if num_heads % num_kv_heads:
       raise self._error(
         'num_attention_heads',
-        f'{num_heads} is no multiple of num_key_value_heads {num_kv_heads}',
+        f'{num_heads} is not a multiple of num_key_value_heads {num_kv_heads}',
       )
     width = self._integer('hidden_size')
     if self._fields.get('head_dim') is None and width % num_heads:
       raise self._error(
         'hidden_size',
-        f'{width} is no multiple of num_attention_heads {num_heads}, and '
+        f'{width} is not a multiple of num_attention_heads {num_heads}, and '
         'there is no head_dim',
       )
     head_dim = self._integer('head_dim', width // num_heads)
@@ -252,7 +254,7 @@ class _Reader:
     name = name or 'rope_parameters'
     rope = self._fields.get(name) or {}
     if not isinstance(rope, dict):
-      raise self._error(name, f'{rope!r} is no object')
+      raise self._error(name, f'{rope!r} is not an object')
     kind = rope.get('rope_type', rope.get('type', 'default'))
     if kind not in tuple(ROPE_KINDS):
       raise self._error(
@@ -321,7 +323,7 @@ class _Reader:
   def _bos_id(self) -> int | None:
     value = self._fields.get('bos_token_id')
     if value is not None and (type(value) is not int or value < 0):
-      raise self._error('bos_token_id', f'{value!r} is no token id')
+      raise self._error('bos_token_id', f'{value!r} is not a token id')
     return value
 
   def _integer(
@@ -330,14 +332,14 @@ class _Reader:
     value = self._value(name, default)
     if type(value) is not int or value < least:
       raise self._error(
-        name, f'{value!r} is no whole number of at least {least}'
+        name, f'{value!r} is not a whole number of at least {least}'
       )
     return value
 
   def _number(self, name: str, default: float | None = None) -> float:
     value = self._value(name, default)
     if type(value) not in (int, float) or not 0 < value < math.inf:
-      raise self._error(name, f'{value!r} is no number above 0')
+      raise self._error(name, f'{value!r} is not a number above 0')
     return float(value)
 
   def _boolean(self, name: str, default: bool = False) -> bool:

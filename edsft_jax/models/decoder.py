@@ -83,7 +83,7 @@ class AttentionInputs(NamedTuple):
 
   def mask(self) -> jax.Array:
     """Bool [B, L, S], true where a query attends to a key."""
-    # Positions count tokens, not slots: padding takes no place in a window.
+    # Positions count tokens, not cache entries: padding does not fill windows.
     back_BxLxS = self.position_BxL[:, :, None] - self.position_BxS[:, None, :]
     mask_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
     if self.window is None:
@@ -241,7 +241,7 @@ class Decoder(nnx.Module):
 class Layer(nnx.Module):
   """Attention and gated MLP, each with a norm and a residual.
 
-  The norm stands before either or, with norm_last, behind it; checkpoints
+  The norm stands before either or, with norm_last, after it; checkpoints
   call the one between the two post_attention_layernorm both ways.
   """
 
@@ -262,6 +262,13 @@ class Layer(nnx.Module):
     inputs: AttentionInputs,
     kv_cache: tuple[jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[B, L, D] -> the same, and keys and values with those of the cache.
+
+    Args:
+      x_BxLxD: hidden states.
+      inputs: what all layers share.
+      kv_cache: keys and values of the tokens before these.
+    """
     y_BxLxD = x_BxLxD if self.norm_last else self.input_layernorm(x_BxLxD)
     y_BxLxD, k_BxKxAxS, v_BxKxSxA = self.self_attn(y_BxLxD, inputs, kv_cache)
     if self.norm_last:
@@ -317,6 +324,7 @@ class Attention(nnx.Module):
     inputs: AttentionInputs,
     kv_cache: tuple[jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Arguments and result are those of a layer."""
     q_BxLxHA, k_BxLxKA = self.q_proj(x_BxLxD), self.k_proj(x_BxLxD)
     if self.qk_norm == 'all':
       q_BxLxHA, k_BxLxKA = self.q_norm(q_BxLxHA), self.k_norm(k_BxLxKA)
@@ -371,7 +379,7 @@ def _attend(
 
   # The backward pass recomputes scores instead of keeping them.
   @jax.checkpoint
-  def attend_block(part):
+  def attend_block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
     q_BxKxGxPxA, position_BxP = part
     block = inputs._replace(position_BxL=position_BxP)
     return _attend_block(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, block)
@@ -432,6 +440,7 @@ class Mlp(nnx.Module):
     self.down_proj = linear(config.mlp_width, config.width)
 
   def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    """[B, L, D] -> the same."""
     gate_BxLxF = jax.nn.silu(self.gate_proj(x_BxLxD))
     return self.down_proj(gate_BxLxF * self.up_proj(x_BxLxD))
 
@@ -465,6 +474,7 @@ class Linear(nnx.Module):
     self.lora_scale = 0.0
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., in] -> [..., out]."""
     precision = _precision(x.dtype)
     # All tokens in one axis: a weight's gradient is then one plain product,
     # without transposed copies of the activations.
@@ -490,6 +500,7 @@ class Embedding(nnx.Module):
     )
 
   def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
+    """[B, L] -> [B, L, D]."""
     return jnp.take(self.weight[...], tokens_BxL, axis=0)
 
 
@@ -501,6 +512,7 @@ class Norm(nnx.Module):
     self.eps = config.norm_eps
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., size] -> the same."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
     return y.astype(x.dtype) * self.weight[...]

@@ -56,7 +56,7 @@ def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
 def placed(
   decoder: Decoder, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[StatePath, nnx.Param, jax.sharding.Sharding]]:
-  """StatePath, parameter and place on the mesh of every parameter."""
+  """Path, parameter and place on the mesh of every parameter."""
   for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
     axes = logical_axes(path)
     yield path, variable, mesh_lib.sharding(mesh, axes, variable.shape)

@@ -113,7 +113,7 @@ class PromptFormat:
     # What the tokenizer puts before any text: BOS, or nothing. (What it puts
     # behind, an EOS, would end the prompt before the answer.)
     bos = tokenizer.bos_token_id
-    self._prefix = [id for id in tokenizer('').input_ids if id == bos][:1]
+    self._prefix = [i for i in tokenizer('').input_ids if i == bos][:1]
     if chat_template is not None and _PROBE not in self._render(_PROBE, True):
       raise errors.InputError(
         'prompt.template renders no prompt: it must print message.content'
@@ -196,7 +196,7 @@ class PromptFormat:
         'prompt.template prints nothing of an answer, so that finetuning would '
         "supervise nothing: it must print the content of the assistant's turn"
       )
-    ends = [n for n, id in enumerate(ids, 1) if id in self.end_ids]
+    ends = [n for n, i in enumerate(ids, 1) if i in self.end_ids]
     # Templates may print a line break after the end token; nobody samples it.
     if ends and not self._tokenizer.decode(ids[ends[-1] :]).strip():
       return ids[: ends[-1]]
@@ -286,12 +286,12 @@ class PromptFormat:
 def _load_tokenizer(directory: pathlib.Path) -> Tokenizer:
   if not (directory / 'tokenizer.json').is_file():
     raise errors.InputError(
-      f'{directory} has no tokenizer.json: save the tokenizer beside the model'
+      f'{directory} has no tokenizer.json: save the tokenizer next to the model'
     )
   settings = directory / 'tokenizer_config.json'
   named = settings.is_file() and read_json_object(settings)
   # Where no class is named, transformers would guess one by the architecture
-  # and build its tokenizer anew, whatever tokenizer.json says.
+  # and build its own tokenizer, whatever tokenizer.json says.
   tokenizer_class = (
     transformers.AutoTokenizer
     if named and named.get('tokenizer_class')

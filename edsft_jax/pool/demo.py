@@ -2,13 +2,14 @@
 
 Like real pools it is skewed (the largest task has thirteen times the prompts
 of the smallest), asks the same thing in several wordings, and has a few exact
-doubles. Sizes were set without looking at what a model can do: easy and hard
+duplicates. Sizes were set without looking at what a model can do: easy and hard
 tasks are among the large ones and among the small ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import random
+from typing import Any
 
 _SEED = 20240126
 _NUM_DOUBLES = 12
@@ -113,7 +114,7 @@ CAPITALS = {
 class Draw:
   """Choices that every Python version makes alike.
 
-  Only `random()` is promised to give the same sequence for a seed for ever;
+  Only `random()` is promised to give the same sequence for a seed forever;
   `choice` and `shuffle` are not.
   """
 
@@ -121,20 +122,23 @@ class Draw:
     self._random = random.Random(seed).random
 
   def below(self, n: int) -> int:
+    """A whole number from 0 to n - 1."""
     return int(self._random() * n)
 
   def between(self, low: int, high: int) -> int:
     """A whole number from low to high, both included."""
     return low + self.below(high - low + 1)
 
-  def one(self, items):
+  def one(self, items: Sequence[Any]) -> Any:
+    """One of the items."""
     return items[self.below(len(items))]
 
-  def some(self, items, n: int) -> list:
+  def some(self, items: Sequence[Any], n: int) -> list[Any]:
     """n different items."""
     return self.shuffled(items)[:n]
 
-  def shuffled(self, items) -> list:
+  def shuffled(self, items: Sequence[Any]) -> list[Any]:
+    """The items in random order."""
     keys = [(self._random(), i) for i in range(len(items))]
     return [items[i] for _, i in sorted(keys)]
 

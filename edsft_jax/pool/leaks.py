@@ -8,7 +8,7 @@ from typing import Any
 from edsft_jax import store
 from edsft_jax.pool import schema
 
-# A column is no task when it is the answer in this share of the answered rows.
+# A column is not a task when it is the answer in this share of answered rows.
 TASK_LEAK_SHARE = 0.01
 # A part of a response counts as a leak when it has this many words.
 _EXCERPT_WORDS = 5
@@ -31,7 +31,7 @@ def holds(text: str, part: str) -> bool:
 
 
 class KeptColumns:
-  """Gathers the columns beside prompt, task and response that may be kept.
+  """Gathers the columns besides prompt, task and response that may be kept.
 
   A column is dropped for good, with a reason, once it is seen to be nested,
   not Unicode, or to hold a row's response (or a long part of one). A short part

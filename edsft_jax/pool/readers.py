@@ -75,11 +75,11 @@ def check_readable(path: pathlib.Path, option: str) -> None:
       f.read(1)
   except FileNotFoundError:
     raise errors.InputError(
-      f'{option}={path} does not exist: mend the path'
+      f'{option}={path} does not exist: check the path'
     ) from None
   except OSError as e:
     raise errors.InputError(
-      f'{option}={path} cannot be read ({e.strerror}): mend its permissions'
+      f'{option}={path} cannot be read ({e.strerror}): change its permissions'
     ) from None
 
 
@@ -192,7 +192,7 @@ def _read_json(path: pathlib.Path) -> Iterator[Row]:
       yield from _read_jsonl(path)
       return
     raise errors.InputError(
-      f'{path} is not JSON ({e}): mend it or name its format by pool.format'
+      f'{path} is not JSON ({e}): fix it or name its format by pool.format'
     ) from None
   del text
   if isinstance(value, dict):
@@ -268,7 +268,7 @@ def _next_csv(path: pathlib.Path, reader: Any, line: int) -> Any:
     if 'unexpected end of data' in str(e):
       raise errors.InputError(
         f'{path}: the quote that opens in the record of line {line} is never '
-        'closed: mend that line'
+        'closed: fix that line'
       ) from None
     return str(e)
 

@@ -34,7 +34,7 @@ ANSWER_COLUMNS = (
   'answers',
   'targets',
 )
-# A column with one of these words in its name is never kept beside the prompt,
+# A column with one of these words in its name is never kept next to the prompt,
 # whatever it holds.
 _ANSWER_WORDS = frozenset(
   (
@@ -111,6 +111,7 @@ class Columns:
 
   @property
   def used(self) -> set[str]:
+    """All that are something."""
     names = (self.prompt, self.context, self.response, self.task, self.id)
     return set(names) - {''}
 
@@ -239,7 +240,7 @@ def read_id(values: Mapping[str, Any], columns: Columns) -> str:
   """The row's own id; '' when it has none, or none that can be written."""
   value = values.get(columns.id)
   if isinstance(value, float) and value.is_integer():
-    value = int(value)  # Whole numbers beside missing ones come as floats.
+    value = int(value)  # Whole numbers next to missing ones come as floats.
   if isinstance(value, bool) or not isinstance(value, str | int):
     return ''
   text = str(value).strip()

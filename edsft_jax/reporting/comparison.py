@@ -38,6 +38,7 @@ class Comparison:
 
   @property
   def conclusive(self) -> bool:
+    """Whether the test found a difference."""
     return self.verdict in (Verdict.BETTER, Verdict.WORSE)
 
 
@@ -126,7 +127,7 @@ def conclusions(
       'is compared with it.'
     ]
   if not comparisons:
-    return ['There is no result of another strategy to compare with random.']
+    return ['No other strategy has results to compare with random.']
   sentences = [
     sentence
     for verdict in (Verdict.BETTER, Verdict.WORSE)

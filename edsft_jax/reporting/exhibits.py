@@ -1,4 +1,4 @@
-"""The exhibits of the page: each a plot with the numbers behind it."""
+"""The exhibits of the page: each a plot with its numbers."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -190,7 +190,7 @@ def task_allocation(
   return Exhibit(
     name='task_allocation',
     alt=f'Share of each task among the first {budget} picks of each strategy, '
-    'beside its share of the pool.',
+    'next to its share of the pool.',
     png=plots.by_task(
       list(groups),
       shares,

@@ -37,7 +37,7 @@ COMPARISON_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """The page and what stands beside it.
+  """The page and what lies next to it.
 
   Attributes:
     html: the whole page.

@@ -41,7 +41,7 @@ def check(
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Writes report/index.html and the PNG and csv of every plot beside it.
+  """Writes report/index.html and the PNG and csv of every plot next to it.
 
   The page is made again whenever anything that it shows has changed
   (report/inputs.json remembers the hashes), and left alone otherwise.

@@ -27,7 +27,7 @@ class Interval:
 
   @property
   def half_width(self) -> float | None:
-    """Half the interval's length: the number that stands behind a +-."""
+    """Half the interval's length: the number after a +-."""
     return None if self.high is None else self.high - self.mean
 
 
@@ -104,7 +104,7 @@ def welch(
   Satterthwaite (Welch, "The generalization of Student's problem when several
   different population variances are involved", Biometrika 34, 1947).
 
-  There is no test with fewer than two values on a side, nor where no value
+  Nothing is tested with fewer than two values on a side, nor where no value
   differs from the others of its side but the sides differ: a spread that was
   not seen cannot be the measure of a difference. Where all values of both
   sides are equal, the p-value is 1.

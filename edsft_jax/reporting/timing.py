@@ -32,6 +32,7 @@ class Timing:
 
   @property
   def total(self) -> float:
+    """All stages together."""
     return sum(self.seconds.values())
 
   @property
@@ -41,6 +42,7 @@ class Timing:
 
   @property
   def select(self) -> float:
+    """Choosing alone."""
     return self.seconds.get('select', 0.0)
 
   def sentence(self) -> str:

@@ -1,4 +1,4 @@
-"""Token statistics and pooled features of a pool, with no answer in sight."""
+"""Token statistics and pooled features of a pool; no answer is read."""
 
 from edsft_jax.scoring.stage import check, check_options, run
 

@@ -40,15 +40,15 @@ class EncodedPool:
       InputError: a prompt cannot be encoded, or nothing is left of it.
     """
     encoded = []
-    for id, prompt in zip(pool.ids, pool.prompts, strict=True):
-      with errors.of_prompt(id):
+    for prompt_id, prompt in zip(pool.ids, pool.prompts, strict=True):
+      with errors.of_prompt(prompt_id):
         ids, truncated = prompt_format.encode_prompt(
           prompt, limit, for_response=False
         )
       encoded.append((ids, truncated))
       if not ids:
         raise errors.InputError(
-          f'prompt {id!r} has no tokens, nothing is left of it by the '
+          f'prompt {prompt_id!r} has no tokens, nothing is left of it by the '
           'tokenizer: take it out of the pool'
         )
     return cls(

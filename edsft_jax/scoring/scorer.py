@@ -222,11 +222,13 @@ def _prompt_statistics(
     size *= 2
   next_BxL = jnp.roll(tokens_BxL, -1, axis=1)
 
-  def of_block(block):
+  def of_block(
+    block: tuple[jax.Array, jax.Array],
+  ) -> statistics.TokenStatistics:
     hidden_BxPxD, next_BxP = block
     return statistics.token_statistics(decoder.logits(hidden_BxPxD), next_BxP)
 
-  def blocks(x_BxL):
+  def blocks(x_BxL: jax.Array) -> jax.Array:
     x_BxNxP = x_BxL.reshape(batch, -1, size, *x_BxL.shape[2:])
     return x_BxNxP.swapaxes(0, 1)
 

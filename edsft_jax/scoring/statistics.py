@@ -77,13 +77,13 @@ def sequence_scores(
   num_B = jnp.sum(valid, axis=-1)
   none_B = num_B == 0
 
-  def total(x_BxT):
+  def total(x_BxT: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(valid, x_BxT, 0.0), axis=-1)
 
-  def mean(x_BxT):
+  def mean(x_BxT: jax.Array) -> jax.Array:
     return total(x_BxT) / jnp.maximum(num_B, 1)
 
-  def least(x_BxT):
+  def least(x_BxT: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(valid, x_BxT, jnp.inf), axis=-1)
 
   margin_BxT = statistics.top1 - statistics.top2

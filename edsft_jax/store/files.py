@@ -63,7 +63,7 @@ def _remove(path: pathlib.Path) -> None:
 
 def _grant(path: pathlib.Path) -> None:
   """Sets permissions as plain writes would; safetensors writes 0600."""
-  mask = os.umask(0o077)  # There is no way to only read it.
+  mask = os.umask(0o077)  # It cannot only be read.
   os.umask(mask)
   for each in [path, *path.rglob('*')]:
     mode = (0o777 if each.is_dir() else 0o666) & ~mask

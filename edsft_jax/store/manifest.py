@@ -139,7 +139,7 @@ class Manifest:
       self._change(stage, seconds=round(before + spent, 3))
 
   def describe(self, **facts: Any) -> None:
-    """Notes facts about the whole study beside those of the stages."""
+    """Notes facts about the whole study besides those of the stages."""
     self._facts |= plain(facts)
     self._write()
 

@@ -36,8 +36,7 @@ def _fetch(path: str, option: str) -> pathlib.Path:
       'to reach that storage, or copy the file here'
     ) from None
   # The name stays: its ending tells the format.
-  file = _folder() / str(_fetch.cache_info().currsize) / pathlib.Path(path).name
-  file.parent.mkdir()
+  file = pathlib.Path(tempfile.mkdtemp(dir=_folder()), path.rpartition('/')[2])
   try:
     with fsspec.open(path, 'rb') as source, file.open('wb') as copy:
       shutil.copyfileobj(source, copy)

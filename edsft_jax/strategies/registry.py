@@ -1,19 +1,23 @@
 """Every strategy, one row each: what it reads, who chooses, how it is drawn.
 
-Below all stages: study, pipeline and reporting read it too. It imports nothing
-heavy, and names choosers without importing them.
+Below all stages: study, pipeline and reporting read it too. So importing it
+imports nothing heavy; a chooser imports what it needs when it is called.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import functools
-import importlib
 import operator
-from typing import Any
+import typing
 
 import ml_collections
+import numpy as np
 
-_CHOOSERS = 'edsft_jax.strategies.choosers'
+if typing.TYPE_CHECKING:
+  from edsft_jax.selection import Selection
+  from edsft_jax.strategies.view import View
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,33 +26,28 @@ class Strategy:
 
   Attributes:
     name: in configs, files and reports.
-    chooser: name in strategies/choosers.py of a function
-      (view, budget, seed, **arguments) -> selection.Selection, each of whose
-      prefixes is its answer for that smaller budget.
+    choose: (view, budget, seed) -> Selection, each of whose prefixes is its
+      answer for that smaller budget.
     colour: on the page, '#rrggbb'.
     marker: of matplotlib, on the page.
     reads: of 'scores', 'features', 'kernel' and 'tasks', what the choice
-      depends on besides the pool; the kernel is one over the features.
-    arguments: handed to the chooser; 'column' is the score it ranks by.
+      depends on besides the pool; the kernel is one over the features. What
+      is named here is in the view.
+    column: the score that it ranks by; '' for none.
     options: further options that it reads, by dotted name.
     seeded: whether the seed changes its picks.
     seeded_if: options, and the values with which the seed does so.
   """
 
   name: str
-  chooser: str
+  choose: Callable[[View, int, int], Selection]
   colour: str
   marker: str
   reads: frozenset[str] = frozenset()
-  arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  column: str = ''
   options: tuple[str, ...] = ()
   seeded: bool = False
   seeded_if: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-  @property
-  def column(self) -> str:
-    """The score that it ranks by; '' for none."""
-    return self.arguments.get('column', '')
 
   @property
   def needs_scoring(self) -> bool:
@@ -62,24 +61,113 @@ class Strategy:
       for option, value in self.seeded_if.items()
     )
 
-  def load(self) -> Callable[..., Any]:
-    """The chooser with its arguments; imports jax."""
-    chooser = getattr(importlib.import_module(_CHOOSERS), self.chooser)
-    return functools.partial(chooser, **self.arguments)
+
+def _at_random(view: View, budget: int, seed: int) -> Selection:
+  """Every order of the pool is equally likely."""
+  from edsft_jax import selection
+
+  return selection.random(len(view.pool), budget, seed)
 
 
 def _by_score(
+  view: View, budget: int, seed: int, *, column: str, largest: bool
+) -> Selection:
+  """The prompts with the largest or the smallest score.
+
+  Raises:
+    InputError: some prompt has no such score.
+  """
+  from edsft_jax import selection
+  from edsft_jax.strategies import scores as scores_lib
+
+  values = scores_lib.complete(view.scores, view.pool.ids, column)
+  return selection.top(values, budget, largest=largest)
+
+
+def _k_center(view: View, budget: int, seed: int) -> Selection:
+  """Greedy farthest-first from the first centre that was asked for."""
+  from edsft_jax import selection
+
+  assert view.features is not None
+  features = view.features
+  first = {
+    'zero': lambda: 0,
+    'random': lambda: int(selection.random(len(view.pool), 1, seed).indices[0]),
+    'medoid': lambda: _medoid(features),
+  }[view.k_center_first]()
+  return selection.k_center(features, budget, first=first, mesh=view.mesh)
+
+
+def _medoid(features: np.ndarray) -> int:
+  """The row with the least sum of squared distances: nearest to the mean."""
+  mean_D = features.mean(axis=0, dtype=np.float64)
+  return int(np.argmin(((features - mean_D) ** 2).sum(axis=1)))
+
+
+def _facility_location(view: View, budget: int, seed: int) -> Selection:
+  """Prompts that together are similar to the whole pool."""
+  from edsft_jax import selection
+
+  assert view.features is not None
+  assert view.similarity is not None
+  return selection.facility_location(
+    view.features,
+    budget,
+    similarity=view.similarity,
+    mesh=view.mesh,
+    memory_limit=view.memory_limit,
+  )
+
+
+def _log_determinant(view: View, budget: int, seed: int) -> Selection:
+  """Prompts that are unlike each other."""
+  from edsft_jax import selection
+
+  assert view.features is not None
+  assert view.similarity is not None
+  return selection.log_determinant(
+    view.features,
+    budget,
+    similarity=view.similarity,
+    mesh=view.mesh,
+    memory_limit=view.memory_limit,
+  )
+
+
+def _task_diversity(
+  view: View, budget: int, seed: int, *, weighted: bool
+) -> Selection:
+  """The same number from every task, or by its inverse confidence.
+
+  Raises:
+    InputError: a task has no confidence.
+  """
+  from edsft_jax import selection
+  from edsft_jax.strategies import scores as scores_lib
+
+  assert view.tasks is not None
+  confidence = None
+  if weighted:
+    confidence = scores_lib.confidence(
+      view.scores, view.pool.ids, view.tasks, view.task_confidence
+    )
+  return selection.task_diversity(
+    view.tasks, budget, confidence=confidence, seed=seed
+  )
+
+
+def _ranking(
   name: str, largest: bool, marker: str, colour: str, prompt_colour: str
 ) -> list[Strategy]:
   """The strategies of a score: over the continuation and over the prompt."""
   return [
     Strategy(
       name=column,
-      chooser='by_score',
+      choose=functools.partial(_by_score, column=column, largest=largest),
       colour=hue,
       marker=marker,
       reads=frozenset({'scores'}),
-      arguments={'column': column, 'largest': largest},
+      column=column,
     )
     for column, hue in ((name, colour), (f'prompt_{name}', prompt_colour))
   ]
@@ -89,16 +177,16 @@ def _by_score(
 # colour blindness; the marker tells them apart in print. Scores over the prompt
 # are lighter than the same ones over the continuation.
 _ROWS = [
-  Strategy('random', 'at_random', '#7d828c', 'o', seeded=True),
-  *_by_score('mean_entropy', True, 'X', '#882255', '#b87a99'),
-  *_by_score('max_entropy', True, '<', '#aa4499', '#cc8fc2'),
-  *_by_score('least_confidence', True, '>', '#117733', '#70ad84'),
-  *_by_score('min_confidence', False, 'p', '#999933', '#c2c285'),
-  *_by_score('mean_margin', False, 'P', '#cc79a7', '#e0afca'),
-  *_by_score('min_margin', False, 's', '#009e73', '#66c5ab'),
+  Strategy('random', _at_random, '#7d828c', 'o', seeded=True),
+  *_ranking('mean_entropy', True, 'X', '#882255', '#b87a99'),
+  *_ranking('max_entropy', True, '<', '#aa4499', '#cc8fc2'),
+  *_ranking('least_confidence', True, '>', '#117733', '#70ad84'),
+  *_ranking('min_confidence', False, 'p', '#999933', '#c2c285'),
+  *_ranking('mean_margin', False, 'P', '#cc79a7', '#e0afca'),
+  *_ranking('min_margin', False, 's', '#009e73', '#66c5ab'),
   Strategy(
     'k_center',
-    'k_center',
+    _k_center,
     '#56b4e9',
     '^',
     reads=frozenset({'features'}),
@@ -107,34 +195,32 @@ _ROWS = [
   ),
   Strategy(
     'facility_location',
-    'facility_location',
+    _facility_location,
     '#0072b2',
     'o',
     reads=frozenset({'features', 'kernel'}),
   ),
   Strategy(
     'log_determinant',
-    'log_determinant',
+    _log_determinant,
     '#332288',
     'h',
     reads=frozenset({'features', 'kernel'}),
   ),
   Strategy(
     'task_diversity',
-    'task_diversity',
+    functools.partial(_task_diversity, weighted=False),
     '#e69f00',
     'v',
     reads=frozenset({'tasks'}),
-    arguments={'weighted': False},
     seeded=True,
   ),
   Strategy(
     'weighted_task_diversity',
-    'task_diversity',
+    functools.partial(_task_diversity, weighted=True),
     '#d55e00',
     'D',
     reads=frozenset({'tasks', 'scores'}),
-    arguments={'weighted': True},
     options=('selection.task_confidence',),
     seeded=True,
   ),

@@ -16,7 +16,7 @@ from edsft_jax import console, errors, selection, store, study
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.strategies import derived, registry
 from edsft_jax.strategies import scores as scores_lib
-from edsft_jax.strategies.choosers import View
+from edsft_jax.strategies.view import View
 
 _CHOICES = {
   'selection.kernel.similarity': ('rbf', 'cosine'),
@@ -365,7 +365,7 @@ def _choose(
 ) -> selection.Selection:
   """Chooses for one seed and writes its picks."""
   try:
-    chosen = row.load()(view, budget, seed)
+    chosen = row.choose(view, budget, seed)
   except selection.SelectionError as e:
     raise errors.InputError(f'strategy {row.name}: {e}') from e
   path = workdir.selection(row.name, seed)

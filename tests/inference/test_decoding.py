@@ -101,7 +101,7 @@ def test_a_row_ends_at_its_first_end_token(clear):
   # An id that ends row 0 early and another that ends row 1 later.
   ends = (int(greedy[0, 3]), int(greedy[1, 7]))
   lengths = [
-    next(n + 1 for n, id in enumerate(row) if id in ends) for row in greedy
+    next(n + 1 for n, i in enumerate(row) if i in ends) for row in greedy
   ]
   assert lengths[0] != lengths[1]
   whole = run(clear.decoder, *pad(clear, rows(clear)))

@@ -300,7 +300,9 @@ def hub(monkeypatch):
   'path', ['', 'no/such/model', './owner/model', '/owner/model', 'owner/', 'x']
 )
 def test_resolve_refuses_what_is_no_directory(hub, path):
-  with pytest.raises(errors.InputError, match=r'model\.path .* no directory'):
+  with pytest.raises(
+    errors.InputError, match=r'model\.path .* is not a directory'
+  ):
     models.resolve(path)
   assert not hub.calls
 
@@ -367,7 +369,9 @@ def test_offline_the_real_hub_library_says_so():
   """Nothing is asked of the network: conftest.py sets HF_HUB_OFFLINE."""
   assert huggingface_hub.constants.HF_HUB_OFFLINE
   checkpoint._download.cache_clear()
-  with pytest.raises(errors.InputError, match=r"'owner/no-such' is no direct"):
+  with pytest.raises(
+    errors.InputError, match=r"'owner/no-such' is not a direct"
+  ):
     models.resolve('owner/no-such')
 
 

@@ -65,14 +65,14 @@ class Heldout:
     heldout = store.read_prompts(workdir.heldout)
     heldout = heldout.first(config.evaluation.limit or len(heldout))
     examples = []
-    for id, prompt, reference in zip(
+    for item_id, prompt, reference in zip(
       heldout.ids, heldout.prompts, heldout.responses or (), strict=True
     ):
-      with errors.of_prompt(id):
+      with errors.of_prompt(item_id):
         examples.append(self._encode(prompt, reference))
     self.items: Sequence[Item] = [
-      Item(id, task, reference, requests)
-      for id, task, reference, (requests, _) in zip(
+      Item(item_id, task, reference, requests)
+      for item_id, task, reference, (requests, _) in zip(
         heldout.ids,
         heldout.tasks or repeat(None, len(heldout)),
         heldout.responses or (),

@@ -1,0 +1,37 @@
+"""What a strategy may look at."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+import jax
+import numpy as np
+
+from edsft_jax import selection, store
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """All that a strategy may look at: no answers, no held-out prompts.
+
+  Attributes:
+    pool: the prompts.
+    tasks: a label for each, the pool's own or found by k-means; None where
+      no strategy needs them and the pool has none.
+    scores: columns of scores.parquet, [N] with NaN for null.
+    features: float32 [N, D]; None where no strategy needs them.
+    similarity: the kernel; None where no strategy needs one.
+    task_confidence: the column that a task's confidence comes from.
+    k_center_first: 'zero' | 'random' | 'medoid'.
+    memory_limit: bytes that a selection may use; None: what is free decides.
+    mesh: the devices.
+  """
+
+  pool: store.Prompts
+  tasks: Sequence[str] | None
+  scores: Mapping[str, np.ndarray]
+  features: np.ndarray | None
+  similarity: selection.Similarity | None
+  task_confidence: str
+  k_center_first: str
+  memory_limit: int | None
+  mesh: jax.sharding.Mesh
