@@ -26,14 +26,13 @@ import tempfile
 import time
 
 from contest import Contestant, compete, show
-from edsft_jax.scoring.batching import Shapes
 from flax import nnx
 import jax
 import numpy as np
 
-from edsft_jax import models
+from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh
-from edsft_jax.scoring import batching, statistics
+from edsft_jax.scoring import statistics
 from edsft_jax.scoring.scorer import Scorer
 
 GROUPS = ('pool', 'generate', 'features', 'stop')
@@ -47,7 +46,7 @@ FIELDS = (
   'tokens_per_second',
 )
 NUM_NEW = 64
-# Room for the 64 prompts at once, as in the peer's largest batch.
+# The 64 prompts run together, as in the peer's largest batch.
 BATCH_TOKENS = 18 * 2**10
 # 58 million parameters, half of them in the vocabulary, as small models have.
 CONFIG = {
@@ -77,7 +76,7 @@ class Ours:
   def __init__(self, decoder: models.Decoder, tokens: list[np.ndarray]):
     self._decoder = decoder
     self._tokens = tokens
-    self._shapes = shapes_of(tokens)
+    self._shapes = shapes_of(decoder, tokens)
 
   def generate(self, end_ids: Sequence[int]) -> Contestant:
     """Everything that a row of scores.parquet holds; counts new tokens."""
@@ -121,11 +120,11 @@ class Waiting:
   def __init__(self, decoder: models.Decoder, tokens: list[np.ndarray]):
     self._graph, self._weights = nnx.split(decoder)
     self._tokens = tokens
-    shapes = shapes_of(tokens)
-    rows = batching.Rows(BATCH_TOKENS, NUM_NEW, 1, len(tokens))
+    shapes = shapes_of(decoder, tokens)
+    rows = inference.BatchSizes(BATCH_TOKENS, NUM_NEW, 1, len(tokens))
     lengths = [len(ids) for ids in tokens]
-    self._chunks = batching.chunks(
-      lengths, range(len(tokens)), shapes, rows.to_decode
+    self._chunks = inference.chunks(
+      lengths, range(len(tokens)), shapes, rows.num_slots
     )
 
   def generate(self, end_ids: Sequence[int]) -> Contestant:
@@ -133,20 +132,20 @@ class Waiting:
 
     @jax.jit
     def run_batch(weights, tokens, mask):
-      return models.generate(
+      return inference.generate(
         nnx.merge(self._graph, weights),
         tokens,
         mask,
         max_new_tokens=NUM_NEW,
         end_ids=tuple(end_ids),
-        observe=statistics.token_statistics,
+        step_hook=statistics.token_statistics,
       )
 
     def run() -> int:
       total = 0
       for chunk in self._chunks:
         rows = [self._tokens[i] for i in chunk.indices]
-        batch = models.pad_left(rows, chunk.length, chunk.num_rows)
+        batch = inference.pad_left(rows, chunk.length, chunk.num_rows)
         total += int(run_batch(self._weights, *batch).num_tokens_B.sum())
       return total
 
@@ -215,7 +214,7 @@ class Transformers:
   def _batches(self) -> Iterator[tuple]:
     for start in range(0, len(self._tokens), self._batch_size):
       part = self._tokens[start : start + self._batch_size]
-      ids, mask = models.pad_left(part, max(map(len, part)))
+      ids, mask = inference.pad_left(part, max(map(len, part)))
       yield (
         self._torch.from_numpy(ids).long(),
         self._torch.from_numpy(mask).long(),
@@ -225,13 +224,16 @@ class Transformers:
 OURS = {'ours, without prompt scores': OursUnscored, 'ours, everything': Ours}
 
 
-def shapes_of(tokens: list[np.ndarray]) -> Shapes:
+def shapes_of(
+  decoder: models.Decoder, tokens: list[np.ndarray]
+) -> inference.Shapes:
   """The shapes of a pool that goes on like this for long.
 
   For a pool of a few prompts fewer programs would be compiled, which warm
   calls do not pay for.
   """
-  return Shapes.of([len(ids) for ids in tokens] * 100)
+  lengths = [len(ids) for ids in tokens]
+  return inference.choose_shapes(decoder, make_mesh(), lengths, 100)
 
 
 def contest(

@@ -57,7 +57,9 @@ class Runner:
       inference.Engine(
         decoder,
         device_mesh,
-        inference.Shapes.of(lengths or [1], num_models),
+        inference.choose_shapes(
+          decoder, device_mesh, lengths or [1], num_models
+        ),
         end_ids=prompt_format.end_ids,
         max_new_tokens=task.max_new_tokens,
         batch_tokens=batch_tokens,

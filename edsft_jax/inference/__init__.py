@@ -17,6 +17,7 @@ from edsft_jax.inference.engine import (
   Likelihoods,
   Progress,
   Target,
+  choose_shapes,
 )
 from edsft_jax.inference.programs import Hooks, target_likelihood
 from edsft_jax.inference.shapes import (
@@ -47,6 +48,7 @@ __all__ = [
   'Target',
   'Work',
   'argmax',
+  'choose_shapes',
   'chunks',
   'generate',
   'pad_left',

@@ -31,8 +31,46 @@ from edsft_jax.inference.slots import Slots, Stop
 
 Tokens = Sequence[Sequence[int] | np.ndarray]
 
-# What a device computes in the milliseconds that dispatching a program takes.
-_CALL_FLOPS = 2e9
+# Operations per second that small batches reach, by platform: of two CPU cores,
+# and of an accelerator of any kind. Only the order of magnitude counts.
+_FLOPS = {'cpu': 1.5e11}
+_ACCELERATOR_FLOPS = 1e14
+# What compiling a program takes, and what calling one does.
+_COMPILE_SECONDS = 1.0
+_CALL_SECONDS = 0.01
+
+
+def choose_shapes(
+  decoder: models.Decoder,
+  mesh: jax.sharding.Mesh,
+  lengths: Sequence[int],
+  num_passes: int = 1,
+) -> shapes_lib.Shapes:
+  """The shapes for prompts of these many tokens under this model.
+
+  A program pays where the padding that it saves takes longer than compiling
+  it: soon for a large model, late for a tiny one.
+
+  Args:
+    decoder: the model.
+    mesh: the devices.
+    lengths: tokens of each prompt.
+    num_passes: how often all of them will run, as with several models.
+  """
+  options = shapes_lib.ShapeOptions(
+    compile_tokens=_tokens_in(_COMPILE_SECONDS, decoder, mesh) / num_passes
+  )
+  return shapes_lib.Shapes.of(lengths, options)
+
+
+def _tokens_in(
+  seconds: float, decoder: models.Decoder, mesh: jax.sharding.Mesh
+) -> float:
+  """Tokens that go through the layers in about this time."""
+  platform = mesh.devices.flat[0].platform
+  flops = _FLOPS.get(platform, _ACCELERATOR_FLOPS) * mesh.size
+  costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
+  return seconds * flops / (2 * costs.num_in_layers)
 
 
 class Target(NamedTuple):
@@ -107,7 +145,7 @@ class Engine:
       max_new_tokens,
       mesh_lib.batch_multiple(mesh),
       -(-most_rows // self._num_workers),
-      worth_a_call=int(_CALL_FLOPS // (2 * self._costs.num_in_layers)),
+      worth_a_call=int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
     )
     graph, _ = nnx.split(decoder)
     hooks = hooks or Hooks()

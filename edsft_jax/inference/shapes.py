@@ -15,18 +15,18 @@ class ShapeOptions:
   """What the choice of shapes trades off.
 
   Attributes:
+    compile_tokens: compiling a program takes about as long as running it on
+      this many tokens.
     step: padded lengths are multiples of it.
     most_lengths: programs at most to read prompts, one per padded length
       (another where only some are continued).
     most_cache_lengths: programs at most to decode, one per cache length.
-    compile_tokens: compiling a program takes about as long as running it on
-      this many tokens.
   """
 
+  compile_tokens: float
   step: int = 16
   most_lengths: int = 8
   most_cache_lengths: int = 4
-  compile_tokens: int = 2**13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +46,12 @@ class Shapes:
   def of(
     cls,
     lengths: Sequence[int],
-    num_passes: int = 1,
-    options: ShapeOptions | None = None,
+    options: ShapeOptions,
   ) -> 'Shapes':
-    """Chooses shapes for prompts of these many tokens.
-
-    Args:
-      lengths: tokens of each prompt.
-      num_passes: how often all of them will run, as with several models.
-      options: what is traded off.
-    """
-    options = options or ShapeOptions()
+    """Chooses shapes for prompts of these many tokens."""
     padded = -(-np.maximum(lengths, 1) // options.step) * options.step
     sizes, counts = np.unique(padded, return_counts=True)
-    cost = options.compile_tokens / num_passes
+    cost = options.compile_tokens
     chosen = _choose(sizes, counts, options.most_lengths, cost)
     counts = np.bincount(
       np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)

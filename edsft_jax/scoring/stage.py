@@ -222,7 +222,7 @@ def _score_shards(
   encoded = EncodedPool.of(
     prompt_format, pool, decoder.config.context - c.max_new_tokens
   )
-  shapes = inference.Shapes.of(encoded.lengths)
+  shapes = inference.choose_shapes(decoder, mesh, encoded.lengths)
   end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
   most_rows = min(c.shard_prompts, len(pool))
   scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, most_rows)

@@ -1,11 +1,15 @@
 """Few shapes, little padding, batches within the budget."""
 
+import dataclasses
 import itertools
 
+from flax import nnx
+import jax
 import numpy as np
 
-from edsft_jax import inference
+from edsft_jax import inference, models
 from edsft_jax.inference import Shapes
+from edsft_jax.mesh import make_mesh
 
 
 def test_shapes_waste_least():
@@ -13,9 +17,9 @@ def test_shapes_waste_least():
   rng = np.random.default_rng(5)
   lengths = rng.integers(1, 130, 60)
   options = inference.ShapeOptions(
-    most_lengths=3, most_cache_lengths=2, compile_tokens=0
+    compile_tokens=0, most_lengths=3, most_cache_lengths=2
   )
-  shapes = Shapes.of(lengths, options=options)
+  shapes = Shapes.of(lengths, options)
   sizes = range(16, 145, 16)
   longest = -(-max(lengths) // 16) * 16
 
@@ -32,12 +36,33 @@ def test_shapes_waste_least():
 
 
 def test_a_small_pool_is_not_worth_many_programs():
-  few = Shapes.of([3, 20, 40, 100])
+  options = inference.ShapeOptions(compile_tokens=2**13)
+  few = Shapes.of([3, 20, 40, 100], options)
   assert few == Shapes((112,), (112,))
-  many = Shapes.of([3, 20, 40, 100, 400] * 4000)
+  many = Shapes.of([3, 20, 40, 100, 400] * 4000, options)
   assert many.lengths == (16, 32, 48, 112, 400)
   assert 1 < len(many.cache_lengths) <= 4
   assert many.cache_lengths[-1] == 400
+
+
+def test_programs_pay_sooner_for_many_passes_and_large_models(goldens):
+  decoder = goldens['tied_v4'].decoder
+  mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  lengths = [3, 20, 40, 100]
+
+  def chosen(decoder, num_passes):
+    shapes = inference.choose_shapes(decoder, mesh, lengths, num_passes)
+    return shapes.lengths
+
+  assert chosen(decoder, 1) == (112,)
+  assert chosen(decoder, 10**6) == (16, 32, 48, 112)
+  # Seven billion parameters; no weights are made.
+  config = dataclasses.replace(
+    decoder.config, width=4096, mlp_width=11008, num_layers=32, head_dim=128
+  )
+  config = dataclasses.replace(config, num_heads=32, num_kv_heads=32)
+  large = nnx.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))
+  assert chosen(large, 1) == (16, 32, 48, 112)
 
 
 def test_chunks_hold_every_prompt_once():
@@ -72,12 +97,6 @@ def test_rows_fit_the_budget_and_the_mesh():
   assert few.num_slots(64) == 8
   none = inference.BatchSizes(batch_tokens=1, num_new=64, multiple=4, most=5)
   assert none.num_slots(64) == none.to_prefill(64, 64) == none.to_read(64) == 4
-
-
-def test_many_passes_are_worth_more_programs():
-  lengths = [3, 20, 40, 100]
-  assert len(Shapes.of(lengths).lengths) == 1
-  assert Shapes.of(lengths, num_passes=1000).lengths == (16, 32, 48, 112)
 
 
 def test_no_fewer_tokens_are_read_than_a_call_is_worth():
