@@ -1,14 +1,11 @@
 """Answers that people filled in: read, matched by id, nothing dropped."""
 
-from collections.abc import Mapping, Sequence, Set
-import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 import dataclasses
 import json
 import pathlib
-import sys
-from typing import Any
 
-from edsft_jax import errors
+from edsft_jax import errors, store
 
 _NAMES_SHOWN = 10
 
@@ -58,39 +55,31 @@ def read(path: pathlib.Path) -> list[Answer]:
     ) from None
 
 
-def _read_csv(path: pathlib.Path, file: Any) -> list[Answer]:
-  header = file.readline()
-  file.seek(0)
-  delimiter = max(',;\t', key=header.count)
-  limit_before = csv.field_size_limit(sys.maxsize)
-  try:
-    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    for name in ('id', 'response'):
-      if columns.count(name) != 1:
-        raise errors.InputError(
-          f'{path} needs one column {name}: it has {", ".join(columns)}'
-        )
-    reader.fieldnames = columns
-    answers = []
-    line = reader.line_num + 1
-    for row in reader:
-      if None in row:
-        raise errors.InputError(
-          f'{path}, line {line}: more cells than columns: quote the response'
-        )
-      answers.append(Answer(line, row['id'] or '', row['response'] or ''))
-      line = reader.line_num + 1
-    return answers
-  except csv.Error as e:
-    raise errors.InputError(
-      f'{path}, line {reader.line_num}: broken CSV ({e}): fix its quotes'
-    ) from None
-  finally:
-    csv.field_size_limit(limit_before)
+def _read_csv(path: pathlib.Path, file: Iterator[str]) -> list[Answer]:
+  records = store.csv_records(path, file)
+  _, header = next(records, (1, []))
+  columns = [name.strip() for name in header]
+  for name in ('id', 'response'):
+    if isinstance(header, str) or columns.count(name) != 1:
+      raise errors.InputError(
+        f'{path} needs one column {name}: it has {", ".join(columns)}'
+      )
+  answers = []
+  for line, fields in records:
+    if isinstance(fields, str):
+      raise errors.InputError(
+        f'{path}, line {line}: broken CSV ({fields}): fix its quotes'
+      )
+    if len(fields) > len(columns):
+      raise errors.InputError(
+        f'{path}, line {line}: more cells than columns: quote the response'
+      )
+    row = dict(zip(columns, fields, strict=False))
+    answers.append(Answer(line, row.get('id', ''), row.get('response', '')))
+  return answers
 
 
-def _read_jsonl(path: pathlib.Path, file: Any) -> list[Answer]:
+def _read_jsonl(path: pathlib.Path, file: Iterable[str]) -> list[Answer]:
   answers = []
   for line, text in enumerate(file, 1):
     if not text.strip():
@@ -153,7 +142,7 @@ def take(
       blame('duplicate', answer.id)
     elif not answer.response.strip():
       blame('empty', answer.id)
-    elif not _writable(answer.response):
+    elif store.damage(answer.response):
       blame('not Unicode', answer.id)
     elif known.get(answer.id, answer.response) != answer.response:
       blame('already answered differently', answer.id)
@@ -204,11 +193,3 @@ def _list(fault: str, ids: Mapping[str, None]) -> str:
   more = len(ids) - _NAMES_SHOWN
   tail = f' and {more:,} more' if more > 0 else ''
   return f'{len(ids):,} {fault} ({shown}{tail})'
-
-
-def _writable(text: str) -> bool:
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return '\0' not in text

@@ -101,7 +101,7 @@ def _unfit(name: str, value: Any, answer: str) -> str:
   if isinstance(value, list | dict | bytes) or _looks_nested(value):
     return 'nested'
   text = str(value)
-  if '\0' in text or not _is_unicode(name + text):
+  if store.damage(name + text):
     return 'not Unicode'
   text = normalize(text)
   if holds(text, answer):
@@ -117,11 +117,3 @@ def _looks_nested(value: Any) -> bool:
     return False
   text = value.strip()
   return len(text) > 1 and text[0] + text[-1] in ('{}', '[]')
-
-
-def _is_unicode(text: str) -> bool:
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return True

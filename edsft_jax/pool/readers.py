@@ -2,20 +2,18 @@
 
 from collections.abc import Iterator
 import contextlib
-import csv
 import dataclasses
 import gzip
 import itertools
 import json
 import pathlib
-import sys
 from typing import Any, TextIO
 import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from edsft_jax import errors
+from edsft_jax import errors, store
 
 FORMATS = {
   '.jsonl': 'jsonl',
@@ -214,63 +212,25 @@ def _is_object_list(value: Any) -> bool:
 
 def _read_csv(path: pathlib.Path) -> Iterator[Row]:
   """Rows by the header's names; an empty cell is None."""
-  lines = _physical_lines(path)
-  try:
-    header_text = next(lines)
-  except StopIteration:
-    return
-  # Spreadsheets of many countries separate by semicolons.
-  delimiter = max(',;\t', key=header_text.count)
-  limit_before = csv.field_size_limit(sys.maxsize)
-  try:
-    reader = csv.reader(
-      itertools.chain([header_text], lines), delimiter=delimiter, strict=True
+  records = store.csv_records(path, _physical_lines(path))
+  _, header = next(records, (1, []))
+  if isinstance(header, str):
+    raise errors.InputError(f'{path}: the header is broken: {header}')
+  header = [name.strip() for name in header]
+  if len(set(header)) != len(header):
+    twice = next(name for name in header if header.count(name) > 1)
+    raise errors.InputError(
+      f'{path} has two columns {twice!r}: rename one of them'
     )
-    header = _next_csv(path, reader, 1)
-    if isinstance(header, str):
-      raise errors.InputError(f'{path}: the header is broken: {header}')
-    header = [name.strip() for name in header or []]
-    if len(set(header)) != len(header):
-      twice = next(name for name in header if header.count(name) > 1)
-      raise errors.InputError(
-        f'{path} has two columns {twice!r}: rename one of them'
-      )
-    while True:
-      line = reader.line_num + 1
-      fields = _next_csv(path, reader, line)
-      if fields is None:
-        return
-      if isinstance(fields, str):
-        yield Row(line, None, f'broken CSV ({fields})')
-      elif len(fields) == len(header):
-        values = zip(header, (f or None for f in fields), strict=True)
-        yield Row(line, dict(values))
-      elif fields:
-        yield Row(
-          line, None, f'{len(fields)} fields, but the header has {len(header)}'
-        )
-  finally:
-    csv.field_size_limit(limit_before)
-
-
-def _next_csv(path: pathlib.Path, reader: Any, line: int) -> Any:
-  """The next record's fields, None at the end, or what is wrong with it.
-
-  Raises:
-    InputError: a quote is never closed, so that the rest of the file would
-      end up in one cell.
-  """
-  try:
-    return next(reader)
-  except StopIteration:
-    return None
-  except csv.Error as e:
-    if 'unexpected end of data' in str(e):
-      raise errors.InputError(
-        f'{path}: the quote that opens in the record of line {line} is never '
-        'closed: fix that line'
-      ) from None
-    return str(e)
+  for line, fields in records:
+    if isinstance(fields, str):
+      yield Row(line, None, f'broken CSV ({fields})')
+    elif len(fields) == len(header):
+      values = zip(header, (f or None for f in fields), strict=True)
+      yield Row(line, dict(values))
+    else:
+      problem = f'{len(fields)} fields, but the header has {len(header)}'
+      yield Row(line, None, problem)
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[Row]:

@@ -244,7 +244,7 @@ def read_id(values: Mapping[str, Any], columns: Columns) -> str:
   if isinstance(value, bool) or not isinstance(value, str | int):
     return ''
   text = str(value).strip()
-  return '' if _damage(text) else text
+  return '' if store.damage(text) else text
 
 
 def read_item(values: Mapping[str, Any], columns: Columns) -> Item:
@@ -356,16 +356,5 @@ def _is_missing(value: Any) -> bool:
 
 
 def _refuse_damaged(what: str, text: str) -> None:
-  if damage := _damage(text):
+  if damage := store.damage(text):
     raise UnusableRow(f'the {what} has {damage}')
-
-
-def _damage(text: str) -> str:
-  """What makes a text impossible to write or to tokenise, if anything."""
-  if '\0' in text:
-    return 'a NUL byte'
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return 'half of a surrogate pair'
-  return ''

@@ -43,6 +43,7 @@ from edsft_jax.store.prompts import (
   response_table,
 )
 from edsft_jax.store.remote import local
+from edsft_jax.store.text import csv_records, damage
 from edsft_jax.store.workdir import (
   Run,
   Workdir,
@@ -63,6 +64,8 @@ __all__ = [
   'Workdir',
   'changed',
   'claimed',
+  'csv_records',
+  'damage',
   'feature_files',
   'has_scheme',
   'hash_features',

@@ -283,7 +283,7 @@ BAD_FILES = {
   'empty.csv': (b'', 'one column id'),
   'latin.csv': ('id,response\np0,ü\n'.encode('latin-1'), 'not text'),
   'wide.csv': (b'id,response\np0,a,b\n', 'line 2: more cells'),
-  'open.csv': (b'id,response\np0,"a\n', 'broken CSV'),
+  'open.csv': (b'id,response\np0,"a\n', 'never closed'),
   'a.jsonl': (b'{"id": "p0", \n', 'line 1: broken JSON'),
   'list.jsonl': (b'["p0"]\n', 'line 1: not an object'),
   'int.jsonl': (b'{"id": 3, "response": "x"}\n', 'line 1: not an object'),

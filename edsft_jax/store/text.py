@@ -1,0 +1,70 @@
+"""Text from files that people made: CSV, and what cannot be written again."""
+
+from collections.abc import Iterator
+import csv
+import itertools
+import pathlib
+import sys
+
+from edsft_jax import errors
+
+
+def damage(text: str) -> str:
+  """What makes a text impossible to write or to tokenise, or ''."""
+  if '\0' in text:
+    return 'a NUL byte'
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return 'half of a surrogate pair'
+  return ''
+
+
+def csv_records(
+  path: pathlib.Path, lines: Iterator[str]
+) -> Iterator[tuple[int, list[str] | str]]:
+  """Yields the records of a CSV file, the header first.
+
+  The separator is the one of `,;` and tab that the first line has most of:
+  spreadsheets of many countries separate by semicolons. Cells may be of any
+  length. Empty lines have no record.
+
+  Args:
+    path: for messages.
+    lines: with their newlines.
+
+  Yields:
+    The line where a record begins, from 1, and its fields; or text that says
+    why it is broken.
+
+  Raises:
+    InputError: a quote is never closed, so that the rest of the file would
+      end up in one cell.
+  """
+  first = next(lines, None)
+  if first is None:
+    return
+  delimiter = max(',;\t', key=first.count)
+  limit_before = csv.field_size_limit(sys.maxsize)
+  try:
+    reader = csv.reader(
+      itertools.chain([first], lines), delimiter=delimiter, strict=True
+    )
+    while True:
+      line = reader.line_num + 1
+      try:
+        fields = next(reader)
+      except StopIteration:
+        return
+      except csv.Error as e:
+        if 'unexpected end of data' in str(e):
+          raise errors.InputError(
+            f'{path}: the quote that opens in the record of line {line} is '
+            'never closed: fix that line'
+          ) from None
+        yield line, str(e)
+        continue
+      if fields:
+        yield line, fields
+  finally:
+    csv.field_size_limit(limit_before)
