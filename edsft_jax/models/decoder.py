@@ -102,7 +102,7 @@ class Decoder(nnx.Module):
     config: DecoderConfig,
     *,
     rngs: nnx.Rngs,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jax.typing.DTypeLike = jnp.float32,
   ):
     self.config = config
     self.dtype = jnp.dtype(dtype)
