@@ -7,6 +7,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from places import REPOSITORY
 
+import edsft_jax
+
 
 def _pins():
   lines = (REPOSITORY / 'requirements.txt').read_text().splitlines()
@@ -16,13 +18,8 @@ def _pins():
 
 
 def _ranges():
-  """Of all that the seven stages need."""
   project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())
-  extras = project['project']['optional-dependencies']
-  return [
-    Requirement(r)
-    for r in (*project['project']['dependencies'], *extras['evaluation'])
-  ]
+  return [Requirement(r) for r in project['project']['dependencies']]
 
 
 def _key(requirement):
@@ -53,3 +50,8 @@ def test_commits_are_checked_with_the_ruff_of_the_tests():
   (ruff,) = (r for r in extras if r.startswith('ruff=='))
   hooks = (REPOSITORY / '.pre-commit-config.yaml').read_text()
   assert hooks.count('ruff==') == hooks.count(ruff) == 2
+
+
+def test_the_citation_is_of_this_version():
+  lines = (REPOSITORY / 'CITATION.cff').read_text().splitlines()
+  assert f'version: {edsft_jax.__version__}' in lines

@@ -45,26 +45,26 @@ def csv_records(
   if first is None:
     return
   delimiter = max(',;\t', key=first.count)
-  limit_before = csv.field_size_limit(sys.maxsize)
-  try:
-    reader = csv.reader(
-      itertools.chain([first], lines), delimiter=delimiter, strict=True
-    )
-    while True:
-      line = reader.line_num + 1
-      try:
-        fields = next(reader)
-      except StopIteration:
-        return
-      except csv.Error as e:
-        if 'unexpected end of data' in str(e):
-          raise errors.InputError(
-            f'{path}: the quote that opens in the record of line {line} is '
-            'never closed: fix that line'
-          ) from None
-        yield line, str(e)
-        continue
-      if fields:
-        yield line, fields
-  finally:
-    csv.field_size_limit(limit_before)
+  reader = csv.reader(
+    itertools.chain([first], lines), delimiter=delimiter, strict=True
+  )
+  while True:
+    line = reader.line_num + 1
+    # Restored at once: it is the whole program's.
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+      fields = next(reader)
+    except StopIteration:
+      return
+    except csv.Error as e:
+      if 'unexpected end of data' in str(e):
+        raise errors.InputError(
+          f'{path}: the quote that opens in the record of line {line} is '
+          'never closed: fix that line'
+        ) from None
+      yield line, str(e)
+      continue
+    finally:
+      csv.field_size_limit(limit)
+    if fields:
+      yield line, fields

@@ -222,7 +222,7 @@ def test_index_naming_a_path_outside(sharded, name):
     homes.update({t: name for t, file in homes.items() if file == SHARD})
 
   edit_json(sharded / INDEX, change)
-  refused(sharded, INDEX, str(name), 'beside')
+  refused(sharded, INDEX, str(name), 'next to')
 
 
 def test_index_without_a_map(sharded):
