@@ -14,20 +14,34 @@ def get_config() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
 
   c.pool = ml_collections.ConfigDict()
-  # A file of prompts; 'tfds:NAME/SPLIT', a dataset prepared as array_record in
-  # TFDS_DATA_DIR; or 'demo' for the built-in generated pool.
+  # A file of prompts, a folder of such files, or a pattern with *;
+  # 'hf:NAME/SPLIT', a dataset that the package `datasets` loads;
+  # 'tfds:NAME/SPLIT', one prepared as array_record in TFDS_DATA_DIR; or 'demo'
+  # for the built-in generated pool.
   c.pool.path = 'demo'
-  # 'auto' (by the file's ending) | 'jsonl' | 'json' | 'csv' | 'parquet'.
+  # 'auto' (by the file's ending) | 'jsonl' | 'json' | 'csv' (commas, semicolons
+  # or tabs) | 'parquet' | 'arrow' | 'xlsx'.
   c.pool.format = 'auto'
-  # Column names; '' finds the usual ones (see edsft_jax/pool/schema.py).
+  # Column names; '' finds the usual ones (see edsft_jax/pool/columns.py), 'none'
+  # switches one off.
   c.pool.id_column = ''
   c.pool.prompt_column = ''
+  # What stands under the prompt's text, and what stands before it.
+  c.pool.context_column = ''
+  c.pool.system_column = ''
   c.pool.task_column = ''
   c.pool.response_column = ''
   # Read at most this many rows, from the start of the file; 0: all.
   c.pool.limit = 0
-  # True: a row that would be quarantined is an error instead.
+  # True: a row that would be quarantined, or merged with one that differs in a
+  # column of text, is an error instead.
   c.pool.strict = False
+  # A pool whose prompts hold their own responses: 'refuse' it, or 'keep' it
+  # where that is meant (a task of copying).
+  c.pool.answer_in_prompt = 'refuse'
+  # A file of ids that are left out of the pool: a table with a column id, or
+  # text with an id in each line; '' leaves out none.
+  c.pool.exclude = ''
   # Prompts with reference responses to evaluate on: like pool.path ...
   c.pool.heldout_path = ''
   # ... or, where there is no such file, this share of the pool's answered

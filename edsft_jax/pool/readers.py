@@ -1,17 +1,22 @@
-"""Rows out of a file: JSON lines, JSON, CSV or parquet, plain or gzipped."""
+"""Rows out of a file: JSON lines, JSON, CSV, parquet, Arrow or a spreadsheet.
 
-from collections.abc import Iterator
+Text may be plain, gzipped or compressed by zstd, in UTF-8 or, by its mark, in
+UTF-16.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import gzip
+import hashlib
+import io
 import itertools
 import json
 import pathlib
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 import zlib
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from edsft_jax import errors, store
 
@@ -22,7 +27,13 @@ FORMATS = {
   '.csv': 'csv',
   '.tsv': 'csv',
   '.parquet': 'parquet',
+  '.arrow': 'arrow',
+  '.feather': 'arrow',
+  '.xlsx': 'xlsx',
 }
+COMPRESSED = ('.gz', '.zst')
+_GZIP, _ZSTD = b'\x1f\x8b', b'\x28\xb5\x2f\xfd'
+_UTF16 = (b'\xff\xfe', b'\xfe\xff')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +41,21 @@ class Row:
   """One record of a file.
 
   Attributes:
-    line: where it begins, from 1; the record's number in .json and .parquet.
+    line: where it begins, from 1; the record's number in tables.
     values: by column name; None where the record could not be read.
     problem: why it could not be read, without its content.
+    file: its file's name, where there are several.
   """
 
   line: int
   values: dict[str, Any] | None
   problem: str = ''
+  file: str = ''
+
+  @property
+  def place(self) -> str:
+    """Where a person finds it."""
+    return f'{self.file}, line {self.line}' if self.file else f'line {self.line}'
 
 
 def find_format(path: pathlib.Path, override: str) -> str:
@@ -49,25 +67,46 @@ def find_format(path: pathlib.Path, override: str) -> str:
   names = tuple(dict.fromkeys(FORMATS.values()))
   if override != 'auto':
     if override not in names:
-      raise errors.InputError(
-        f'pool.format={override!r} is unknown: use auto, {", ".join(names)}'
+      raise errors.unknown(
+        f'pool.format={override!r}', override, ('auto', *names)
       )
     return override
-  suffixes = [s.lower() for s in path.suffixes]
-  if suffixes and suffixes[-1] == '.gz':
-    suffixes.pop()
-  if not suffixes or suffixes[-1] not in FORMATS:
+  if not is_known(path):
     raise errors.InputError(
-      f'{path} has no known ending ({", ".join(FORMATS)}, .gz after it): '
-      'name its format by pool.format'
+      f'{path} has no known ending ({", ".join(FORMATS)}; the text formats also '
+      f'with {" or ".join(COMPRESSED)}): name its format by pool.format'
     )
-  return FORMATS[suffixes[-1]]
+  return FORMATS[_ending(path)]
+
+
+def is_known(path: pathlib.Path) -> bool:
+  """Whether a file's ending tells its format."""
+  return _ending(path) in FORMATS
+
+
+def hash_rows(rows: Iterable[Row]) -> str:
+  """SHA-256 of the values of rows, in hex."""
+  digest = hashlib.sha256()
+  for row in rows:
+    values = json.dumps(row.values, sort_keys=True, default=repr)
+    digest.update(f'{values}\n'.encode())
+  return digest.hexdigest()
+
+
+def _ending(path: pathlib.Path) -> str:
+  """The last ending, in small letters, but for that of a compression."""
+  suffixes = [s.lower() for s in path.suffixes]
+  if suffixes and suffixes[-1] in COMPRESSED:
+    suffixes.pop()
+  return suffixes[-1] if suffixes else ''
 
 
 def check_readable(path: pathlib.Path, option: str) -> None:
-  """Raises InputError, naming the option, unless a file can be opened."""
-  if path.is_dir():
-    raise errors.InputError(f'{option}={path} is a folder: name a file')
+  """Refuses a file that cannot be opened.
+
+  Raises:
+    InputError: naming the option.
+  """
   try:
     with path.open('rb') as f:
       f.read(1)
@@ -81,89 +120,128 @@ def check_readable(path: pathlib.Path, option: str) -> None:
     ) from None
 
 
-def read(path: pathlib.Path, fmt: str, limit: int = 0) -> Iterator[Row]:
-  """Yields a file's first `limit` records (0: all) in order.
+def read(path: pathlib.Path, fmt: str) -> Iterator[Row]:
+  """Yields a file's records in order.
 
   A record that is broken by itself comes as a Row with a problem; a file that
   is broken as a whole raises InputError.
   """
-  rows = _READERS[fmt](path)
-  return itertools.islice(rows, limit) if limit else rows
+  from edsft_jax.pool import tables
+
+  readers: dict[str, Callable[[pathlib.Path], Iterator[Row]]] = {
+    'jsonl': _read_jsonl,
+    'json': _read_json,
+    'csv': _read_csv,
+    'parquet': tables.read_parquet,
+    'arrow': tables.read_arrow,
+    'xlsx': tables.read_xlsx,
+  }
+  return readers[fmt](path)
 
 
-def columns(path: pathlib.Path, fmt: str, limit: int = 0) -> list[str]:
-  """Names of the columns that `read` yields, in the order they turn up."""
-  if fmt == 'parquet':
-    with _parquet_errors(path):
-      return pq.read_schema(path).names
-  names: dict[str, None] = {}
-  for row in read(path, fmt, limit):
-    names.update(dict.fromkeys(row.values or ()))
-    if fmt == 'csv' and names:  # Every row has the header's names.
-      break
-  return list(names)
+def refuse_same_names(path: pathlib.Path, names: Sequence[str]) -> None:
+  """Refuses two columns of one name; unnamed ones are nobody's.
 
-
-def _open_text(path: pathlib.Path) -> TextIO:
-  """Opens a plain or gzipped UTF-8 file; newlines stay as they are."""
-  with path.open('rb') as f:
-    zipped = f.read(2) == b'\x1f\x8b'
-  opener = gzip.open if zipped else open
-  return opener(path, 'rt', encoding='utf-8-sig', newline='')
-
-
-def _text_error(
-  path: pathlib.Path, line: int, error: Exception
-) -> errors.InputError:
-  """The InputError for a file that stops being readable text."""
-  if isinstance(error, UnicodeDecodeError):
-    return errors.InputError(
-      f'{path} is not text: it cannot be read as UTF-8 after line {line}: '
-      'save it as UTF-8 or name its format by pool.format'
+  Raises:
+    InputError: naming the column.
+  """
+  named = [name for name in names if name]
+  if len(set(named)) != len(named):
+    twice = next(name for name in named if named.count(name) > 1)
+    raise errors.InputError(
+      f'{path} has two columns {twice!r}: rename one of them'
     )
-  return errors.InputError(
-    f'{path} cannot be read after line {line} ({error}): '
-    'the file is damaged, fetch it again'
-  )
 
 
-def _physical_lines(path: pathlib.Path) -> Iterator[str]:
+def open_text(path: pathlib.Path) -> TextIO:
+  """Opens a text file whatever its compression; newlines stay as they are."""
+  with path.open('rb') as f:
+    magic = f.read(4)
+  binary: IO[bytes]
+  if magic[:2] == _GZIP:
+    binary = gzip.open(path, 'rb')
+  elif magic == _ZSTD:
+    # pyarrow has the codec; Python has it from 3.14 on.
+    stream = pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd')
+    binary = io.BufferedReader(stream)
+  else:
+    binary = path.open('rb')
+  buffered = io.BufferedReader(binary)  # type: ignore[arg-type]
+  encoding = 'utf-16' if buffered.peek(2)[:2] in _UTF16 else 'utf-8-sig'
+  return io.TextIOWrapper(buffered, encoding=encoding, newline='')
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path, lines: list[int]) -> Iterator[None]:
+  """Turns what goes wrong in reading text into one line."""
+  try:
+    yield
+  except (UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
+    if isinstance(e, UnicodeError):
+      raise errors.InputError(
+        f'{path} is not text: it cannot be read as UTF-8 after line '
+        f'{lines[0]}: save it as UTF-8 or name its format by pool.format'
+      ) from None
+    raise errors.InputError(
+      f'{path} cannot be read after line {lines[0]} ({e}): '
+      'the file is damaged, fetch it again'
+    ) from None
+
+
+def physical_lines(path: pathlib.Path) -> Iterator[str]:
   """Yields lines with their newlines.
 
   Raises:
-    InputError: the file is not UTF-8 text, or its gzip stream is damaged.
+    InputError: the file is not text, or its compressed stream is damaged.
   """
-  line = 0
-  try:
-    with _open_text(path) as f:
-      head = f.read(4096)
-      # UTF-16 and most binary files are full of NUL bytes; text has none, or
-      # a stray one, whose row is refused later.
-      if head.count('\0') * 10 > len(head):
-        raise errors.InputError(
-          f'{path} is not text: it is full of NUL bytes: save it as UTF-8 or '
-          'name its format by pool.format'
-        )
-    with _open_text(path) as f:
-      for text in f:
-        line += 1
+  line = [0]
+  with _naming(path, line), open_text(path) as f:
+    head = f.read(4096)
+    # UTF-16 without a mark and most binary files are full of NUL bytes; text
+    # has none, or a stray one, whose row is refused later.
+    if head.count('\0') * 10 > len(head):
+      raise errors.InputError(
+        f'{path} is not text: it is full of NUL bytes: save it as UTF-8 or '
+        'name its format by pool.format'
+      )
+    first = io.StringIO(head, newline='')
+    pending = ''
+    for text in itertools.chain(first, ['']):
+      if text.endswith('\n'):
+        line[0] += 1
         yield text
-  except (UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
-    raise _text_error(path, line, e) from None
+      else:
+        pending = pending or text
+    # The head may end within a line.
+    rest = f.readline()
+    if pending or rest:
+      line[0] += 1
+      yield pending + rest
+    for text in f:
+      line[0] += 1
+      yield text
 
 
 def _read_jsonl(path: pathlib.Path) -> Iterator[Row]:
-  for line, text in enumerate(_physical_lines(path), 1):
+  lines = physical_lines(path)
+  for line, text in enumerate(lines, 1):
     if not text.strip():
       continue
-    try:
-      value = json.loads(text)
-    # ValueError: not JSON, or an integer beyond Python's limit of digits.
-    except (ValueError, RecursionError) as e:
-      problem = e.msg if isinstance(e, json.JSONDecodeError) else 'unreadable'
-      yield Row(line, None, f'broken JSON ({problem})')
-      continue
-    yield _object_row(line, value)
+    if line == 1 and text.lstrip().startswith('['):
+      # One array under the wrong ending, over one line or many.
+      yield from _json_rows(path, text + ''.join(lines))
+      return
+    yield _json_line(line, text)
+
+
+def _json_line(line: int, text: str) -> Row:
+  try:
+    value = json.loads(text)
+  # ValueError: not JSON, or an integer beyond Python's limit of digits.
+  except (ValueError, RecursionError) as e:
+    problem = e.msg if isinstance(e, json.JSONDecodeError) else 'unreadable'
+    return Row(line, None, f'broken JSON ({problem})')
+  return _object_row(line, value)
 
 
 def _object_row(line: int, value: Any) -> Row:
@@ -181,18 +259,22 @@ def _json_type(value: Any) -> str:
 
 def _read_json(path: pathlib.Path) -> Iterator[Row]:
   """A list of objects, or an object that holds one; else JSON lines."""
-  text = ''.join(_physical_lines(path))
+  yield from _json_rows(path, ''.join(physical_lines(path)))
+
+
+def _json_rows(path: pathlib.Path, text: str) -> Iterator[Row]:
   try:
     value = json.loads(text)
   except (ValueError, RecursionError) as e:
     # Many a .json file holds JSON lines.
     if isinstance(e, json.JSONDecodeError) and e.msg == 'Extra data':
-      yield from _read_jsonl(path)
+      for line, one in enumerate(text.splitlines(), 1):
+        if one.strip():
+          yield _json_line(line, one)
       return
     raise errors.InputError(
       f'{path} is not JSON ({e}): fix it or name its format by pool.format'
     ) from None
-  del text
   if isinstance(value, dict):
     lists = [v for v in value.values() if _is_object_list(v)]
     # An object without a list of objects is a single record.
@@ -200,7 +282,7 @@ def _read_json(path: pathlib.Path) -> Iterator[Row]:
   if not isinstance(value, list):
     raise errors.InputError(
       f'{path} holds {_json_type(value)}, not a list of objects: '
-      'make it one object a prompt'
+      'make it one object per prompt'
     )
   for number, item in enumerate(value, 1):
     yield _object_row(number, item)
@@ -212,65 +294,18 @@ def _is_object_list(value: Any) -> bool:
 
 def _read_csv(path: pathlib.Path) -> Iterator[Row]:
   """Rows by the header's names; an empty cell is None."""
-  records = store.csv_records(path, _physical_lines(path))
+  records = store.csv_records(path, physical_lines(path))
   _, header = next(records, (1, []))
   if isinstance(header, str):
     raise errors.InputError(f'{path}: the header is broken: {header}')
   header = [name.strip() for name in header]
-  if len(set(header)) != len(header):
-    twice = next(name for name in header if header.count(name) > 1)
-    raise errors.InputError(
-      f'{path} has two columns {twice!r}: rename one of them'
-    )
+  refuse_same_names(path, header)
   for line, fields in records:
     if isinstance(fields, str):
       yield Row(line, None, f'broken CSV ({fields})')
-    elif len(fields) == len(header):
-      values = zip(header, (f or None for f in fields), strict=True)
-      yield Row(line, dict(values))
-    else:
+    elif len(fields) != len(header):
       problem = f'{len(fields)} fields, but the header has {len(header)}'
       yield Row(line, None, problem)
-
-
-def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
-  number = 1
-  with _parquet_errors(path), pq.ParquetFile(path) as f:
-    for batch in f.iter_batches(batch_size=4096):
-      yield from _batch_rows(batch, number)
-      number += batch.num_rows
-
-
-def _batch_rows(batch: pa.RecordBatch, number: int) -> Iterator[Row]:
-  """Rows numbered from `number`; one whose text is broken has a problem."""
-  try:
-    records = batch.to_pylist()
-  except UnicodeDecodeError:
-    if batch.num_rows == 1:
-      yield Row(number, None, 'not UTF-8')
     else:
-      for n in range(batch.num_rows):
-        yield from _batch_rows(batch.slice(n, 1), number + n)
-  else:
-    for n, values in enumerate(records, number):
-      yield Row(n, values)
-
-
-@contextlib.contextmanager
-def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except (pa.ArrowException, OSError) as e:
-    reason = str(e).splitlines()[0]
-    raise errors.InputError(
-      f'{path} cannot be read as parquet ({reason}): '
-      'the file is damaged or has another format'
-    ) from None
-
-
-_READERS = {
-  'jsonl': _read_jsonl,
-  'json': _read_json,
-  'csv': _read_csv,
-  'parquet': _read_parquet,
-}
+      cells = (field or None for field in fields)
+      yield Row(line, dict(zip(header, cells, strict=True)))

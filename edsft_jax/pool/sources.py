@@ -1,23 +1,26 @@
-"""Where rows come from: the demo, a TFDS split or a file."""
+"""Where rows come from: the demo, a dataset, files."""
 
 from collections.abc import Iterator, Sequence
+import dataclasses
+import glob
+import itertools
+import json
 import pathlib
 from typing import Protocol
 
 from edsft_jax import console, errors, store
-from edsft_jax.pool import demo, readers, tfds_dataset
+from edsft_jax.pool import demo, hub_dataset, readers, tfds_dataset
 
 DEMO = 'demo'
-# Bytes of a file, or records of a dataset, from which on reading takes seconds.
-LARGE_FILE = 2**25
+# Bytes of files, or records of a dataset, from which on reading takes seconds.
+LARGE_FILES = 2**25
 LARGE_DATASET = 2**16
+# What datasets.save_to_disk writes next to a table's files, and above a dict's.
+_STATE, _DICT = 'state.json', 'dataset_dict.json'
 
 
 class Source(Protocol):
-  """Rows in order, which columns they have, and a hash of all of them."""
-
-  def columns(self, limit: int) -> Sequence[str]:
-    """Names in the order in which the first `limit` rows show them."""
+  """Rows in order, and a hash of all of them."""
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
     """The first `limit` rows, 0 for all; a bar where that takes seconds."""
@@ -30,8 +33,9 @@ def open_source(path: str, fmt: str, option: str) -> Source:
   """Opens what an option names.
 
   Args:
-    path: 'demo', 'tfds:NAME/SPLIT', or a file, with a scheme or without.
-    fmt: of a file; 'auto' goes by its ending.
+    path: 'demo', 'tfds:NAME/SPLIT', 'hf:NAME/SPLIT', a file, with a scheme or
+      without, a folder of files, or a pattern with * for several.
+    fmt: of files; 'auto' goes by their ending.
     option: the name of the option, for messages.
 
   Raises:
@@ -41,20 +45,15 @@ def open_source(path: str, fmt: str, option: str) -> Source:
     return Demo()
   if path.startswith(tfds_dataset.PREFIX):
     return Dataset(tfds_dataset.Split(path))
+  if path.startswith(hub_dataset.PREFIX):
+    return Dataset(hub_dataset.Split(path))
   if not path:
     raise errors.InputError(f'{option} is empty: name a file, or {DEMO}')
-  file = store.local(path, option)
-  readers.check_readable(file, option)
-  return File(file, readers.find_format(file, fmt))
+  return Files(_find_files(path, fmt, option), fmt)
 
 
 class Demo:
   """The generated pool."""
-
-  def columns(self, limit: int) -> Sequence[str]:
-    """See Source."""
-    del limit  # All rows have the same ones.
-    return list(demo.rows()[0])
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
     """See Source."""
@@ -67,17 +66,16 @@ class Demo:
 
 
 class Dataset:
-  """A split of a prepared TFDS dataset."""
+  """A split of a dataset that another library reads."""
 
-  def __init__(self, split: tfds_dataset.Split, large: int = LARGE_DATASET):
+  def __init__(
+    self,
+    split: tfds_dataset.Split | hub_dataset.Split,
+    large: int = LARGE_DATASET,
+  ):
     """Shows a bar from so many records on."""
     self._split = split
     self._large = large
-
-  def columns(self, limit: int) -> Sequence[str]:
-    """See Source."""
-    del limit  # A dataset has features.
-    return self._split.columns
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
     """See Source."""
@@ -91,26 +89,86 @@ class Dataset:
     return self._split.hash()
 
 
-class File:
-  """A file on this machine."""
+class Files:
+  """Files on this machine, one after the other."""
 
-  def __init__(self, path: pathlib.Path, fmt: str, large: int = LARGE_FILE):
-    """Shows a bar from so many bytes on."""
-    self._path = path
-    self._format = fmt
+  def __init__(
+    self, paths: Sequence[pathlib.Path], fmt: str, large: int = LARGE_FILES
+  ):
+    """Shows a bar from so many bytes on.
+
+    Raises:
+      InputError: a file's format is not known.
+    """
+    self._formats = {p: readers.find_format(p, fmt) for p in paths}
     self._large = large
-
-  def columns(self, limit: int) -> Sequence[str]:
-    """See Source."""
-    return readers.columns(self._path, self._format, limit)
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
     """See Source."""
-    rows = readers.read(self._path, self._format, limit)
-    if self._path.stat().st_size < self._large:
-      return rows
-    return iter(console.bar('pool', limit or None, 'rows', iterable=rows))
+    rows = itertools.chain.from_iterable(map(self._rows_of, self._formats))
+    limited = itertools.islice(rows, limit or None)
+    if sum(path.stat().st_size for path in self._formats) < self._large:
+      return limited
+    return iter(console.bar('pool', limit or None, 'rows', iterable=limited))
 
   def hash(self) -> str:
     """See Source."""
-    return store.hash_file(self._path)
+    hashes = [store.hash_file(path) for path in self._formats]
+    return hashes[0] if len(hashes) == 1 else store.hash_json(hashes)
+
+  def _rows_of(self, path: pathlib.Path) -> Iterator[readers.Row]:
+    for row in readers.read(path, self._formats[path]):
+      if len(self._formats) > 1:
+        row = dataclasses.replace(row, file=path.name)
+      yield row
+
+
+def _find_files(path: str, fmt: str, option: str) -> list[pathlib.Path]:
+  """The files that a path names: itself, those inside, or those it matches.
+
+  Raises:
+    InputError: there is none, or one cannot be opened.
+  """
+  if store.has_scheme(path):
+    return [store.local(path, option)]
+  file = pathlib.Path(path)
+  if file.is_dir():
+    files = _files_inside(file, fmt, option)
+  elif not file.exists() and glob.has_magic(path):
+    files = sorted(map(pathlib.Path, glob.glob(path, recursive=True)))
+    files = [file for file in files if file.is_file()]
+    if not files:
+      raise errors.InputError(f'{option}={path} matches no file')
+  else:
+    files = [file]
+  for file in files:
+    readers.check_readable(file, option)
+  return files
+
+
+def _files_inside(
+  folder: pathlib.Path, fmt: str, option: str
+) -> list[pathlib.Path]:
+  """The files of a folder, or of a dataset that was saved there."""
+  if (folder / _DICT).exists():
+    splits = json.loads((folder / _DICT).read_text())['splits']
+    raise errors.InputError(
+      f'{option}={folder} has the splits {", ".join(splits)}: name one, as '
+      f'{folder / splits[0]}'
+    )
+  if (folder / _STATE).exists():
+    data = json.loads((folder / _STATE).read_text())['_data_files']
+    return [folder / file['filename'] for file in data]
+  files = sorted(f for f in folder.iterdir() if f.is_file())
+  known = [f for f in files if fmt != 'auto' or readers.is_known(f)]
+  known = [f for f in known if not f.name.startswith('.')]
+  if not known:
+    raise errors.InputError(
+      f'{option}={folder} has no file with a known ending '
+      f'({", ".join(readers.FORMATS)})'
+    )
+  if ignored := len(files) - len(known):
+    console.say(
+      'pool', f'{len(known)} files in {folder} are read, {ignored} ignored'
+    )
+  return known

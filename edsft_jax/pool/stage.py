@@ -4,21 +4,28 @@ Nothing under pool/ holds a response, so that what scores and selects cannot
 read one: answers go to annotations/ and, of held-out prompts, to heldout/.
 """
 
+import collections
 import dataclasses
+import pathlib
 import time
 from typing import Any
 
 import ml_collections
 
 from edsft_jax import console, errors, store
-from edsft_jax.pool import build, schema, sources
+from edsft_jax.pool import build, excluded, heldout, sources
+from edsft_jax.pool import columns as columns_lib
 
+# Options that an older workdir's fingerprint lacks count where they are set.
 _COLUMN_OPTIONS = (
   'id_column',
   'prompt_column',
   'task_column',
   'response_column',
 )
+_NEWER_COLUMN_OPTIONS = ('context_column', 'system_column')
+# Tasks named on the terminal.
+_TASKS_SHOWN = 12
 
 
 def check(
@@ -42,9 +49,16 @@ def check(
     raise errors.InputError(
       f'pool.limit={options.limit} is below 0: 0 reads every row'
     )
+  if options.answer_in_prompt not in ('refuse', 'keep'):
+    raise errors.unknown(
+      f'pool.answer_in_prompt={options.answer_in_prompt!r}',
+      options.answer_in_prompt,
+      ('refuse', 'keep'),
+    )
   _open_pool(options)
   if options.heldout_path:
     _open_heldout(options)
+  excluded.read(options.exclude)
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
@@ -89,14 +103,16 @@ def _run_pool(
     _say_pool(workdir, manifest.counts('pool'))
     return
 
-  built = build.build(
-    options.path,
-    source.rows(options.limit),
-    _columns(source, options, options.path, limit=options.limit),
-    fraction,
-    options.strict,
+  rules = dataclasses.replace(
+    _rules(options),
+    heldout_fraction=fraction,
+    excluded=excluded.read(options.exclude),
   )
+  built = build.build(options.path, source.rows(options.limit), rules)
   counts = _count(built)
+  console.say('pool', f'columns: {built.columns}')
+  for note in built.notes:
+    console.say('pool', note)
   for name, reason in built.dropped.items():
     console.say('pool', f'column {name!r} is left out: {reason}')
   if built.kept:
@@ -105,15 +121,19 @@ def _run_pool(
     console.say('pool', 'no row has a response: nothing is held out')
 
   manifest.restart('pool', fingerprint)
-  answered = built.pool.answered()
+  prompts = built.prompts()
+  answered = prompts.answered()
   answers = dict(zip(answered.ids, answered.responses or (), strict=True))
   store.write_parquet(workdir.pool_responses, store.response_table(answers))
   # A run cut short may have left one.
   workdir.heldout.unlink(missing_ok=True)
-  if len(built.heldout):
-    store.write_parquet(workdir.heldout, store.prompt_table(built.heldout))
+  if built.heldout:
+    store.write_parquet(
+      workdir.heldout, store.prompt_table(built.heldout_prompts())
+    )
   store.write_jsonl(workdir.quarantine, built.quarantine)
-  without_answers = dataclasses.replace(built.pool, responses=None)
+  store.write_jsonl(workdir.duplicates, built.duplicates)
+  without_answers = dataclasses.replace(prompts, responses=None)
   store.write_parquet(
     workdir.pool, store.prompt_table(without_answers, built.kept)
   )
@@ -140,28 +160,28 @@ def _fingerprint(
   options: ml_collections.ConfigDict, source: sources.Source, fraction: float
 ) -> dict[str, Any]:
   names = ('format', 'limit', *_COLUMN_OPTIONS)
-  return {
+  newer = [name for name in _NEWER_COLUMN_OPTIONS if options[name]]
+  fingerprint = {
     'file of pool.path': source.hash(),
-    **{f'pool.{name}': options[name] for name in names},
+    **{f'pool.{name}': options[name] for name in (*names, *newer)},
     'pool.heldout_fraction': fraction,
   }
+  if options.answer_in_prompt != 'refuse':
+    fingerprint['pool.answer_in_prompt'] = options.answer_in_prompt
+  if ids := excluded.read(options.exclude):
+    fingerprint['ids of pool.exclude'] = store.hash_json(sorted(ids))
+  return fingerprint
 
 
-def _columns(
-  source: sources.Source,
-  options: ml_collections.ConfigDict,
-  path: str,
-  limit: int = 0,
-  optional: bool = False,
-) -> schema.Columns:
-  """Which of the columns is what."""
-  names = source.columns(limit)
-  if not names:  # No row can be read; building says why.
-    return schema.Columns(prompt='prompt')
-  named = schema.Named(
-    **{n.removesuffix('_column'): options[n] for n in _COLUMN_OPTIONS}
+def _rules(options: ml_collections.ConfigDict) -> build.Rules:
+  columns = (*_COLUMN_OPTIONS, *_NEWER_COLUMN_OPTIONS)
+  return build.Rules(
+    named=columns_lib.Named(
+      **{name.removesuffix('_column'): options[name] for name in columns}
+    ),
+    strict=options.strict,
+    answers_in_prompts=options.answer_in_prompt == 'keep',
   )
-  return schema.find_columns(path, names, named, optional)
 
 
 def _run_heldout(
@@ -181,44 +201,51 @@ def _run_heldout(
   if source is None:
     return
 
-  built = build.build(
-    path,
-    source.rows(0),
-    _columns(source, options, path, optional=True),
-    strict=options.strict,
+  rules = dataclasses.replace(_rules(options), named_if_there=True)
+  built = build.build(path, source.rows(0), rules)
+  answered = [item for item in built.pool if item.response]
+  separated = heldout.separate(
+    answered, store.read_prompts(workdir.pool).prompts
   )
-  answered = built.pool.answered()
-  heldout = build.without(answered, store.read_prompts(workdir.pool))
   counts = {
-    'prompts': len(heldout),
+    'prompts': len(separated.kept),
     'without_response': len(built.pool) - len(answered),
-    'in_pool': len(answered) - len(heldout),
-    'duplicates': built.duplicates,
+    'in_pool': separated.in_pool,
+    'near_pool': separated.near_pool,
+    'in_conversation': separated.in_conversation,
+    'duplicates': built.num_merged,
     'quarantined': len(built.quarantine),
   }
-  if not heldout.ids:
+  if not separated.kept:
     raise errors.InputError(
       f'pool.heldout_path={path} has no prompt to evaluate on: of '
       f'{len(built.pool):,}, {counts["without_response"]:,} have no response '
-      f'and {counts["in_pool"]:,} are in the pool: name another file'
+      f'and {len(answered):,} are in the pool: name another file'
     )
   manifest.restart('heldout', fingerprint)
   quarantine = workdir.heldout.with_name('quarantine.jsonl')
   store.write_jsonl(quarantine, built.quarantine)
-  store.write_parquet(workdir.heldout, store.prompt_table(heldout))
+  prompts = build.as_prompts(separated.kept, built.with_tasks)
+  store.write_parquet(workdir.heldout, store.prompt_table(prompts))
   manifest.finish('heldout', counts, seconds=time.monotonic() - start)
   _say_heldout(path, counts)
 
 
 def _count(built: build.Built) -> dict[str, Any]:
+  prompts = built.prompts()
+  tasks = collections.Counter(prompts.tasks or ())
   return {
-    'prompts': len(built.pool),
-    'tasks': len(set(built.pool.tasks or ())),
-    'answers': len(built.pool.answered()),
+    'rows': built.num_rows,
+    'prompts': len(prompts),
+    'tasks': len(tasks),
+    'answers': len(prompts.answered()),
     'heldout': len(built.heldout),
-    'duplicates': built.duplicates,
+    'duplicates': built.num_merged,
+    'near_duplicates': len(built.duplicates) - built.num_merged,
     'quarantined': len(built.quarantine),
+    'excluded': built.excluded,
     'columns_left_out': built.dropped,
+    'largest_tasks': dict(tasks.most_common(_TASKS_SHOWN)),
   }
 
 
@@ -237,26 +264,49 @@ def _refuse_quarantined(
 
 
 def _say_pool(workdir: store.Workdir, counts: dict[str, Any]) -> None:
-  refused = f'{counts["quarantined"]:,} quarantined'
-  if counts['quarantined']:
-    refused += f' ({workdir.quarantine})'
-  console.say(
-    'pool',
+  parts = [
     f'{console.count(counts["prompts"], "prompt")}, '
-    f'{console.count(counts["tasks"], "task")}, '
-    f'{console.count(counts["answers"], "answer")} known, '
-    f'{counts["heldout"]:,} held out, '
-    f'{console.count(counts["duplicates"], "duplicate")}, {refused}',
-  )
+    f'{console.count(counts["answers"], "answer")} known',
+    f'{counts["heldout"]:,} held out',
+    _pointed(counts['duplicates'], 'merged', workdir.duplicates),
+    _pointed(counts['quarantined'], 'quarantined', workdir.quarantine),
+  ]
+  # Workdirs of older versions count no rows.
+  if counts.get('excluded'):
+    parts.append(f'{counts["excluded"]:,} excluded')
+  rows = f'{console.count(counts["rows"], "row")}: ' if 'rows' in counts else ''
+  console.say('pool', rows + ', '.join(parts))
+  if near := counts.get('near_duplicates'):
+    console.say(
+      'pool',
+      f'{near:,} prompts have the words of another, and stay: '
+      f'{workdir.duplicates}',
+    )
+  if largest := counts.get('largest_tasks'):
+    more = counts['tasks'] - len(largest)
+    shown = [f'{task} {count:,}' for task, count in largest.items()]
+    shown += [f'and {more:,} more'] if more else []
+    console.say(
+      'pool', f'{console.count(counts["tasks"], "task")}: {", ".join(shown)}'
+    )
+
+
+def _pointed(count: int, what: str, path: pathlib.Path) -> str:
+  return f'{count:,} {what}' + (f' ({path})' if count else '')
 
 
 def _say_heldout(path: str, counts: dict[str, Any]) -> None:
+  left_out = [
+    f'{counts["without_response"]:,} without a response',
+    f'{counts["in_pool"]:,} in the pool',
+    # Workdirs of older versions do not count the next two.
+    f'{counts.get("near_pool", 0):,} with the words of a prompt in the pool',
+    f'{counts.get("in_conversation", 0):,} inside a conversation of the pool',
+    f'{counts["duplicates"]:,} merged',
+    f'{counts["quarantined"]:,} quarantined',
+  ]
   console.say(
     'pool',
     f'{console.count(counts["prompts"], "held-out prompt")} from {path}; '
-    'left out: '
-    f'{counts["without_response"]:,} without a response, '
-    f'{counts["in_pool"]:,} in the pool, '
-    f'{console.count(counts["duplicates"], "duplicate")}, '
-    f'{counts["quarantined"]:,} quarantined',
+    f'left out: {", ".join(left_out)}',
   )

@@ -10,8 +10,6 @@ names. scripts/make_tfds_pool.py prepares a local file of prompts.
 
 from collections.abc import Iterable, Iterator
 import contextlib
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -106,11 +104,7 @@ class Split:
     Not of the files: what TFDS writes differs from run to run, and the same
     prompts prepared on another machine are the same pool.
     """
-    digest = hashlib.sha256()
-    for row in self.rows():
-      values = json.dumps(row.values, sort_keys=True, default=repr)
-      digest.update(f'{values}\n'.encode())
-    return digest.hexdigest()
+    return readers.hash_rows(self.rows())
 
   def _values(self, record: dict[str, Any]) -> dict[str, Any]:
     return {

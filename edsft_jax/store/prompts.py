@@ -26,7 +26,7 @@ class Prompts:
 
   Attributes:
     ids: unique ids.
-    prompts: text, or a list of {'role', 'content'} turns.
+    prompts: text, or a list of {'role', 'content'} turns, some with a 'name'.
     tasks: a label for each prompt, or None when there are none.
     responses: an answer for each prompt, '' where it is not known; None when
       answers lie elsewhere, as a pool's do.
@@ -124,7 +124,7 @@ def prompt_table(
   if any(text is not None for text in texts):
     columns['prompt'] = (texts, pa.string())
   if any(turn is not None for turn in turns):
-    columns['messages'] = (turns, _MESSAGES)
+    columns['messages'] = (turns, _messages_type(turns))
   if prompts.tasks is not None:
     columns['task'] = (prompts.tasks, pa.string())
   columns |= _other_columns(others or {})
@@ -144,9 +144,20 @@ def response_table(responses: Mapping[str, str]) -> pa.Table:
 
 
 _Column = tuple[list[Any], pa.DataType]
-_MESSAGES = pa.list_(
-  pa.struct([('role', pa.string()), ('content', pa.string())])
-)
+
+
+def _messages_type(turns: Sequence[list[Message] | None]) -> pa.DataType:
+  """Lists of role and content, and of the name where a turn has one."""
+  names = ['role', 'content']
+  if any('name' in turn for each in turns for turn in each or ()):
+    names.append('name')
+  return pa.list_(pa.struct([(name, pa.string()) for name in names]))
+
+
+def _present(turn: Message) -> Message:
+  """A turn without the fields that others have."""
+  return {name: value for name, value in turn.items() if value is not None}
+
 
 
 def _other_columns(

@@ -37,6 +37,11 @@ class Workdir:
     return self.root / 'pool' / 'quarantine.jsonl'
 
   @property
+  def duplicates(self) -> pathlib.Path:
+    """Rows of the pool's file merged into another, or near to one."""
+    return self.root / 'pool' / 'duplicates.jsonl'
+
+  @property
   def heldout(self) -> pathlib.Path:
     """Prompts with reference answers to evaluate on."""
     return self.root / 'heldout' / 'heldout.parquet'

@@ -1,0 +1,288 @@
+"""Which column is what.
+
+Found by themselves, whatever their capitals, and looked for row by row, since
+one file may hold rows of several forms:
+
+  prompt    `prompt`; a conversation in `messages`, `conversations` or
+            `conversation`; `instruction` or `definition`; `question` or
+            `query`; else `text`, `input` or `inputs`
+  context   what stands under the prompt's text: `context`, `passage`, `input`,
+            `inputs`, and the answers to choose from in `choices` or `options`
+  system    what stands before it: `system`, `system_prompt`, and the turns in
+            `history`
+  response  the first of ANSWERS that the row has
+  task      `task`, else `category`
+  id        `id`, else `prompt_id`; a hash of the prompt where a row has none
+
+A column that a person names is taken alone; naming the one that is found
+changes nothing. 'none' is no column.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import re
+
+from edsft_jax import errors
+
+NONE = 'none'
+CONVERSATIONS = ('messages', 'conversations', 'conversation')
+INSTRUCTIONS = ('instruction', 'instructions', 'definition')
+QUESTIONS = ('question', 'query')
+PROMPTS = ('prompt', *CONVERSATIONS, *INSTRUCTIONS, *QUESTIONS)
+# Prompts only where a file has none of the others.
+LAST_PROMPTS = ('text', 'input', 'inputs')
+CHOICES = ('choices', 'options')
+CONTEXTS = ('context', 'passage', 'input', 'inputs', *CHOICES)
+HISTORY = 'history'
+SYSTEMS = ('system', 'system_prompt', HISTORY)
+ANSWERS = (
+  'response',
+  'completion',
+  'output',
+  'answer',
+  'target',
+  'responses',
+  'completions',
+  'outputs',
+  'answers',
+  'targets',
+)
+# What a chat template would need besides the prompt, and text cannot hold.
+NOT_TEXT = ('tools', 'functions', 'tool_calls', 'images', 'audio', 'videos')
+TASKS = ('task', 'category')
+IDS = ('id', 'prompt_id')
+# A column with one of these words in its name is never kept next to the prompt,
+# whatever it holds.
+_ANSWER_WORDS = frozenset(
+  (
+    *ANSWERS,
+    'ans',
+    'assistant',
+    'chosen',
+    'conversation',
+    'conversations',
+    'correct',
+    'expected',
+    'generated',
+    'generation',
+    'generations',
+    'gold',
+    'golden',
+    'label',
+    'labels',
+    'messages',
+    'prediction',
+    'reference',
+    'references',
+    'rejected',
+    'replies',
+    'reply',
+    'resp',
+    'result',
+    'results',
+    'solution',
+    'solutions',
+    'text',
+    'truth',
+  )
+)
+# What pandas and Arrow call a column that has no name.
+_UNNAMED = re.compile(r'|Unnamed: \d+(_level_\d+)?|__index_level_\d+__')
+
+
+def may_be_answer(name: str) -> bool:
+  """Whether a column's name says that it may hold answers.
+
+  Words are told apart by signs, digits and capitals: `Gold answer`,
+  `answer_2` and `goldAnswer` all speak of an answer.
+  """
+  words = re.findall(r'[^\W\d_]+', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name))
+  return any(word.casefold() in _ANSWER_WORDS for word in words)
+
+
+def is_unnamed(name: str) -> bool:
+  """Whether a column has no name of its own."""
+  return _UNNAMED.fullmatch(name) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """Names of a file's columns, in the order in which a row is asked for them.
+
+  Attributes:
+    prompts: of the prompt's text or conversation.
+    contexts: of text that stands under the prompt's.
+    systems: of what stands before it.
+    responses: of the answer.
+    task: of the label; None where there is none.
+    task_named: whether a person named the task.
+    id: of the id; None where there is none.
+    not_text: of what no prompt can hold.
+    unnamed: how many columns have no name.
+  """
+
+  prompts: tuple[str, ...]
+  contexts: tuple[str, ...] = ()
+  systems: tuple[str, ...] = ()
+  responses: tuple[str, ...] = ()
+  task: str | None = None
+  task_named: bool = False
+  id: str | None = None
+  not_text: tuple[str, ...] = ()
+  unnamed: int = 0
+
+  @property
+  def used(self) -> frozenset[str]:
+    """All that are something."""
+    names = (*self.prompts, *self.contexts, *self.systems, *self.responses)
+    names += self.not_text
+    return frozenset(names) | {n for n in (self.task, self.id) if n is not None}
+
+  def __str__(self) -> str:
+    def told(names: tuple[str, ...], joint: str) -> str:
+      return joint.join(names) or NONE
+
+    return (
+      f'prompt {told(self.prompts, " or ")}, '
+      f'context {told(self.contexts, " + ")}, '
+      f'system {told(self.systems, " + ")}, '
+      f'response {told(self.responses, " or ")}, '
+      f'task {self.task or NONE}, id {self.id or "a hash of the prompt"}'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+  """Columns that a person named: '' finds the usual one, 'none' is none."""
+
+  prompt: str = ''
+  context: str = ''
+  system: str = ''
+  response: str = ''
+  task: str = ''
+  id: str = ''
+
+
+def find(
+  source: str, names: Sequence[str], named: Named, optional: bool = False
+) -> Columns:
+  """Finds a file's columns.
+
+  Args:
+    source: the file, for messages.
+    names: the columns that it has.
+    named: those that a person named.
+    optional: look for the usual column where a named one is not there.
+
+  Raises:
+    InputError: a named column is not there or named twice, or there is no
+      prompt.
+  """
+  if optional:
+    there = {*names, NONE}
+    named = Named(
+      **{
+        role: name if name in there else ''
+        for role, name in dataclasses.asdict(named).items()
+      }
+    )
+  _check_named(source, names, named)
+  return _Finder(source, names, named).find()
+
+
+class _Finder:
+  """Takes each name for one role."""
+
+  def __init__(self, source: str, names: Sequence[str], named: Named):
+    self._source = source
+    self._names = names
+    self._named = named
+    self._free = [name for name in names if not is_unnamed(name)]
+    for name in dataclasses.asdict(named).values():
+      if name in self._free:
+        self._free.remove(name)
+
+  def find(self) -> Columns:
+    """The columns of every role.
+
+    Raises:
+      InputError: there is no prompt.
+    """
+    task, id_ = self._named.task, self._named.id
+    return Columns(
+      # In this order: what is a prompt is not its context, and so on.
+      prompts=self._prompts(),
+      contexts=self._role(self._named.context, CONTEXTS),
+      systems=self._role(self._named.system, SYSTEMS),
+      responses=self._role(self._named.response, ANSWERS),
+      task=next(iter(self._role(task, TASKS, most=1)), None),
+      task_named=task not in ('', NONE),
+      id=next(iter(self._role(id_, IDS, most=1)), None),
+      not_text=self._role('', NOT_TEXT),
+      unnamed=sum(map(is_unnamed, self._names)),
+    )
+
+  def _prompts(self) -> tuple[str, ...]:
+    named = self._named.prompt
+    self._free += [named] if named else []
+    usual = self._usual(PROMPTS) or self._usual(LAST_PROMPTS)[:1]
+    if named and named != next(iter(usual), None):
+      usual = (named,)
+    if not usual:
+      raise errors.InputError(
+        f'{self._source} has no column prompt, messages, instruction or '
+        'question: name one of its columns by pool.prompt_column: '
+        f'{", ".join(self._free)}'
+      )
+    self._free = [name for name in self._free if name not in usual]
+    return usual
+
+  def _role(
+    self, named: str, usual: Sequence[str], most: int | None = None
+  ) -> tuple[str, ...]:
+    if named == NONE:
+      return ()
+    taken = (named,) if named else self._usual(usual)[:most]
+    self._free = [name for name in self._free if name not in taken]
+    return taken
+
+  def _usual(self, usual: Sequence[str]) -> tuple[str, ...]:
+    """Columns by these names, whatever their capitals, in the given order."""
+    folded = {name.casefold(): name for name in reversed(self._free)}
+    return tuple(folded[name] for name in usual if name in folded)
+
+
+def _check_named(source: str, names: Sequence[str], named: Named) -> None:
+  """Refuses names that cannot be meant.
+
+  Raises:
+    InputError: a column does not exist, is named twice, or holds answers.
+  """
+  option_of: dict[str, str] = {}
+  for role, name in dataclasses.asdict(named).items():
+    option = f'pool.{role}_column={name!r}'
+    if name == NONE:
+      if role == 'prompt':
+        raise errors.InputError(f'{option}: a pool needs prompts')
+      if NONE in names:
+        raise errors.InputError(
+          f'{option} switches it off, and {source} has a column of that name: '
+          'rename the column'
+        )
+      continue
+    if not name:
+      continue
+    if name not in names:
+      raise errors.InputError(
+        f'{option} is not in {source}: it has the columns {", ".join(names)}'
+      )
+    if role not in ('response', 'id') and name.casefold() in ANSWERS:
+      raise errors.InputError(
+        f'{option} holds answers by its name, and what selects must not read '
+        'one: rename the column if it does not'
+      )
+    if name in option_of:
+      raise errors.InputError(
+        f'{option} is the column of {option_of[name]} too: name another'
+      )
+    option_of[name] = f'pool.{role}_column'

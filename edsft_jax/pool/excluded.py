@@ -1,0 +1,37 @@
+"""Ids of prompts that a person never wants to be chosen: pool.exclude."""
+
+from edsft_jax import errors, store
+from edsft_jax.pool import columns as columns_lib
+from edsft_jax.pool import readers
+
+_OPTION = 'pool.exclude'
+
+
+def read(path: str) -> frozenset[str]:
+  """The ids in a file; none for ''.
+
+  Args:
+    path: a table with a column `id` or `prompt_id`, as annotations/
+      rejected.jsonl, or text with an id in each line.
+
+  Raises:
+    InputError: the file cannot be read, or has no ids.
+  """
+  if not path:
+    return frozenset()
+  file = store.local(path, _OPTION)
+  readers.check_readable(file, _OPTION)
+  if not readers.is_known(file):
+    lines = (line.strip() for line in readers.physical_lines(file))
+    return frozenset(line for line in lines if line)
+  ids = set()
+  for row in readers.read(file, readers.find_format(file, 'auto')):
+    names = (name for name in columns_lib.IDS if name in (row.values or {}))
+    name = next(names, None)
+    if row.values is None or name is None:
+      raise errors.InputError(
+        f'{_OPTION}={path}, {row.place}: it has no id: give a column id, or '
+        'text with an id in each line'
+      )
+    ids.add(str(row.values[name]).strip())
+  return frozenset(ids)

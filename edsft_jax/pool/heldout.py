@@ -1,0 +1,139 @@
+"""Which answered prompts are held out, so that the pool gives none away.
+
+Two prompts belong together when they begin alike (the same words in the first
+user turn), or when one stands with its answer inside the conversation of the
+other. What belongs together is held out together or not at all.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+import hashlib
+
+from edsft_jax import store
+from edsft_jax.pool import duplicates, items
+
+# A question and its answer, by their words.
+_Pair = tuple[int, int]
+
+
+def split(rows: Sequence[items.Item], fraction: float) -> list[bool]:
+  """Which rows are held out: that share of the answered ones, rounded.
+
+  Drawn by a hash of the id, so that it needs no seed. Less are held out where
+  no group fits into what is missing.
+  """
+  chosen = [False] * len(rows)
+  missing = round(fraction * sum(bool(item.response) for item in rows))
+  if not missing:
+    return chosen
+  groups = _Groups(len(rows))
+  first_of: dict[int, int] = {}
+  said_by: dict[_Pair, int] = {}
+  for i, item in enumerate(rows):
+    groups.join(first_of.setdefault(_beginning(item), i), i)
+    for pair in _pairs_said(item.prompt):
+      groups.join(said_by.setdefault(pair, i), i)
+  if said_by:
+    for i, item in enumerate(rows):
+      groups.join(said_by.get(_own_pair(item), i), i)
+
+  for members in sorted(groups.all(), key=lambda m: _order(rows[m[0]].id)):
+    fits = len(members) <= missing
+    if fits and all(rows[i].response for i in members):
+      missing -= len(members)
+      for i in members:
+        chosen[i] = True
+  return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Separated:
+  """Held-out prompts that the pool does not give away.
+
+  Attributes:
+    kept: these.
+    in_pool: how many are in the pool.
+    near_pool: how many have the words of a prompt in the pool.
+    in_conversation: how many stand with their answer inside a conversation of
+      the pool.
+  """
+
+  kept: list[items.Item]
+  in_pool: int
+  near_pool: int
+  in_conversation: int
+
+
+def separate(
+  heldout: Iterable[items.Item], pool: Sequence[store.Prompt]
+) -> Separated:
+  """Leaves out of a held-out set what the pool gives away."""
+  keys = {duplicates.merge_key(prompt) for prompt in pool}
+  near = {duplicates.near_key(prompt) for prompt in pool}
+  said = {pair for prompt in pool for pair in _pairs_said(prompt)}
+  kept: list[items.Item] = []
+  in_pool = near_pool = in_conversation = 0
+  for item in heldout:
+    if item.key in keys:
+      in_pool += 1
+    elif item.near in near:
+      near_pool += 1
+    elif said and _own_pair(item) in said:
+      in_conversation += 1
+    else:
+      kept.append(item)
+  return Separated(kept, in_pool, near_pool, in_conversation)
+
+
+def _beginning(item: items.Item) -> int:
+  """Equal for prompts that begin alike."""
+  if isinstance(item.prompt, str):
+    return item.near
+  first = next(m['content'] for m in item.prompt if m['role'] == 'user')
+  return duplicates.near_key(first)
+
+
+def _own_pair(item: items.Item) -> _Pair:
+  question = item.prompt
+  if not isinstance(question, str):
+    question = question[-1]['content']
+  return duplicates.near_key(question), duplicates.near_key(item.response)
+
+
+def _pairs_said(prompt: store.Prompt) -> Iterator[_Pair]:
+  """Questions that are answered before the one to answer."""
+  turns = prompt if isinstance(prompt, list) else []
+  for question, answer in zip(turns, turns[1:], strict=False):
+    if question['role'] == 'user' and answer['role'] == 'assistant':
+      yield (
+        duplicates.near_key(question['content']),
+        duplicates.near_key(answer['content']),
+      )
+
+
+def _order(prompt_id: str) -> bytes:
+  return hashlib.sha256(f'heldout {prompt_id}'.encode()).digest()
+
+
+class _Groups:
+  """Numbers that belong together (union-find)."""
+
+  def __init__(self, count: int):
+    self._parents = list(range(count))
+
+  def join(self, a: int, b: int) -> None:
+    a, b = self._root(a), self._root(b)
+    self._parents[max(a, b)] = min(a, b)
+
+  def all(self) -> list[list[int]]:
+    """Every group, its members in order."""
+    members: dict[int, list[int]] = {}
+    for i in range(len(self._parents)):
+      members.setdefault(self._root(i), []).append(i)
+    return list(members.values())
+
+  def _root(self, i: int) -> int:
+    while self._parents[i] != i:
+      self._parents[i] = self._parents[self._parents[i]]
+      i = self._parents[i]
+    return i

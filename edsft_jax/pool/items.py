@@ -1,0 +1,352 @@
+"""What a row says: its prompt with all parts, its response, task and id."""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import hashlib
+import re
+from typing import Any
+
+from edsft_jax import store
+from edsft_jax.pool import columns as columns_lib
+from edsft_jax.pool import conversations, duplicates, markers, values
+from edsft_jax.pool.values import UnusableRow
+
+# Fields of an answer that is an object, the text first.
+_TEXT_FIELDS = ('text', 'content', 'value', 'answer', 'response')
+_LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """A usable row.
+
+  Attributes:
+    id: its own, or a hash of the prompt.
+    prompt: text, or a conversation that ends with the turn to answer.
+    task: '' where it has none.
+    response: '' where it is not known.
+    key: equal for prompts that are merged.
+    left_out: fields of its turns that no template reads.
+  """
+
+  id: str
+  prompt: store.Prompt
+  task: str
+  response: str
+  key: str
+  left_out: frozenset[str] = frozenset()
+
+  @functools.cached_property
+  def near(self) -> int:
+    """Equal for prompts of the same words."""
+    return duplicates.near_key(self.prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+  """Reads the rows of one file.
+
+  Attributes:
+    columns: which is what.
+    form: what its prompts are written in, if in one.
+  """
+
+  columns: columns_lib.Columns
+  form: markers.Form | None = None
+
+  def id_of(self, row: Mapping[str, Any]) -> str:
+    """The row's own id; '' when it has none, or none that can be written."""
+    value = self._get(row, self.columns.id)
+    if isinstance(value, float) and value.is_integer():
+      value = int(value)  # Whole numbers next to missing ones come as floats.
+    if isinstance(value, bool) or not isinstance(value, str | int):
+      return ''
+    text = str(value).strip()
+    return '' if store.damage(text) else text
+
+  def item(self, row: Mapping[str, Any]) -> Item:
+    """What a row says.
+
+    Raises:
+      UnusableRow: saying why.
+    """
+    given_id = self.id_of(row)
+    if not given_id and not values.is_missing(self._get(row, self.columns.id)):
+      raise UnusableRow('the id is neither text nor a whole number')
+    for name in self.columns.not_text:
+      if not values.is_missing(row.get(name)):
+        raise UnusableRow(f'it has {name}, which no prompt can hold')
+    parts = _Parts(self._present(row, self.columns.prompts), self.form)
+    if self.columns.contexts:
+      parts.add_contexts(self._present(row, self.columns.contexts))
+    if self.columns.systems:
+      parts.add_systems(self._present(row, self.columns.systems))
+    column, response = self._response(row)
+    prompt, response = parts.finish(column, response)
+    key = duplicates.merge_key(prompt)
+    return Item(
+      given_id or hashlib.sha256(key.encode()).hexdigest()[:24],
+      prompt,
+      self._task(row),
+      response,
+      key,
+      frozenset(parts.left_out),
+    )
+
+  def _present(
+    self, row: Mapping[str, Any], names: Iterable[str]
+  ) -> dict[str, Any]:
+    return {n: row[n] for n in names if not values.is_missing(row.get(n))}
+
+  def _get(self, row: Mapping[str, Any], name: str | None) -> Any:
+    return None if name is None else row.get(name)
+
+  def _response(self, row: Mapping[str, Any]) -> tuple[str, str]:
+    """The first answer that the row has, with its column's name."""
+    for name in self.columns.responses:
+      if text := _response_text(row.get(name)):
+        return name, text
+    return '', ''
+
+  def _task(self, row: Mapping[str, Any]) -> str:
+    value = self._get(row, self.columns.task)
+    if isinstance(value, float) and value.is_integer():
+      value = int(value)
+    if values.is_missing(value):
+      return ''
+    if isinstance(value, list):
+      raise UnusableRow(
+        'the task is a list: give one label, or switch tasks off by '
+        'pool.task_column=none'
+      )
+    return values.text_of(value, 'the task').strip()
+
+
+class _Parts:
+  """A prompt as it grows: text or turns, then what stands under and before."""
+
+  def __init__(self, present: Mapping[str, Any], form: markers.Form | None):
+    if not present:
+      raise UnusableRow('the prompt is missing or empty')
+    self.left_out: set[str] = set()
+    self._text: str | None = None
+    self._turns: conversations.Turns | None = None
+    self._answer = ''
+    texts: dict[str, str] = {}
+    for name, value in present.items():
+      turns = _find_turns(name, value, form)
+      if turns is None:
+        texts[name] = values.text_of(value, 'the prompt')
+      elif self._turns is None:
+        self._turns = conversations.Turns(turns)
+      else:
+        raise UnusableRow(f'{name} is a second conversation: name one of them')
+    if self._turns is not None:
+      self.left_out = self._turns.left_out
+      _refuse_other_texts(self._turns, texts)
+    else:
+      self._text = _join_texts(texts)
+
+  def add_contexts(self, present: Mapping[str, Any]) -> None:
+    """Puts under the prompt what it does not hold already."""
+    for name, value in present.items():
+      if name.casefold() in columns_lib.CHOICES:
+        choices = _choices(name, value)
+        rendered, there = _lines(choices), _holds_choices
+        joint = '\n'
+      else:
+        rendered = values.text_of(value, name)
+        choices, there, joint = [], _holds, '\n\n'
+      whole = self._said()
+      if there(whole, choices or rendered):
+        continue
+      if self._text is None:
+        raise UnusableRow(
+          f'the conversation does not hold its {name}: switch it off by '
+          'pool.context_column=none, or write it into a turn'
+        )
+      self._text = f'{self._text}{joint}{rendered}'
+
+  def add_systems(self, present: Mapping[str, Any]) -> None:
+    """Puts a system prompt and the turns of a history before the prompt."""
+    if not present:
+      return
+    before: list[Any] = []
+    for name, value in present.items():
+      if name.casefold() == columns_lib.HISTORY:
+        before += conversations.history(value)
+      else:
+        text = values.text_of(value, name)
+        before.insert(0, {'role': 'system', 'content': text})
+    added = conversations.Turns(before)
+    if self._turns is None:
+      assert self._text is not None
+      turn = {'role': 'user', 'content': self._text}
+      self._turns, self._text = conversations.Turns([turn]), None
+    there = self._turns.messages
+    if there[: len(added.messages)] == added.messages:
+      return
+    if there[0]['role'] == 'system' or len(there) > 2:
+      raise UnusableRow(
+        f'{" and ".join(present)} stands next to a conversation that begins '
+        'otherwise: switch it off by pool.system_column=none'
+      )
+    self._turns.messages = added.messages + there
+    self.left_out |= added.left_out
+
+  def finish(self, column: str, response: str) -> tuple[store.Prompt, str]:
+    """The prompt and its answer, of which a conversation may hold one itself.
+
+    Raises:
+      UnusableRow: the two answers differ, or nothing is asked.
+    """
+    if self._turns is None:
+      assert self._text is not None
+      return self._text, response
+    messages, answer = self._turns.split()
+    if answer and response and not duplicates.same_words(answer, response):
+      raise UnusableRow(
+        f'the conversation ends with an answer that {column} does not hold: '
+        'is it the beginning of one? name one of them by pool.response_column'
+      )
+    return messages, response or answer
+
+  def _said(self) -> str:
+    if self._text is not None:
+      return self._text
+    assert self._turns is not None
+    return '\n'.join(m['content'] for m in self._turns.messages)
+
+
+def _find_turns(
+  name: str, value: Any, form: markers.Form | None
+) -> list[Any] | None:
+  """The turns in a prompt's cell; None if it is text."""
+  if isinstance(value, str) and form is not None and markers.is_in(value, form):
+    return markers.parse(values.text_of(value, 'the prompt'), form)
+  try:
+    turns = conversations.find(value)
+  except UnusableRow as e:
+    raise UnusableRow(f'{name}: {e}') from None
+  if turns is None and name.casefold() in columns_lib.CONVERSATIONS:
+    raise UnusableRow(f'{name} is not a list of turns')
+  return turns
+
+
+def _refuse_other_texts(
+  turns: conversations.Turns, texts: Mapping[str, str]
+) -> None:
+  """Refuses a row whose texts say what its conversation does not."""
+  asked = '\n'.join(conversations.texts(turns.messages, ('system', 'user')))
+  for name, text in texts.items():
+    if not _holds(asked, text):
+      raise UnusableRow(
+        f'{name} says what the conversation does not: name one of them by '
+        'pool.prompt_column'
+      )
+
+
+def _join_texts(texts: Mapping[str, str]) -> str:
+  """One text: an instruction, then its question; others must agree."""
+  (first, whole), *others = texts.items()
+  for name, text in others:
+    if _holds(whole, text):
+      continue
+    is_pair = (
+      first.casefold() in columns_lib.INSTRUCTIONS
+      and name.casefold() in columns_lib.QUESTIONS
+    )
+    if not is_pair:
+      raise UnusableRow(
+        f'{first} and {name} ask different things: name one of them by '
+        'pool.prompt_column'
+      )
+    whole = f'{whole}\n\n{text}'
+  return whole
+
+
+def _holds(text: str, part: str) -> bool:
+  """Whether a text has a part, white space aside."""
+  return part in text or ' '.join(part.split()) in ' '.join(text.split())
+
+
+def _choices(name: str, value: Any) -> list[tuple[str, str]]:
+  """Labels and texts: a list, {'A': text}, or {'label': [...], 'text': [...]}.
+
+  Raises:
+    UnusableRow: it is none of these.
+  """
+  wrong = UnusableRow(
+    f'{name} is not a list of texts: switch it off by pool.context_column=none'
+  )
+  if isinstance(value, str):
+    try:
+      value = values.parse(value)
+    except ValueError:
+      raise wrong from None
+  if isinstance(value, Mapping) and isinstance(value.get('text'), list):
+    texts = value['text']
+    labels = value.get('label') or value.get('labels') or _LETTERS
+  elif isinstance(value, Mapping):
+    labels, texts = list(value), list(value.values())
+  elif all(isinstance(v, Mapping) for v in value):
+    labels = [v.get('label', letter) for v, letter in zip(value, _LETTERS)]  # noqa: B905
+    texts = [v.get('text') for v in value]
+  else:
+    labels, texts = _LETTERS, value
+  plain = all(isinstance(v, str | int | float) for v in (*labels, *texts))
+  if not plain or len(labels) < len(texts):
+    raise wrong
+  return [
+    (str(label), values.text_of(text, name))
+    for label, text in zip(labels, texts, strict=False)
+  ]
+
+
+def _lines(choices: Sequence[tuple[str, str]]) -> str:
+  return '\n'.join(f'{label}. {text}' for label, text in choices)
+
+
+def _holds_choices(whole: str, choices: Sequence[tuple[str, str]]) -> bool:
+  """Whether a prompt lists its choices already, each after the other."""
+  between = r'\W+(?:\w{1,2}\W+)?'
+  listed = between.join(re.escape(text.strip()) for _, text in choices)
+  return re.search(listed, whole) is not None
+
+
+def _response_text(value: Any) -> str:
+  """An answer's text; '' where there is none.
+
+  It may be a number, an object with a field for its text, a turn or a list of
+  one turn, or a list of which the first counts.
+
+  Raises:
+    UnusableRow: it is none of these.
+  """
+  if isinstance(value, str) and conversations.looks_like(value):
+    value = conversations.find(value)
+  if isinstance(value, list) and value:
+    if len(value) > 1 and isinstance(value[0], Mapping) and _is_turn(value[0]):
+      raise UnusableRow(f'the response has {len(value)} turns, not one')
+    value = value[0]
+  if isinstance(value, Mapping) and _is_turn(value):
+    turns = conversations.Turns([value])
+    if turns.messages[0]['role'] != 'assistant':
+      raise UnusableRow('the response is a turn of another than the assistant')
+    value = turns.messages[0]['content'] if turns.learnable else ''
+  if isinstance(value, Mapping) and value:
+    field = next((f for f in _TEXT_FIELDS if f in value), None)
+    if field is None:
+      raise UnusableRow(
+        'the response is an object with none of the fields '
+        f'{", ".join(_TEXT_FIELDS)}'
+      )
+    value = value[field]
+    if isinstance(value, list):  # SQuAD's {'text': [...], 'answer_start': ...}
+      value = value[0] if value else ''
+  return '' if values.is_missing(value) else values.text_of(value, 'the response')
+
+
+def _is_turn(value: Mapping[str, Any]) -> bool:
+  return 'role' in value or ('from' in value and 'value' in value)

@@ -1,0 +1,116 @@
+"""Rows out of files with typed columns: parquet, Arrow, spreadsheets.
+
+A column is converted by itself, so that one with values that Python has no
+type for (a date of the year 10000) costs only its own values.
+"""
+
+from collections.abc import Iterator, Sequence
+import pathlib
+from typing import Any
+import zipfile
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from edsft_jax import errors, store
+from edsft_jax.pool import readers
+
+
+class Unreadable:
+  """Stands for a value that cannot be converted."""
+
+  def __repr__(self) -> str:
+    return 'a value that cannot be read'
+
+
+UNREADABLE = Unreadable()
+
+
+def read_parquet(path: pathlib.Path) -> Iterator[readers.Row]:
+  """Yields the rows of a parquet file, numbered from 1.
+
+  Raises:
+    InputError: it is no parquet file, or it is damaged.
+  """
+  remedy = 'fetch it again, or name its format by pool.format'
+  with store.refuse_damaged(path, remedy):
+    file = pq.ParquetFile(path)
+    names = _unique(path, file.schema_arrow.names)
+    batches = file.iter_batches(batch_size=store.BATCH_ROWS)
+    yield from _rows(names, batches)
+
+
+def read_arrow(path: pathlib.Path) -> Iterator[readers.Row]:
+  """Yields the rows of an Arrow file or stream, numbered from 1.
+
+  Raises:
+    InputError: it is neither, or it is damaged.
+  """
+  remedy = 'fetch it again, or name its format by pool.format'
+  with store.refuse_damaged(path, remedy), pa.memory_map(str(path)) as source:
+    # Files begin with a mark; streams, which `datasets` writes, have none.
+    if source.read(6) == b'ARROW1':
+      file = pa.ipc.open_file(source)
+      batches = map(file.get_batch, range(file.num_record_batches))
+      yield from _rows(_unique(path, file.schema.names), batches)
+    else:
+      source.seek(0)
+      stream = pa.ipc.open_stream(source)
+      yield from _rows(_unique(path, stream.schema.names), stream)
+
+
+def read_xlsx(path: pathlib.Path) -> Iterator[readers.Row]:
+  """Yields the rows of a workbook's one sheet under its first row's names.
+
+  Raises:
+    InputError: it is no workbook, or several of its sheets have rows.
+  """
+  import openpyxl
+
+  try:
+    # Not read_only: then sheets by other programs than Excel may seem empty.
+    book = openpyxl.load_workbook(path, data_only=True)
+  except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
+    raise errors.InputError(
+      f'{path} is not an .xlsx workbook ({e}): save it again, or as CSV'
+    ) from None
+  sheets = [s for s in book.worksheets if s.max_row > 1 or s['A1'].value]
+  if len(sheets) > 1:
+    raise errors.InputError(
+      f'{path} has {len(sheets)} sheets with rows '
+      f'({", ".join(sheet.title for sheet in sheets)}): keep one of them'
+    )
+  for sheet in sheets:
+    rows = sheet.iter_rows(values_only=True)
+    header = ['' if v is None else str(v).strip() for v in next(rows)]
+    names = _unique(path, header)
+    for number, cells in enumerate(rows, 2):
+      if any(cell is not None for cell in cells):
+        yield readers.Row(number, dict(zip(names, cells, strict=True)))
+
+
+def _rows(
+  names: Sequence[str], batches: Iterator[pa.RecordBatch]
+) -> Iterator[readers.Row]:
+  number = 0
+  for batch in batches:
+    columns = [_values(column) for column in batch.columns]
+    for values in zip(*columns, strict=True):
+      number += 1
+      yield readers.Row(number, dict(zip(names, values, strict=True)))
+
+
+def _values(column: pa.Array) -> list[Any]:
+  """A column's values; times as text."""
+  try:
+    if pa.types.is_temporal(column.type):
+      return pc.cast(column, pa.string()).to_pylist()
+    return column.to_pylist()
+  except (ValueError, OverflowError, pa.ArrowException):
+    return [UNREADABLE if valid else None for valid in column.is_valid()]
+
+
+def _unique(path: pathlib.Path, names: Sequence[str]) -> Sequence[str]:
+  readers.refuse_same_names(path, names)
+  return names
