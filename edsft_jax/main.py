@@ -1,13 +1,13 @@
-"""The command: flags -> config -> the stages asked for, in order.
+"""The command line: flags -> config -> the requested stages, in order.
 
   python -m edsft_jax.main --config=configs/quickstart.py --workdir=DIR
   python -m edsft_jax.main score select --config=... --workdir=DIR \
       --config.model.path=HF_DIR --config.pool.path=prompts.jsonl
 
 Stages are positional words: pool score select annotate finetune evaluate
-report; none means all. Running a command again goes on where it stopped. The
-word preview shows the first prompts as the model will see them, and runs the
-pool stage for it.
+report; none means all. Running a command again resumes where it stopped. The
+word preview runs the pool stage and shows the first prompts as the model will
+see them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,18 +28,18 @@ import edsft_jax
 from edsft_jax import config as config_lib
 from edsft_jax import errors, pipeline, processes, store
 
-# What a shell reports for a program that a closed pipe has ended.
+# What a shell reports for a program killed by SIGPIPE.
 _PIPE_CLOSED = 141
 
-# The options that most commands have, and what to say of them.
+# Common options and their descriptions, for --help.
 _MOST_USED = {
   'pool.path=FILE': 'prompts: jsonl, csv, parquet ...',
   'pool.heldout_path=FILE': 'prompts with answers to test on',
   'model.path=DIR': 'a Hugging Face model, or OWNER/NAME',
-  'selection.strategies=TUPLE': 'ways to choose, see README.md',
-  "study.budgets='(100,200)'": 'answers to buy',
+  'selection.strategies=TUPLE': 'how to choose, see README.md',
+  "study.budgets='(100,200)'": 'numbers of answers to buy',
   "study.seeds='(0,1,2)'": 'runs per strategy and budget',
-  'annotation.answers_path=FILE': 'what people answered',
+  'annotation.answers_path=FILE': 'the answered todo file',
 }
 
 
@@ -54,26 +54,26 @@ def cli() -> None:
     return
   argv = _last_of_each(sys.argv)
   if not any(word.lstrip('-').startswith('config=') for word in argv):
-    # Overrides are only understood behind a config.
+    # Overrides are only parsed after a --config.
     argv.insert(1, f'--config={config_lib.__file__}')
   config_flags.DEFINE_config_file(
-    'config', help_string='The experiment, a file.', sys_argv=argv
+    'config', help_string="The experiment's config file.", sys_argv=argv
   )
   flags.DEFINE_string('workdir', '', "The folder for this study's files.")
   flags.DEFINE_string(
     'coordinator', '', 'HOST:PORT where process 0 listens, or auto.'
   )
-  flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
-  flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
+  flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+  flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
   flags.DEFINE_integer(
-    'start_timeout', 120, 'Seconds that processes wait for each other.'
+    'start_timeout', 120, 'Seconds to wait for the other processes at start.'
   )
   with _ends_with_its_pipe():
     app.run(main, argv=argv, flags_parser=_parse_flags)
 
 
 def usage() -> str:
-  """What --help prints, on one screen."""
+  """Returns the text of --help, which fits one screen."""
   stages = '\n'.join(
     f'  {name:<9} {stage.about}' for name, stage in pipeline.STAGES.items()
   )
@@ -83,19 +83,19 @@ def usage() -> str:
   return f"""\
 edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
 
-Stages, in this order; none named means all:
+Stages, in this order; naming none runs all:
 {stages}
   {pipeline.PREVIEW.name:<9} {pipeline.PREVIEW.about}
 
-Options used most; configs/default.py lists every one with its meaning:
+Common options; configs/default.py has all of them:
 {options}
 
 Several processes: --coordinator=HOST:PORT --num_processes=N --process_id=I
-The same command again goes on where it stopped. --version says which one."""
+Running the same command again resumes it. --version prints the version."""
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the stages named in argv[1:]; exits with 2 when a person must act."""
+  """Runs the stages named in argv[1:]; exits with 2 on an InputError."""
   logging.set_verbosity(logging.WARNING)
   options = flags.FLAGS
   try:
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     processes.end(
       130,
       lambda: print(
-        '\nStopped. The same command goes on from here.', file=sys.stderr
+        '\nStopped. Run the same command to resume.', file=sys.stderr
       ),
     )
   except Exception:
@@ -131,24 +131,25 @@ def main(argv: Sequence[str]) -> None:
 
 
 def keep_compilations() -> None:
-  """Lets a second run compile nothing again.
+  """Turns on JAX's persistent compilation cache, so reruns skip compilation.
 
-  Sets what JAX reads from the environment when it is imported; settings that
-  are there already win.
+  Sets the environment variables that JAX reads on import, unless the user has
+  set them.
   """
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   folder = pathlib.Path(cache) / 'edsft_jax' / 'compilations'
   if not folder.is_absolute():
-    return  # Without a home.
+    return  # The user has no home directory.
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:
-    return  # The cache saves time and is not needed.
+    return  # The cache is optional.
   if os.access(folder, os.W_OK):
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
-    # JAX's own 1 s leaves out what adds up to a fifth of a small study.
+    # JAX's default of 1 s skips compilations that add up to a fifth of a small
+    # study's time.
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 
@@ -158,7 +159,7 @@ def _load_config() -> ml_collections.ConfigDict:
     config.to_dict()
   except OSError as e:
     name = config_flags.get_config_filename(flags.FLAGS['config'])
-    # ml_collections raises an IOError of its own, without a cause.
+    # ml_collections raises its own IOError, without strerror.
     problem = e.strerror or 'does not exist'
     raise errors.InputError(
       f'--config={name} {problem}: {_where_configs_are()}'
@@ -171,13 +172,13 @@ def _where_configs_are() -> str:
   if (folder / 'default.py').is_file():
     return f"the repository's configs are in {folder}"
   return (
-    "leave it out for the defaults, or name a file of the repository's folder "
-    'configs by its path'
+    'leave it out for the defaults, or give the path of a file in the '
+    "repository's configs folder"
   )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-  """Flags as absl parses them, but one line per mistake and no traceback."""
+  """Parses flags as absl does, but reports an error in one line."""
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
@@ -185,14 +186,16 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _unknown_option(argv: Sequence[str]) -> Exception | None:
-  """Names the first --config.X that does not exist, with the nearest one."""
+  """The error for the first --config.X that does not exist, or None."""
   known = config_lib.option_names(config_lib.get_config())
   for word in argv[1:]:
     option = word.lstrip('-').partition('=')[0]
     name = option.removeprefix('config.')
     if option != name and name not in known:
       options = [f'--config.{each}' for each in known]
-      return errors.unknown(f'option --{option}', f'--{option}', options, few=3)
+      return errors.unknown(
+        f'option --{option}', f'--{option}', options, max_listed=3
+      )
   return None
 
 
@@ -203,7 +206,7 @@ def _complain(problem: Any) -> int:
 
 
 def _last_of_each(argv: Sequence[str]) -> list[str]:
-  """Drops options that are given again later: else tuples would add up."""
+  """Keeps the last of repeated options; tuples would be concatenated."""
   last = {word.partition('=')[0]: i for i, word in enumerate(argv)}
   return [
     word
@@ -214,7 +217,7 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _ends_with_its_pipe() -> Iterator[None]:
-  """Ends the command quietly when nobody reads its output, as under head."""
+  """Exits quietly when the reader of stdout goes away, as with `| head`."""
   try:
     try:
       yield
@@ -226,12 +229,12 @@ def _ends_with_its_pipe() -> Iterator[None]:
 
 
 def _write_nowhere() -> None:
-  """Sends what is still to be printed nowhere, so that Python ends quietly."""
+  """Redirects stdout to /dev/null, so that Python's final flush succeeds."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_anything() -> None:
-  """Shows characters that the terminal cannot encode as escapes."""
+  """Prints characters that the terminal cannot encode as escapes."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')

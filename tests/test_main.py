@@ -138,7 +138,7 @@ def test_an_option_given_twice_takes_the_last(tmp_path):
     ),
     (['--config.study.budgets=(5,0)'], 'study.budgets has 0'),
     (['--config.study.budgets=()'], 'study.budgets is empty'),
-    (['--config.study.seeds=(1,1)'], 'study.seeds names a value twice'),
+    (['--config.study.seeds=(1,1)'], 'study.seeds has duplicates'),
     (['--config.report.metric=bleu'], 'report.metric'),
     (['--config.mesh.data=7'], 'mesh'),
   ],

@@ -1,4 +1,4 @@
-"""Prompts in, scores and features out: the engine with token statistics."""
+"""Scores prompts: the inference engine with hooks for token statistics."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,22 +14,22 @@ from edsft_jax import inference, models
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.pooling import pool_features
 
-# Floats of logits that exist at once while a prompt's tokens are scored.
+# Most logits held at once while a prompt's tokens are scored, in floats.
 _MOST_LOGITS = 2**22
 
 
 @dataclasses.dataclass
 class Scores:
-  """What is known of n prompts, in the order in which they were given.
+  """Scores and features of n prompts, in the given order.
 
   Attributes:
     features: float32 [n, D].
-    prompt_scores: of the prompt's own tokens, float32 [n] by name; none if
-      they were not asked for.
+    prompt_scores: scores of the prompt's own tokens, float32 [n] by name;
+      empty if they were not requested.
     generated: bool [n], the prompts that were continued.
-    scores: of the continuation, float32 [n] by name; NaN where there is none.
-    near_ties: int32 [n], steps whose two best logits were nearly the same.
-    tokens: of the continuation; empty where there is none.
+    scores: scores of the continuation, float32 [n] by name; NaN without one.
+    near_ties: int32 [n], steps whose two best logits were almost equal.
+    tokens: the continuation's ids; empty without one.
   """
 
   features: np.ndarray
@@ -61,17 +61,17 @@ class Scorer:
     """Compiles nothing yet.
 
     Args:
-      decoder: its weights lie on the mesh.
+      decoder: the model; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
       shapes: the padded lengths.
       end_ids: ids that end a continuation.
-      max_new_tokens: of a continuation, the end token included.
-      batch_tokens: prompt and new tokens of the rows that run at once.
-      most_rows: prompts that a call gets at most.
-      prompt_scores: score the prompts' own tokens too.
+      max_new_tokens: tokens per continuation at most, end token included.
+      batch_tokens: prompt and new tokens per batch, padding included.
+      most_rows: prompts per call at most.
+      prompt_scores: also score the prompts' own tokens.
       length_normalized: divide least_confidence by the number of steps.
-      pooling: of the features, see `pool_features`.
-      layer: of the features, see Decoder.__call__.
+      pooling: how features are pooled, see `pool_features`.
+      layer: layer of the features, see Decoder.__call__.
     """
     self._weights = nnx.split(decoder)[1]
     self._engine = inference.Engine(
@@ -100,7 +100,7 @@ class Scorer:
 
   @property
   def batch_tokens(self) -> int:
-    """Tokens of the rows that run at once."""
+    """Tokens per batch."""
     return self._engine.batch_tokens
 
   @property
@@ -124,7 +124,7 @@ class Scorer:
     Args:
       tokens: ids of each prompt.
       generate: bool [n], the prompts to be continued.
-      progress: called with what was done since the last call.
+      progress: called with the work done since its last call.
     """
     continued = np.flatnonzero(generate).tolist()
     only_read = np.flatnonzero(~generate).tolist()
@@ -158,7 +158,10 @@ class Scorer:
 
 
 def _spread(num_rows: int, *parts: tuple[list[int], Any]) -> Any:
-  """One pytree [n, ...] of several that hold some rows each; None for none."""
+  """Joins pytrees that each hold some of n rows; None if all are None.
+
+  Each part is (row indices, pytree of [rows, ...] arrays).
+  """
   parts = tuple(part for part in parts if part[1] is not None)
   if not parts:
     return None
@@ -210,10 +213,10 @@ def _of_prompt(
 def _prompt_statistics(
   decoder: models.Decoder, hidden_BxLxD: jax.Array, tokens_BxL: jax.Array
 ) -> statistics.TokenStatistics:
-  """Statistics of each next prompt token, fields [B, L - 1].
+  """Statistics of each prompt token given those before, fields [B, L - 1].
 
-  In blocks of positions: logits of the whole prompt, [B, L, V], would be the
-  largest buffer by far.
+  Works in blocks of positions: logits of the whole prompt, [B, L, V], would be
+  by far the largest buffer.
   """
   batch, length = tokens_BxL.shape
   vocab = decoder.config.vocab_size

@@ -99,7 +99,7 @@ def test_rows_fit_the_budget_and_the_mesh():
   assert none.num_slots(64) == none.to_prefill(64, 64) == none.to_read(64) == 4
 
 
-def test_no_fewer_tokens_are_read_than_a_call_is_worth():
+def test_a_call_reads_at_least_as_many_tokens_as_it_costs():
   def rows(worth):
     sizes = inference.BatchSizes(4096, 64, 1, 1000, worth_a_call=worth)
     return sizes.to_prefill(16, 64), sizes.to_read(16)

@@ -200,9 +200,7 @@ def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
   assert _picks(workdir) == _picks(scored)
 
 
-def test_a_process_whose_others_are_absent_ends_with_one_line(
-  prompts, tmp_path
-):
+def test_a_process_without_the_others_ends_with_one_line(prompts, tmp_path):
   absent = [
     subprocess.Popen(
       [
@@ -263,7 +261,7 @@ def test_a_failure_reaches_a_process_that_waits_in_a_computation():
     (('h:1',), '--num_processes and --process_id is missing'),
     (('', 2, None), '--coordinator and --process_id is missing'),
     (('', None, 0), '--coordinator and --num_processes is missing'),
-    (('h:1', 2, 2), '--process_id is 2: 0 to 1'),
+    (('h:1', 2, 2), '--process_id is 2: must be 0 to 1'),
     (('h:1', 2, -1), '--process_id is -1'),
     (('h:1', 0, 0), '--num_processes is 0'),
     (('h', 2, 0), '--coordinator=h is not HOST:PORT'),

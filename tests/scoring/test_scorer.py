@@ -81,7 +81,7 @@ def _scorer(decoder, mesh, end_ids, shapes, batch_tokens) -> Scorer:
     (Shapes((16, 48), (16, 48)), 600, 8),
   ],
 )
-def test_company_changes_nothing(
+def test_other_rows_change_nothing(
   decoder, tokens, end_ids, alone, shapes, batch_tokens, devices
 ):
   mesh = make_mesh(devices=jax.devices()[:devices])
