@@ -32,7 +32,7 @@ from edsft_jax import errors, pipeline, processes, store
 _PIPE_CLOSED = 141
 
 # Common options and their descriptions, for --help.
-_MOST_USED = {
+_COMMON_OPTIONS = {
   'pool.path=FILE': 'prompts: jsonl, csv, parquet ...',
   'pool.heldout_path=FILE': 'prompts with answers to test on',
   'model.path=DIR': 'a Hugging Face model, or OWNER/NAME',
@@ -45,14 +45,14 @@ _MOST_USED = {
 
 def cli() -> None:
   """The entry point of the edsft-jax command."""
-  _print_anything()
+  _escape_unencodable()
   if {'--help', '-h', '-help', '--helpfull', '--helpshort'} & {*sys.argv[1:]}:
     print(usage())
     return
   if {'--version', '-version'} & {*sys.argv[1:]}:
     print(f'edsft-jax {edsft_jax.__version__}')
     return
-  argv = _last_of_each(sys.argv)
+  argv = _drop_repeated(sys.argv)
   if not any(word.lstrip('-').startswith('config=') for word in argv):
     # Overrides are only parsed after a --config.
     argv.insert(1, f'--config={config_lib.__file__}')
@@ -68,7 +68,7 @@ def cli() -> None:
   flags.DEFINE_integer(
     'start_timeout', 120, 'Seconds to wait for the other processes at start.'
   )
-  with _ends_with_its_pipe():
+  with _quiet_on_closed_pipe():
     app.run(main, argv=argv, flags_parser=_parse_flags)
 
 
@@ -78,7 +78,8 @@ def usage() -> str:
     f'  {name:<9} {stage.about}' for name, stage in pipeline.STAGES.items()
   )
   options = '\n'.join(
-    f'  {f"--config.{name}":<38} {about}' for name, about in _MOST_USED.items()
+    f'  {f"--config.{name}":<38} {about}'
+    for name, about in _COMMON_OPTIONS.items()
   )
   return f"""\
 edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
       )
     stages = pipeline.stages_asked_for(argv[1:])
     workdir = store.open_workdir(options.workdir)
-    keep_compilations()
+    enable_compilation_cache()
     processes.start(
       options.coordinator,
       options.num_processes,
@@ -114,9 +115,9 @@ def main(argv: Sequence[str]) -> None:
     )
     pipeline.run(_load_config(), workdir, stages)
   except BrokenPipeError:
-    processes.end(_PIPE_CLOSED, _write_nowhere)
+    processes.end(_PIPE_CLOSED, _discard_output)
   except errors.InputError as e:
-    processes.end(2, functools.partial(_complain, e))
+    processes.end(2, functools.partial(_print_error, e))
   except KeyboardInterrupt:
     processes.end(
       130,
@@ -130,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     processes.end(1, traceback.print_exc)
 
 
-def keep_compilations() -> None:
+def enable_compilation_cache() -> None:
   """Turns on JAX's persistent compilation cache, so reruns skip compilation.
 
   Sets the environment variables that JAX reads on import, unless the user has
@@ -162,12 +163,12 @@ def _load_config() -> ml_collections.ConfigDict:
     # ml_collections raises its own IOError, without strerror.
     problem = e.strerror or 'does not exist'
     raise errors.InputError(
-      f'--config={name} {problem}: {_where_configs_are()}'
+      f'--config={name} {problem}: {_config_hint()}'
     ) from e
   return config
 
 
-def _where_configs_are() -> str:
+def _config_hint() -> str:
   folder = pathlib.Path(edsft_jax.__file__).parents[1] / 'configs'
   if (folder / 'default.py').is_file():
     return f"the repository's configs are in {folder}"
@@ -182,7 +183,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    sys.exit(_complain(_unknown_option(argv) or e))
+    sys.exit(_print_error(_unknown_option(argv) or e))
 
 
 def _unknown_option(argv: Sequence[str]) -> Exception | None:
@@ -199,13 +200,13 @@ def _unknown_option(argv: Sequence[str]) -> Exception | None:
   return None
 
 
-def _complain(problem: Any) -> int:
+def _print_error(problem: Any) -> int:
   who = '' if processes.is_first() else f'process {processes.index()}: '
   print(f'edsft_jax: {who}{" ".join(str(problem).split())}', file=sys.stderr)
   return 2
 
 
-def _last_of_each(argv: Sequence[str]) -> list[str]:
+def _drop_repeated(argv: Sequence[str]) -> list[str]:
   """Keeps the last of repeated options; tuples would be concatenated."""
   last = {word.partition('=')[0]: i for i, word in enumerate(argv)}
   return [
@@ -216,7 +217,7 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _ends_with_its_pipe() -> Iterator[None]:
+def _quiet_on_closed_pipe() -> Iterator[None]:
   """Exits quietly when the reader of stdout goes away, as with `| head`."""
   try:
     try:
@@ -224,16 +225,16 @@ def _ends_with_its_pipe() -> Iterator[None]:
     finally:
       sys.stdout.flush()
   except BrokenPipeError:
-    _write_nowhere()
+    _discard_output()
     sys.exit(_PIPE_CLOSED)
 
 
-def _write_nowhere() -> None:
+def _discard_output() -> None:
   """Redirects stdout to /dev/null, so that Python's final flush succeeds."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_anything() -> None:
+def _escape_unencodable() -> None:
   """Prints characters that the terminal cannot encode as escapes."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):

@@ -91,16 +91,17 @@ def model_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
   whole = make_mesh(data, fsdp, tensor)
   local = jax.local_devices()
   data, fsdp, tensor = whole.shape.values()
-  sizes = own_sizes((data, fsdp, tensor), len(local))
+  sizes = local_sizes((data, fsdp, tensor), len(local))
   return whole if sizes is None else _mesh(sizes, local)
 
 
-def own_sizes(
+def local_sizes(
   sizes: tuple[int, int, int], num_local: int
 ) -> tuple[int, int, int] | None:
-  """Axis sizes over a process's own devices; None if they hold no whole copy.
+  """Axis sizes over a process's own devices, or None.
 
-  The devices of a copy must divide the local devices.
+  None unless the devices hold whole copies of the weights, that is, unless
+  fsdp x tensor divides their number.
   """
   _, fsdp, tensor = sizes
   data, left = divmod(num_local, fsdp * tensor)

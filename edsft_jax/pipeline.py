@@ -191,7 +191,7 @@ def run(
       if not store.Manifest(workdir).stages:
         workdir.config.unlink(missing_ok=True)
       raise
-    processes.meet('end')
+    processes.barrier('end')
 
 
 def _refuse_single_process(stages: Sequence[str]) -> None:
@@ -230,9 +230,9 @@ def _join_shared(
   processes.check_shared(workdir.root)
   for name in stages:
     if COMMANDS[name].shared:
-      processes.meet(name)
+      processes.barrier(name)
       COMMANDS[name].load().run(config, workdir)
-  processes.meet('end')
+  processes.barrier('end')
 
 
 def _run_stages(
@@ -253,7 +253,7 @@ def _run_stages(
     if not workdir.config.exists():
       store.write_json(workdir.config, config.to_dict())
     if COMMANDS[name].shared:
-      processes.meet(name)
+      processes.barrier(name)
     COMMANDS[name].load().run(config, workdir)
     waiting = [s for s in stages[i + 1 :] if COMMANDS[s].needs_answers]
     if name == 'annotate' and waiting and _answers_missing(workdir):

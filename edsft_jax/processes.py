@@ -184,7 +184,7 @@ def is_first() -> bool:
 def from_first(name: str, make: Callable[[], Any]) -> Any:
   """Returns the first process's `make()` on all, after a JSON round trip.
 
-  Every process must make the same calls of this and of `meet`, in the same
+  Every process must make the same calls of this and of `barrier`, in the same
   order; `name` helps to debug a mismatch. A single process returns `make()`
   unchanged.
   """
@@ -196,7 +196,7 @@ def from_first(name: str, make: Callable[[], Any]) -> Any:
   return json.loads(_wait(key))
 
 
-def meet(name: str) -> None:
+def barrier(name: str) -> None:
   """A barrier: returns once every process has called it."""
   if count() == 1:
     return
@@ -210,10 +210,10 @@ def meet(name: str) -> None:
     _wait(key)
 
 
-def met_within(name: str, seconds: float) -> bool:
+def barrier_within(name: str, seconds: float) -> bool:
   """Whether every process calls this within `seconds`.
 
-  After False, the processes are out of step and must not call `meet` or
+  After False, the processes are out of step and must not call `barrier` or
   `from_first` again: the caller has to end the command.
   """
   if count() == 1:
@@ -240,9 +240,9 @@ def check_shared(folder: pathlib.Path) -> None:
   name = from_first('folder', lambda: f'.{secrets.token_hex(8)}.shared')
   if is_first():
     (folder / name).touch()
-  meet('file written')
+  barrier('file written')
   await_files([folder / name])
-  meet('file seen')
+  barrier('file seen')
   if is_first():
     (folder / name).unlink()
 

@@ -103,7 +103,7 @@ class Ours:
       end_ids=end_ids,
       max_new_tokens=NUM_NEW,
       batch_tokens=BATCH_TOKENS,
-      most_rows=len(self._tokens),
+      max_rows=len(self._tokens),
       prompt_scores=self.prompt_scores,
     )
 

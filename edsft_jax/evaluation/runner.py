@@ -63,7 +63,7 @@ class Runner:
         end_ids=prompt_format.end_ids,
         max_new_tokens=task.max_new_tokens,
         batch_tokens=batch_tokens,
-        most_rows=max(len(lengths), 1),
+        max_rows=max(len(lengths), 1),
       )
       for lengths in (
         [len(request.tokens) for _, _, request in self._generate],

@@ -22,14 +22,14 @@ class Generations:
   Attributes:
     tokens: the new ids of each, including the token that ended it.
     stopped: bool [n]; false if a continuation was cut at max_new_tokens.
-    of_prompts: the results of the prompt hook, [n, ...] arrays.
-    of_rows: the results of the row hook, [n, ...] arrays.
+    prompt_results: the results of the prompt hook, [n, ...] arrays.
+    row_results: the results of the row hook, [n, ...] arrays.
   """
 
   tokens: list[np.ndarray]
   stopped: np.ndarray
-  of_prompts: Any
-  of_rows: Any
+  prompt_results: Any
+  row_results: Any
 
 
 class Rows:
@@ -127,14 +127,14 @@ class Collector:
     self._lengths = lengths
     self._report = report
     self._scores_prompt = scores_prompt
-    self._of_prompts = Rows(len(lengths))
-    self._of_rows = Rows(len(lengths))
+    self._prompt_results = Rows(len(lengths))
+    self._row_results = Rows(len(lengths))
     self._tokens = [np.zeros(0, np.int32) for _ in lengths]
     self._stopped = np.zeros(len(lengths), bool)
 
   def add_prompts(self, chunk: Chunk, found: Any) -> None:
     """Waits for the prompt hook's results of a chunk, and stores them."""
-    self._of_prompts.put(chunk.indices, jax.device_get(found))
+    self._prompt_results.put(chunk.indices, jax.device_get(found))
     lengths = [self._lengths[i] for i in chunk.indices]
     # The last token always has logits, for the first new token.
     num_scored = lengths if self._scores_prompt else [1] * len(lengths)
@@ -145,12 +145,15 @@ class Collector:
     for index, ids in zip(ended.indices, ended.tokens, strict=True):
       self._tokens[index] = ids
     self._stopped[ended.indices] = ended.stopped
-    self._of_rows.put(ended.indices, ended.found)
+    self._row_results.put(ended.indices, ended.found)
     lengths = [self._lengths[i] for i in ended.indices]
     self._report.decoded(ended, lengths)
 
   def finish(self) -> Generations:
     """Returns all results."""
     return Generations(
-      self._tokens, self._stopped, self._of_prompts.tree, self._of_rows.tree
+      self._tokens,
+      self._stopped,
+      self._prompt_results.tree,
+      self._row_results.tree,
     )

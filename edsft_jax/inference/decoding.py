@@ -157,8 +157,8 @@ class GreedyDecoding:
 
     Args:
       state: the rows in their present slots.
-      slot_M: the present slot of the row for each of the M new ones; negative
-        for none.
+      slot_M: for each of the M new slots, the present slot of its row; a
+        negative number leaves it empty.
       prompt_length: entries before the ring, no fewer than at present.
     """
     ring = self.max_new_tokens
@@ -236,7 +236,7 @@ class GreedyDecoding:
     step_T = jnp.arange(self.max_new_tokens)
     now_BxT = (step_T == state.num_tokens_B[:, None]) & state.active_B[:, None]
 
-    def note(all_BxT: jax.Array, now_B: jax.Array) -> jax.Array:
+    def record(all_BxT: jax.Array, now_B: jax.Array) -> jax.Array:
       return jnp.where(now_BxT, now_B[:, None], all_BxT)
 
     num_tokens_B = state.num_tokens_B + state.active_B
@@ -246,8 +246,8 @@ class GreedyDecoding:
       last_token_B=token_B,
       active_B=state.active_B & ~ended_B & (num_tokens_B < self.max_new_tokens),
       num_tokens_B=num_tokens_B,
-      tokens_BxT=note(state.tokens_BxT, token_B),
-      observed=jax.tree.map(note, state.observed, observed),
+      tokens_BxT=record(state.tokens_BxT, token_B),
+      observed=jax.tree.map(record, state.observed, observed),
     )
 
 

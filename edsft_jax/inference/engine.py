@@ -70,7 +70,7 @@ def _tokens_in(
   platform = mesh.devices.flat[0].platform
   flops = _FLOPS.get(platform, _ACCELERATOR_FLOPS) * mesh.size
   costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
-  return seconds * flops / (2 * costs.num_in_layers)
+  return seconds * flops / (2 * costs.num_layer_weights)
 
 
 class Target(NamedTuple):
@@ -115,7 +115,7 @@ class Engine:
     end_ids: Sequence[int],
     max_new_tokens: int,
     batch_tokens: int,
-    most_rows: int,
+    max_rows: int,
     hooks: Hooks | None = None,
     layer: int = -1,
   ):
@@ -128,7 +128,7 @@ class Engine:
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
-      most_rows: rows per call at most.
+      max_rows: rows per call at most.
       hooks: functions to compute for each row.
       layer: layer of the prompt hook's features, see Decoder.__call__.
     """
@@ -144,8 +144,8 @@ class Engine:
       batch_tokens // self._num_workers,
       max_new_tokens,
       mesh_lib.batch_multiple(mesh),
-      -(-most_rows // self._num_workers),
-      worth_a_call=int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
+      -(-max_rows // self._num_workers),
+      call_tokens=int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
     )
     graph, _ = nnx.split(decoder)
     hooks = hooks or Hooks()
@@ -303,8 +303,8 @@ class Engine:
 
       max_active = 0
       if number + 1 < len(queue):
-        # Leave slots for the next chunk, which may have a longer cache and so
-        # fewer slots.
+        # The rows left active and the next chunk must fit into the slots, of
+        # which there are fewer if its cache is longer.
         next_chunk, next_cache_length = queue[number + 1]
         num_slots = self._sizes.num_slots(next_cache_length)
         max_active = num_slots - len(next_chunk.indices)

@@ -18,7 +18,7 @@ from edsft_jax.inference.workers import Compiled
 from edsft_jax.models import Decoder, Output
 
 # Most logits held at once while given tokens are scored, in floats.
-MOST_LOGITS = 2**22
+MAX_LOGITS = 2**22
 
 PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array], Any]
 RowHook = Callable[[Any, jax.Array], Any]
@@ -59,7 +59,7 @@ class Programs:
     """Returns the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
     output = decoder(tokens_BxL, mask_BxL, layer=self.decoding.layer)
-    return self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+    return self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL)
 
   def prefill(
     self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
@@ -67,7 +67,7 @@ class Programs:
     """Returns rows to continue, and the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
     state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL)
-    found = self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+    found = self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL)
     return self._placed(state), found
 
   def init_state(
@@ -140,7 +140,7 @@ class Programs:
       target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_targets_B)
     )
 
-  def _of_prompt(
+  def _run_prompt_hook(
     self,
     decoder: Decoder,
     output: Output,
@@ -203,7 +203,7 @@ def target_likelihood(
   hidden_BxLxD: jax.Array,
   tokens_BxL: jax.Array,
   num_targets_B: jax.Array,
-  most_logits: int = MOST_LOGITS,
+  max_logits: int = MAX_LOGITS,
 ) -> dict[str, jax.Array]:
   """Scores the last tokens of each row, given those before them.
 
@@ -216,7 +216,7 @@ def target_likelihood(
     tokens_BxL: the rows, padded on the left.
     num_targets_B: how many last tokens of each row to score; the first token of
       a row cannot be scored, since nothing predicts it.
-    most_logits: limit on the logits held at once, in floats.
+    max_logits: limit on the logits held at once, in floats.
 
   Returns:
     nll: float32 [B], the negative log-likelihood of a row's targets in nats.
@@ -224,7 +224,7 @@ def target_likelihood(
   """
   batch, length = tokens_BxL.shape
   floats = batch * decoder.config.vocab_size
-  size = min(max(most_logits // floats, 1), length - 1)
+  size = min(max(max_logits // floats, 1), length - 1)
 
   def add_block(
     block: jax.Array, sums: tuple[jax.Array, jax.Array]

@@ -18,15 +18,15 @@ class ShapeOptions:
     compile_tokens: compiling a program takes about as long as running it on
       this many tokens.
     step: padded lengths are multiples of this.
-    most_lengths: limit on padded lengths. Each needs one program to read
+    max_lengths: limit on padded lengths. Each needs one program to read
       prompts, or two if only some of the prompts are continued.
-    most_cache_lengths: limit on cache lengths, each with a program to decode.
+    max_cache_lengths: limit on cache lengths, each with a program to decode.
   """
 
   compile_tokens: float
   step: int = 16
-  most_lengths: int = 8
-  most_cache_lengths: int = 4
+  max_lengths: int = 8
+  max_cache_lengths: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Shapes:
     padded = -(-np.maximum(lengths, 1) // options.step) * options.step
     sizes, counts = np.unique(padded, return_counts=True)
     cost = options.compile_tokens
-    chosen = _choose(sizes, counts, options.most_lengths, cost)
+    chosen = _choose(sizes, counts, options.max_lengths, cost)
     counts = np.bincount(
       np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)
     )
-    caches = _choose(chosen, counts, options.most_cache_lengths, cost)
+    caches = _choose(chosen, counts, options.max_cache_lengths, cost)
     return cls(tuple(chosen.tolist()), tuple(caches.tolist()))
 
   def length(self, num_tokens: int) -> int:
@@ -76,8 +76,8 @@ class BatchSizes:
     batch_tokens: tokens per batch, padding included.
     num_new: new tokens per row.
     multiple: numbers of rows are multiples of this.
-    most: total number of rows.
-    worth_a_call: tokens that take as long as the overhead of a call; each call
+    total_rows: total number of rows.
+    call_tokens: tokens that take as long as the overhead of a call; each call
       reads at least this many, up to a quarter of the batch.
     prefill_share: a prefill reads 1 / prefill_share of batch_tokens. Few, so
       that few slots stay empty while others finish. More is not faster on a
@@ -88,8 +88,8 @@ class BatchSizes:
   batch_tokens: int
   num_new: int
   multiple: int
-  most: int
-  worth_a_call: int = 0
+  total_rows: int
+  call_tokens: int = 0
   prefill_share: int = 32
   read_share: int = 16
 
@@ -107,11 +107,11 @@ class BatchSizes:
     return self._fit(self._read_tokens(self.read_share) // length)
 
   def _read_tokens(self, share: int) -> int:
-    worth = min(self.worth_a_call, self.batch_tokens // 4)
+    worth = min(self.call_tokens, self.batch_tokens // 4)
     return max(self.batch_tokens // share, worth)
 
   def _fit(self, rows: int) -> int:
-    most = -(-self.most // self.multiple)
+    most = -(-self.total_rows // self.multiple)
     return min(max(rows // self.multiple, 1), most) * self.multiple
 
 
@@ -178,14 +178,14 @@ def pad_left(
 
 
 def _choose(
-  sizes: np.ndarray, counts: np.ndarray, most: int, compile_tokens: float
+  sizes: np.ndarray, counts: np.ndarray, max_sizes: int, compile_tokens: float
 ) -> np.ndarray:
   """Chooses a subset of sizes, so that rounding up to them wastes little.
 
   Args:
     sizes: candidate sizes, ascending.
     counts: number of rows of each size.
-    most: sizes to choose at most; fewer if more are not worth compiling.
+    max_sizes: sizes to choose at most; fewer if more are not worth compiling.
     compile_tokens: the cost of each size, in tokens.
 
   Returns:
@@ -195,7 +195,7 @@ def _choose(
   below = np.concatenate([[0], np.cumsum(counts)])
   # Dynamic programming. best[k, j]: tokens of the rows of the first j sizes,
   # rounded up to k sizes, the last of which is the j-th.
-  best = np.full((min(most, num) + 1, num + 1), np.inf)
+  best = np.full((min(max_sizes, num) + 1, num + 1), np.inf)
   before = np.zeros(best.shape, int)
   best[0, 0] = 0
   for k in range(1, len(best)):

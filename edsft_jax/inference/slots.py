@@ -148,7 +148,7 @@ class Slots:
       )
       now = jax.device_get(now)
       self._find_stops(now)
-      result.append(self._take_out(now))
+      result.append(self._remove_ended(now))
     return result
 
   def _find_stops(self, now: dict[str, Any]) -> None:
@@ -158,7 +158,7 @@ class Slots:
         ids = now['tokens'][slot, : now['num_tokens'][slot]].tolist()
         self._stopped[slot] = self._stop.ends(ids)
 
-  def _take_out(self, now: dict[str, Any]) -> Ended:
+  def _remove_ended(self, now: dict[str, Any]) -> Ended:
     occupied_B = self._occupant != _EMPTY
     slots = np.flatnonzero(occupied_B & (~now['active'] | self._stopped))
     indices = self._occupant[slots].tolist()

@@ -66,14 +66,14 @@ class Costs:
   num_copies: int = 1
 
   @property
-  def num_in_layers(self) -> int:
+  def num_layer_weights(self) -> int:
     """Number of weights that every token is multiplied with."""
     c = self.config
     heads = 2 * (c.num_heads + c.num_kv_heads) * c.head_dim
     return c.num_layers * c.width * (heads + 3 * c.mlp_width)
 
   @property
-  def num_in_output(self) -> int:
+  def num_output_weights(self) -> int:
     """Number of weights of the output layer, for tokens with logits."""
     return self.config.width * self.config.vocab_size
 
@@ -90,12 +90,14 @@ class Costs:
     # Each token attends to itself and all before it, in two products.
     pairs = num * (first + end + 1) / 2
     attention = 4 * c.num_layers * c.num_heads * c.head_dim * pairs
-    multiplied = num * self.num_in_layers + num_scored * self.num_in_output
+    multiplied = (
+      num * self.num_layer_weights + num_scored * self.num_output_weights
+    )
     return 2 * multiplied + attention
 
   def read_bytes(self, scored: bool = True) -> float:
     """Bytes read in one pass over prompts, with logits or without."""
-    weights = self.num_in_layers + scored * self.num_in_output
+    weights = self.num_layer_weights + scored * self.num_output_weights
     return float(self.num_copies * weights * self.item_bytes)
 
   def step_bytes(self, num_slots: int, cache_length: int) -> float:
@@ -106,7 +108,7 @@ class Costs:
     return self.read_bytes() + float(cache * self.item_bytes)
 
 
-def shown(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
+def describe(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
   """Text with tokens per second and, on known devices, utilisation."""
   text = f'{work.tokens / seconds:,.0f} tokens/s'
   peak = PEAKS.get(devices[0].device_kind)
@@ -143,7 +145,7 @@ class Rate:
     self.work += work
     seconds = time.monotonic() - self._start
     self._bar.set_postfix_str(
-      shown(self.work, seconds, self._devices), refresh=False
+      describe(self.work, seconds, self._devices), refresh=False
     )
     self._bar.update(work.prompts)
 

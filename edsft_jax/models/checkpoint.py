@@ -269,7 +269,7 @@ class _Weights:
     self._directory = directory
     self.files: list[pathlib.Path] = []
     self._open: dict[str, Any] = {}
-    self._home: dict[str, Any] = {}
+    self._file_of: dict[str, Any] = {}
     if (directory / WEIGHTS).is_file():
       self._add(WEIGHTS)
     elif (directory / INDEX).is_file():
@@ -289,13 +289,13 @@ class _Weights:
     return self
 
   def __exit__(self, *unused: Any) -> None:
-    self._home.clear()
+    self._file_of.clear()
     self._open.clear()
 
   def check(self, config: DecoderConfig) -> None:
     """Compares names, shapes and dtypes with the decoder's."""
     last = f'model.layers.{config.num_layers - 1}.'
-    if not any(name.startswith(last) for name in self._home):
+    if not any(name.startswith(last) for name in self._file_of):
       # Checked first, so that a wrong number does not build that many layers.
       raise errors.InputError(
         f'{self._directory} has no tensors {last}*, but config.json has '
@@ -306,7 +306,7 @@ class _Weights:
     known = dict(expected)
     if config.tied:
       known[head] = expected['model.embed_tokens.weight']
-    found = [n for n in self._home if not n.endswith(_IGNORED_SUFFIXES)]
+    found = [n for n in self._file_of if not n.endswith(_IGNORED_SUFFIXES)]
     self._refuse(
       'has no tensor', sorted(set(expected) - set(found), key=_by_number)
     )
@@ -314,7 +314,7 @@ class _Weights:
       'has the unknown tensor', sorted(set(found) - set(known), key=_by_number)
     )
     for name in found:
-      part = self._home[name].get_slice(name)
+      part = self._file_of[name].get_slice(name)
       shape = tuple(part.get_shape())
       if shape != known[name]:
         raise errors.InputError(
@@ -330,11 +330,11 @@ class _Weights:
   def check_tied(self, config: DecoderConfig) -> None:
     """Rejects a tied checkpoint whose output layer differs."""
     head, embedding = 'lm_head.weight', 'model.embed_tokens.weight'
-    if not config.tied or head not in self._home:
+    if not config.tied or head not in self._file_of:
       return
     if not np.array_equal(
-      self._home[head].get_tensor(head),
-      self._home[embedding].get_tensor(embedding),
+      self._file_of[head].get_tensor(head),
+      self._file_of[embedding].get_tensor(embedding),
     ):
       raise errors.InputError(
         f'{self._directory}: config.json ties the output layer to the '
@@ -346,7 +346,7 @@ class _Weights:
   ) -> Callable[[Any], np.ndarray]:
     """Returns a callback that reads one device's part of a parameter."""
     name = tensor_name(path)
-    part = self._home[name].get_slice(name)
+    part = self._file_of[name].get_slice(name)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
       if _is_transposed(path):
@@ -357,10 +357,10 @@ class _Weights:
 
   def _add_index(self) -> None:
     index = self._directory / INDEX
-    homes = config_json.read_json_object(index).get('weight_map')
-    if not isinstance(homes, dict) or not homes:
+    weight_map = config_json.read_json_object(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
       raise errors.InputError(f'{index}: weight_map is missing')
-    for file_name in homes.values():
+    for file_name in weight_map.values():
       if not isinstance(file_name, str) or not _is_plain_name(file_name):
         raise errors.InputError(
           f'{index} names {file_name!r}: it may only name files next to it'
@@ -372,13 +372,13 @@ class _Weights:
           f'{index} names {file_name}, which does not exist: copy all shards'
         )
       self._add(file_name)
-    for name, file_name in homes.items():
-      if name not in self._home:
+    for name, file_name in weight_map.items():
+      if name not in self._file_of:
         raise errors.InputError(
           f'{self._directory / file_name} has no tensor {name}, which '
           f'{INDEX} places there'
         )
-      if self._home[name] is not self._open[file_name]:
+      if self._file_of[name] is not self._open[file_name]:
         raise errors.InputError(
           f'{index} places the tensor {name} in {file_name}, but another '
           'shard has it'
@@ -395,11 +395,11 @@ class _Weights:
     self.files.append(file)
     self._open[file_name] = opened
     for name in opened.keys():  # noqa: SIM118 (no mapping)
-      if name in self._home:
+      if name in self._file_of:
         raise errors.InputError(
           f'{self._directory} has the tensor {name} twice, once in {file_name}'
         )
-      self._home[name] = opened
+      self._file_of[name] = opened
 
   def _refuse(self, what: str, names: list[str]) -> None:
     if names:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.rope import rotate, rotations
 
-# See Attention.most_scores.
-MOST_SCORES = 2**26
+# See Attention.max_scores.
+MAX_SCORES = 2**26
 
 
 class LoRAParam(nnx.Param):
@@ -282,7 +282,7 @@ class Attention(nnx.Module):
   """Causal grouped-query attention.
 
   Attributes:
-    most_scores: limit on the attention scores held at once, over all rows and
+    max_scores: limit on the attention scores held at once, over all rows and
       heads, in floats; without it, memory would grow with the square of a
       prompt's length.
   """
@@ -290,7 +290,7 @@ class Attention(nnx.Module):
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.head_dim = config.head_dim
     self.num_kv_heads = config.num_kv_heads
-    self.most_scores = MOST_SCORES
+    self.max_scores = MAX_SCORES
     self.qk_norm = config.qk_norm
 
     def linear(num_in: int, num_out: int, use_bias: bool) -> Linear:
@@ -343,7 +343,7 @@ class Attention(nnx.Module):
       batch, self.num_kv_heads, -1, length, head_dim
     )
     attended_BxKxGxLxA = _attend(
-      q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, self.most_scores
+      q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, self.max_scores
     )
     merged_BxLxHA = (
       attended_BxKxGxLxA.reshape(batch, -1, length, head_dim)
@@ -363,14 +363,14 @@ def _attend(
   k_BxKxAxS: jax.Array,
   v_BxKxSxA: jax.Array,
   inputs: AttentionInputs,
-  most_scores: int,
+  max_scores: int,
 ) -> jax.Array:
   """Softmax attention, [B, K, G, L, A].
 
-  Works in blocks of queries if there would be more than `most_scores` scores.
+  Works in blocks of queries if there would be more than `max_scores` scores.
   """
   *heads, length, head_dim = q_BxKxGxLxA.shape
-  most = max(most_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
+  most = max(max_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
   if length <= most:
     return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
   size = next(n for n in range(most, 0, -1) if length % n == 0)

@@ -126,8 +126,8 @@ class PromptFormat:
 
     A prompt beyond `limit` loses text of its last turn, at the end, at the
     start or in the middle, as prompt.truncate says. The template's own tokens,
-    the separator and earlier turns stay. If earlier turns alone exceed the
-    limit, the tokens are cut instead, and only BOS is sure to stay.
+    the separator and earlier turns stay. If earlier turns alone fill the limit,
+    the tokens are cut instead, and only BOS is sure to stay.
 
     Args:
       prompt: text, or turns with 'role' and 'content'.

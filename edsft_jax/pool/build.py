@@ -99,7 +99,7 @@ class _Sorter:
       )
     self._keys.add(key)
     self._line_of_id[item.id] = row.line
-    self._kept.look(row.values, item.prompt, item.response)
+    self._kept.inspect(row.values, item.prompt, item.response)
     if item.response:
       self._answered += 1
       self._task_is_answer += leaks.same_words(item.task, item.response)
@@ -185,7 +185,9 @@ def _no_usable_row(
   )
 
 
-def without(heldout: store.Prompts, pool: store.Prompts) -> store.Prompts:
+def without_pool_prompts(
+  heldout: store.Prompts, pool: store.Prompts
+) -> store.Prompts:
   """The held-out prompts that are not in the pool."""
   in_pool = {schema.prompt_key(prompt) for prompt in pool.prompts}
   return heldout.where(

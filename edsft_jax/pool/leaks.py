@@ -25,7 +25,7 @@ def same_words(text: str, other: str) -> bool:
   return normalize(text) == normalize(other)
 
 
-def holds(text: str, part: str) -> bool:
+def contains(text: str, part: str) -> bool:
   """Whether `text` contains the words of `part` in a row; both normalized."""
   return bool(part.strip()) and part in text
 
@@ -46,7 +46,7 @@ class KeptColumns:
     self.values: dict[str, list[store.Scalar | None]] = {}
     self.dropped: dict[str, str] = {}
 
-  def look(
+  def inspect(
     self, values: Mapping[str, Any], prompt: store.Prompt, response: str
   ) -> None:
     """Drops the columns whose value in this row is unfit."""
@@ -65,7 +65,7 @@ class KeptColumns:
       else:
         part = normalize(str(value))
         # What the prompt already says reveals nothing.
-        reveals = holds(answer, part) and not holds(question, part)
+        reveals = contains(answer, part) and not contains(question, part)
         self._num_parts[name] += reveals
 
   def _drop(self, name: str, reason: str) -> None:
@@ -73,7 +73,7 @@ class KeptColumns:
     self.values.pop(name, None)
 
   def keep(self, values: Mapping[str, Any]) -> None:
-    """Adds the values of a row, after `look`."""
+    """Adds the values of a row, after `inspect`."""
     for name, value in values.items():
       if name in self._used or name in self.dropped or value is None:
         continue
@@ -104,9 +104,9 @@ def _unfit(name: str, value: Any, answer: str) -> str:
   if store.damage(name + text):
     return 'not Unicode'
   text = normalize(text)
-  if holds(text, answer):
+  if contains(text, answer):
     return 'it contains a response'
-  if len(text.split()) >= _EXCERPT_WORDS and holds(answer, text):
+  if len(text.split()) >= _EXCERPT_WORDS and contains(answer, text):
     return 'it contains a part of a response'
   return ''
 

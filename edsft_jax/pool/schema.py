@@ -8,9 +8,10 @@ Columns are detected, whatever their case, in this order:
   instruction  `instruction`, with `input` or `context` appended, and an answer
   question     `question` with an answer
 
-A prompt column may also hold a conversation. A column named in the config is
-used instead. The task is `task`, else `category`; the id is `id`, else a hash
-of the prompt. If some rows have a task, the others get the task `none`.
+A prompt column may also hold a conversation. A prompt column named in the
+config is used alone, without `input` or `context`. The task is `task`, else
+`category`; the id is `id`, else a hash of the prompt. If some rows have a task,
+the others get the task `none`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -188,7 +188,9 @@ def _run_heldout(
     strict=options.strict,
   )
   answered = built.pool.answered()
-  heldout = build.without(answered, store.read_prompts(workdir.pool))
+  heldout = build.without_pool_prompts(
+    answered, store.read_prompts(workdir.pool)
+  )
   counts = {
     'prompts': len(heldout),
     'without_response': len(built.pool) - len(answered),

@@ -59,7 +59,7 @@ class Split:
     name, split = match['name'], match['split']
     folder = _find_folder(path, name, match['config'], match['version'])
     self._damage = f'{path}: {folder} is damaged: prepare it again'
-    with _naming(self._damage):
+    with _as_input_error(self._damage):
       builder = tfds.builder_from_directory(folder)
     info = builder.info
     formats = {fmt.value for fmt in info.available_file_formats()}
@@ -71,7 +71,7 @@ class Split:
     splits = ', '.join(
       f'{n} ({s.num_examples:,})' for n, s in info.splits.items()
     )
-    with _naming(
+    with _as_input_error(
       f'{path}: name one of the splits {splits}, or a slice such as '
       f'{next(iter(info.splits), "train")}[:100]'
     ):
@@ -80,7 +80,7 @@ class Split:
     self._features = info.features
     self._records: Any = []
     if not is_empty:
-      with _naming(self._damage):
+      with _as_input_error(self._damage):
         self._records = builder.as_data_source(split, file_format=FORMAT)
 
   def __len__(self) -> int:
@@ -95,7 +95,7 @@ class Split:
     end = min(limit or len(self), len(self))
     for start in range(0, end, _BATCH_ROWS):
       numbers = range(start, min(start + _BATCH_ROWS, end))
-      with _naming(self._damage):
+      with _as_input_error(self._damage):
         records = self._records.__getitems__(numbers)
       for number, record in zip(numbers, records, strict=True):
         yield readers.Row(number + 1, self._values(record))
@@ -149,7 +149,7 @@ def _decode(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(message: str) -> Iterator[None]:
+def _as_input_error(message: str) -> Iterator[None]:
   """Turns errors of TFDS, protobuf and array_record into an InputError."""
   try:
     yield

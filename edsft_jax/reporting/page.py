@@ -40,7 +40,7 @@ class Page:
   """The page and the data of its files.
 
   Attributes:
-    html: the whole page.
+    html: the page's HTML.
     exhibits: its plots with their data.
     comparison_rows: every comparison with random, in COMPARISON_COLUMNS.
   """

@@ -15,7 +15,7 @@ from edsft_jax.scoring import statistics
 from edsft_jax.scoring.pooling import pool_features
 
 # Most logits held at once while a prompt's tokens are scored, in floats.
-_MOST_LOGITS = 2**22
+_MAX_LOGITS = 2**22
 
 
 @dataclasses.dataclass
@@ -52,7 +52,7 @@ class Scorer:
     end_ids: Sequence[int],
     max_new_tokens: int,
     batch_tokens: int,
-    most_rows: int,
+    max_rows: int,
     prompt_scores: bool = True,
     length_normalized: bool = False,
     pooling: str = 'mean',
@@ -67,7 +67,7 @@ class Scorer:
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
-      most_rows: prompts per call at most.
+      max_rows: prompts per call at most.
       prompt_scores: also score the prompts' own tokens.
       length_normalized: divide least_confidence by the number of steps.
       pooling: how features are pooled, see `pool_features`.
@@ -81,17 +81,17 @@ class Scorer:
       end_ids=end_ids,
       max_new_tokens=max_new_tokens,
       batch_tokens=batch_tokens,
-      most_rows=most_rows,
+      max_rows=max_rows,
       hooks=inference.Hooks(
         prompt=functools.partial(
-          _of_prompt,
+          _prompt_results,
           with_scores=prompt_scores,
           length_normalized=length_normalized,
           pooling=pooling,
         ),
         step=statistics.token_statistics,
         row=functools.partial(
-          _of_continuation, length_normalized=length_normalized
+          _row_results, length_normalized=length_normalized
         ),
         scores_prompt=prompt_scores,
       ),
@@ -134,25 +134,27 @@ class Scorer:
     generations = self._engine.generate(
       self._weights, [tokens[i] for i in continued], progress
     )
-    of_prompts = _spread(
+    prompt_results = _spread(
       len(tokens),
       (only_read, read),
-      (continued, generations.of_prompts),
+      (continued, generations.prompt_results),
     )
-    of_rows = _spread(len(tokens), (continued, generations.of_rows)) or {}
+    row_results = (
+      _spread(len(tokens), (continued, generations.row_results)) or {}
+    )
     new_tokens = [np.zeros(0, np.int32) for _ in tokens]
     for i, ids in zip(continued, generations.tokens, strict=True):
       new_tokens[i] = ids
-    scores = of_rows.get('scores', {})
+    scores = row_results.get('scores', {})
     return Scores(
-      features=of_prompts['features'],
-      prompt_scores=of_prompts['scores'],
+      features=prompt_results['features'],
+      prompt_scores=prompt_results['scores'],
       generated=generate,
       scores={
         name: np.where(generate, values, np.float32(np.nan))
         for name, values in scores.items()
       },
-      near_ties=of_rows.get('near_ties', np.zeros(len(tokens), np.int32)),
+      near_ties=row_results.get('near_ties', np.zeros(len(tokens), np.int32)),
       tokens=new_tokens,
     )
 
@@ -175,7 +177,7 @@ def _spread(num_rows: int, *parts: tuple[list[int], Any]) -> Any:
   return jax.tree.map(join, *(tree for _, tree in parts))
 
 
-def _of_continuation(
+def _row_results(
   observed: statistics.TokenStatistics,
   step_BxT: jax.Array,
   *,
@@ -189,7 +191,7 @@ def _of_continuation(
   }
 
 
-def _of_prompt(
+def _prompt_results(
   decoder: models.Decoder,
   output: models.Output,
   tokens_BxL: jax.Array,
@@ -221,11 +223,11 @@ def _prompt_statistics(
   batch, length = tokens_BxL.shape
   vocab = decoder.config.vocab_size
   size = 1
-  while length % (2 * size) == 0 and 2 * size * batch * vocab <= _MOST_LOGITS:
+  while length % (2 * size) == 0 and 2 * size * batch * vocab <= _MAX_LOGITS:
     size *= 2
   next_BxL = jnp.roll(tokens_BxL, -1, axis=1)
 
-  def of_block(
+  def score_block(
     block: tuple[jax.Array, jax.Array],
   ) -> statistics.TokenStatistics:
     hidden_BxPxD, next_BxP = block
@@ -235,7 +237,9 @@ def _prompt_statistics(
     x_BxNxP = x_BxL.reshape(batch, -1, size, *x_BxL.shape[2:])
     return x_BxNxP.swapaxes(0, 1)
 
-  of_NxBxP = jax.lax.map(of_block, (blocks(hidden_BxLxD), blocks(next_BxL)))
+  block_NxBxP = jax.lax.map(
+    score_block, (blocks(hidden_BxLxD), blocks(next_BxL))
+  )
   return jax.tree.map(
-    lambda x: x.swapaxes(0, 1).reshape(batch, length)[:, :-1], of_NxBxP
+    lambda x: x.swapaxes(0, 1).reshape(batch, length)[:, :-1], block_NxBxP
   )

@@ -22,7 +22,7 @@ from edsft_jax.scoring.scorer import Scorer, Scores
 
 # Processes that share a mesh run out of memory at nearly the same time: wait
 # this many seconds for the others before treating it as one process's problem.
-_SAME_SECONDS = 20.0
+_OUT_OF_MEMORY_SECONDS = 20.0
 
 
 def check(
@@ -115,12 +115,12 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     return
   with manifest.timed('score') if first else contextlib.nullcontext():
     notes = _score_shards(config, path, pool, ranges, folders, todo)
-    processes.meet('scored')
+    processes.barrier('scored')
     processes.await_files(folders)
     shards.join_features(
       workdir, len(ranges), processes.index(), processes.count()
     )
-    processes.meet('joined')
+    processes.barrier('joined')
     if not first:
       return
     shards.join_scores(workdir, len(ranges))
@@ -227,8 +227,8 @@ def _score_shards(
   )
   shapes = inference.choose_shapes(decoder, mesh, encoded.lengths)
   end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
-  most_rows = min(c.shard_prompts, len(pool))
-  scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, most_rows)
+  max_rows = min(c.shard_prompts, len(pool))
+  scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, max_rows)
 
   mine = shards.part(todo, processes.index(), processes.count())
   work = todo if mesh.is_multi_process else mine
@@ -270,7 +270,7 @@ def _scorers(
   mesh: jax.sharding.Mesh,
   shapes: inference.Shapes,
   end_ids: Sequence[int],
-  most_rows: int,
+  max_rows: int,
 ) -> Callable[[int], Scorer]:
   """Returns a cached function: tokens per batch -> scorer."""
   return functools.cache(
@@ -281,7 +281,7 @@ def _scorers(
       end_ids=end_ids,
       max_new_tokens=options.max_new_tokens,
       batch_tokens=batch_tokens,
-      most_rows=most_rows,
+      max_rows=max_rows,
       prompt_scores=options.prompt_scores,
       length_normalized=options.length_normalized,
       pooling=options.features.pooling,
@@ -337,7 +337,9 @@ def _within_memory(
         raise
       # If only this process is out of memory, the others wait for its part of
       # the batch and never get here.
-      alone = together and not processes.met_within('no memory', _SAME_SECONDS)
+      alone = together and not processes.barrier_within(
+        'no memory', _OUT_OF_MEMORY_SECONDS
+      )
       if len(sizes) == 1 or alone:
         raise errors.InputError(
           f'the device has no memory for {sizes[0]} tokens per batch: lower '

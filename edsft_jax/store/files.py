@@ -37,7 +37,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   _remove(partial)
   try:
     yield partial
-    _grant(partial)
+    _apply_umask(partial)
     _sync(partial)
     os.replace(partial, path)
   except BaseException as e:
@@ -61,7 +61,7 @@ def _remove(path: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _grant(path: pathlib.Path) -> None:
+def _apply_umask(path: pathlib.Path) -> None:
   """Sets the permissions that plain writes have; safetensors writes 0600."""
   mask = os.umask(0o077)  # The umask can only be read by setting it.
   os.umask(mask)

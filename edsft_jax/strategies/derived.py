@@ -13,7 +13,7 @@ WIDTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 CURVE_PROMPTS = 4000
 
 # Limit on the tasks found in a pool without labels, unless the config sets it.
-MOST_CLUSTERS = 100
+MAX_CLUSTERS = 100
 
 
 def tasks(features: np.ndarray, num_clusters: int) -> list[str]:
@@ -24,7 +24,7 @@ def tasks(features: np.ndarray, num_clusters: int) -> list[str]:
     num_clusters: number of tasks; 0: the square root of half the pool, at most
       100.
   """
-  suggested = min(max(round(np.sqrt(len(features) / 2)), 1), MOST_CLUSTERS)
+  suggested = min(max(round(np.sqrt(len(features) / 2)), 1), MAX_CLUSTERS)
   labels = selection.cluster_tasks(features, num_clusters or suggested)
   console.say(
     'select',

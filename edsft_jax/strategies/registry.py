@@ -50,7 +50,7 @@ class Strategy:
 
   @property
   def needs_scoring(self) -> bool:
-    """Whether it needs the score stage, even if the pool has tasks."""
+    """Whether it needs the score stage, whatever the pool has."""
     return bool(self.reads & {'scores', 'features', 'kernel'})
 
   def is_seeded(self, config: ml_collections.ConfigDict) -> bool:

@@ -43,14 +43,14 @@ def complete(
   Raises:
     InputError: the column or some of its values are missing.
   """
-  of_prompt = column.startswith('prompt_')
-  option = 'prompt_scores' if of_prompt else 'generate'
+  is_prompt_score = column.startswith('prompt_')
+  option = 'prompt_scores' if is_prompt_score else 'generate'
   remedy = f'score with scoring.{option}=True in a new --workdir'
   if column not in scores:
     raise errors.InputError(f'scores.parquet has no {column}: {remedy}')
   values = scores[column]
   if absent := np.flatnonzero(np.isnan(values)).tolist():
-    if of_prompt:
+    if is_prompt_score:
       remedy = 'prompts of a single token have none, leave the strategy out'
     raise errors.InputError(
       f'scores.parquet has no {column} for '

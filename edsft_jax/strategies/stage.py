@@ -97,11 +97,11 @@ def _check_scoring(
         'False: set it to True, or leave the strategy out'
       )
   for row in rows:
-    of_continuation = 'scores' in row.reads and not row.column.startswith(
+    needs_continuations = 'scores' in row.reads and not row.column.startswith(
       'prompt_'
     )
     sampled = not row.column and c.confidence_prompts_per_task
-    if of_continuation and not c.generate and not sampled:
+    if needs_continuations and not c.generate and not sampled:
       raise errors.InputError(
         f'{row.name} needs continuations, and scoring.generate is False: set '
         'it to True, or leave the strategy out (prompt_ scores need none)'

@@ -424,11 +424,11 @@ def test_pretrained_model_writes_what_transformers_writes(
     )
 
 
-def _with_most_scores(decoder, most_scores):
+def _with_most_scores(decoder, max_scores):
   """A copy whose attention holds no more scores than that."""
   copy = nnx.clone(decoder)
   for layer in copy.layers:
-    layer.self_attn.most_scores = most_scores
+    layer.self_attn.max_scores = max_scores
   return nnx.split(copy)
 
 

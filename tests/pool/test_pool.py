@@ -515,5 +515,5 @@ def test_key_of_a_prompt_in_the_pool():
   turns = [{'role': 'user', 'content': 'p'}]
   pool_prompts = store.Prompts(['a'], [turns], None)
   heldout = store.Prompts(['x', 'y'], ['p', 'q'], None, ['r', 'r'])
-  assert build.without(heldout, pool_prompts).ids == ['y']
+  assert build.without_pool_prompts(heldout, pool_prompts).ids == ['y']
   assert schema.Item('', turns, '', '').key == schema.Item('', 'p', '', '').key

@@ -234,9 +234,9 @@ processes._GRACE_SECONDS = 1.0
 processes.start(address, 2, number)
 console.say('test', f'process {number}')
 assert processes.from_first('number', lambda: [number]) == [0]
-together = processes.met_within('all', 30)
+together = processes.barrier_within('all', 30)
 if number:
-  print(together, processes.met_within('one', 1))
+  print(together, processes.barrier_within('one', 1))
   processes.end(7, lambda: print('the culprit'))
 mesh = jax.make_mesh((8,), ('data',))
 place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
@@ -299,7 +299,7 @@ def test_a_workdir_that_not_all_see_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, 'count', lambda: 2)
   monkeypatch.setattr(processes, 'is_first', lambda: False)
   monkeypatch.setattr(processes, 'from_first', lambda name, make: 'written')
-  monkeypatch.setattr(processes, 'meet', lambda name: None)
+  monkeypatch.setattr(processes, 'barrier', lambda name: None)
   (tmp_path / 'written').touch()
   processes.check_shared(tmp_path)
   with pytest.raises(errors.InputError, match='all processes share'):

@@ -69,7 +69,7 @@ def _scorer(decoder, mesh, end_ids, shapes, batch_tokens) -> Scorer:
     end_ids=end_ids,
     max_new_tokens=NUM_NEW,
     batch_tokens=batch_tokens,
-    most_rows=99,
+    max_rows=99,
   )
 
 
@@ -194,7 +194,7 @@ def test_only_what_is_computed_counts(decoder):
       end_ids=(),
       max_new_tokens=NUM_NEW,
       batch_tokens=2**14,
-      most_rows=16,
+      max_rows=16,
       prompt_scores=False,
     )
     seen = []

@@ -432,7 +432,7 @@ def test_out_of_memory_in_one_of_several_processes_ends_all(monkeypatch):
   def fail(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
-  monkeypatch.setattr(processes, 'met_within', lambda *_: False)
+  monkeypatch.setattr(processes, 'barrier_within', lambda *_: False)
   rate = Rate(console.bar('score', 1, 'prompts'), make_mesh())
   sizes, tokens = [256, 128], [np.ones(7), np.ones(3)]
   with pytest.raises(
