@@ -1,4 +1,4 @@
-"""Rows become a pool: unusable ones out, duplicates out, answers set apart."""
+"""Builds a pool from rows: drops duplicates, quarantines unusable rows."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -13,15 +13,15 @@ NO_TASK = 'none'
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-  """What a file gives.
+  """The contents of a file.
 
   Attributes:
     pool: the prompts to choose from, with the answers that came with them.
-    heldout: the prompts split off to evaluate on.
+    heldout: the prompts split off for evaluation.
     kept: other columns of the pool.
     dropped: columns left out, with the reason.
-    quarantine: rows refused: line, id, reason.
-    duplicates: rows whose prompt came before.
+    quarantine: rejected rows: line, id, reason.
+    duplicates: number of rows whose prompt came before.
   """
 
   pool: store.Prompts
@@ -41,9 +41,9 @@ def build(
 ) -> Built:
   """Sorts rows into pool, held-out set and quarantine.
 
-  The same prompt twice is kept once, the first. Held out are answered prompts
-  by a hash of their id, so that the split needs no seed and stays when rows
-  are added.
+  Of duplicate prompts the first is kept. A hash of the id decides whether an
+  answered prompt is held out, so the split needs no seed and does not change
+  when rows are added.
 
   Raises:
     InputError: no row is usable, a named task column holds the answers, or,
@@ -56,15 +56,15 @@ def build(
     except schema.UnusableRow as e:
       if strict:
         raise errors.InputError(
-          f'{source}, line {row.line}: {e}: fix it, or leave such rows out by '
-          'pool.strict=False'
+          f'{source}, line {row.line}: {e}: fix it, or set pool.strict=False '
+          'to leave out such rows'
         ) from None
       sorter.refuse(row, str(e))
   return sorter.finish(source)
 
 
 class _Sorter:
-  """What is known of the rows so far."""
+  """Sorts rows one by one."""
 
   def __init__(self, columns: schema.Columns, heldout_fraction: float):
     self._columns = columns
@@ -80,10 +80,10 @@ class _Sorter:
     self._task_is_answer = 0
 
   def add(self, row: readers.Row) -> None:
-    """Takes a row, or drops a duplicate.
+    """Adds a row, unless it is a duplicate.
 
     Raises:
-      UnusableRow: saying why.
+      UnusableRow: with the reason.
     """
     if row.values is None:
       raise schema.UnusableRow(row.problem)
@@ -99,7 +99,7 @@ class _Sorter:
       )
     self._keys.add(key)
     self._line_of_id[item.id] = row.line
-    self._kept.look(row.values, item.prompt, item.response)
+    self._kept.inspect(row.values, item.prompt, item.response)
     if item.response:
       self._answered += 1
       self._task_is_answer += leaks.same_words(item.task, item.response)
@@ -110,12 +110,12 @@ class _Sorter:
       self._kept.keep(row.values)
 
   def refuse(self, row: readers.Row, reason: str) -> None:
-    """Puts a row into quarantine."""
+    """Quarantines a row."""
     row_id = schema.read_id(row.values or {}, self._columns)
     self._quarantine.append({'line': row.line, 'id': row_id, 'reason': reason})
 
   def finish(self, source: str) -> Built:
-    """What all rows give.
+    """Returns the result.
 
     Raises:
       InputError: no row is usable, or a named task column holds the answers.
@@ -136,12 +136,12 @@ class _Sorter:
     )
 
   def _task_leaks(self, source: str) -> str:
-    """Why the task column cannot be one, or ''."""
+    """Why the task column holds answers instead of tasks, or ''."""
     num_equal, answered = self._task_is_answer, self._answered
     if not num_equal or num_equal < leaks.TASK_LEAK_SHARE * answered:
       return ''
     reason = (
-      f'it is the response in {num_equal:,} of {answered:,} answered rows'
+      f'it equals the response in {num_equal:,} of {answered:,} answered rows'
     )
     if self._columns.task_named:
       raise errors.InputError(
@@ -179,14 +179,16 @@ def _no_usable_row(
     return errors.InputError(f'{source} has no rows: give one prompt per row')
   first = quarantine[0]
   return errors.InputError(
-    f'{source} has no usable row: {len(quarantine):,} refused, the first in '
-    f'line {first["line"]}: {first["reason"]}: fix it, or name its format by '
-    'pool.format or its columns by pool.prompt_column and the like'
+    f'{source} has no usable row: {len(quarantine):,} rejected, the first in '
+    f'line {first["line"]}: {first["reason"]}: fix it, or set pool.format, '
+    'pool.prompt_column or another column option'
   )
 
 
-def without(heldout: store.Prompts, pool: store.Prompts) -> store.Prompts:
-  """The held-out prompts that are not in the pool, too."""
+def without_pool_prompts(
+  heldout: store.Prompts, pool: store.Prompts
+) -> store.Prompts:
+  """The held-out prompts that are not in the pool."""
   in_pool = {schema.prompt_key(prompt) for prompt in pool.prompts}
   return heldout.where(
     [schema.prompt_key(prompt) not in in_pool for prompt in heldout.prompts]

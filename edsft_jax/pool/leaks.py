@@ -1,4 +1,4 @@
-"""Answers must not reach what scores and selects: which columns hold one."""
+"""Finds columns that hold answers, to keep them from scoring and selection."""
 
 import collections
 from collections.abc import Mapping
@@ -8,34 +8,34 @@ from typing import Any
 from edsft_jax import store
 from edsft_jax.pool import schema
 
-# A column is not a task when it is the answer in this share of answered rows.
+# A column that equals the answer in this share of answered rows is not a task.
 TASK_LEAK_SHARE = 0.01
 # A part of a response counts as a leak when it has this many words.
 _EXCERPT_WORDS = 5
 
 
 def normalize(text: str) -> str:
-  """The words alone, without capitals, a space around each."""
+  """The words in lower case, separated and surrounded by single spaces."""
   words = re.findall(r'\w+', text.casefold())
   return f' {" ".join(words)} '
 
 
 def same_words(text: str, other: str) -> bool:
-  """Whether two texts are equal but for capitals, signs and spaces."""
+  """Whether two texts are equal up to case, punctuation and spaces."""
   return normalize(text) == normalize(other)
 
 
-def holds(text: str, part: str) -> bool:
-  """Whether `text` has the words of `part` in a row; both normalized."""
+def contains(text: str, part: str) -> bool:
+  """Whether `text` contains the words of `part` in a row; both normalized."""
   return bool(part.strip()) and part in text
 
 
 class KeptColumns:
-  """Gathers the columns besides prompt, task and response that may be kept.
+  """Collects the other columns: those besides prompt, task and response.
 
-  A column is dropped for good, with a reason, once it is seen to be nested,
-  not Unicode, or to hold a row's response (or a long part of one). A short part
-  may be chance; in half of the answered rows it is not.
+  A column is dropped, with a reason, as soon as a value is nested, not Unicode,
+  or contains the row's response or a long part of it. A short part may occur by
+  chance; the column is only dropped if it does in half of the answered rows.
   """
 
   def __init__(self, columns: schema.Columns):
@@ -46,10 +46,10 @@ class KeptColumns:
     self.values: dict[str, list[store.Scalar | None]] = {}
     self.dropped: dict[str, str] = {}
 
-  def look(
+  def inspect(
     self, values: Mapping[str, Any], prompt: store.Prompt, response: str
   ) -> None:
-    """Drops the columns that this row shows to be unfit."""
+    """Drops the columns whose value in this row is unfit."""
     answer = normalize(response)
     self._num_answered += bool(response)
     question = normalize(
@@ -64,16 +64,16 @@ class KeptColumns:
         self._drop(name, reason)
       else:
         part = normalize(str(value))
-        # What the prompt says already gives nothing away.
-        told = holds(answer, part) and not holds(question, part)
-        self._num_parts[name] += told
+        # What the prompt already says reveals nothing.
+        reveals = contains(answer, part) and not contains(question, part)
+        self._num_parts[name] += reveals
 
   def _drop(self, name: str, reason: str) -> None:
     self.dropped[name] = reason
     self.values.pop(name, None)
 
   def keep(self, values: Mapping[str, Any]) -> None:
-    """Adds a row that was looked at."""
+    """Adds the values of a row, after `inspect`."""
     for name, value in values.items():
       if name in self._used or name in self.dropped or value is None:
         continue
@@ -84,7 +84,7 @@ class KeptColumns:
     self._num_rows += 1
 
   def finish(self) -> dict[str, list[store.Scalar | None]]:
-    """The columns that are left, each as long as the rows kept."""
+    """The remaining columns, with one value per kept row."""
     for name, count in self._num_parts.items():
       if count and count >= 0.5 * self._num_answered:
         self._drop(name, f'it is part of the response in {count:,} rows')
@@ -95,7 +95,7 @@ class KeptColumns:
 
 def _unfit(name: str, value: Any, answer: str) -> str:
   if schema.may_be_answer(name):
-    return 'by its name it may be an answer'
+    return 'its name suggests an answer'
   if name.casefold() in ('id', 'prompt', 'task'):
     return 'its name is taken'
   if isinstance(value, list | dict | bytes) or _looks_nested(value):
@@ -104,15 +104,15 @@ def _unfit(name: str, value: Any, answer: str) -> str:
   if store.damage(name + text):
     return 'not Unicode'
   text = normalize(text)
-  if holds(text, answer):
-    return 'it holds a response'
-  if len(text.split()) >= _EXCERPT_WORDS and holds(answer, text):
-    return 'it holds a part of a response'
+  if contains(text, answer):
+    return 'it contains a response'
+  if len(text.split()) >= _EXCERPT_WORDS and contains(answer, text):
+    return 'it contains a part of a response'
   return ''
 
 
 def _looks_nested(value: Any) -> bool:
-  """JSON inside text: escapes would hide a response from the search."""
+  """Whether text may be JSON, whose escapes could hide a response."""
   if not isinstance(value, str):
     return False
   text = value.strip()

@@ -1,4 +1,4 @@
-"""Rows out of a file: JSON lines, JSON, CSV or parquet, plain or gzipped."""
+"""Reads rows from files: JSON lines, JSON, CSV or parquet, also gzipped."""
 
 from collections.abc import Iterator
 import contextlib
@@ -30,8 +30,9 @@ class Row:
   """One record of a file.
 
   Attributes:
-    line: where it begins, from 1; the record's number in .json and .parquet.
-    values: by column name; None where the record could not be read.
+    line: the line where it starts, from 1; the record's number for .json and
+      .parquet.
+    values: values by column name; None if the record could not be read.
     problem: why it could not be read, without its content.
   """
 
@@ -41,10 +42,10 @@ class Row:
 
 
 def find_format(path: pathlib.Path, override: str) -> str:
-  """The format by the file's ending, unless `override` names one.
+  """The format by the file extension, unless `override` names one.
 
   Raises:
-    InputError: the name or the ending is unknown.
+    InputError: the format or the extension is unknown.
   """
   names = tuple(dict.fromkeys(FORMATS.values()))
   if override != 'auto':
@@ -58,14 +59,18 @@ def find_format(path: pathlib.Path, override: str) -> str:
     suffixes.pop()
   if not suffixes or suffixes[-1] not in FORMATS:
     raise errors.InputError(
-      f'{path} has no known ending ({", ".join(FORMATS)}, .gz after it): '
-      'name its format by pool.format'
+      f'{path} has no known extension ({", ".join(FORMATS)}, optionally .gz): '
+      'set pool.format'
     )
   return FORMATS[suffixes[-1]]
 
 
 def check_readable(path: pathlib.Path, option: str) -> None:
-  """Raises InputError, naming the option, unless a file can be opened."""
+  """Checks that a file can be opened.
+
+  Raises:
+    InputError: naming the option.
+  """
   if path.is_dir():
     raise errors.InputError(f'{option}={path} is a folder: name a file')
   try:
@@ -84,15 +89,15 @@ def check_readable(path: pathlib.Path, option: str) -> None:
 def read(path: pathlib.Path, fmt: str, limit: int = 0) -> Iterator[Row]:
   """Yields a file's first `limit` records (0: all) in order.
 
-  A record that is broken by itself comes as a Row with a problem; a file that
-  is broken as a whole raises InputError.
+  A broken record becomes a Row with a problem; a file that is broken as a whole
+  raises InputError.
   """
   rows = _READERS[fmt](path)
   return itertools.islice(rows, limit) if limit else rows
 
 
 def columns(path: pathlib.Path, fmt: str, limit: int = 0) -> list[str]:
-  """Names of the columns that `read` yields, in the order they turn up."""
+  """Names of the columns that `read` yields, in order of first occurrence."""
   if fmt == 'parquet':
     with _parquet_errors(path):
       return pq.read_schema(path).names
@@ -105,7 +110,7 @@ def columns(path: pathlib.Path, fmt: str, limit: int = 0) -> list[str]:
 
 
 def _open_text(path: pathlib.Path) -> TextIO:
-  """Opens a plain or gzipped UTF-8 file; newlines stay as they are."""
+  """Opens a plain or gzipped UTF-8 file, without translating newlines."""
   with path.open('rb') as f:
     zipped = f.read(2) == b'\x1f\x8b'
   opener = gzip.open if zipped else open
@@ -115,11 +120,11 @@ def _open_text(path: pathlib.Path) -> TextIO:
 def _text_error(
   path: pathlib.Path, line: int, error: Exception
 ) -> errors.InputError:
-  """The InputError for a file that stops being readable text."""
+  """The error for a file that is not readable text after some line."""
   if isinstance(error, UnicodeDecodeError):
     return errors.InputError(
       f'{path} is not text: it cannot be read as UTF-8 after line {line}: '
-      'save it as UTF-8 or name its format by pool.format'
+      'save it as UTF-8 or set pool.format'
     )
   return errors.InputError(
     f'{path} cannot be read after line {line} ({error}): '
@@ -137,12 +142,12 @@ def _physical_lines(path: pathlib.Path) -> Iterator[str]:
   try:
     with _open_text(path) as f:
       head = f.read(4096)
-      # UTF-16 and most binary files are full of NUL bytes; text has none, or
-      # a stray one, whose row is refused later.
+      # UTF-16 and most binary files are full of NUL bytes. Text has none, or a
+      # stray one, and then its row is rejected later.
       if head.count('\0') * 10 > len(head):
         raise errors.InputError(
           f'{path} is not text: it is full of NUL bytes: save it as UTF-8 or '
-          'name its format by pool.format'
+          'set pool.format'
         )
     with _open_text(path) as f:
       for text in f:
@@ -158,7 +163,7 @@ def _read_jsonl(path: pathlib.Path) -> Iterator[Row]:
       continue
     try:
       value = json.loads(text)
-    # ValueError: not JSON, or an integer beyond Python's limit of digits.
+    # ValueError: not JSON, or an integer with more digits than Python allows.
     except (ValueError, RecursionError) as e:
       problem = e.msg if isinstance(e, json.JSONDecodeError) else 'unreadable'
       yield Row(line, None, f'broken JSON ({problem})')
@@ -180,17 +185,17 @@ def _json_type(value: Any) -> str:
 
 
 def _read_json(path: pathlib.Path) -> Iterator[Row]:
-  """A list of objects, or an object that holds one; else JSON lines."""
+  """Reads a list of objects, or an object that holds one, or JSON lines."""
   text = ''.join(_physical_lines(path))
   try:
     value = json.loads(text)
   except (ValueError, RecursionError) as e:
-    # Many a .json file holds JSON lines.
+    # Many .json files hold JSON lines.
     if isinstance(e, json.JSONDecodeError) and e.msg == 'Extra data':
       yield from _read_jsonl(path)
       return
     raise errors.InputError(
-      f'{path} is not JSON ({e}): fix it or name its format by pool.format'
+      f'{path} is not JSON ({e}): fix it or set pool.format'
     ) from None
   del text
   if isinstance(value, dict):
@@ -200,7 +205,7 @@ def _read_json(path: pathlib.Path) -> Iterator[Row]:
   if not isinstance(value, list):
     raise errors.InputError(
       f'{path} holds {_json_type(value)}, not a list of objects: '
-      'make it one object a prompt'
+      'write one object per prompt'
     )
   for number, item in enumerate(value, 1):
     yield _object_row(number, item)
@@ -211,7 +216,7 @@ def _is_object_list(value: Any) -> bool:
 
 
 def _read_csv(path: pathlib.Path) -> Iterator[Row]:
-  """Rows by the header's names; an empty cell is None."""
+  """Reads rows by the header's names; an empty cell becomes None."""
   records = store.csv_records(path, _physical_lines(path))
   _, header = next(records, (1, []))
   if isinstance(header, str):
@@ -242,7 +247,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[Row]:
 
 
 def _batch_rows(batch: pa.RecordBatch, number: int) -> Iterator[Row]:
-  """Rows numbered from `number`; one whose text is broken has a problem."""
+  """Yields rows numbered from `number`; broken text becomes a problem."""
   try:
     records = batch.to_pylist()
   except UnicodeDecodeError:
@@ -264,7 +269,7 @@ def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
     reason = str(e).splitlines()[0]
     raise errors.InputError(
       f'{path} cannot be read as parquet ({reason}): '
-      'the file is damaged or has another format'
+      'fetch it again, or set pool.format'
     ) from None
 
 

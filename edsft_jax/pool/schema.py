@@ -1,16 +1,17 @@
-"""Which column is what, and what a row says through them.
+"""Finds the columns of prompt, response, task and id, and reads rows.
 
-Found by themselves, whatever their capitals, in this order:
+Columns are detected, whatever their case, in this order:
 
   prompt       `prompt`, with one of ANSWER_COLUMNS
   messages     `messages`: a list of {'role', 'content'}, or its JSON text;
                the last assistant turn is the response
-  instruction  `instruction` with `input` or `context` under it, and an answer
+  instruction  `instruction`, with `input` or `context` appended, and an answer
   question     `question` with an answer
 
-A prompt column may hold a conversation, too. A column named by config is taken
-alone. The task is `task`, else `category`; the id is `id`, else a hash of the
-prompt. Where some rows have a task, the others are of the task `none`.
+A prompt column may also hold a conversation. A prompt column named in the
+config is used alone, without `input` or `context`. The task is `task`, else
+`category`; the id is `id`, else a hash of the prompt. If some rows have a task,
+the others get the task `none`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 from edsft_jax import errors, store
 
-# Taken as the response, the first that is there.
+# The first of these that exists is the response.
 ANSWER_COLUMNS = (
   'response',
   'completion',
@@ -34,8 +35,8 @@ ANSWER_COLUMNS = (
   'answers',
   'targets',
 )
-# A column with one of these words in its name is never kept next to the prompt,
-# whatever it holds.
+# A column with one of these words in its name is never kept in the pool,
+# whatever its values.
 _ANSWER_WORDS = frozenset(
   (
     *ANSWER_COLUMNS,
@@ -74,30 +75,30 @@ ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 
 
 def may_be_answer(name: str) -> bool:
-  """Whether a column's name says that it may hold answers.
+  """Whether a column's name suggests that it holds answers.
 
-  Words are told apart by signs, digits and capitals: `Gold answer`,
-  `answer_2` and `goldAnswer` all speak of an answer.
+  Splits names into words at punctuation, digits and capitals: `Gold answer`,
+  `answer_2` and `goldAnswer` all contain the word answer.
   """
   words = re.findall(r'[^\W\d_]+', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name))
   return any(word.casefold() in _ANSWER_WORDS for word in words)
 
 
 class UnusableRow(Exception):
-  """Why a row cannot be used; never says what its response is."""
+  """Why a row cannot be used; the message never reveals its response."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """Names of a file's columns; '' where there is none.
+  """Names of a file's columns; '' if there is none.
 
   Attributes:
-    prompt: text, or a conversation.
-    context: text that stands under the prompt's.
+    prompt: text or a conversation.
+    context: text to append to the prompt.
     messages: whether the prompt column may hold a conversation as JSON text.
     response: the answer.
-    task: the label.
-    task_named: the task column was named by a person, not found.
+    task: the task label.
+    task_named: whether the task column was named by the user, not detected.
     id: the id.
   """
 
@@ -111,14 +112,14 @@ class Columns:
 
   @property
   def used(self) -> set[str]:
-    """All that are something."""
+    """The columns that have a role."""
     names = (self.prompt, self.context, self.response, self.task, self.id)
     return set(names) - {''}
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """Columns that a person named; '' finds the usual one."""
+  """Columns that the user named; '' to detect one."""
 
   prompt: str = ''
   response: str = ''
@@ -142,7 +143,10 @@ class Item:
 
 
 def prompt_key(prompt: store.Prompt) -> bytes:
-  """Equal for equal prompts; a lone user turn is that turn's text."""
+  """A hash that is equal for equal prompts.
+
+  A conversation of one user turn equals that turn's text.
+  """
   if isinstance(prompt, list):
     if len(prompt) == 1 and prompt[0]['role'] == 'user':
       prompt = prompt[0]['content']
@@ -158,13 +162,13 @@ def find_columns(
 
   Args:
     source: the file, for messages.
-    names: the columns that it has.
-    named: those that a person named.
-    optional: look for the usual column where a named one is not there.
+    names: its columns.
+    named: the columns that the user named.
+    optional: detect a column if the named one does not exist.
 
   Raises:
-    InputError: a named column is not there or named twice, or there is no
-      prompt.
+    InputError: a named column does not exist or is named twice, or there is no
+      prompt column.
   """
   if optional:
     named = Named(
@@ -194,7 +198,7 @@ def find_columns(
   if not prompt:
     raise errors.InputError(
       f'{source} has no column prompt, messages, instruction or question: '
-      f'name one of its columns by pool.prompt_column: {", ".join(names)}'
+      f'set pool.prompt_column to one of its columns: {", ".join(names)}'
     )
   taken.add(prompt)
   return Columns(
@@ -209,7 +213,7 @@ def find_columns(
 
 
 def _check_named(source: str, names: Sequence[str], named: Named) -> set[str]:
-  """The columns that a person named.
+  """Returns the columns that the user named.
 
   Raises:
     InputError: one does not exist, is named twice, or holds answers.
@@ -225,22 +229,22 @@ def _check_named(source: str, names: Sequence[str], named: Named) -> set[str]:
       name and field in ('prompt', 'task') and name.casefold() in ANSWER_COLUMNS
     ):
       raise errors.InputError(
-        f'{option} holds answers by its name, and what selects must not read '
-        'one: rename the column if it does not'
+        f'{option} has the name of an answer column, and selection must not '
+        'read answers: rename the column if it does not hold any'
       )
     if name and name in options:
       raise errors.InputError(
-        f'{option} is the column of {options[name]} too: name another'
+        f'{option} is also the column of {options[name]}: name another one'
       )
     options[name] = f'pool.{field}_column'
   return set(options)
 
 
 def read_id(values: Mapping[str, Any], columns: Columns) -> str:
-  """The row's own id; '' when it has none, or none that can be written."""
+  """The row's id; '' if it has none, or none that can be written."""
   value = values.get(columns.id)
   if isinstance(value, float) and value.is_integer():
-    value = int(value)  # Whole numbers next to missing ones come as floats.
+    value = int(value)  # A column with gaps may hold whole numbers as floats.
   if isinstance(value, bool) or not isinstance(value, str | int):
     return ''
   text = str(value).strip()
@@ -248,10 +252,10 @@ def read_id(values: Mapping[str, Any], columns: Columns) -> str:
 
 
 def read_item(values: Mapping[str, Any], columns: Columns) -> Item:
-  """What a row says; the id is a hash of the prompt where it has none.
+  """Reads a row; a row without an id gets a hash of its prompt.
 
   Raises:
-    UnusableRow: saying why.
+    UnusableRow: with the reason.
   """
   raw_id = values.get(columns.id)
   given_id = read_id(values, columns)
@@ -271,7 +275,7 @@ def read_item(values: Mapping[str, Any], columns: Columns) -> Item:
 def _read_prompt(
   values: Mapping[str, Any], columns: Columns
 ) -> tuple[store.Prompt, str]:
-  """The prompt, and the answer that a conversation ends with, or ''."""
+  """The prompt, and the answer at the end of a conversation, or ''."""
   value = values.get(columns.prompt)
   if _is_missing(value):
     raise UnusableRow('the prompt is missing or empty')
@@ -314,7 +318,7 @@ def _split_turns(turns: list[Any]) -> tuple[list[store.Message], str]:
   if not any(m['role'] == 'user' for m in messages):
     raise UnusableRow('the conversation has no user turn')
   if messages[-1]['role'] not in ('user', 'tool'):
-    raise UnusableRow('the conversation ends with no turn to answer')
+    raise UnusableRow('the conversation does not end with a turn to answer')
   if not messages[-1]['content'].strip():
     raise UnusableRow('the prompt is empty')
   return messages, response if response.strip() else ''
@@ -349,7 +353,7 @@ def _read_task(value: Any) -> str:
 
 
 def _is_missing(value: Any) -> bool:
-  """Nothing, blank text, or the NaN that some tools write for nothing."""
+  """Whether a value is None, blank text, or NaN, which some tools write."""
   if isinstance(value, str):
     return not value.strip()
   return value is None or value != value

@@ -1,4 +1,4 @@
-"""Where rows come from: the demo, a TFDS split or a file."""
+"""Sources of rows: the demo, a TFDS split or a file."""
 
 from collections.abc import Iterator, Sequence
 import pathlib
@@ -8,31 +8,31 @@ from edsft_jax import console, errors, store
 from edsft_jax.pool import demo, readers, tfds_dataset
 
 DEMO = 'demo'
-# Bytes of a file, or records of a dataset, from which on reading takes seconds.
+# Sizes from which reading takes seconds: bytes of a file, records of a dataset.
 LARGE_FILE = 2**25
 LARGE_DATASET = 2**16
 
 
 class Source(Protocol):
-  """Rows in order, which columns they have, and a hash of all of them."""
+  """An ordered source of rows."""
 
   def columns(self, limit: int) -> Sequence[str]:
-    """Names in the order in which the first `limit` rows show them."""
+    """Column names, in the order in which the first `limit` rows have them."""
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
-    """The first `limit` rows, 0 for all; a bar where that takes seconds."""
+    """The first `limit` rows, 0 for all; shows a bar if it takes seconds."""
 
   def hash(self) -> str:
-    """SHA-256 in hex, of what the rows are made from."""
+    """SHA-256, in hex, of the file or the records."""
 
 
 def open_source(path: str, fmt: str, option: str) -> Source:
-  """Opens what an option names.
+  """Opens the source that an option names.
 
   Args:
-    path: 'demo', 'tfds:NAME/SPLIT', or a file, with a scheme or without.
-    fmt: of a file; 'auto' goes by its ending.
-    option: the name of the option, for messages.
+    path: 'demo', 'tfds:NAME/SPLIT', or a file, with or without a scheme.
+    fmt: format of a file; 'auto' decides by its extension.
+    option: name of the option, for messages.
 
   Raises:
     InputError: it does not exist, cannot be read, or its format is unknown.
@@ -53,7 +53,7 @@ class Demo:
 
   def columns(self, limit: int) -> Sequence[str]:
     """See Source."""
-    del limit  # All rows have the same ones.
+    del limit  # All rows have the same columns.
     return list(demo.rows()[0])
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
@@ -70,13 +70,13 @@ class Dataset:
   """A split of a prepared TFDS dataset."""
 
   def __init__(self, split: tfds_dataset.Split, large: int = LARGE_DATASET):
-    """Shows a bar from so many records on."""
+    """Rows show a bar from `large` records on."""
     self._split = split
     self._large = large
 
   def columns(self, limit: int) -> Sequence[str]:
     """See Source."""
-    del limit  # A dataset has features.
+    del limit  # The dataset declares its features.
     return self._split.columns
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
@@ -95,7 +95,7 @@ class File:
   """A file on this machine."""
 
   def __init__(self, path: pathlib.Path, fmt: str, large: int = LARGE_FILE):
-    """Shows a bar from so many bytes on."""
+    """Rows show a bar from `large` bytes on."""
     self._path = path
     self._format = fmt
     self._large = large

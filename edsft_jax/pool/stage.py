@@ -1,7 +1,7 @@
-"""The pool stage: prompts in, checked, without duplicates, answers set apart.
+"""The pool stage: reads and checks prompts, and splits off the answers.
 
-Nothing under pool/ holds a response, so that what scores and selects cannot
-read one: answers go to annotations/ and, of held-out prompts, to heldout/.
+pool/ holds no responses, so scoring and selection cannot read them: answers go
+to annotations/, those of held-out prompts to heldout/.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses options that make no pool and files that cannot be opened.
+  """Rejects bad options and files that cannot be opened.
 
   Raises:
     InputError: naming the option.
@@ -36,7 +36,7 @@ def check(
   if not 0 <= options.heldout_fraction < 1:
     raise errors.InputError(
       f'pool.heldout_fraction={options.heldout_fraction} is not in [0, 1): '
-      'give the share of the prompts to hold out'
+      'give the share of prompts to hold out'
     )
   if options.limit < 0:
     raise errors.InputError(
@@ -52,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
 
   Raises:
     InputError: the file or a named column cannot be used, or the workdir was
-      made from another pool; nothing is written then.
+      made from another pool; nothing is written.
   """
   check(config, workdir, frozenset())
   manifest = store.Manifest(workdir)
@@ -65,7 +65,7 @@ def _open_pool(options: ml_collections.ConfigDict) -> sources.Source:
 
 
 def _open_heldout(options: ml_collections.ConfigDict) -> sources.Source:
-  # pool.format is about pool.path; another file goes by its ending.
+  # pool.format is for pool.path; the extension decides for another file.
   same = options.heldout_path == options.path
   return sources.open_source(
     options.heldout_path,
@@ -108,7 +108,7 @@ def _run_pool(
   answered = built.pool.answered()
   answers = dict(zip(answered.ids, answered.responses or (), strict=True))
   store.write_parquet(workdir.pool_responses, store.response_table(answers))
-  # A run cut short may have left one.
+  # An interrupted run may have left one.
   workdir.heldout.unlink(missing_ok=True)
   if len(built.heldout):
     store.write_parquet(workdir.heldout, store.prompt_table(built.heldout))
@@ -124,10 +124,10 @@ def _run_pool(
 def _split_fraction(
   options: ml_collections.ConfigDict, manifest: store.Manifest
 ) -> float:
-  """The share to split off; a held-out file needs none.
+  """The share to hold out; 0 with a held-out file.
 
-  Such a file may come later, to a pool of which nothing was split off: that
-  pool is the same one, whatever its fraction.
+  The file may be added later, if nothing was split off from the pool. The pool
+  is then unchanged, and its old fraction is kept for the fingerprint.
   """
   if not options.heldout_path:
     return options.heldout_fraction
@@ -154,9 +154,9 @@ def _columns(
   limit: int = 0,
   optional: bool = False,
 ) -> schema.Columns:
-  """Which of the columns is what."""
+  """Finds the role of each column."""
   names = source.columns(limit)
-  if not names:  # No row can be read; building says why.
+  if not names:  # No row can be read; `build` will say why.
     return schema.Columns(prompt='prompt')
   named = schema.Named(
     **{n.removesuffix('_column'): options[n] for n in _COLUMN_OPTIONS}
@@ -169,7 +169,7 @@ def _run_heldout(
   workdir: store.Workdir,
   manifest: store.Manifest,
 ) -> None:
-  """Reads pool.heldout_path, if one is set or was set before."""
+  """Reads pool.heldout_path, if it is set or was set before."""
   start = time.monotonic()
   path = options.heldout_path
   source = _open_heldout(options) if path else None
@@ -188,7 +188,9 @@ def _run_heldout(
     strict=options.strict,
   )
   answered = built.pool.answered()
-  heldout = build.without(answered, store.read_prompts(workdir.pool))
+  heldout = build.without_pool_prompts(
+    answered, store.read_prompts(workdir.pool)
+  )
   counts = {
     'prompts': len(heldout),
     'without_response': len(built.pool) - len(answered),
@@ -227,12 +229,12 @@ def _refuse_quarantined(
   workdir: store.Workdir,
   counts: dict[str, Any],
 ) -> None:
-  """Being strict also goes for a pool that was made when it was not."""
+  """Applies pool.strict to a pool that was made without it."""
   if options.strict and counts['quarantined']:
     first = store.read_jsonl(workdir.quarantine)[0]
     raise errors.InputError(
       f'{options.path}, line {first["line"]}: {first["reason"]}: fix it, or '
-      'leave such rows out by pool.strict=False'
+      'set pool.strict=False to leave out such rows'
     )
 
 

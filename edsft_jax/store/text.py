@@ -1,4 +1,4 @@
-"""Text from files that people made: CSV, and what cannot be written again."""
+"""Text from user files: CSV records, and text that cannot be written."""
 
 from collections.abc import Iterator
 import csv
@@ -10,7 +10,7 @@ from edsft_jax import errors
 
 
 def damage(text: str) -> str:
-  """What makes a text impossible to write or to tokenise, or ''."""
+  """Why a text cannot be written or tokenised, or ''."""
   if '\0' in text:
     return 'a NUL byte'
   try:
@@ -25,21 +25,21 @@ def csv_records(
 ) -> Iterator[tuple[int, list[str] | str]]:
   """Yields the records of a CSV file, the header first.
 
-  The separator is the one of `,;` and tab that the first line has most of:
-  spreadsheets of many countries separate by semicolons. Cells may be of any
-  length. Empty lines have no record.
+  The separator is a comma, semicolon or tab, whichever is most frequent in the
+  first line: in many countries, spreadsheets use semicolons. Cells may have any
+  length. Empty lines are skipped.
 
   Args:
-    path: for messages.
-    lines: with their newlines.
+    path: the file, for messages.
+    lines: its lines, with newlines.
 
   Yields:
-    The line where a record begins, from 1, and its fields; or text that says
+    The line where a record begins, from 1, and its fields, or text that says
     why it is broken.
 
   Raises:
-    InputError: a quote is never closed, so that the rest of the file would
-      end up in one cell.
+    InputError: a quote is never closed, so the rest of the file would end up in
+      one cell.
   """
   first = next(lines, None)
   if first is None:
