@@ -1,4 +1,4 @@
-"""Every option with its default, unit and meaning: edsft_jax/config.py.
+"""All defaults; edsft_jax/config.py documents every option.
 
   python -m edsft_jax.main --config=configs/default.py --workdir=DIR \
       --config.pool.path=prompts.jsonl --config.model.path=HF_DIR

@@ -1,10 +1,10 @@
-"""The main job on the built-in demo: all seven stages in a few minutes.
+"""All seven stages on the built-in demo, in a few minutes.
 
   python -m edsft_jax.main --config=configs/quickstart.py \
       --workdir=runs/quickstart
 
-Reproduces nothing published: the pool is generated, the model is tiny. It
-shows the whole way and what its result looks like.
+Reproduces no published result: the pool is generated and the model is tiny. It
+shows every stage and what the report looks like.
 """
 
 import ml_collections
@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Four strategies, three budgets, three seeds on the demo."""
   c = config.get_config()
   c.scoring.max_new_tokens = 16
-  # Chosen by what random choice reaches, before any other strategy was run.
+  # Tuned for the random strategy, before any other strategy was run.
   c.finetuning.learning_rate = 4e-3
   c.evaluation.max_new_tokens = 16
   c.report.title = 'edsft_jax quickstart'

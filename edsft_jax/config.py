@@ -1,7 +1,7 @@
-"""Every option with its default, unit and meaning; experiments override it.
+"""Every option with its default, unit and meaning; experiments override them.
 
-A config is a Python file whose get_config() returns what this one returns,
-changed. Each option can be set on the command line too, as
+A config is a Python file whose get_config() changes what this one returns.
+Each option can be set on the command line too, as
 --config.pool.path=prompts.jsonl. Optional scalars use '' or 0.0, never None;
 sequences are tuples: --config.study.budgets='(50,100)'.
 """
@@ -15,38 +15,38 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.pool = ml_collections.ConfigDict()
   # A file of prompts, a folder of such files, or a pattern with *;
-  # 'hf:NAME/SPLIT', a dataset that the package `datasets` loads;
+  # 'hf:NAME/SPLIT', a dataset that the package `datasets` can load;
   # 'tfds:NAME/SPLIT', one prepared as array_record in TFDS_DATA_DIR; or 'demo'
   # for the built-in generated pool.
   c.pool.path = 'demo'
-  # 'auto' (by the file's ending) | 'jsonl' | 'json' | 'csv' (commas, semicolons
-  # or tabs) | 'parquet' | 'arrow' | 'xlsx'.
+  # 'auto' (by the file extension) | 'jsonl' | 'json' | 'csv' (separated by
+  # commas, semicolons or tabs) | 'parquet' | 'arrow' | 'xlsx'.
   c.pool.format = 'auto'
-  # Column names; '' finds the usual ones (see edsft_jax/pool/columns.py), 'none'
-  # switches one off.
+  # Column names; '' detects the usual ones (see edsft_jax/pool/columns.py),
+  # 'none' uses no column for this.
   c.pool.id_column = ''
   c.pool.prompt_column = ''
-  # What stands under the prompt's text, and what stands before it.
+  # Text to put after the prompt's text, and text to put before it.
   c.pool.context_column = ''
   c.pool.system_column = ''
   c.pool.task_column = ''
   c.pool.response_column = ''
-  # Read at most this many rows, from the start of the file; 0: all.
+  # Read at most this many rows from the start of the file; 0: all.
   c.pool.limit = 0
-  # True: a row that would be quarantined, or merged with one that differs in a
-  # column of text, is an error instead.
+  # True: fail on a row that would otherwise be quarantined, or merged with a
+  # row that has other text in some column.
   c.pool.strict = False
-  # A pool whose prompts hold their own responses: 'refuse' it, or 'keep' it
-  # where that is meant (a task of copying).
+  # What to do if most prompts contain their own response: 'refuse' the pool, or
+  # 'keep' it if that is intended, as for a copying task.
   c.pool.answer_in_prompt = 'refuse'
-  # A file of ids that are left out of the pool: a table with a column id, or
-  # text with an id in each line; '' leaves out none.
+  # A file of ids to leave out of the pool: a table with a column id, or text
+  # with one id per line; '' leaves out none.
   c.pool.exclude = ''
   # Prompts with reference responses to evaluate on: like pool.path ...
   c.pool.heldout_path = ''
-  # ... or, where there is no such file, this share of the pool's answered
-  # prompts, split off before scoring and never selectable; 0.0: the whole file
-  # is the pool.
+  # ... or, without such a file, this share of the pool's answered prompts,
+  # split off before scoring and never selected; 0.0: the whole file is the
+  # pool.
   c.pool.heldout_fraction = 0.1
 
   c.model = ml_collections.ConfigDict()
@@ -57,8 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.dtype = 'float32'
 
   c.mesh = ml_collections.ConfigDict()
-  # Devices along each mesh axis, of all processes together; one axis may be
-  # -1: whatever is left.
+  # Devices along each mesh axis, over all processes; one axis may be -1 for
+  # whatever is left.
   c.mesh.data = -1
   c.mesh.fsdp = 1
   c.mesh.tensor = 1
@@ -66,36 +66,35 @@ def get_config() -> ml_collections.ConfigDict:
   c.prompt = ml_collections.ConfigDict()
   # 'auto' (the checkpoint's chat template, else raw) | 'raw' | Jinja text.
   c.prompt.template = 'auto'
-  # Which end a prompt beyond the context loses: 'end' | 'start' | 'middle'.
+  # Where a prompt too long for the context is cut: 'end' | 'start' | 'middle'.
   c.prompt.truncate = 'end'
-  # Stands between prompt and response where there is no chat template.
+  # Text between prompt and response, without a chat template.
   c.prompt.separator = '\n'
 
   c.scoring = ml_collections.ConfigDict()
-  # False: read the prompts alone. Then there are features and prompt_* scores,
-  # and of a continuation only what the next option asks for.
+  # False: only read the prompts, for features and prompt_* scores. Then
+  # confidence_prompts_per_task alone decides which prompts are continued.
   c.scoring.generate = True
-  # The same scores over the prompt's own tokens (prompt_*); they take a product
-  # with the whole vocabulary for each, half of the time of reading a prompt in
-  # a small model.
+  # Also score the prompt's own tokens (prompt_*). This needs logits over the
+  # vocabulary for each token: half of the time to read a prompt with a small
+  # model.
   c.scoring.prompt_scores = True
-  # Take a task's confidence from this many of its prompts, drawn at random;
-  # 0: from all.
+  # Estimate a task's confidence from this many of its prompts, drawn at
+  # random; 0: from all.
   c.scoring.confidence_prompts_per_task = 0
   # Tokens of greedy continuation per prompt; the end token counts as one.
   c.scoring.max_new_tokens = 64
   # Token ids that end a continuation besides the model's own.
   c.scoring.stop_token_ids = ()
-  # Prompt and new tokens of the rows that run at once, padding included; less
-  # takes less memory.
+  # Prompt and new tokens per batch, padding included; lower it to save memory.
   c.scoring.batch_tokens = 16384
-  # Prompts per shard; a run cut short goes on after its last whole shard, and
-  # several processes share the pool by whole shards.
+  # Prompts per shard. An interrupted run resumes after its last complete shard,
+  # and processes split the pool by whole shards.
   c.scoring.shard_prompts = 1024
   # Divide least_confidence by the number of generated tokens.
   c.scoring.length_normalized = False
   c.scoring.features = ml_collections.ConfigDict()
-  # 'mean' | 'last' | 'weighted' (by position, later tokens count more).
+  # 'mean' | 'last' | 'weighted' (by position: later tokens count more).
   c.scoring.features.pooling = 'mean'
   # 0 is the embedding, -1 the last layer after the final norm.
   c.scoring.features.layer = -1
@@ -114,40 +113,41 @@ def get_config() -> ml_collections.ConfigDict:
   # RBF width in units of the pool's mean squared distance; 0.0: the one that
   # the gains curves suggest.
   c.selection.kernel.width = 0.0
-  # The raw exp(-gamma d^2) instead of a width; 0.0: unused.
+  # The gamma of exp(-gamma d^2), instead of a width; 0.0: unused.
   c.selection.kernel.gamma = 0.0
   # How cosine becomes non-negative: 'shift' | 'clip'.
   c.selection.kernel.transform = 'shift'
   # First centre of k_center: 'zero' (pool index 0) | 'random' | 'medoid'.
   c.selection.k_center_first = 'zero'
-  # Tasks to find by k-means on the features, where the pool has no task column
-  # and a strategy needs tasks; 0: the root of half the pool, at most 100.
+  # Number of tasks to find by k-means on the features, if a strategy needs
+  # tasks and the pool has no task column; 0: the square root of half the pool,
+  # at most 100.
   c.selection.task_clusters = 0
-  # What is averaged into a task's confidence: 'mean_confidence' |
-  # 'first_token_confidence' | 'min_confidence' | 'sequence_probability', that
-  # of the whole continuation.
+  # The score averaged into a task's confidence: 'mean_confidence' |
+  # 'first_token_confidence' | 'min_confidence' | 'sequence_probability' (of the
+  # whole continuation).
   c.selection.task_confidence = 'mean_confidence'
-  # GiB that one selection may use beyond the features; 0.0: a fraction of
-  # what is free, on a host at most 2.5.
+  # GiB that one selection may use besides the features; 0.0: a fraction of the
+  # free memory, on a host at most 2.5.
   c.selection.memory_limit = 0.0
 
   c.study = ml_collections.ConfigDict()
-  # Answers bought: every strategy is finetuned once for each budget and seed.
+  # Numbers of answers to buy; one finetuning run per strategy, budget and seed.
   c.study.budgets = (100, 200, 400)
   # Seed s sets selection randomness, initialisation and data order.
   c.study.seeds = (0, 1, 2)
-  # Also finetune on the answers of the whole pool, where all are known.
+  # Also finetune on the whole pool, if all of its answers are known.
   c.study.full_pool = True
 
   c.annotation = ml_collections.ConfigDict()
-  # annotations/todo.csv or todo.jsonl after people filled it, when the pool
-  # brought no responses.
+  # annotations/todo.csv or todo.jsonl with the answers filled in, for a pool
+  # that came without responses.
   c.annotation.answers_path = ''
 
   c.finetuning = ml_collections.ConfigDict()
   # 'lora' | 'full'.
   c.finetuning.method = 'lora'
-  # Width of the adapters.
+  # Rank of the adapters.
   c.finetuning.lora_rank = 16
   # The update is scaled by lora_alpha / lora_rank.
   c.finetuning.lora_alpha = 32.0
@@ -161,40 +161,41 @@ def get_config() -> ml_collections.ConfigDict:
     'up_proj',
     'down_proj',
   )
-  # Passes over a cell's examples: the same at every budget.
+  # Passes over a cell's examples, the same at every budget.
   c.finetuning.epochs = 3
   # Examples per optimizer step.
   c.finetuning.batch_size = 16
-  # Tokens an example may have, the prompt shortened first; 0: the context.
+  # Tokens per example at most; the prompt is truncated first. 0: the context.
   c.finetuning.max_length = 0
-  # AdamW. The peak of a cosine schedule that ends at zero.
+  # AdamW's peak rate, on a cosine schedule that ends at zero.
   c.finetuning.learning_rate = 1e-3
   # Linear warm-up, as a share of the cell's steps.
   c.finetuning.warmup_fraction = 0.05
   c.finetuning.weight_decay = 0.0
-  # Gradients are scaled down to this global norm.
+  # Gradients are clipped to this global norm.
   c.finetuning.clip_norm = 1.0
-  # Optimizer steps between checkpoints; a run cut short goes on from the last.
+  # Optimizer steps between checkpoints; an interrupted run resumes from the
+  # last one.
   c.finetuning.checkpoint_steps = 200
   # Optimizer steps between lines of metrics.jsonl.
   c.finetuning.log_steps = 10
 
   c.evaluation = ml_collections.ConfigDict()
-  # What every model is evaluated on: 'heldout', the held-out prompts.
+  # Tasks to evaluate every model on: 'heldout', the held-out prompts.
   c.evaluation.tasks = ('heldout',)
-  # Tokens of the greedy answer to a held-out prompt.
+  # Tokens of the greedy answer to a held-out prompt at most.
   c.evaluation.max_new_tokens = 64
-  # Prompt and new tokens, padding included, in one batch.
+  # Prompt and new tokens per batch, padding included.
   c.evaluation.batch_tokens = 16384
-  # Held-out prompts evaluated, from the start; 0: all.
+  # Evaluate only this many held-out prompts, from the start; 0: all.
   c.evaluation.limit = 0
 
   c.report = ml_collections.ConfigDict()
   # The metric of the headline table: 'loss' | 'exact_match' | 'rouge_l'.
   c.report.metric = 'rouge_l'
-  # Coverage of the intervals over seeds.
+  # Confidence level of the intervals over seeds.
   c.report.confidence = 0.95
-  # Heading of the page; '': the workdir's name.
+  # Title of the page; '': the workdir's name.
   c.report.title = ''
 
   c.lock()

@@ -1,6 +1,6 @@
-"""What a person watching the terminal sees: one line a fact, bars for waits.
+"""Terminal output: one line per fact, and progress bars.
 
-Of several processes only the first is seen.
+With several processes, only the first prints.
 """
 
 from collections.abc import Iterable
@@ -12,13 +12,13 @@ from edsft_jax import processes
 
 
 def say(stage: str, text: str) -> None:
-  """Prints one line of a stage's news, aligned under the others."""
+  """Prints one line of a stage, aligned with the others."""
   if processes.is_first():
     tqdm.tqdm.write(f'{stage:<9} {text}')
 
 
 def count(number: int, noun: str) -> str:
-  """'1 prompt', '2,000 prompts': for nouns that take an s."""
+  """'1 prompt', '2,000 prompts': for nouns with a regular plural."""
   return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
@@ -29,9 +29,9 @@ def bar(
   initial: int = 0,
   iterable: Iterable[Any] | None = None,
 ) -> tqdm.tqdm:
-  """A progress bar with rate and time left; `initial` is what was done before.
+  """A progress bar with rate and time left; `initial` was done before.
 
-  On a terminal it redraws; in a log file it writes a line every ten seconds.
+  Redraws on a terminal, and writes a line every ten seconds to a log file.
   """
   import sys
 

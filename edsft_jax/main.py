@@ -1,13 +1,13 @@
-"""The command: flags -> config -> the stages asked for, in order.
+"""The command line: flags -> config -> the requested stages, in order.
 
   python -m edsft_jax.main --config=configs/quickstart.py --workdir=DIR
   python -m edsft_jax.main score select --config=... --workdir=DIR \
       --config.model.path=HF_DIR --config.pool.path=prompts.jsonl
 
 Stages are positional words: pool score select annotate finetune evaluate
-report; none means all. Running a command again goes on where it stopped. The
-word preview shows the first prompts as the model will see them, and runs the
-pool stage for it.
+report; none means all. Running a command again resumes where it stopped. The
+word preview runs the pool stage and shows the first prompts as the model will
+see them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,74 +28,75 @@ import edsft_jax
 from edsft_jax import config as config_lib
 from edsft_jax import errors, pipeline, processes, store
 
-# What a shell reports for a program that a closed pipe has ended.
+# What a shell reports for a program killed by SIGPIPE.
 _PIPE_CLOSED = 141
 
-# The options that most commands have, and what to say of them.
-_MOST_USED = {
+# Common options and their descriptions, for --help.
+_COMMON_OPTIONS = {
   'pool.path=FILE': 'prompts: jsonl, csv, parquet ...',
   'pool.heldout_path=FILE': 'prompts with answers to test on',
   'model.path=DIR': 'a Hugging Face model, or OWNER/NAME',
-  'selection.strategies=TUPLE': 'ways to choose, see README.md',
-  "study.budgets='(100,200)'": 'answers to buy',
+  'selection.strategies=TUPLE': 'how to choose, see README.md',
+  "study.budgets='(100,200)'": 'numbers of answers to buy',
   "study.seeds='(0,1,2)'": 'runs per strategy and budget',
-  'annotation.answers_path=FILE': 'what people answered',
+  'annotation.answers_path=FILE': 'the answered todo file',
 }
 
 
 def cli() -> None:
   """The entry point of the edsft-jax command."""
-  _print_anything()
+  _escape_unencodable()
   if {'--help', '-h', '-help', '--helpfull', '--helpshort'} & {*sys.argv[1:]}:
     print(usage())
     return
   if {'--version', '-version'} & {*sys.argv[1:]}:
     print(f'edsft-jax {edsft_jax.__version__}')
     return
-  argv = _last_of_each(sys.argv)
+  argv = _drop_repeated(sys.argv)
   if not any(word.lstrip('-').startswith('config=') for word in argv):
-    # Overrides are only understood behind a config.
+    # Overrides are only parsed after a --config.
     argv.insert(1, f'--config={config_lib.__file__}')
   config_flags.DEFINE_config_file(
-    'config', help_string='The experiment, a file.', sys_argv=argv
+    'config', help_string="The experiment's config file.", sys_argv=argv
   )
   flags.DEFINE_string('workdir', '', "The folder for this study's files.")
   flags.DEFINE_string(
     'coordinator', '', 'HOST:PORT where process 0 listens, or auto.'
   )
-  flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
-  flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
+  flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+  flags.DEFINE_integer('process_id', None, 'Index of this process, from 0.')
   flags.DEFINE_integer(
-    'start_timeout', 120, 'Seconds that processes wait for each other.'
+    'start_timeout', 120, 'Seconds to wait for the other processes at start.'
   )
-  with _ends_with_its_pipe():
+  with _quiet_on_closed_pipe():
     app.run(main, argv=argv, flags_parser=_parse_flags)
 
 
 def usage() -> str:
-  """What --help prints, on one screen."""
+  """Returns the text of --help, which fits one screen."""
   stages = '\n'.join(
     f'  {name:<9} {stage.about}' for name, stage in pipeline.STAGES.items()
   )
   options = '\n'.join(
-    f'  {f"--config.{name}":<38} {about}' for name, about in _MOST_USED.items()
+    f'  {f"--config.{name}":<38} {about}'
+    for name, about in _COMMON_OPTIONS.items()
   )
   return f"""\
 edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
 
-Stages, in this order; none named means all:
+Stages, in this order; naming none runs all:
 {stages}
   {pipeline.PREVIEW.name:<9} {pipeline.PREVIEW.about}
 
-Options used most; configs/default.py lists every one with its meaning:
+Common options; configs/default.py has all of them:
 {options}
 
 Several processes: --coordinator=HOST:PORT --num_processes=N --process_id=I
-The same command again goes on where it stopped. --version says which one."""
+Running the same command again resumes it. --version prints the version."""
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the stages named in argv[1:]; exits with 2 when a person must act."""
+  """Runs the stages named in argv[1:]; exits with 2 on an InputError."""
   logging.set_verbosity(logging.WARNING)
   options = flags.FLAGS
   try:
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
       )
     stages = pipeline.stages_asked_for(argv[1:])
     workdir = store.open_workdir(options.workdir)
-    keep_compilations()
+    enable_compilation_cache()
     processes.start(
       options.coordinator,
       options.num_processes,
@@ -114,14 +115,14 @@ def main(argv: Sequence[str]) -> None:
     )
     pipeline.run(_load_config(), workdir, stages)
   except BrokenPipeError:
-    processes.end(_PIPE_CLOSED, _write_nowhere)
+    processes.end(_PIPE_CLOSED, _discard_output)
   except errors.InputError as e:
-    processes.end(2, functools.partial(_complain, e))
+    processes.end(2, functools.partial(_print_error, e))
   except KeyboardInterrupt:
     processes.end(
       130,
       lambda: print(
-        '\nStopped. The same command goes on from here.', file=sys.stderr
+        '\nStopped. Run the same command to resume.', file=sys.stderr
       ),
     )
   except Exception:
@@ -130,25 +131,26 @@ def main(argv: Sequence[str]) -> None:
     processes.end(1, traceback.print_exc)
 
 
-def keep_compilations() -> None:
-  """Lets a second run compile nothing again.
+def enable_compilation_cache() -> None:
+  """Turns on JAX's persistent compilation cache, so reruns skip compilation.
 
-  Sets what JAX reads from the environment when it is imported; settings that
-  are there already win.
+  Sets the environment variables that JAX reads on import, unless the user has
+  set them.
   """
   if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
     return
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   folder = pathlib.Path(cache) / 'edsft_jax' / 'compilations'
   if not folder.is_absolute():
-    return  # Without a home.
+    return  # The user has no home directory.
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:
-    return  # The cache saves time and is not needed.
+    return  # The cache is optional.
   if os.access(folder, os.W_OK):
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
-    # JAX's own 1 s leaves out what adds up to a fifth of a small study.
+    # JAX's default of 1 s skips compilations that add up to a fifth of a small
+    # study's time.
     os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 
@@ -158,52 +160,54 @@ def _load_config() -> ml_collections.ConfigDict:
     config.to_dict()
   except OSError as e:
     name = config_flags.get_config_filename(flags.FLAGS['config'])
-    # ml_collections raises an IOError of its own, without a cause.
+    # ml_collections raises its own IOError, without strerror.
     problem = e.strerror or 'does not exist'
     raise errors.InputError(
-      f'--config={name} {problem}: {_where_configs_are()}'
+      f'--config={name} {problem}: {_config_hint()}'
     ) from e
   return config
 
 
-def _where_configs_are() -> str:
+def _config_hint() -> str:
   folder = pathlib.Path(edsft_jax.__file__).parents[1] / 'configs'
   if (folder / 'default.py').is_file():
     return f"the repository's configs are in {folder}"
   return (
-    "leave it out for the defaults, or name a file of the repository's folder "
-    'configs by its path'
+    'leave it out for the defaults, or give the path of a file in the '
+    "repository's configs folder"
   )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-  """Flags as absl parses them, but one line per mistake and no traceback."""
+  """Parses flags as absl does, but reports an error in one line."""
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    sys.exit(_complain(_unknown_option(argv) or e))
+    sys.exit(_print_error(_unknown_option(argv) or e))
 
 
 def _unknown_option(argv: Sequence[str]) -> Exception | None:
-  """Names the first --config.X that does not exist, with the nearest one."""
+  """The error for the first --config.X that does not exist, or None."""
   known = config_lib.option_names(config_lib.get_config())
   for word in argv[1:]:
     option = word.lstrip('-').partition('=')[0]
     name = option.removeprefix('config.')
     if option != name and name not in known:
       options = [f'--config.{each}' for each in known]
-      return errors.unknown(f'option --{option}', f'--{option}', options, few=3)
+      return errors.unknown(
+        f'option --{option}', f'--{option}', options, max_listed=3
+      )
   return None
 
 
-def _complain(problem: Any) -> int:
+def _print_error(problem: Any) -> int:
   who = '' if processes.is_first() else f'process {processes.index()}: '
   print(f'edsft_jax: {who}{" ".join(str(problem).split())}', file=sys.stderr)
   return 2
 
 
-def _last_of_each(argv: Sequence[str]) -> list[str]:
-  """Drops options that are given again later: else tuples would add up."""
+def _drop_repeated(argv: Sequence[str]) -> list[str]:
+  """Keeps the last of repeated options; tuples would be concatenated."""
   last = {word.partition('=')[0]: i for i, word in enumerate(argv)}
   return [
     word
@@ -213,25 +217,25 @@ def _last_of_each(argv: Sequence[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _ends_with_its_pipe() -> Iterator[None]:
-  """Ends the command quietly when nobody reads its output, as under head."""
+def _quiet_on_closed_pipe() -> Iterator[None]:
+  """Exits quietly when the reader of stdout goes away, as with `| head`."""
   try:
     try:
       yield
     finally:
       sys.stdout.flush()
   except BrokenPipeError:
-    _write_nowhere()
+    _discard_output()
     sys.exit(_PIPE_CLOSED)
 
 
-def _write_nowhere() -> None:
-  """Sends what is still to be printed nowhere, so that Python ends quietly."""
+def _discard_output() -> None:
+  """Redirects stdout to /dev/null, so that Python's final flush succeeds."""
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _print_anything() -> None:
-  """Shows characters that the terminal cannot encode as escapes."""
+def _escape_unencodable() -> None:
+  """Prints characters that the terminal cannot encode as escapes."""
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')

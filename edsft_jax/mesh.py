@@ -1,7 +1,7 @@
 """Devices -> mesh, and one table from logical axes to mesh axes.
 
-The same code runs on one device and on many: a mesh of one device replicates
-everything, and no caller asks how many there are.
+The same code runs on one device and on many: on a mesh of one device,
+everything is replicated.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from edsft_jax import errors
 
 AXES = ('data', 'fsdp', 'tensor')
 
-# Logical axis -> mesh axis (or axes). A logical axis that is not here is a
-# mistake; None means replicated. A dimension that its mesh axes do not divide
-# is replicated too, so that any model fits any mesh.
+# Logical axis -> mesh axis or axes; None means replicated. A dimension that its
+# mesh axes do not divide evenly is replicated too, so any model runs on any
+# mesh.
 RULES: dict[str, str | tuple[str, ...] | None] = {
   'batch': ('data', 'fsdp'),
   'length': None,
@@ -41,28 +41,29 @@ def make_mesh(
 ) -> Mesh:
   """A mesh with the axes data, fsdp and tensor, over all devices.
 
+  One of the three sizes may be -1, for the devices that the other two leave.
+
   Args:
-    data: devices along the axis that splits the batch alone.
+    data: devices along the axis that splits only the batch.
     fsdp: devices along the axis that splits batch and weights.
     tensor: devices along the axis that splits heads, mlp and vocabulary.
-    devices: what to build it from; all devices when None.
-
-  One of the three may be -1: whatever the other two leave.
+    devices: the devices to use; None for all.
 
   Raises:
-    InputError: the sizes do not multiply to the number of devices.
+    InputError: the product of the sizes is not the number of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
   for name, size in sizes.items():
     if size != -1 and size < 1:
       raise errors.InputError(
-        f'mesh.{name} is {size}: at least 1, or -1 for whatever is left'
+        f'mesh.{name} is {size}: must be at least 1, or -1 for whatever is left'
       )
   free = [name for name, size in sizes.items() if size == -1]
   if len(free) > 1:
     raise errors.InputError(
-      f'{" and ".join(f"mesh.{name}" for name in free)} are -1: only one may be'
+      f'{" and ".join(f"mesh.{name}" for name in free)} are -1: set all but '
+      'one of them'
     )
   taken = math.prod(size for size in sizes.values() if size != -1)
   if free:
@@ -70,18 +71,19 @@ def make_mesh(
   if math.prod(sizes.values()) != len(devices):
     raise errors.InputError(
       f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit '
-      f'{len(devices)} devices: their product must be that number'
+      f'{len(devices)} devices: the product of the three must be that number'
     )
   return _mesh((sizes['data'], sizes['fsdp'], sizes['tensor']), devices)
 
 
 def model_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-  """The mesh that this process runs the model on, of several or alone.
+  """The mesh that this process runs the model on.
 
-  `make_mesh` of the same sizes is over the devices of all processes. Where the
-  devices that hold one copy of the weights can all be of one process, each has
-  a mesh of its own devices and takes its own batches, without talking to
-  the others. Else it is the mesh over all, on which all run the same batches.
+  If a process's devices can hold whole copies of the weights (fsdp x tensor
+  devices each), this is a mesh over the local devices alone: each process runs
+  its own batches, without communication. Otherwise it is `make_mesh` of the
+  same sizes, over the devices of all processes, which then run the same
+  batches.
 
   Raises:
     InputError: see `make_mesh`.
@@ -89,22 +91,26 @@ def model_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
   whole = make_mesh(data, fsdp, tensor)
   local = jax.local_devices()
   data, fsdp, tensor = whole.shape.values()
-  sizes = own_sizes((data, fsdp, tensor), len(local))
+  sizes = local_sizes((data, fsdp, tensor), len(local))
   return whole if sizes is None else _mesh(sizes, local)
 
 
-def own_sizes(
+def local_sizes(
   sizes: tuple[int, int, int], num_local: int
 ) -> tuple[int, int, int] | None:
-  """Axes over a process's own devices; None if the model does not fit them."""
+  """Axis sizes over a process's own devices, or None.
+
+  None unless the devices hold whole copies of the weights, that is, unless
+  fsdp x tensor divides their number.
+  """
   _, fsdp, tensor = sizes
   data, left = divmod(num_local, fsdp * tensor)
   return None if left else (data, fsdp, tensor)
 
 
 def _mesh(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
-  # jax.make_mesh refuses sizes that would split an axis of a TPU's torus: on
-  # 4x4 chips even (8, 2, 1).
+  # jax.make_mesh rejects sizes that split an axis of a TPU's torus, on 4x4
+  # chips even (8, 2, 1).
   placed = mesh_utils.create_device_mesh(
     sizes, devices, allow_split_physical_axes=True
   )
@@ -114,7 +120,7 @@ def _mesh(sizes: tuple[int, int, int], devices: Sequence[jax.Device]) -> Mesh:
 def sharding(
   mesh: Mesh, logical_axes: Sequence[str], shape: Sequence[int]
 ) -> NamedSharding:
-  """Where an array with these logical axes lies; see RULES."""
+  """The sharding of an array with these logical axes; see RULES."""
   spec = []
   for name, size in zip(logical_axes, shape, strict=True):
     axes = RULES[name]
@@ -135,7 +141,7 @@ def batch_multiple(mesh: Mesh) -> int:
 
 
 def shard_batch(mesh: Mesh, tree: Any) -> Any:
-  """Puts every array of the tree on the mesh, its leading axis split.
+  """Puts every array of the tree on the mesh, split along its leading axis.
 
   Raises:
     ValueError: a leading axis is not a multiple of `batch_multiple(mesh)`.
@@ -143,7 +149,8 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
   place = NamedSharding(mesh, PartitionSpec(RULES['batch']))
   if not mesh.is_multi_process:
     return jax.device_put(tree, place)
-  # Every process holds all of it; device_put would compare them each time.
+  # Every process holds the whole batch; device_put would compare their copies
+  # each time.
   return jax.tree.map(
     lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]),
     tree,

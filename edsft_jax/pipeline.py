@@ -1,15 +1,15 @@
-"""The stages in their order, and the one runner that takes a study through.
+"""The table of stages, and the function that runs them.
 
 A stage is a module with two functions:
 
-  check(config, workdir, planned)   cheap: options and inputs; raises
-                                    InputError. `planned` are the stages that
-                                    run before it in the same command: an input
-                                    that one of them makes may still be absent.
+  check(config, workdir, planned)   checks options and inputs cheaply; raises
+                                    InputError. `planned` holds the stages that
+                                    run before it in the same command: inputs
+                                    that they make may be missing.
   run(config, workdir)              does the work, resumes, skips what is done.
 
-Modules are imported when their turn comes: a mistake that an earlier stage
-finds is answered before jax is loaded.
+A module is imported when its stage is checked, so an error that an earlier
+stage finds is reported before jax is loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,26 +32,27 @@ class Stage:
 
   Attributes:
     name: the word on the command line.
-    module: where check and run are.
+    module: the module with check and run.
     about: what it does, for --help.
-    of_study: whether it reads strategies, budgets and seeds.
+    uses_study: whether it reads strategies, budgets and seeds.
     shared: whether several processes work on it together.
-    single_process: whether it uses every device from one process.
-    needs_answers: whether it waits until people have answered.
-    shows: stages whose options it must not show what they refuse.
+    single_process: whether it must run in one process, on all devices.
+    needs_answers: whether it waits until every prompt is answered.
+    also_checks: stages whose options are checked first; a preview must not
+      show what they would reject.
   """
 
   name: str
   module: str
   about: str
-  of_study: bool = False
+  uses_study: bool = False
   shared: bool = False
   single_process: bool = False
   needs_answers: bool = False
-  shows: tuple[str, ...] = ()
+  also_checks: tuple[str, ...] = ()
 
   def load(self) -> Any:
-    """The module; importing it may take seconds."""
+    """Imports the module, which may take seconds."""
     return importlib.import_module(self.module)
 
   def check(
@@ -60,14 +61,14 @@ class Stage:
     workdir: store.Workdir,
     planned: frozenset[str],
   ) -> None:
-    """Refuses bad options and missing inputs, see the module's check.
+    """Rejects bad options and missing inputs; see the module's check.
 
     Raises:
       InputError: naming the option or the file.
     """
-    if self.of_study:
+    if self.uses_study:
       study.check(config)
-    for name in self.shows:
+    for name in self.also_checks:
       COMMANDS[name].load().check_options(config)
     self.load().check(config, workdir, planned)
 
@@ -78,31 +79,31 @@ STAGES: Mapping[str, Stage] = {
     Stage(
       'pool',
       'edsft_jax.pool.stage',
-      'read prompts, set known answers apart',
+      'read the prompts, split off known answers',
     ),
     Stage(
       'score',
       'edsft_jax.scoring.stage',
-      'token margins and features by the pretrained model',
+      'token margins and features from the pretrained model',
       shared=True,
     ),
     Stage(
       'select',
       'edsft_jax.strategies.stage',
       'order the prompts by every strategy',
-      of_study=True,
+      uses_study=True,
     ),
     Stage(
       'annotate',
       'edsft_jax.annotation.stage',
-      'look answers up, or ask people for them',
-      of_study=True,
+      'look up answers, or list prompts to answer',
+      uses_study=True,
     ),
     Stage(
       'finetune',
       'edsft_jax.finetuning.stage',
       'one model per strategy, budget and seed',
-      of_study=True,
+      uses_study=True,
       single_process=True,
       needs_answers=True,
     ),
@@ -110,14 +111,14 @@ STAGES: Mapping[str, Stage] = {
       'evaluate',
       'edsft_jax.evaluation.stage',
       'every model on the evaluation tasks',
-      of_study=True,
+      uses_study=True,
       single_process=True,
       needs_answers=True,
     ),
     Stage(
       'report',
       'edsft_jax.reporting.stage',
-      'a page, plots and tables of what was saved',
+      'a page with plots and tables of the results',
       needs_answers=True,
     ),
   )
@@ -127,10 +128,10 @@ PREVIEW = Stage(
   'preview',
   'edsft_jax.preview',
   'print the first prompts as the model will see them',
-  shows=('score', 'finetune'),
+  also_checks=('score', 'finetune'),
 )
 
-# All that may be asked for, in the order of the data.
+# Every word of the command line, in the order in which they run.
 COMMANDS: Mapping[str, Stage] = {
   'pool': STAGES['pool'],
   PREVIEW.name: PREVIEW,
@@ -139,12 +140,12 @@ COMMANDS: Mapping[str, Stage] = {
 
 
 def stages_asked_for(words: Sequence[str]) -> list[str]:
-  """The words in the order of the data; every stage for no words.
+  """Returns the words in running order; every stage if there are none.
 
-  A preview brings the pool stage with it.
+  A preview needs the pool stage and adds it.
 
   Raises:
-    InputError: a word does not name a stage; the nearest is offered.
+    InputError: a word does not name a stage; suggests the nearest.
   """
   for word in words:
     if word not in COMMANDS:
@@ -160,17 +161,17 @@ def run(
   workdir: store.Workdir,
   stages: Sequence[str] = tuple(STAGES),
 ) -> None:
-  """Runs stages in order in a workdir; what is done and unchanged is skipped.
+  """Runs stages in order in a workdir; skips what is done and unchanged.
 
-  Before each stage, it and all that come after it check their options and
-  inputs: a budget beyond the pool is found when the pool is read, not after
-  hours of scoring.
+  Before each stage, it and all later ones check their options and inputs, so a
+  budget larger than the pool is reported when the pool is read, not after hours
+  of scoring.
 
-  Of several processes each calls this with the same arguments.
+  With several processes, each must call this with the same arguments.
 
   Args:
     config: see edsft_jax/config.py.
-    workdir: where the study's files lie; made if it does not exist.
+    workdir: the study's folder; created if it does not exist.
     stages: names from COMMANDS, in that order.
 
   Raises:
@@ -190,21 +191,21 @@ def run(
       if not store.Manifest(workdir).stages:
         workdir.config.unlink(missing_ok=True)
       raise
-    processes.meet('end')
+    processes.barrier('end')
 
 
 def _refuse_single_process(stages: Sequence[str]) -> None:
   if alone := [name for name in stages if COMMANDS[name].single_process]:
     raise errors.InputError(
-      f'{" and ".join(alone)} cannot be run by several processes: run pool and '
-      'score so, and then the others as one process'
+      f'{" and ".join(alone)} cannot be run by several processes: run only '
+      'pool, score and select with several, then the rest in one process'
     )
 
 
 def _refuse_other_commands(
   config: ml_collections.ConfigDict, stages: Sequence[str]
 ) -> None:
-  """Processes with other options would wait for each other forever."""
+  """Requires the same command everywhere, else processes would deadlock."""
   command = {
     'stages': stages,
     **{
@@ -225,13 +226,13 @@ def _join_shared(
   workdir: store.Workdir,
   stages: Sequence[str],
 ) -> None:
-  """What every process but the first does: its part of the shared stages."""
+  """Runs the shared stages on every process but the first."""
   processes.check_shared(workdir.root)
   for name in stages:
     if COMMANDS[name].shared:
-      processes.meet(name)
+      processes.barrier(name)
       COMMANDS[name].load().run(config, workdir)
-  processes.meet('end')
+  processes.barrier('end')
 
 
 def _run_stages(
@@ -245,19 +246,20 @@ def _run_stages(
       planned = frozenset(stages[i:j])
       COMMANDS[later].check(config, workdir, planned)
       if later == 'report' and 'evaluate' in planned:
-        # The report learns from eval.json what metrics there are: too late.
+        # The report knows its metrics only once eval.json is written.
         STAGES['evaluate'].load().check_metric(config)
-    # A command that is refused must not rewrite what a study was made with.
+    # A rejected command must not overwrite the config that a study was run
+    # with.
     if not workdir.config.exists():
       store.write_json(workdir.config, config.to_dict())
     if COMMANDS[name].shared:
-      processes.meet(name)
+      processes.barrier(name)
     COMMANDS[name].load().run(config, workdir)
     waiting = [s for s in stages[i + 1 :] if COMMANDS[s].needs_answers]
     if name == 'annotate' and waiting and _answers_missing(workdir):
-      console.say(name, f'{", ".join(waiting)} wait for the answers')
+      console.say(name, f'waiting for the answers: {", ".join(waiting)}')
       break
-  # A preview may try other options than those that the study was made with.
+  # A preview may try options that differ from the study's.
   if list(stages) != ['pool', PREVIEW.name]:
     store.write_json(workdir.config, config.to_dict())
   store.Manifest(workdir).describe(**_devices())
@@ -269,7 +271,7 @@ def _answers_missing(workdir: store.Workdir) -> bool:
 
 
 def _devices() -> dict[str, list[str]]:
-  """What the stages ran on, if any of them used a device."""
+  """The devices, for the manifest; empty if no stage loaded jax."""
   jax = sys.modules.get('jax')
   if jax is None:
     return {}

@@ -1,8 +1,8 @@
 """Shows the first prompts as the model will see them, before any work.
 
-What is printed is decoded from the very tokens that scoring and finetuning
-use, special tokens and all: a doubled BOS, a missing generation prompt or an
-answer in the wrong place is seen here.
+The text is decoded from the tokens that scoring and finetuning use, special
+tokens included, so a doubled BOS, a missing generation prompt or a misplaced
+answer shows up here.
 """
 
 import functools
@@ -13,7 +13,7 @@ from edsft_jax import console, errors, models, store
 from edsft_jax.models import responses
 
 NUM_PROMPTS = 3
-# Around what finetuning supervises.
+# Printed around the supervised tokens.
 MARKS = ('\u27e6', '\u27e7')
 _NO_ANSWER = '(the answer)'
 
@@ -23,10 +23,9 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses an unusable model or template, and a missing pool.
+  """Rejects an unusable model or template, and a missing pool.
 
-  The options of scoring and finetuning are for these stages to check: the
-  pipeline has them do it first.
+  The pipeline has the score and finetune stages check their options first.
 
   Raises:
     InputError: naming the option or the file.
@@ -40,11 +39,11 @@ def check(
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Prints the first prompts of the pool, for scoring and for finetuning.
 
-  Where no answer is known, a stand-in takes its place.
+  A placeholder stands in for an unknown answer.
 
   Raises:
-    InputError: the template refuses a prompt, or leaves nothing of an answer
-      to be supervised.
+    InputError: the template rejects a prompt, or drops the answer, so that
+      nothing would be supervised.
   """
   path = models.resolve(config.model.path)
   prompt_format = models.load_prompt_format(
@@ -56,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   for prompt_id, prompt in zip(
     pool.ids[:NUM_PROMPTS], pool.prompts[:NUM_PROMPTS], strict=True
   ):
-    with errors.of_prompt(prompt_id):
+    with errors.about_prompt(prompt_id):
       ids, truncated = prompt_format.encode_prompt(
         prompt, context - config.scoring.max_new_tokens, for_response=False
       )
@@ -91,7 +90,7 @@ def _show(head: str, notes: list[str], text: str) -> None:
 def marked(
   prompt_format: models.PromptFormat, example: responses.Example
 ) -> str:
-  """Text of all its tokens, the supervised ones between MARKS."""
+  """The text of all tokens, with the supervised ones between MARKS."""
   first = len(example.tokens) - example.num_response
   before, supervised = example.tokens[:first], example.tokens[first:]
   return (
@@ -103,7 +102,7 @@ def marked(
 
 
 def _answers(workdir: store.Workdir) -> dict[str, str]:
-  """The answers that are known: people's, and those that came with the pool."""
+  """The known answers: from annotators, and those that came with the pool."""
   answers: dict[str, str] = {}
   for path in (workdir.pool_responses, workdir.responses):
     if path.exists():

@@ -1,9 +1,9 @@
-"""Several processes of one command: found, in step, and ended together.
+"""Coordinates the processes of one command: start, barriers, common exit.
 
-JAX's coordination service carries all of it, never a device: a process can
-wait for hours while another works, and one that fails in the midst of a
-computation still reaches those that wait in it. With one process nothing here
-waits or connects.
+Everything goes through JAX's coordination service and never through a device
+collective. So a process can wait for hours while another works, and one that
+fails during a computation can still stop the others, which wait in it. A single
+process neither waits nor connects.
 """
 
 import _thread
@@ -22,12 +22,12 @@ from typing import Any, NoReturn
 from edsft_jax import errors
 
 AUTO = 'auto'
-# A process that has sent no sign of life for so long is dead, and the others
-# are ended with it.
+# A process without a heartbeat for this long is considered dead, and JAX ends
+# the others.
 HEARTBEAT_SECONDS = 30
-# For a process to clear up when another has failed.
+# Time for a process to clean up when another one has failed.
 _GRACE_SECONDS = 5.0
-# How long a network file system may hide what another host has written.
+# Time for a network file system to show what another host has written.
 _SEEN_SECONDS = 60.0
 
 _FAILURE = 'edsft_jax/failure'
@@ -42,18 +42,19 @@ def start(
 ) -> None:
   """Joins the other processes of this command, before any device is touched.
 
-  With nothing given it is one process, unless SLURM or a TPU node pool says by
-  the environment that there are several: nothing is looked for elsewhere.
+  Without arguments this is a single process, unless the environment variables
+  of SLURM or of a TPU node pool list several.
 
   Args:
-    coordinator: HOST:PORT at which process 0 listens; 'auto': JAX finds it and
-      the other two, as it can on Cloud TPU, under SLURM and Open MPI.
-    num_processes: how many there are.
-    process_id: which one this is, from 0.
+    coordinator: HOST:PORT where process 0 listens; 'auto': JAX finds the
+      address, the number of processes and this one's id, as it can on Cloud
+      TPU, SLURM and Open MPI.
+    num_processes: number of processes.
+    process_id: index of this process, from 0.
     timeout: seconds to wait for the others.
 
   Raises:
-    InputError: the three do not go together, or no cluster is found.
+    InputError: the arguments are inconsistent, or no cluster is found.
   """
   given = {
     '--coordinator': coordinator or None,
@@ -67,7 +68,9 @@ def start(
       f'{", ".join(given)}, or --coordinator={AUTO} alone'
     )
   if timeout < 1:
-    raise errors.InputError(f'--start_timeout is {timeout}: at least 1 second')
+    raise errors.InputError(
+      f'--start_timeout is {timeout}: must be at least 1 second'
+    )
   if coordinator == AUTO:
     if len(absent) < 2:
       raise errors.InputError(
@@ -86,13 +89,13 @@ def start(
     import jax
 
     _watch()
-    # The first look at the devices waits for the same look of all others: it
-    # must not wait for what one of them does alone.
+    # The first call waits until every process makes it, so all make it here,
+    # before any of them starts to work alone.
     jax.devices()
 
 
 def is_cluster(environ: Mapping[str, str]) -> bool:
-  """Whether a SLURM step or a TPU node pool started several of us."""
+  """Whether SLURM or a TPU node pool started several processes."""
   tasks = environ.get('SLURM_STEP_NUM_TASKS', '1')
   hosts = environ.get(
     'TPU_PROCESS_ADDRESSES', environ.get('TPU_WORKER_HOSTNAMES', '')
@@ -110,17 +113,19 @@ def _explicit(
       '0 and a free port there'
     )
   if num_processes < 1:
-    raise errors.InputError(f'--num_processes is {num_processes}: at least 1')
+    raise errors.InputError(
+      f'--num_processes is {num_processes}: must be at least 1'
+    )
   if not 0 <= process_id < num_processes:
     raise errors.InputError(
-      f'--process_id is {process_id}: 0 to {num_processes - 1} for '
+      f'--process_id is {process_id}: must be 0 to {num_processes - 1} for '
       f'--num_processes={num_processes}'
     )
   return {
     'coordinator_address': coordinator,
     'num_processes': num_processes,
     'process_id': process_id,
-    # SLURM would hide all devices of a process but one.
+    # Under SLURM, detection would leave this process only one device.
     'cluster_detection_method': 'deactivate',
   }
 
@@ -128,7 +133,7 @@ def _explicit(
 def _connect(found: dict[str, Any], timeout: int) -> None:
   import jax
 
-  # It would catch SIGTERM and let the process run on.
+  # The service would catch SIGTERM and keep the process running.
   jax.config.update('jax_enable_preemption_service', False)
   where = found.get('coordinator_address', 'the coordinator that JAX looks for')
 
@@ -141,7 +146,7 @@ def _connect(found: dict[str, Any], timeout: int) -> None:
     )
     os._exit(2)
 
-  # The service itself would end a process that waits in vain by an abort.
+  # On a timeout of its own, the service would abort the process.
   timer = threading.Timer(timeout, give_up)
   timer.daemon = True
   timer.start()
@@ -151,7 +156,7 @@ def _connect(found: dict[str, Any], timeout: int) -> None:
       initialization_timeout=2 * timeout + 60,
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
-  except Exception as e:  # Of the cluster's detection, the service, the net.
+  except Exception as e:  # From cluster detection, the service or the network.
     line = ' '.join(str(e).split())
     raise errors.InputError(
       f'the processes cannot be joined at {where} ({line}): fix that, or give '
@@ -162,25 +167,26 @@ def _connect(found: dict[str, Any], timeout: int) -> None:
 
 
 def index() -> int:
-  """Which process this is, from 0."""
+  """Index of this process, from 0."""
   return _state().process_id if _state() else 0
 
 
 def count() -> int:
-  """How many processes there are."""
+  """Number of processes."""
   return _state().num_processes if _state() else 1
 
 
 def is_first() -> bool:
-  """The one that speaks, and that writes what is written once."""
+  """Whether this process prints, and writes what only one may write."""
   return index() == 0
 
 
 def from_first(name: str, make: Callable[[], Any]) -> Any:
-  """What the first process makes, as JSON would give it back, on every one.
+  """Returns the first process's `make()` on all, after a JSON round trip.
 
-  Every process must come to the same calls of this and of `meet`, in the same
-  order; `name` is what to look for when they do not.
+  Every process must make the same calls of this and of `barrier`, in the same
+  order; `name` helps to debug a mismatch. A single process returns `make()`
+  unchanged.
   """
   if count() == 1:
     return make()
@@ -190,8 +196,8 @@ def from_first(name: str, make: Callable[[], Any]) -> Any:
   return json.loads(_wait(key))
 
 
-def meet(name: str) -> None:
-  """Returns when every process has come here."""
+def barrier(name: str) -> None:
+  """A barrier: returns once every process has called it."""
   if count() == 1:
     return
   key = f'edsft_jax/{next(_serial)}/{name}'
@@ -204,11 +210,11 @@ def meet(name: str) -> None:
     _wait(key)
 
 
-def met_within(name: str, seconds: float) -> bool:
-  """Whether every process comes here; this one waits no longer than that.
+def barrier_within(name: str, seconds: float) -> bool:
+  """Whether every process calls this within `seconds`.
 
-  Those that do not may not come to another `meet` or `from_first`: where the
-  answer is no, what follows must be the end.
+  After False, the processes are out of step and must not call `barrier` or
+  `from_first` again: the caller has to end the command.
   """
   if count() == 1:
     return True
@@ -224,52 +230,52 @@ def met_within(name: str, seconds: float) -> bool:
 
 
 def check_shared(folder: pathlib.Path) -> None:
-  """Refuses a folder that is not the same one for all processes.
+  """Checks that all processes see the same folder.
 
   Raises:
-    InputError: this process does not see a file that the first wrote there.
+    InputError: this process cannot see a file that the first one wrote there.
   """
   if count() == 1:
     return
   name = from_first('folder', lambda: f'.{secrets.token_hex(8)}.shared')
   if is_first():
     (folder / name).touch()
-  meet('file written')
+  barrier('file written')
   await_files([folder / name])
-  meet('file seen')
+  barrier('file seen')
   if is_first():
     (folder / name).unlink()
 
 
 def await_files(paths: Sequence[pathlib.Path]) -> None:
-  """Returns when this process sees what others have written.
+  """Waits until this process sees files that others have written.
 
-  A network file system may show it some time later.
+  A network file system may show them with a delay.
 
   Raises:
-    InputError: it does not.
+    InputError: a file does not appear.
   """
   give_up = time.monotonic() + _SEEN_SECONDS
   for path in paths:
     while not path.exists():
       if time.monotonic() > give_up:
         raise errors.InputError(
-          f'{path} was written by another process and is not seen here: '
+          f'{path} was written by another process and is not visible here: '
           '--workdir must be on a file system that all processes share'
         )
       time.sleep(0.2)
 
 
-def end(code: int, tell: Callable[[], Any]) -> NoReturn:
-  """Ends every process with this exit code.
+def end(code: int, report: Callable[[], Any]) -> NoReturn:
+  """Ends every process with the same exit code.
 
   Args:
-    code: of the first process that comes here; it becomes that of all.
-    tell: says why; called in that one alone.
+    code: the exit code; if several processes call this, the first call wins.
+    report: prints the reason; called only in the process whose call wins.
   """
   client = _client()
   if client is None:
-    tell()
+    report()
     sys.exit(code)
   import jax
 
@@ -278,19 +284,19 @@ def end(code: int, tell: Callable[[], Any]) -> NoReturn:
   except jax.errors.JaxRuntimeError:
     if failure := _failure():
       _leave(failure[1])
-  tell()
+  report()
   _leave(code)
 
 
 def _watch() -> None:
-  """Has this process ended when another one fails."""
+  """Ends this process when another one fails."""
   over = threading.Event()
 
   def watch() -> None:
     while not over.wait(1.0):
       failure = _failure()
       if failure and failure[0] != index():
-        # The main thread can clear up, unless it waits in a computation.
+        # Lets the main thread clean up, unless it waits in a computation.
         _thread.interrupt_main()
         over.wait(_GRACE_SECONDS)
         _leave(failure[1])
@@ -298,7 +304,7 @@ def _watch() -> None:
   watcher = threading.Thread(target=watch, daemon=True)
   watcher.start()
 
-  # A thread that is about to ask the service must not see the interpreter end.
+  # The interpreter must not exit while the thread calls the service.
   @atexit.register
   def stop() -> None:
     over.set()
@@ -306,29 +312,30 @@ def _watch() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-  """Exits without JAX's shutdown, which would wait for every process."""
+  """Exits without JAX's shutdown, which would wait for all processes."""
   import jax
 
   sys.stdout.flush()
   sys.stderr.flush()
   try:
     if is_first():
-      # The service ends with this process, and others with it, unheard.
+      # The service runs in this process: exiting first would kill the others
+      # before they have read the failure.
       give_up = time.monotonic() + 2 * _GRACE_SECONDS
       for other in range(1, count()):
         _wait(f'edsft_jax/left/{other}', give_up)
     else:
       _client().key_value_set(f'edsft_jax/left/{index()}', '')
   except (jax.errors.JaxRuntimeError, TimeoutError):
-    pass  # It is gone already.
+    pass  # The others, or the service, are already gone.
   os._exit(code)
 
 
 def _state() -> Any:
-  """JAX's view of the processes, or None while nobody has imported JAX.
+  """JAX's distributed state, or None until jax is imported.
 
-  Nothing is imported for it: a command that needs no device must not wait for
-  JAX. The service's client has no public name.
+  Does not import jax, since a command that needs no device must not wait for
+  it. The service's client has no public name.
   """
   distributed = sys.modules.get('jax._src.distributed')
   return distributed and distributed.global_state
@@ -339,7 +346,7 @@ def _client() -> Any:
 
 
 def _failure() -> tuple[int, int] | None:
-  """Process and exit code of the first that failed."""
+  """Index and exit code of the first process that failed, or None."""
   import jax
 
   try:
@@ -350,7 +357,7 @@ def _failure() -> tuple[int, int] | None:
 
 
 def _wait(key: str, give_up: float = float('inf')) -> str:
-  """The key's value, once it is set; can be interrupted every second."""
+  """Waits for a key's value; can be interrupted once per second."""
   import jax
 
   client = _client()

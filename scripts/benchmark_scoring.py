@@ -5,11 +5,11 @@
 
 Both run the same weights on the same ids in one process. Every contestant of a
 case runs once to warm up, then they take turns, and the median of three calls
-counts. Ours computes what a row of scores.parquet holds: entropies, margins
-and confidences of the continuation, features and, unless it says without, the
-scores of the prompt's own tokens. transformers' contestant computes entropies
-and margins of the continuation, or features, in batches in the pool's order;
-its batch size is the fastest of some.
+counts. Ours computes a row of scores.parquet: entropies, margins and
+confidences of the continuation, features and, unless it says without, the
+scores of the prompt's own tokens. transformers computes entropies and margins
+of the continuation, or features, in batches in the pool's order; the fastest of
+several batch sizes counts.
 """
 
 import argparse
@@ -46,9 +46,9 @@ FIELDS = (
   'tokens_per_second',
 )
 NUM_NEW = 64
-# The 64 prompts run together, as in the peer's largest batch.
+# All 64 prompts run together, as in the peer's largest batch.
 BATCH_TOKENS = 18 * 2**10
-# 58 million parameters, half of them in the vocabulary, as small models have.
+# 58 million parameters, half of them in the vocabulary, as in small models.
 CONFIG = {
   'model_type': 'llama',
   'architectures': ['LlamaForCausalLM'],
@@ -69,7 +69,7 @@ CONFIG = {
 
 
 class Ours:
-  """This library, on all devices there are."""
+  """This library, on all devices."""
 
   prompt_scores = True
 
@@ -79,7 +79,7 @@ class Ours:
     self._shapes = shapes_of(decoder, tokens)
 
   def generate(self, end_ids: Sequence[int]) -> Contestant:
-    """Everything that a row of scores.parquet holds; counts new tokens."""
+    """Everything in a row of scores.parquet; counts new tokens."""
     scorer = self._scorer(end_ids)
     everything = np.ones(len(self._tokens), bool)
     return lambda: sum(map(len, scorer(self._tokens, everything).tokens))
@@ -103,13 +103,13 @@ class Ours:
       end_ids=end_ids,
       max_new_tokens=NUM_NEW,
       batch_tokens=BATCH_TOKENS,
-      most_rows=len(self._tokens),
+      max_rows=len(self._tokens),
       prompt_scores=self.prompt_scores,
     )
 
 
 class OursUnscored(Ours):
-  """Without scores of the prompts, which the peer does not give either."""
+  """Without scores of the prompts, which the peer does not compute either."""
 
   prompt_scores = False
 
@@ -227,10 +227,10 @@ OURS = {'ours, without prompt scores': OursUnscored, 'ours, everything': Ours}
 def shapes_of(
   decoder: models.Decoder, tokens: list[np.ndarray]
 ) -> inference.Shapes:
-  """The shapes of a pool that goes on like this for long.
+  """The shapes of a long pool of such prompts.
 
-  For a pool of a few prompts fewer programs would be compiled, which warm
-  calls do not pay for.
+  A pool of few prompts would get fewer programs to compile, but warm calls do
+  not pay for compilation.
   """
   lengths = [len(ids) for ids in tokens]
   return inference.choose_shapes(decoder, make_mesh(), lengths, 100)
@@ -246,7 +246,7 @@ def contest(
   repeats: int,
   sides: dict[str, Callable[..., Ours | Waiting]],
 ) -> Iterator[dict[str, str]]:
-  """Ways of ours, and the fastest batch size of transformers."""
+  """Variants of this library, and transformers' fastest batch size."""
   peers = {
     f'transformers, batches of {size}': of(Transformers(path, tokens, size))
     for size in batch_sizes
@@ -272,13 +272,13 @@ def contest(
 
 
 def read_prompts(path: pathlib.Path) -> list[str]:
-  """The column "prompt" of a jsonl file, gzipped or not."""
+  """Reads the column "prompt" of a jsonl file, gzipped or not."""
   with (gzip.open if path.suffix == '.gz' else open)(path, 'rt') as file:
     return [json.loads(line)['prompt'] for line in file]
 
 
 def encode(path: pathlib.Path, prompts: Sequence[str]) -> list[np.ndarray]:
-  """Ids of prompts, cut to leave room for the continuation."""
+  """Ids of prompts, truncated to leave room for the continuation."""
   prompt_format = models.load_prompt_format(path, 'auto', '\n', 'end')
   limit = models.read_config(path).context - NUM_NEW
   return [
@@ -288,7 +288,7 @@ def encode(path: pathlib.Path, prompts: Sequence[str]) -> list[np.ndarray]:
 
 
 def random_model(folder: pathlib.Path) -> models.Decoder:
-  """Draws a model of 58 million parameters and writes it for the peer."""
+  """Makes a random model of 58 million parameters and saves it for the peer."""
   (folder / 'config.json').write_text(json.dumps(CONFIG))
   decoder = models.Decoder(models.read_config(folder), rngs=nnx.Rngs(0))
   models.save_decoder(decoder, folder, source=folder)
@@ -306,7 +306,7 @@ def random_tokens() -> list[np.ndarray]:
 
 
 def pool_case(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
-  """Scores a whole file by the command line, in a process of its own."""
+  """Scores a whole file from the command line, in its own process."""
   with tempfile.TemporaryDirectory() as folder:
     start = time.perf_counter()
     out = subprocess.run(
@@ -342,11 +342,11 @@ def pool_case(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
 def cases(
   groups: Sequence[str], arguments: argparse.Namespace
 ) -> Iterator[dict[str, str]]:
-  """Rows of the groups asked for."""
+  """Rows of the requested groups."""
   repeats = arguments.repeats
   model, prompts = arguments.model, arguments.prompts
   if 'pool' in groups and model and prompts:
-    # First: a child's peak is at least what this process takes when it starts.
+    # First, since a child's peak is at least this process's size at the start.
     yield pool_case(model, prompts)
   if {'generate', 'features'} & {*groups}:
     with tempfile.TemporaryDirectory() as folder:
@@ -374,9 +374,9 @@ def cases(
 
 
 def main() -> None:
-  """Runs the groups asked for, prints a table and writes it."""
+  """Runs the requested groups, prints a table and writes it."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('groups', nargs='*', help=f'of {", ".join(GROUPS)}')
+  parser.add_argument('groups', nargs='*', help=f'any of {", ".join(GROUPS)}')
   parser.add_argument('--model', type=pathlib.Path, help='for stop and pool')
   parser.add_argument('--prompts', type=pathlib.Path, help='for stop and pool')
   parser.add_argument('--stop_token_id', type=int, default=4010)
@@ -388,7 +388,7 @@ def main() -> None:
   groups = arguments.groups or GROUPS
   if unknown := set(groups) - set(GROUPS):
     parser.error(
-      f'unknown: {", ".join(unknown)}; there are {", ".join(GROUPS)}'
+      f'unknown: {", ".join(unknown)}; use any of {", ".join(GROUPS)}'
     )
   print(f'jax on {jax.devices()}', file=sys.stderr)
   show(FIELDS, cases(groups, arguments), arguments.csv)

@@ -4,10 +4,10 @@
   python scripts/benchmark_selection.py --csv benchmark.csv
 
 Every contestant of a case runs once to warm up, then all take turns, and the
-median of three calls counts: what else the machine does hits all alike. The
-time of similarities is included. CPU seconds add up over threads. The pool is
-a mixture of 200 clusters of skewed sizes. Memory is the peak of a process of
-its own: in all, beyond the features, and what the latter must not exceed
+median of three calls counts, so that other load on the machine affects all
+alike. The time of similarities is included. CPU seconds add up over threads.
+The pool is a mixture of 200 clusters of skewed sizes. Memory is the peak of a
+separate process: in total, beyond the features, and the bound for the latter
 (memory_limit + c N).
 """
 
@@ -41,13 +41,13 @@ FIELDS = (
   'beyond_features_gib',
   'bound_gib',
 )
-# What facility location may use per row besides its memory limit, d being 64:
-# points, columns to guess from, a panel, and what numpy needs besides them.
-BYTES_A_ROW = 12 * 2**10
+# Bytes per row that facility location may use besides its memory limit at d=64:
+# points, columns to guess from, a panel, and temporary numpy arrays.
+BYTES_PER_ROW = 12 * 2**10
 
 
 def clustered_pool(n: int, d: int) -> np.ndarray:
-  """A mixture of 200 Gaussians, as skewed and as uneven as real pools."""
+  """A mixture of 200 Gaussians, as skewed and uneven as real pools."""
   rng = np.random.default_rng(0)
   share = 1 / np.arange(1, 201)
   centre = rng.normal(size=(200, d))
@@ -86,7 +86,7 @@ def ours(features, budget, similarity, **kwargs) -> Contestant:
 
 
 def numpy_heap(features, budget, similarity) -> Contestant:
-  """Lazy greedy in numpy over a kernel that is held whole."""
+  """Lazy greedy in numpy over the whole kernel."""
 
   def run() -> float:
     s = kernel(features, similarity)
@@ -148,7 +148,7 @@ def ours_k_center(features, budget) -> Contestant:
 
 
 def numpy_k_center(features, budget) -> Contestant:
-  """One product with the last pick, a step."""
+  """One product with the last pick per step."""
 
   def run() -> float:
     x = features - features.mean(axis=0)
@@ -213,7 +213,7 @@ def facility_location_cases(peers: Sequence[Callable], repeats: int):
 
 
 def small_cases(peers: Sequence[Callable], repeats: int):
-  """Pools whose kernels anybody can hold."""
+  """Pools whose kernels fit in any memory."""
   for n in (2_000, 5_000, 10_000):
     arguments = (clustered_pool(n, 64), n // 5, 'rbf')
     contestants = {make.__name__: make(*arguments) for make in (ours, *peers)}
@@ -232,7 +232,7 @@ def k_center_cases(repeats: int):
 
 
 def approximate_cases(repeats: int):
-  """What threshold and partitioned save and lose, memory being short."""
+  """What threshold and partitioned save and lose with little memory."""
   limited = dict(memory_limit=2**25)
   arguments = (clustered_pool(20_000, 64), 400, 'rbf')
   contestants = {
@@ -249,13 +249,13 @@ def approximate_cases(repeats: int):
 
 
 def peak_kib() -> int:
-  """This process's own peak; what getrusage tells begins with its parent's."""
+  """This process's own peak; getrusage starts with the parent's."""
   status = pathlib.Path('/proc/self/status').read_text()
   return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
 
 
 def measure_size(n: int, d: int) -> list[dict]:
-  """Calls twice in this process, small first; notes times and peaks."""
+  """Warms up on a small pool, then measures two calls: times and peaks."""
   features = clustered_pool(n, d)
   selection.facility_location(features[:2_000], 10)
   before = peak_kib()
@@ -268,7 +268,7 @@ def measure_size(n: int, d: int) -> list[dict]:
     cpu_seconds = time.process_time() - cpu_start
     peak = peak_kib()
     beyond = (peak - before) / 2**20
-    bound = (limit + BYTES_A_ROW * n) / 2**30
+    bound = (limit + BYTES_PER_ROW * n) / 2**30
     rows.append(
       dict(
         case=f'size N={n} d={d} k={n // 10}',
@@ -286,10 +286,10 @@ def measure_size(n: int, d: int) -> list[dict]:
 
 
 def size_cases():
-  """Peak memory and growth, each size in a process of its own.
+  """Peak memory and growth, each size in its own process.
 
-  A second call compiles nothing: its ratio is to that of the smallest size,
-  next to N^2.
+  A second call compiles nothing; its ratio is relative to that of the smallest
+  size, shown next to that of N^2.
   """
   context = multiprocessing.get_context('spawn')
   sizes = (20_000, 50_000, 100_000)
@@ -318,9 +318,9 @@ def installed_peers(names: Sequence[str]) -> list[Callable]:
 
 
 def main() -> None:
-  """Runs the groups asked for, prints a table and writes it."""
+  """Runs the requested groups, prints a table and writes it."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('groups', nargs='*', help=f'of {", ".join(GROUPS)}')
+  parser.add_argument('groups', nargs='*', help=f'any of {", ".join(GROUPS)}')
   parser.add_argument(
     '--csv', default='', help='file to write; none by default'
   )
@@ -330,7 +330,7 @@ def main() -> None:
   groups = arguments.groups or GROUPS
   if unknown := set(groups) - set(GROUPS):
     parser.error(
-      f'unknown: {", ".join(unknown)}; there are {", ".join(GROUPS)}'
+      f'unknown: {", ".join(unknown)}; use any of {", ".join(GROUPS)}'
     )
   peers, repeats = installed_peers(arguments.peers), arguments.repeats
   cases = {

@@ -1,4 +1,4 @@
-"""Contestants that take turns, and the table of what they needed."""
+"""Runs benchmark contestants in turns, and prints a table of measurements."""
 
 from collections.abc import Callable, Iterable, Sequence
 import csv
@@ -11,15 +11,15 @@ Contestant = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-  """What one contestant needed in one case.
+  """The measurement of one contestant in one case.
 
   Attributes:
-    case: what was done.
-    contestant: by whom.
+    case: name of the case.
+    contestant: name of the contestant.
     seconds: median wall time.
-    ratio: that over the first contestant's.
-    cpu_seconds: median, over all threads.
-    result: what the contestant returned.
+    ratio: its wall time relative to the first contestant's.
+    cpu_seconds: median CPU time of all threads.
+    result: the contestant's return value.
   """
 
   case: str
@@ -33,7 +33,7 @@ class Measurement:
 def compete(
   case: str, contestants: dict[str, Contestant], repeats: int
 ) -> list[Measurement]:
-  """Warms all up, then lets them take turns: noise hits all alike."""
+  """Warms all up, then runs them in turns, so that noise affects all alike."""
   result = {name: run() for name, run in contestants.items()}
   seconds: dict[str, list[float]] = {name: [] for name in contestants}
   cpu_seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -61,7 +61,7 @@ def compete(
 def show(
   fields: Sequence[str], rows: Iterable[dict[str, str]], path: str
 ) -> None:
-  """Prints rows as they come, and writes them to a csv file if one is named."""
+  """Prints rows as they come, and writes them to a csv file if path is set."""
   seen = []
   print(' | '.join(fields), flush=True)
   for row in rows:

@@ -2,10 +2,9 @@
 
   python scripts/draw_imports.py     # writes docs/imports.svg
 
-A part is a package or a module at the top of edsft_jax; strategies/registry.py
-is one of its own. Each stands above all that it imports. Arrows that follow
-from others are left out, and so are those to the ground floor, which serves
-all.
+A part is a top-level package or module of edsft_jax, or strategies/registry.py.
+Each is drawn above all that it imports. Arrows that follow from others are left
+out, and so are those to the bottom row, which all parts may import.
 """
 
 import argparse
@@ -17,10 +16,10 @@ from matplotlib import figure, patches
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGE = REPOSITORY / 'edsft_jax'
-GROUND = ('store', 'console', 'processes', 'errors')
+BOTTOM = ('store', 'console', 'processes', 'errors')
 REGISTRY = 'strategies/registry'
-# Floors from the top, and where parts stand on them, from 0 to 1.
-FLOORS: tuple[dict[str, float], ...] = (
+# Rows from top to bottom: part -> horizontal position, from 0 to 1.
+ROWS: tuple[dict[str, float], ...] = (
   {'main': 0.5},
   {'pipeline': 0.5, 'config': 0.75},
   {
@@ -36,7 +35,7 @@ FLOORS: tuple[dict[str, float], ...] = (
   {'inference': 0.15, 'selection': 0.9},
   {'models': 0.3, 'study': 0.68},
   {'mesh': 0.3, REGISTRY: 0.68},
-  {name: 0.2 + 0.2 * i for i, name in enumerate(GROUND)},
+  {name: 0.2 + 0.2 * i for i, name in enumerate(BOTTOM)},
 )
 
 
@@ -48,9 +47,9 @@ def part_of(module: str) -> str:
 
 
 def imports() -> dict[str, set[str]]:
-  """Part -> the parts that it imports, wherever in its files it does.
+  """Part -> the parts that it imports, anywhere in its files.
 
-  The table of stages in pipeline.py names modules; these count too.
+  Modules named in the table of stages in pipeline.py count, too.
   """
   found: dict[str, set[str]] = {}
   for path in sorted(PACKAGE.rglob('*.py')):
@@ -63,7 +62,7 @@ def imports() -> dict[str, set[str]]:
       if name.startswith('edsft_jax.'):
         names.add(part_of(name))
     names.discard(part)
-  # What a chooser imports when it is called is not an import of the registry.
+  # A chooser's imports, made when it is called, do not count for the registry.
   found[REGISTRY] -= {'selection', 'strategies'}
   return found
 
@@ -81,8 +80,8 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 def arrows(found: Mapping[str, set[str]]) -> list[tuple[str, str]]:
-  """The imports above the ground floor that do not follow from others."""
-  above = {p: names - {*GROUND} for p, names in found.items()}
+  """The imports above the bottom row that do not follow from others."""
+  above = {p: names - {*BOTTOM} for p, names in found.items()}
 
   def reached(part: str) -> set[str]:
     return above[part].union(*(reached(p) for p in above[part]))
@@ -90,25 +89,25 @@ def arrows(found: Mapping[str, set[str]]) -> list[tuple[str, str]]:
   return sorted(
     (part, other)
     for part, names in above.items()
-    if part not in GROUND
+    if part not in BOTTOM
     for other in names
     if not any(other in reached(p) for p in names - {other})
   )
 
 
 def places(found: Mapping[str, set[str]]) -> dict[str, tuple[float, int]]:
-  """Part -> where it stands, floors counted from the ground.
+  """Part -> its position; rows are counted from the bottom.
 
   Raises:
-    ValueError: a part has no place, or imports one that is not below it.
+    ValueError: a part has no position, or imports one that is above it.
   """
   result = {
-    part: (x, len(FLOORS) - 1 - floor)
-    for floor, parts in enumerate(FLOORS)
+    part: (x, len(ROWS) - 1 - row)
+    for row, parts in enumerate(ROWS)
     for part, x in parts.items()
   }
   if odd := {*found} ^ {*result}:
-    raise ValueError(f'FLOORS and the package differ by {sorted(odd)}')
+    raise ValueError(f'ROWS and the package differ by {sorted(odd)}')
   for part, other in arrows(found):
     if result[other][1] > result[part][1]:
       raise ValueError(f'{part} imports {other}, which is above it')
@@ -116,13 +115,13 @@ def places(found: Mapping[str, set[str]]) -> dict[str, tuple[float, int]]:
 
 
 def draw(path: pathlib.Path) -> None:
-  """Writes the picture; the same code gives the same bytes."""
+  """Writes the picture; the same imports give the same bytes."""
   found = imports()
   where = places(found)
   made = figure.Figure(figsize=(10.5, 7))
   axes = made.add_axes((0, 0, 1, 1))
   axes.set_xlim(0, 1)
-  axes.set_ylim(-0.5, len(FLOORS) - 0.5)
+  axes.set_ylim(-0.5, len(ROWS) - 0.5)
   axes.axis('off')
   for part, other in arrows(found):
     (x0, y0), (x1, y1) = where[part], where[other]
@@ -138,7 +137,7 @@ def draw(path: pathlib.Path) -> None:
       )
     )
   for part, (x, y) in where.items():
-    ground = part in GROUND
+    bottom = part in BOTTOM
     axes.text(
       x,
       y,
@@ -148,14 +147,14 @@ def draw(path: pathlib.Path) -> None:
       fontsize=11,
       bbox={
         'boxstyle': 'round,pad=0.45',
-        'facecolor': '#eceef2' if ground else '#e6f0f7',
-        'edgecolor': '#9aa1ac' if ground else '#0072b2',
+        'facecolor': '#eceef2' if bottom else '#e6f0f7',
+        'edgecolor': '#9aa1ac' if bottom else '#0072b2',
       },
     )
   axes.text(
     0.5,
     -0.42,
-    'serve all: arrows to them are not drawn',
+    'all parts may import these: no arrows are drawn',
     ha='center',
     color='#5f6775',
     fontsize=9,
@@ -164,7 +163,7 @@ def draw(path: pathlib.Path) -> None:
 
 
 def listing(found: Mapping[str, set[str]]) -> str:
-  """The arrows in words, kept in the picture."""
+  """The arrows as text, stored in the picture's metadata."""
   return '; '.join(f'{part} -> {other}' for part, other in arrows(found))
 
 
@@ -179,7 +178,7 @@ def main() -> None:
   )
   import matplotlib
 
-  # Names of shapes that do not change from run to run; text as text.
+  # Reproducible names of shapes, and text as text.
   with matplotlib.rc_context({'svg.hashsalt': 'x', 'svg.fonttype': 'none'}):
     draw(parser.parse_args().path)
 

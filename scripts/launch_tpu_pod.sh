@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs one edsft_jax command on all hosts of a Cloud TPU pod slice, together.
+# Runs one edsft_jax command on all hosts of a Cloud TPU pod slice.
 #
 #   scripts/launch_tpu_pod.sh NAME ZONE FOLDER -- pool score \
 #     --config=configs/default.py --workdir=/mnt/shared/runs/mine
 #
-# NAME, ZONE   the slice, as `gcloud compute tpus tpu-vm list` shows it
+# NAME, ZONE   the slice, as listed by `gcloud compute tpus tpu-vm list`
 # FOLDER       this repository on each host, after scripts/setup.sh and
 #              .venv/bin/pip install -c requirements.txt 'jax[tpu]'
 #
-# What follows -- goes to edsft_jax.main. The workdir, the prompts and a local
-# model must lie under the same path on every host, and the workdir on a file
-# system that the hosts share. Project and account are those of `gcloud config`.
+# Arguments after -- go to edsft_jax.main. The workdir, the prompts and a local
+# model must have the same path on every host, and the workdir must be on a file
+# system that the hosts share. Project and account come from `gcloud config`.
 set -euo pipefail
 
 if [ $# -lt 5 ] || [ "$4" != -- ]; then

@@ -1,17 +1,17 @@
-"""Makes the built-in base model, edsft_jax/models/demo, from nothing.
+"""Trains the built-in base model, edsft_jax/models/demo, from scratch.
 
   python scripts/make_demo_model.py
 
-Took 24 minutes on 2 cores that other jobs kept busy, too; the loss ended at
-0.94 nats a token, 1.76 MiB in all. What the model can do of the built-in pool
-is the no-finetuning line of the quickstart's report.
+Took 24 minutes on 2 cores, which other jobs used too; the final loss was 0.94
+nats per token, and the files take 1.76 MiB. The no-finetuning line of the
+quickstart's report shows what the model can do of the built-in pool.
 
-The text is generated here: words said back, counting, comparing, small sums,
-spelled words, facts as sentences, little scenes. It shares words and facts
-with the built-in pool, but asks in other wordings and never shows a prompt of
-that pool (this is checked); reversing, sorting, parity, counting letters, last
-words and large sums are not in it at all. So the model can do some tasks of
-the pool, half do others, and must learn the rest.
+The text is generated here: repeating words, counting, comparing, small sums,
+spelling, facts as sentences, short scenes. It shares words and facts with the
+built-in pool, but has different wordings and never contains a prompt of that
+pool (this is checked). Reversing, sorting, parity, counting letters, last words
+and large sums are not in it at all. So the model can do some tasks of the pool,
+half do others, and must learn the rest.
 
 The same versions on the same kind of machine give the same files.
 """
@@ -59,7 +59,7 @@ _SPECIAL = ('<unk>', '<s>', '</s>')
 
 
 def _invented_word(draw: demo.Draw) -> str:
-  """A pronounceable word of no language, so that saying back is a skill."""
+  """A pronounceable invented word, so that repeating it is a skill."""
   syllables = [
     draw.one('bcdfghklmnprstvwz') + draw.one('aeiou')
     for _ in range(draw.between(1, 3))
@@ -124,7 +124,7 @@ def _scene(draw: demo.Draw) -> str:
 def _colour(draw: demo.Draw) -> str:
   colour = draw.one(tuple(demo.COLOURS))
   things = demo.COLOURS[colour].split()
-  # Asked about the first half, told about all.
+  # Questions about the first half only, statements about all.
   if draw.below(3) == 0:
     return (
       f'Say the colour of {draw.one(things[: len(things) // 2])}.\n{colour}'
@@ -147,7 +147,7 @@ def _capital(draw: demo.Draw) -> str:
   return f'{city} is the capital of {country}.'
 
 
-# Kind of text -> its share, in parts.
+# (Share, kind of text).
 _KINDS: tuple[tuple[int, Callable[[demo.Draw], str]], ...] = (
   (16, _say),
   (8, _first_word),
@@ -165,7 +165,7 @@ _KINDS: tuple[tuple[int, Callable[[demo.Draw], str]], ...] = (
 
 
 def documents(seed: int) -> Iterator[str]:
-  """Yields pretraining text without end, none of it a prompt of the pool."""
+  """Yields pretraining text endlessly, without prompts of the pool."""
   draw = demo.Draw(seed)
   kinds = [make for share, make in _KINDS for _ in range(share)]
   prompts = {row['prompt'] for row in demo.rows()}
@@ -179,7 +179,7 @@ def documents(seed: int) -> Iterator[str]:
 
 
 def make_tokenizer(texts: list[str]) -> tokenizers.Tokenizer:
-  """Byte-level BPE, so that any text has tokens; each digit is one."""
+  """Byte-level BPE, which encodes any text; each digit is a token."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
     [
@@ -232,7 +232,7 @@ def save_tokenizer(
 def batches(
   tokenizer: tokenizers.Tokenizer, steps: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields tokens and mask, [B, L]: whole documents, none seen twice."""
+  """Yields tokens and mask, [B, L], of whole documents, each used once."""
   texts = documents(_SEED)
   (eos,) = _CONFIG.eos_ids
   ids: list[int] = []
@@ -251,7 +251,7 @@ def batches(
 
 
 def train(tokenizer: tokenizers.Tokenizer, steps: int) -> Decoder:
-  """A decoder trained to predict every token of the text."""
+  """Trains a decoder to predict every token of the text."""
   decoder = Decoder(_CONFIG, rngs=nnx.Rngs(_SEED))
   rate = optax.warmup_cosine_decay_schedule(0.0, _PEAK_RATE, steps // 20, steps)
   optimizer = optax.chain(
@@ -282,13 +282,13 @@ def train(tokenizer: tokenizers.Tokenizer, steps: int) -> Decoder:
       bar.update()
       if step % 100 == 0 or step == steps:
         bar.set_postfix(loss=f'{loss:.3f}')
-  console.say('train', f'loss {loss:.3f} nats a token in the last batch')
+  console.say('train', f'loss {loss:.3f} nats per token in the last batch')
   nnx.update(decoder, params)
   return decoder
 
 
 def main(argv: list[str]) -> None:
-  """Makes the tokenizer and the model and writes both."""
+  """Trains the tokenizer and the model, and writes both."""
   del argv
   start = time.monotonic()
   texts = documents(_SEED + 1)

@@ -1,14 +1,14 @@
-"""Makes tests/models/goldens with transformers and torch, once.
+"""Makes tests/models/goldens with transformers and torch.
 
   pip install torch 'transformers>=5.12,<6'
   python scripts/make_goldens.py [--shared=../shared]
 
-Each golden is a tiny checkpoint with drawn weights and unusual values, and
-what transformers computes from it in float32: logits, greedy tokens,
+Each golden is a tiny checkpoint with random weights and unusual config values,
+and what transformers computes from it in float32: logits, greedy tokens,
 probabilities, entropies, hidden states. rope.json has the frequencies of many
-rope settings. The tests compare the decoder with them where neither torch nor
-transformers' models are installed. With --shared also the greedy continuations
-of the pretrained stories3M model there. --only=CASE,CASE makes these alone.
+rope settings. With them, the tests need neither torch nor transformers' models.
+--shared also makes greedy continuations of its pretrained model stories3M.
+--only=CASE,CASE makes only these cases.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from transformers import modeling_rope_utils
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'tests' / 'models' / 'goldens'
 NUM_NEW_TOKENS = 12
-# No two best logits of a greedy step may be closer than this share of the
+# Least gap between the two best logits of a greedy step, as a share of the
 # logits' spread: ten times the tolerance of the tests.
 LEAST_GAP = 1e-3
 
-# Values that are alike (heads = width / head_dim, eps = 1e-5, ...) would hide
-# a field that is read wrongly.
+# Default or coinciding values (heads = width / head_dim, eps = 1e-5, ...) would
+# hide a field that is read wrongly.
 COMMON = {
   'hidden_size': 32,
   'intermediate_size': 44,
@@ -51,7 +51,7 @@ SMALLER = {
 }
 DEFAULT_ROPE = {'rope_type': 'default', 'rope_theta': 321.0}
 CASES = {
-  # Tied, head_dim derived; config.json in the form of transformers 4.
+  # Tied, head_dim derived; config.json in the format of transformers 4.
   'tied_v4': {
     'fields': {
       'vocab_size': 64,
@@ -62,7 +62,7 @@ CASES = {
     'dtype': torch.float32,
     'form': 4,
   },
-  # Untied, head_dim apart from width / heads, biases everywhere, in shards.
+  # Untied, head_dim unlike width / heads, biases everywhere, in shards.
   'biases_v5': {
     'fields': {
       'vocab_size': 97,
@@ -113,7 +113,7 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 5,
   },
-  # Every layer sees 7 tokens back.
+  # Every layer has a window of 7 tokens.
   'mistral_v4': {
     'family': 'Mistral',
     'fields': {
@@ -125,7 +125,7 @@ CASES = {
     'dtype': torch.float16,
     'form': 4,
   },
-  # Biases at q, k and v; the first layer sees everything.
+  # Biases of q, k and v; the first layer has no window.
   'qwen2_v4': {
     'family': 'Qwen2',
     'fields': {
@@ -141,8 +141,8 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 4,
   },
-  # Norms of queries and keys, head_dim apart from width / heads; layer_types
-  # contradict max_window_layers and win.
+  # Norms of queries and keys, head_dim unlike width / heads; layer_types
+  # contradict max_window_layers and take precedence.
   'qwen3_v5': {
     'family': 'Qwen3',
     'fields': {
@@ -170,8 +170,8 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 5,
   },
-  # Prompts beyond the original context of 20. With theta 30 the pairs of
-  # head_dim 16 turn 3.2 to 0.16 times in it: some more than 2, some less than
+  # Prompts beyond the original context of 20. With theta 30, the pairs of
+  # head_dim 16 rotate 3.2 to 0.16 times in it: some more than 2, some less than
   # 0.5.
   'yarn_v5': {
     'family': 'Qwen2',
@@ -195,7 +195,7 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 5,
   },
-  # Prompts below the context of 30; the new tokens pass it.
+  # Prompts shorter than the context of 30; the new tokens exceed it.
   'dynamic_v4': {
     'family': 'Llama',
     'fields': {
@@ -211,7 +211,7 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 4,
   },
-  # Prompts beyond it.
+  # Prompts beyond the context of 30.
   'dynamic_v5': {
     'family': 'Mistral',
     'fields': {
@@ -229,7 +229,7 @@ CASES = {
     'form': 5,
   },
 }
-# Settings whose frequencies rope.json has: fields, then lengths of the row.
+# Settings of the frequencies in rope.json: fields, and the length of the row.
 YARN = {'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 4.0}
 YARN_AT_32 = {**YARN, 'original_max_position_embeddings': 32}
 DYNAMIC = {'rope_type': 'dynamic', 'rope_theta': 1e4, 'factor': 2.5}
@@ -257,10 +257,10 @@ STORIES = (
 
 
 def draw_model(family: str, fields: dict, seed: int) -> torch.nn.Module:
-  """A model whose every tensor matters: nothing is zero, one or tiny."""
+  """A random model in which every tensor matters: none is zero, one or tiny."""
   torch.manual_seed(seed)
   config_class = getattr(transformers, f'{family}Config')
-  # The class takes the rope's fields out of the dictionary it is given.
+  # Copied, since the class removes the rope's fields from the dictionary.
   config = config_class(**copy.deepcopy({**COMMON, **fields}))
   model = getattr(transformers, f'{family}ForCausalLM')(config)
   with torch.no_grad():
@@ -288,7 +288,7 @@ def older_form(fields: dict) -> dict:
 
 
 def save_tokenizer(directory: pathlib.Path, vocab_size: int) -> None:
-  """A tokenizer of numbered words, so that the directory is whole."""
+  """Writes a tokenizer of numbered words, to complete the directory."""
   words = ['<unk>', '<s>', '</s>', *(f'w{n}' for n in range(3, vocab_size))]
   tokenizer = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(
@@ -300,7 +300,7 @@ def save_tokenizer(directory: pathlib.Path, vocab_size: int) -> None:
 
 
 def measure(model: torch.nn.Module, tokens: torch.Tensor) -> dict:
-  """What the tests compare, for unpadded rows."""
+  """The values that the tests compare, for unpadded rows."""
   with torch.no_grad():
     output = model(tokens, output_hidden_states=True)
   log_probs = torch.log_softmax(output.logits, dim=-1)
@@ -318,8 +318,8 @@ def measure(model: torch.nn.Module, tokens: torch.Tensor) -> dict:
 def greedy(model: torch.nn.Module, tokens: torch.Tensor) -> tuple:
   """Greedy tokens, and the least relative gap of a step.
 
-  Without a cache; but dynamic rope as generate has it, where keys keep the
-  angles that they had in the shorter row.
+  Uses no cache, except for dynamic rope: as in generate, cached keys keep the
+  rotation from when the row was shorter.
   """
   dynamic = model.config.rope_parameters['rope_type'] == 'dynamic'
   new, gap, cache, read = [], np.inf, None, tokens
@@ -338,7 +338,7 @@ def greedy(model: torch.nn.Module, tokens: torch.Tensor) -> tuple:
 
 
 def make_case(name: str, case: dict) -> None:
-  """Draws models until the greedy path is clear, then writes the golden."""
+  """Draws models until the greedy path is unambiguous; writes the golden."""
   directory = GOLDENS / name
   for seed in range(100):
     shutil.rmtree(directory, ignore_errors=True)
@@ -346,7 +346,7 @@ def make_case(name: str, case: dict) -> None:
     model.to(case['dtype']).save_pretrained(
       directory, max_shard_size=case.get('shards', '1GB')
     )
-    # Read again: a cast of the drawn model would round its rope, too.
+    # Reloaded, since casting the model in memory would also round its rope.
     model = transformers.AutoModelForCausalLM.from_pretrained(
       directory, dtype=torch.float32
     ).eval()
@@ -358,7 +358,7 @@ def make_case(name: str, case: dict) -> None:
     if gap > LEAST_GAP:
       break
   else:
-    raise RuntimeError(f'{name}: no seed has a clear greedy path')
+    raise RuntimeError(f'{name}: no seed has an unambiguous greedy path')
   (directory / 'generation_config.json').unlink(missing_ok=True)
   file = directory / 'config.json'
   fields = json.loads(file.read_text())

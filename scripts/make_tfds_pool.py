@@ -3,10 +3,10 @@
   python scripts/make_tfds_pool.py prompts.jsonl --name=my_prompts
   python -m edsft_jax.main --config.pool.path=tfds:my_prompts/train ...
 
-Whatever pool.path reads can be prepared: .jsonl, .json, .csv, .parquet, plain
-or gzipped. The pool is then the one of the file, in the file's order, but for
-what TFDS cannot hold: numbers with a point have 32 bits, columns go by the
-alphabet, and nested ones are left out (a pool leaves them out, too).
+Any file that pool.path reads can be prepared: .jsonl, .json, .csv, .parquet,
+plain or gzipped. The pool is then the same as that of the file, in the same
+order, except for what TFDS does not support: floats have 32 bits, columns are
+sorted by name, and nested ones are left out (as they are in a pool).
 """
 
 from collections.abc import Iterator, Set
@@ -28,10 +28,10 @@ _NAME = flags.DEFINE_string(
   'name', None, "Name of the dataset: letters, digits, '_'.", required=True
 )
 _DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Folder of datasets; TFDS_DATA_DIR where it is not given.'
+  'data_dir', None, 'Folder of datasets; default: TFDS_DATA_DIR.'
 )
 _VERSION = flags.DEFINE_string('version', '1.0.0', 'Version of the dataset.')
-_SPLIT = flags.DEFINE_string('split', 'train', 'Name of its one split.')
+_SPLIT = flags.DEFINE_string('split', 'train', 'Name of its only split.')
 
 
 class PromptFile(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -45,11 +45,11 @@ class PromptFile(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     version: str = '1.0.0',
     split: str = 'train',
   ):
-    """Looks through the file; nothing is written before it is prepared.
+    """Scans the file; writes nothing yet.
 
     Raises:
-      InputError: the file cannot be read, has a row that is broken, or a
-        column that is text here and a list there.
+      InputError: the file cannot be read, has a broken row, or a column of
+        different kinds, such as text and lists.
     """
     readers.check_readable(file, 'the file')
     self.name = name
@@ -99,7 +99,7 @@ _FEATURES = {
 def _find_kinds(
   file: pathlib.Path, rows: Iterator[readers.Row]
 ) -> dict[str, str]:
-  """What each column is, of _FEATURES: TFDS holds one kind a column."""
+  """Column -> its kind in _FEATURES; TFDS has one kind per column."""
   found: dict[str, set[str]] = {}
   for row in rows:
     where = f'{file}, line {row.line}'
@@ -118,12 +118,12 @@ def _find_kinds(
     console.say('tfds', f'column {name!r} is left out: nested')
     del kinds[name]
   if not kinds:
-    raise errors.InputError(f'{file} has no rows: give one prompt a row')
+    raise errors.InputError(f'{file} has no rows: give one prompt per row')
   return kinds
 
 
 def _kinds(value: Any) -> Set[str]:
-  """Its kind; nothing says nothing of the column's."""
+  """The kinds that a value gives to its column; none for a missing value."""
   if _is_gap(value):
     return set()
   if isinstance(value, bool):
@@ -153,19 +153,19 @@ def _is_turn(value: Any) -> bool:
 
 
 def _join(file: pathlib.Path, name: str, kinds: Set[str]) -> str:
-  """The one kind of a column that was seen to hold these."""
+  """The kind of a column whose values have these kinds."""
   if len(kinds) == 1:
     return next(iter(kinds))
   if kinds <= {'text', 'integer', 'number', 'truth'}:
     return 'text'
   raise errors.InputError(
     f'{file}: column {name!r} holds {" and ".join(sorted(kinds))}, and TFDS '
-    'takes one kind a column: make two files of it'
+    'supports one kind per column: split the file in two'
   )
 
 
 def _to_kind(value: Any, kind: str) -> Any:
-  """The value as the builder takes it."""
+  """The value as the builder expects it."""
   if _is_gap(value):
     return [] if kind in ('texts', 'turns') else None
   if kind == 'turns':
@@ -178,10 +178,10 @@ def _to_kind(value: Any, kind: str) -> Any:
 def prepare(
   file: pathlib.Path, name: str, data_dir: str | None, version: str, split: str
 ) -> PromptFile:
-  """Writes the dataset; it is there as a whole or not at all.
+  """Writes the dataset atomically.
 
   Raises:
-    InputError: see PromptFile; or the dataset is there already.
+    InputError: see PromptFile; or the dataset already exists.
   """
   for option, value, pattern in (
     ('name', name, '[a-z][a-z0-9_]*'),
@@ -195,15 +195,15 @@ def prepare(
   builder = PromptFile(file, name, data_dir, version, split)
   if builder.data_path.exists():
     raise errors.InputError(
-      f'{builder.data_path} is there already: give another --version, or '
-      'remove it'
+      f'{builder.data_path} already exists: give another --version, or remove '
+      'it'
     )
   builder.download_and_prepare(file_format=tfds_dataset.FORMAT)
   return builder
 
 
 def main(argv: list[str]) -> int:
-  """Prepares the file that is named and tells how to read it."""
+  """Prepares the named file and prints how to read it."""
   logging.set_verbosity(logging.WARNING)
   try:
     if len(argv) != 2:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up and the main job on the built-in demo, into runs/quickstart.
+# Sets up .venv and runs all stages on the built-in demo, in runs/quickstart.
 # Further arguments go to the command: scripts/quickstart.sh --config.study.seeds='(0,)'
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv next to this repository's code and installs the pinned
-# requirements there; nothing global is touched. Ready in an instant when the
-# requirements have not changed.
+# Creates .venv in this repository and installs the pinned requirements there;
+# nothing global changes. Does nothing if the requirements have not changed.
 #
-#   scripts/setup.sh [EXTRA]     EXTRA: test, evaluation or bench
+#   scripts/setup.sh [EXTRA]     EXTRA: test or bench
 #
 # PYTHON names the interpreter (3.11 or newer), VENV the folder.
 set -euo pipefail
@@ -22,7 +21,7 @@ find_python() {
       return
     fi
   done
-  echo 'edsft_jax needs Python 3.11 or newer with venv; name it: PYTHON=... '"$0" >&2
+  echo 'edsft_jax needs Python 3.11 or newer with venv; set PYTHON=... '"$0" >&2
   return 1
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, lint, format, types and all quick tests on every core.
+# Runs set-up, lint, format and type checks, and all quick tests on every core.
 # Further arguments go to pytest: scripts/test.sh tests/selection
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The tests marked slow: what takes minutes, a wheel in an environment of its
-# own, a browser, live peers. Below half an hour on two cores.
+# Runs the tests marked slow: those that take minutes, install the wheel into a
+# fresh environment, open a browser or compare with live peers. Takes less than
+# half an hour on two cores.
 # Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -89,7 +89,7 @@ def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
   assert store.read_json(workdir.config)['study']['budgets'] == [8, 16]
 
 
-def test_demo_prints_the_table_and_the_way_to_the_report(demo):
+def test_demo_prints_the_table_and_the_path_of_the_report(demo):
   root, result = demo
   for word in (
     *quickstart.get_config().selection.strategies,

@@ -26,7 +26,7 @@ STAGES = (
 )
 SERVES_ALL = {'console', 'errors', 'processes', 'store'}
 BELOW_STAGES = {'study', 'registry', 'inference', 'models', 'mesh', *SERVES_ALL}
-# Part of the house -> what it may import, besides itself.
+# Part of the package -> what it may import, besides itself.
 MAY_IMPORT = {
   'errors': set(),
   'processes': {'errors'},
@@ -56,7 +56,7 @@ FILES = sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')
 
 
 def _part(module: str) -> str:
-  """Which part of the house a module, or a name in one, belongs to."""
+  """Which part of the package a module, or a name in one, belongs to."""
   if module.startswith('edsft_jax.strategies.registry'):
     return 'registry'
   return module.split('.')[1]
@@ -104,7 +104,7 @@ def test_the_picture_of_the_imports_is_of_this_code():
   assert words in picture, 'run python scripts/draw_imports.py'
 
 
-def test_the_map_has_no_circle():
+def test_the_map_has_no_cycle():
   """Each part can be put above all that it may import."""
   order = graphlib.TopologicalSorter(MAY_IMPORT).static_order()
   assert set(order) == set(MAY_IMPORT)

@@ -45,7 +45,7 @@ def _words(result):
   return result.stdout.split('\0')[:-1]
 
 
-def test_slurm_starts_a_process_a_task(run):
+def test_slurm_starts_a_process_per_task(run):
   assert _words(run('launch_slurm.sh', *WORDS)) == [
     *('srun', '--gpu-bind=none', '/a b/bin/python', '-m', 'edsft_jax.main'),
     *WORDS,

@@ -138,7 +138,7 @@ def test_an_option_given_twice_takes_the_last(tmp_path):
     ),
     (['--config.study.budgets=(5,0)'], 'study.budgets has 0'),
     (['--config.study.budgets=()'], 'study.budgets is empty'),
-    (['--config.study.seeds=(1,1)'], 'study.seeds names a value twice'),
+    (['--config.study.seeds=(1,1)'], 'study.seeds has duplicates'),
     (['--config.report.metric=bleu'], 'report.metric'),
     (['--config.mesh.data=7'], 'mesh'),
   ],
@@ -167,7 +167,7 @@ def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path):
 
 _COMPILE = """
 from edsft_jax import main
-main.keep_compilations()
+main.enable_compilation_cache()
 import jax
 jax.jit(lambda x: x @ x)(jax.numpy.eye(9))
 """
@@ -210,7 +210,7 @@ def test_what_the_environment_says_of_compilations(
   for name, value in environ.items():
     monkeypatch.setenv(name, value)
   before = dict(os.environ)
-  main.keep_compilations()
+  main.enable_compilation_cache()
   of = {
     'dir': (
       'JAX_COMPILATION_CACHE_DIR',

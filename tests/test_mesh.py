@@ -117,7 +117,7 @@ def test_shard_batch_splits_the_leading_axis():
   ],
 )
 def test_a_process_works_alone_where_the_model_fits_it(sizes, num_local, own):
-  assert mesh_lib.own_sizes(sizes, num_local) == own
+  assert mesh_lib.local_sizes(sizes, num_local) == own
 
 
 def test_the_model_mesh_of_one_process_is_the_whole():

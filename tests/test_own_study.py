@@ -62,7 +62,7 @@ def test_no_answer_reaches_what_scores_and_selects(tmp_path):
   assert 'SECRET' in _everything_in(root / 'heldout')
 
 
-def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
+def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
   rows = [
     {k: row[k] for k in ('id', 'prompt', 'task')} for row in _marked_rows()
   ]
@@ -94,7 +94,7 @@ def test_buyer_gets_a_list_and_goes_on_with_the_filled_one(tmp_path, capsys):
   )
   assert sorted(ids) == sorted(wanted)
   assert str(len(wanted)) in said
-  assert 'wait for the answers' in said
+  assert 'waiting for the answers' in said
   assert not workdir.runs.exists()
 
   filled = tmp_path / 'filled.csv'
@@ -127,7 +127,7 @@ def test_buyer_without_a_heldout_file_gets_the_list_too(tmp_path, capsys):
   }
   with tiny_study.on_one_device():
     pipeline.run(small(**options), store.Workdir(root))
-  assert 'wait for the answers' in capsys.readouterr().out
+  assert 'waiting for the answers' in capsys.readouterr().out
   todo = store.read_jsonl(store.Workdir(root).todo)
   answers = _write_jsonl(
     tmp_path / 'answers.jsonl', [{**row, 'response': 'x'} for row in todo]

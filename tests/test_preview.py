@@ -92,7 +92,7 @@ def test_a_template_without_answers_is_refused(config, tmp_path, capsys):
   config.prompt.template = (
     "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
   )
-  with pytest.raises(errors.InputError, match='supervise nothing'):
+  with pytest.raises(errors.InputError, match='nothing to learn'):
     preview(config, tmp_path, capsys)
 
 

@@ -1,4 +1,4 @@
-"""The wheel alone, in a fresh environment, from somebody's own folder."""
+"""The wheel alone, in a fresh environment, run from another folder."""
 
 import pathlib
 import shutil

@@ -14,7 +14,7 @@ SECONDS = 240
 
 
 def free_port() -> int:
-  """One that nobody listens at."""
+  """A port that is not in use."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     return probe.getsockname()[1]
@@ -23,7 +23,7 @@ def free_port() -> int:
 def run(
   arguments: Callable[[int, str], Sequence[str]], num_processes: int = 2
 ) -> list[subprocess.CompletedProcess[str]]:
-  """Starts Python once a process and waits for all of them.
+  """Starts Python once per process and waits for all of them.
 
   Args:
     arguments: from a process's number and the coordinator's address to what

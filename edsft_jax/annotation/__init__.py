@@ -1,4 +1,4 @@
-"""Selected prompts out to people, and their answers back."""
+"""Sends selected prompts out to annotators and reads their answers back."""
 
 from edsft_jax.annotation.stage import check, missing, run
 

@@ -1,4 +1,4 @@
-"""Answers that people filled in: read, matched by id, nothing dropped."""
+"""Reads files of answers and matches them by id; nothing is dropped."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 import dataclasses
@@ -12,7 +12,7 @@ _NAMES_SHOWN = 10
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """One row of the file, as it was filled."""
+  """One row of a file of answers."""
 
   line: int
   id: str
@@ -20,10 +20,10 @@ class Answer:
 
 
 def check(path: pathlib.Path) -> None:
-  """Refuses a file that is not there or has no known ending.
+  """Rejects a file that is missing or has an unknown extension.
 
   Raises:
-    InputError: naming it.
+    InputError: naming the file.
   """
   option = f'annotation.answers_path={path}'
   if not path.is_file():
@@ -42,7 +42,7 @@ def read(path: pathlib.Path) -> list[Answer]:
   """
   read_rows = _read_csv if path.suffix.lower() == '.csv' else _read_jsonl
   try:
-    # A mark at the start and foreign separators are how spreadsheets save.
+    # Spreadsheets may write a byte order mark, and their own newlines.
     with path.open(encoding='utf-8-sig', newline='') as f:
       return read_rows(path, f)
   except UnicodeDecodeError:
@@ -62,7 +62,7 @@ def _read_csv(path: pathlib.Path, file: Iterator[str]) -> list[Answer]:
   for name in ('id', 'response'):
     if isinstance(header, str) or columns.count(name) != 1:
       raise errors.InputError(
-        f'{path} needs one column {name}: it has {", ".join(columns)}'
+        f'{path} needs exactly one column {name}: it has {", ".join(columns)}'
       )
   answers = []
   for line, fields in records:
@@ -72,7 +72,7 @@ def _read_csv(path: pathlib.Path, file: Iterator[str]) -> list[Answer]:
       )
     if len(fields) > len(columns):
       raise errors.InputError(
-        f'{path}, line {line}: more cells than columns: quote the response'
+        f'{path}, line {line}: more fields than columns: quote the response'
       )
     row = dict(zip(columns, fields, strict=False))
     answers.append(Answer(line, row.get('id', ''), row.get('response', '')))
@@ -92,8 +92,8 @@ def _read_jsonl(path: pathlib.Path, file: Iterable[str]) -> list[Answer]:
       ) from None
     if not isinstance(row, dict) or not isinstance(row.get('id'), str):
       raise errors.InputError(
-        f'{path}, line {line}: not an object with a text id: take it from the '
-        'todo'
+        f'{path}, line {line}: not an object with a text id: copy the id from '
+        'the todo'
       )
     response = row.get('response')
     if not isinstance(response, str | None):
@@ -112,10 +112,11 @@ def take(
   unanswered: Sequence[str],
   asked: Sequence[Sequence[str]],
 ) -> dict[str, str]:
-  """Matches a filled file with what was asked; returns the new answers.
+  """Matches a file of answers with the todos; returns the new answers.
 
-  The file may repeat what is known. Each new answer must come with all others
-  of some todo that asked for it (of `unanswered`, where no todo did).
+  The file may repeat known answers. A todo must be answered completely: a new
+  answer is only taken with all the others of a todo that lists it (with all of
+  `unanswered`, if no todo does).
 
   Args:
     path: the file, for messages.
@@ -126,8 +127,8 @@ def take(
     asked: the ids of every todo that was written.
 
   Raises:
-    InputError: ids that are missing, empty, duplicate, unknown, that cannot
-      be written, or that have another answer already, by name.
+    InputError: some ids are unknown, duplicate or missing, have no answer or
+      another one already, or have text that is not Unicode; names the ids.
   """
   seen: dict[str, str] = {}
   faults: dict[str, dict[str, None]] = {}
@@ -153,8 +154,8 @@ def take(
   if faults:
     listed = '; '.join(_list(fault, ids) for fault, ids in faults.items())
     raise errors.InputError(
-      f'{path} does not fit the prompts to be answered: {listed}: give each '
-      'id of the todo one answer'
+      f'{path} does not match the prompts to be answered: {listed}: give each '
+      'id of the todo exactly one answer'
     )
   return {i: text for i, text in seen.items() if i not in known}
 
@@ -165,9 +166,9 @@ def _missing(
   unanswered: Sequence[str],
   asked: Sequence[Sequence[str]],
 ) -> list[str]:
-  """Ids that the file should answer besides those that it does."""
+  """Ids that the file should answer, but does not."""
   if seen and all(i in known for i in seen):
-    return []  # A file of an earlier round.
+    return []  # A file from an earlier round.
   wanted = set(unanswered)
   gaps: list[tuple[set[str], list[str]]] = [
     (set(ids), [i for i in ids if i in wanted and i not in seen])
@@ -180,7 +181,7 @@ def _missing(
   for answer_id in seen:
     if answer_id not in open_seen:
       continue
-    # The todo that was meant is the one of which the least is missing.
+    # Assumes that the file answers the todo of which the fewest are missing.
     its_gaps = [gap for ids, gap in gaps if answer_id in ids]
     if its_gaps:
       smallest: list[str] = min(its_gaps, key=len)

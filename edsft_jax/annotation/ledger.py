@@ -1,8 +1,8 @@
-"""The lists of prompts to be answered, and what was asked in each.
+"""Writes the todo files of prompts to answer, and records what each lists.
 
-A todo that somebody has worked on is theirs: its hash tells it from those that
-were written here, and it is never written again. Its copies stay valid, too:
-annotations/asked.json remembers the ids of every version.
+A todo that an annotator has edited is never overwritten: the hashes of what was
+written here show whether a file was edited. annotations/asked.json records the
+ids of every version, so copies of older versions stay valid.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ _COLUMNS = ('id', 'task', 'prompt', 'response')
 
 
 class Ledger:
-  """What was asked so far; kept in annotations/asked.json.
+  """The todos written so far, as recorded in annotations/asked.json.
 
   Attributes:
-    versions: every list of ids that was asked for, with the number of its
-      todo; the last one of a number is what that todo holds now.
-    hashes: of every todo file ever written here.
+    versions: every list of ids written, with the number of its todo; the last
+      one with a number is the todo's present content.
+    hashes: of every todo file written here.
   """
 
   def __init__(self, workdir: store.Workdir):
@@ -40,14 +40,14 @@ class Ledger:
   def ask(
     self, pool: store.Prompts, missing: Sequence[str]
   ) -> list[pathlib.Path]:
-    """Asks for what is missing; returns the todo.csv files that hold it.
+    """Writes the missing prompts; returns the todo.csv files that list them.
 
-    The last todo is written again, or removed, as long as nobody has worked on
-    it. Otherwise only what it does not hold yet goes into a todo next to it.
+    The last todo is rewritten, or removed, unless it was edited. If it was, the
+    prompts that no todo lists yet go into a new one next to it.
     """
     current = {v['number']: v['ids'] for v in self.versions}
     number = max(current, default=1)
-    if self._is_touched(number):
+    if self._is_edited(number):
       number += 1
     current.pop(number, None)
     elsewhere = {i for ids in current.values() for i in ids}
@@ -70,7 +70,7 @@ class Ledger:
     jsonl = self._workdir.todo.with_name(f'{name}.jsonl')
     return jsonl.with_suffix('.csv'), jsonl
 
-  def _is_touched(self, number: int) -> bool:
+  def _is_edited(self, number: int) -> bool:
     return any(
       path.exists() and store.hash_file(path) not in self.hashes
       for path in self._files(number)
@@ -86,8 +86,8 @@ class Ledger:
       digest = hashlib.sha256(text.encode()).hexdigest()
       if digest not in self.hashes:
         self.hashes.append(digest)
-    # The ledger first: cut short after it, the next run finds files whose
-    # hashes it knows, and writes them again.
+    # The ledger comes first: after an interruption, the next run knows the
+    # hashes of whatever was written, and rewrites it.
     store.write_json(
       self._path, {'versions': self.versions, 'hashes': self.hashes}
     )
@@ -110,7 +110,7 @@ def _rows(pool: store.Prompts, ids: Sequence[str]) -> list[dict[str, str]]:
 
 
 def readable(prompt: store.Prompt) -> str:
-  """The prompt as a person reads it; turns are named where there are more."""
+  """The prompt as text; several turns are labelled with their roles."""
   if isinstance(prompt, str):
     return prompt
   if len(prompt) == 1:

@@ -1,17 +1,17 @@
 """The annotate stage: answers for the prompts that the study's cells chose.
 
-Where the pool brought the answers, they are looked up. Where it did not,
-annotations/todo.csv and todo.jsonl ask for them, and the later stages wait:
+If the answers came with the pool, they are looked up. If not,
+annotations/todo.csv and todo.jsonl list the prompts to answer, and the later
+stages wait:
 
   1. annotate writes the todo: each prompt once over all cells, those of the
      smallest budgets first.
-  2. Somebody fills its `response` column, in place or in a copy.
-  3. annotate with --config.annotation.answers_path=FILE takes the answers:
-     one for each prompt of that todo. They are kept in the workdir.
-  4. When budgets, seeds or strategies are added, annotate asks for the new
-     prompts alone, in the next todo: todo-2.csv, if somebody has worked on
-     todo.csv. Answers taken before need not be given again, but may be; one
-     file may answer several todos.
+  2. An annotator fills the `response` column, in place or in a copy.
+  3. annotate with --config.annotation.answers_path=FILE reads the answers, one
+     for each prompt of that todo, and keeps them in the workdir.
+  4. When budgets, seeds or strategies are added, annotate lists only the new
+     prompts, in todo-2.csv if todo.csv has been edited. Earlier answers may be
+     repeated but need not be; one file may answer several todos.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses a missing answers file, pool or selection.
+  """Rejects a missing answers file, pool or selection.
 
   Raises:
     InputError: naming what is missing.
@@ -44,10 +44,10 @@ def check(
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Writes annotations/responses.parquet, and a todo for what is missing.
+  """Writes annotations/responses.parquet, and a todo of what is missing.
 
   Raises:
-    InputError: the answers do not fit the prompts; nothing is written then.
+    InputError: the answers do not match the prompts; nothing is written.
   """
   check(config, workdir, frozenset())
   start = time.monotonic()
@@ -81,7 +81,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   if config.study.full_pool and all(i in known for i in pool.ids):
     needed = pool.ids
   missing = [i for i in needed if i not in known]
-  # What was taken stays, also when no cell needs it any more.
+  # Answers taken earlier stay, even if no cell needs them any more.
   keep = {i: known[i] for i in needed if i in known} | taken | given
   if keep != taken or not workdir.responses.exists():
     store.write_parquet(workdir.responses, store.response_table(keep))
@@ -98,14 +98,14 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
 
 
 def missing(workdir: store.Workdir) -> int:
-  """How many answers are still to be bought before finetuning can start."""
+  """Number of answers still missing before finetuning can start."""
   return store.Manifest(workdir).counts('annotate').get('missing', 0)
 
 
 def chosen_ids(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[str]:
-  """Ids that any cell chose, each once, those of small budgets first.
+  """Ids chosen by any cell, each once, those of small budgets first.
 
   Raises:
     InputError: a selection is shorter than a budget.
@@ -123,7 +123,7 @@ def chosen_ids(
     if len(order) < cell.budget:
       path = workdir.selection(cell.strategy, cell.seed)
       raise errors.InputError(
-        f'{path} has {len(order)} prompts, study.budgets wants {cell.budget}: '
+        f'{path} has {len(order)} prompts, study.budgets needs {cell.budget}: '
         'run the select stage again'
       )
     chosen.update(dict.fromkeys(order[: cell.budget]))
@@ -134,14 +134,14 @@ def _say(
   num_needed: int, num_given: int, missing: list[str], files: list[pathlib.Path]
 ) -> None:
   if num_given:
-    console.say('annotate', f'{num_given:,} new answers taken')
+    console.say('annotate', f'{num_given:,} new answers read')
   if not missing:
-    console.say('annotate', f'all {num_needed:,} answers are there')
+    console.say('annotate', f'all {num_needed:,} answers are known')
     return
   names = ', '.join(str(f) for f in files)
   console.say(
     'annotate',
-    f'{len(missing):,} of {num_needed:,} answers are to be bought: '
+    f'{len(missing):,} of {num_needed:,} answers are missing: '
     f'fill the column response of {names} (or of the .jsonl next to it)',
   )
   console.say(

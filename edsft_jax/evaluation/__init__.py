@@ -1,4 +1,4 @@
-"""How good each cell's model is on prompts that nothing was chosen from."""
+"""Evaluates each cell's model on prompts outside the pool."""
 
 from edsft_jax.evaluation.stage import check, run
 

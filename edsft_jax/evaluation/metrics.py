@@ -1,4 +1,4 @@
-"""What an answer is worth against its reference, and means over items."""
+"""Compares answers with their references, and averages over items."""
 
 from collections.abc import Mapping, Sequence
 import functools
@@ -11,22 +11,22 @@ from edsft_jax.evaluation.task import Metric
 
 
 def exact_match(prediction: str, reference: str) -> float:
-  """1.0 when both texts have the same words, however they are spaced."""
+  """1.0 if both texts have the same words, whatever the white space."""
   return float(prediction.split() == reference.split())
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-  """F-measure of the longest common subsequence of words, no stemming.
+  """F-measure of the longest common subsequence of words, without stemming.
 
-  Words are what rouge-score takes for them: lower-cased runs of ASCII letters
-  and digits; a text without any scores 0.
+  Words as rouge-score defines them: lower-cased runs of ASCII letters and
+  digits; a text without words scores 0.
   """
   return _rouge().score(reference, prediction)['rougeL'].fmeasure
 
 
 @functools.cache
 def _rouge() -> Any:
-  # It imports nltk, which takes a second.
+  # Imported here, since it imports nltk, which takes a second.
   from rouge_score import rouge_scorer
 
   return rouge_scorer.RougeScorer(['rougeL'], use_stemmer=False)
@@ -42,11 +42,11 @@ def aggregate(
   """Means over items, each with its standard error.
 
   Args:
-    rows: of items.jsonl, at least one.
+    rows: rows of items.jsonl, at least one.
     metrics: the columns to average.
 
   Returns:
-    {name: {value, standard_error, n}}; the standard error is None for one
+    {name: {value, standard_error, n}}; standard_error is None for a single
     item.
   """
   return {
@@ -59,7 +59,7 @@ def aggregate(
 
 
 def _mean(value_N: np.ndarray, weight_N: np.ndarray) -> dict[str, Any]:
-  """A weighted mean; its standard error is that of a ratio of two sums."""
+  """Weighted mean; its standard error is that of a ratio of two sums."""
   n = len(value_N)
   total = max(float(weight_N.sum()), 1.0)
   mean = math.fsum(value_N * weight_N) / total

@@ -1,4 +1,4 @@
-"""A task's requests through the engine, once for each model."""
+"""Runs a task's requests through the inference engine, once per model."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ from edsft_jax.evaluation.task import (
 
 
 class Runner:
-  """The requests of a task for models of one structure.
+  """Answers the requests of a task, for models of one structure.
 
-  Programs are compiled once and serve all cells, whose weights are arguments.
+  Weights are arguments, so all cells share the compiled programs.
   """
 
   def __init__(
@@ -34,17 +34,17 @@ class Runner:
     """Chooses shapes for the task's requests.
 
     Args:
-      task: its items.
-      decoder: its structure; each call brings weights.
+      task: the task with its items.
+      decoder: the structure of the models; each call passes the weights.
       prompt_format: decodes answers.
-      device_mesh: what the decoder's weights lie on.
-      batch_tokens: tokens of the rows that run at the same time.
-      num_models: how many models will be run: many make more programs worth
-        their compilation.
+      device_mesh: the mesh of the decoder's weights.
+      batch_tokens: tokens per batch.
+      num_models: how many models will be run; with many, compiling more
+        programs pays off.
     """
     self._task = task
     self._format = prompt_format
-    # (item, number of the request, request), by what is asked.
+    # (item index, request index, request), by the kind of request.
     self._generate: list[tuple[int, int, Generate]] = []
     self._likelihood: list[tuple[int, int, Likelihood]] = []
     for i, item in enumerate(task.items):
@@ -63,7 +63,7 @@ class Runner:
         end_ids=prompt_format.end_ids,
         max_new_tokens=task.max_new_tokens,
         batch_tokens=batch_tokens,
-        most_rows=max(len(lengths), 1),
+        max_rows=max(len(lengths), 1),
       )
       for lengths in (
         [len(request.tokens) for _, _, request in self._generate],
@@ -87,8 +87,8 @@ class Runner:
     """The responses of one model to each item's requests.
 
     Args:
-      weights: of a decoder built like the one given at first.
-      progress: called with what was done; a request counts as a prompt.
+      weights: weights of a decoder with the structure given to the constructor.
+      progress: called with the work done; a request counts as a prompt.
     """
     responses: list[dict[int, Response]] = [{} for _ in self._task.items]
     scored = self._scorer.likelihood(
@@ -121,7 +121,10 @@ class Runner:
     ]
 
   def _text(self, ids: Sequence[int]) -> str:
-    """The answer without its end, which not every tokenizer calls special."""
+    """The answer's text, without the end token.
+
+    Not every tokenizer marks it as special, so that decoding would skip it.
+    """
     if ids and ids[-1] in self._format.end_ids:
       ids = ids[:-1]
     text = self._format.decode(ids)

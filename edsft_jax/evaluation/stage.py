@@ -25,7 +25,7 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses bad options, an unusable model and tasks without their inputs.
+  """Rejects bad options, an unusable model and missing inputs of the tasks.
 
   Raises:
     InputError: naming the option or the file.
@@ -36,12 +36,12 @@ def check(
   context = models.check(models.resolve(config.model.path)).context
   if not 1 <= c.max_new_tokens < context:
     raise errors.InputError(
-      f'evaluation.max_new_tokens is {c.max_new_tokens}: 1 to {context - 1}, '
-      f"so that a prompt fits the model's context of {context}"
+      f'evaluation.max_new_tokens is {c.max_new_tokens}: give 1 to '
+      f"{context - 1}, so that a prompt fits the model's context of {context}"
     )
   if c.batch_tokens < 1:
     raise errors.InputError(
-      f'evaluation.batch_tokens is {c.batch_tokens}: at least 1'
+      f'evaluation.batch_tokens is {c.batch_tokens}: must be at least 1'
     )
   mesh_lib.make_mesh(**config.mesh)
   for name in c.tasks:
@@ -58,15 +58,15 @@ def _check_names(names: Sequence[str]) -> None:
       )
   if len(set(names)) != len(names):
     raise errors.InputError(
-      f'evaluation.tasks names one twice: {", ".join(names)}'
+      f'evaluation.tasks has duplicates ({", ".join(names)}): name each once'
     )
 
 
 def check_metric(config: ml_collections.ConfigDict) -> None:
-  """Refuses a report.metric that none of the tasks will give.
+  """Rejects a report.metric that none of the tasks has.
 
   Raises:
-    InputError: naming those that they give.
+    InputError: listing the metrics that they have.
   """
   _check_names(config.evaluation.tasks)
   known = tasks_lib.metrics(config.evaluation.tasks)
@@ -88,7 +88,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   manifest = store.Manifest(workdir)
   known = manifest.stages.get('evaluate')
   if known and known.fingerprint:
-    # Of the time before tasks; now each eval.json has a fingerprint.
+    # Older versions had one fingerprint here; now each eval.json has its own.
     manifest.forget('evaluate')
   manifest.begin('evaluate', {})
   todo = {
@@ -97,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     if (some := _pending(workdir, name, cells, options[name]))
   }
   if not todo:
-    console.say('evaluate', f'{len(cells)} models, all done before')
+    console.say('evaluate', f'{len(cells)} models, all already done')
     return
   with manifest.timed('evaluate'):
     counts = {
@@ -140,8 +140,8 @@ def _cells(
   if unfinished:
     console.say(
       'evaluate',
-      f'{len(unfinished)} of {len(cells)} cells have no model yet and wait '
-      f'for the finetune stage, {unfinished[0].name} first',
+      f'{len(unfinished)} of {len(cells)} cells have no model yet: run the '
+      f'finetune stage (the first is {unfinished[0].name})',
     )
   cells += study.full_pool_cells(config, num_prompts)
   return [
@@ -155,7 +155,7 @@ def _options(
   workdir: store.Workdir,
   path: pathlib.Path,
 ) -> dict[str, dict[str, Any]]:
-  """By task, what changes a number in every eval.json, by name."""
+  """Task -> the inputs that its eval.json depends on, besides the cell's."""
   model = models.fingerprint(path, config.model.dtype, config.prompt)
   return {
     name: {
@@ -177,7 +177,7 @@ def _pending(
   cells: Sequence[study.Cell],
   options: Mapping[str, Any],
 ) -> _Todo:
-  """The cells without an evaluation on this task.
+  """The cells not yet evaluated on this task.
 
   Raises:
     InputError: one was evaluated with other inputs.
@@ -208,7 +208,7 @@ def _evaluate(
   name: str,
   todo: _Todo,
 ) -> dict[str, int]:
-  """Evaluates cells on a task, one after the other; what the task counted."""
+  """Evaluates cells on a task, one by one; returns the task's counts."""
   prompt_format = models.load_prompt_format(path, **config.prompt)
   mesh = mesh_lib.make_mesh(**config.mesh)
   base = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
@@ -242,7 +242,7 @@ def _decoders(
   mesh: jax.sharding.Mesh,
   cells: Sequence[study.Cell],
 ) -> Iterator[tuple[study.Cell, models.Decoder]]:
-  """Each cell's model; adapters share the weights of one base model."""
+  """Yields each cell's model; adapters share the base model's weights."""
   c = config.finetuning
   for cell in cells:
     directory = workdir.run(cell.name).model
@@ -256,7 +256,8 @@ def _decoders(
     else:
       decoder = nnx.merge(*nnx.split(base))
       if c.method == 'lora':
-        # A new adapter changes nothing, but it is the same program then.
+        # A new adapter changes no output, and lets the base model share the
+        # program of the finetuned ones.
         models.add_lora(
           decoder, c.lora_rank, c.lora_alpha, c.lora_targets, nnx.Rngs(0)
         )
@@ -270,7 +271,7 @@ def _write(
   responses: Sequence[Sequence[Response]],
   fingerprint: Mapping[str, Any],
 ) -> None:
-  """Writes items.jsonl and then, as the done mark, eval.json."""
+  """Writes items.jsonl, then eval.json, which marks the cell as done."""
   rows = [
     {
       'id': item.id,
@@ -316,6 +317,6 @@ def _write(
       'fingerprint': fingerprint,
     },
   )
-  # What these two files held before there were tasks.
+  # Older versions wrote these instead.
   for path in run.old_evaluation:
     path.unlink(missing_ok=True)

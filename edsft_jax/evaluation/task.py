@@ -1,4 +1,4 @@
-"""What an evaluation task is: items, their requests, and how these score."""
+"""The interface of evaluation tasks: items, requests, responses, metrics."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -11,13 +11,13 @@ from edsft_jax import models, store
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """How a column of items.jsonl is read, averaged and shown.
+  """A metric: a column of items.jsonl, and how it is averaged and shown.
 
   Attributes:
-    label: its name in a heading.
-    larger_is_better: False where a smaller value is the better one.
-    meaning: what is measured, with the unit.
-    weight: the column that weighs the mean over items; '' for equal weights.
+    label: its name in headings.
+    larger_is_better: False if smaller values are better.
+    meaning: what it measures, with the unit.
+    weight: the column of weights for the mean over items; '' for equal ones.
   """
 
   label: str
@@ -28,11 +28,11 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-  """Asks for a greedy continuation.
+  """A request for a greedy continuation.
 
   Attributes:
     tokens: ids of the prompt.
-    truncated: whether it was shortened to fit.
+    truncated: whether the prompt was truncated to fit.
   """
 
   tokens: Sequence[int]
@@ -41,12 +41,12 @@ class Generate:
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-  """Asks how likely a given continuation is.
+  """A request for the likelihood of a given continuation.
 
   Attributes:
-    tokens: ids of the context and then of the continuation.
-    num_targets: how many of them, at the end, are the continuation.
-    truncated: whether the context was shortened to fit.
+    tokens: ids of the context, followed by those of the continuation.
+    num_targets: number of tokens of the continuation.
+    truncated: whether the context was truncated to fit.
   """
 
   tokens: Sequence[int]
@@ -62,9 +62,9 @@ class Generated:
   """The response to a `Generate`.
 
   Attributes:
-    text: decoded, without the end token or stop string.
-    num_tokens: new tokens, the one that ended it included.
-    finish: 'stop' or, at the most new tokens, 'length'.
+    text: the decoded text, without the end token or stop string.
+    num_tokens: number of new tokens, including the one that ended it.
+    finish: 'stop', or 'length' if it reached the limit on new tokens.
   """
 
   text: str
@@ -79,7 +79,7 @@ class Scored:
   Attributes:
     nll: summed negative log-likelihood, in nats.
     is_greedy: whether every token was the likeliest one.
-    num_tokens: of the continuation.
+    num_tokens: number of tokens of the continuation.
   """
 
   nll: float
@@ -96,9 +96,9 @@ class Item:
 
   Attributes:
     id: unique within the task.
-    task: the group that it is reported with, such as a subject; None for none.
-    reference: the right answer.
-    requests: what a model is asked.
+    task: the group that it is reported under, such as a subject, or None.
+    reference: the correct answer.
+    requests: the requests to a model.
   """
 
   id: str
@@ -111,14 +111,14 @@ class Task(Protocol):
   """An evaluation; each has a file in evaluation/tasks/.
 
   Attributes:
-    name: in evaluation.tasks and in the files' paths.
-    version: raised with every change of a number.
+    name: its name in evaluation.tasks and in paths.
+    version: raised with every change that affects results.
     metrics: columns of items.jsonl that become metrics of eval.json.
-    max_new_tokens: of a continuation.
+    max_new_tokens: tokens per continuation at most.
     stop: strings that end a continuation.
     about: protocol, shots, template and extractor, for eval.json.
     items: the questions.
-    counts: what was truncated or left out, by name.
+    counts: how many items or tokens were truncated or left out, by name.
   """
 
   name: ClassVar[str]
@@ -137,7 +137,7 @@ class Task(Protocol):
     prompt_format: models.PromptFormat,
     context: int,
   ):
-    """Reads and encodes the items, for a model with so long a context."""
+    """Reads and encodes the items, for a model with this context length."""
 
   @staticmethod
   def check(
@@ -145,7 +145,7 @@ class Task(Protocol):
     workdir: store.Workdir,
     planned: frozenset[str],
   ) -> None:
-    """Refuses bad options and missing inputs, before any work.
+    """Rejects bad options and missing inputs, before any work.
 
     Raises:
       InputError: naming the option or the file.
@@ -155,7 +155,7 @@ class Task(Protocol):
   def fingerprint(
     config: ml_collections.ConfigDict, workdir: store.Workdir
   ) -> dict[str, Any]:
-    """The options and inputs that change a number, by name."""
+    """The options and inputs that affect results, by name."""
 
   def score(self, item: Item, responses: Sequence[Response]) -> dict[str, Any]:
-    """Columns of an item's row besides its id, task and reference."""
+    """Returns an item's columns besides id, task and reference."""

@@ -1,4 +1,4 @@
-"""Finetuning on the selected prompts and their answers: one run a cell."""
+"""Finetuning on the selected prompts and their answers, one run per cell."""
 
 from edsft_jax.finetuning.stage import check, check_options, run
 

@@ -1,4 +1,4 @@
-"""Which examples an optimizer step sees, known from the seed alone."""
+"""Batches of examples, determined by the seed alone."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,10 +8,10 @@ import numpy as np
 
 from edsft_jax.models.responses import Example
 
-# On the host as it is made, on the devices in the loss.
+# numpy when a batch is made, jax inside the loss.
 Array = np.ndarray | jax.Array
 
-# Padded lengths of batches: few, so that few programs are compiled.
+# Padded lengths of batches; few, so that few programs are compiled.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -21,10 +21,10 @@ def num_steps(num_examples: int, epochs: int, batch_size: int) -> int:
 
 
 def order(num_examples: int, epochs: int, seed: int) -> np.ndarray:
-  """One permutation of the examples for each epoch, end to end.
+  """A permutation of the examples for each epoch, concatenated.
 
-  Depends on nothing but the arguments: not on devices, not on the step that a
-  run resumes from.
+  Depends only on the arguments, not on the devices or on the step that a run
+  resumes from.
   """
   key = jax.random.fold_in(jax.random.key(seed), _DATA)
   epoch_keys = [jax.random.fold_in(key, epoch) for epoch in range(epochs)]
@@ -33,17 +33,17 @@ def order(num_examples: int, epochs: int, seed: int) -> np.ndarray:
   )
 
 
-# Keeps the stream of the data order apart from others of the same seed.
+# Separates the random stream of the data order from others of the same seed.
 _DATA = 1
 
 
 class Batch(NamedTuple):
-  """Examples padded at the left to one length; padded rows have no tokens.
+  """Examples padded on the left to one length; padded rows have no tokens.
 
   Attributes:
     tokens: int32 [B, L].
-    num_tokens: int32 [B], without padding.
-    num_response: int32 [B].
+    num_tokens: int32 [B], tokens of each row without padding.
+    num_response: int32 [B], those of them that belong to the response.
   """
 
   tokens: Array
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
 
 def pad(examples: Sequence[Example], length: int, num_rows: int) -> Batch:
-  """Pads examples at the left to `length` and to `num_rows` rows."""
+  """Pads examples on the left to `length`, and to `num_rows` rows."""
   tokens_BxL = np.zeros((num_rows, length), np.int32)
   num_tokens_B = np.zeros(num_rows, np.int32)
   num_response_B = np.zeros(num_rows, np.int32)
@@ -64,31 +64,31 @@ def pad(examples: Sequence[Example], length: int, num_rows: int) -> Batch:
 
 
 def num_targets(examples: Sequence[Example], length: int) -> int:
-  """How many last tokens of rows padded to `length` hold every response.
+  """How many last tokens of rows padded to `length` cover every response.
 
-  One of a few numbers, so that few programs are compiled. The first token of
-  a row is never a target: nothing before it could predict it.
+  Rounded up to one of few numbers, so that few programs are compiled. The first
+  token of a row is never a target, since nothing predicts it.
   """
   longest = max(example.num_response for example in examples)
   return min(bucket(longest), length - 1)
 
 
 def make(examples: Sequence[Example], num_rows: int) -> tuple[Batch, int]:
-  """Pads examples to one of a few shapes.
+  """Pads examples to one of few shapes.
 
   Returns:
-    The batch, and how many last tokens hold every response.
+    The batch, and how many last tokens cover every response.
   """
   length = bucket(max(len(e.tokens) for e in examples))
   return pad(examples, length, num_rows), num_targets(examples, length)
 
 
 def bucket(length: int) -> int:
-  """The padded length for a batch: the next of a short list.
+  """The padded length for a batch: the next in a short list.
 
-  It depends on the batch alone, so that a step is the same whatever other
-  cells the study has. Steps of at most a half: 16, 32, 48, 64, 96, 128, 192,
-  ... 512, 768, 1024, 1536, ...
+  Depends only on the batch, so a step is the same whatever other cells the
+  study has. Above 32, each exceeds the one before by at most half: 16, 32, 48,
+  64, 96, 128, 192, ... 512, 768, 1024, 1536, ...
   """
   for size in _LENGTHS:
     if length <= size:

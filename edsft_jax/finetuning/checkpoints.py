@@ -1,4 +1,4 @@
-"""The newest state of a cell, kept while the cell is being finetuned."""
+"""The latest checkpoint of a cell, kept while the cell is being finetuned."""
 
 import pathlib
 from typing import Any
@@ -10,10 +10,10 @@ from edsft_jax.finetuning.trainer import State
 
 
 class Checkpoints:
-  """The newest state of a cell; opens nothing before there is one to keep."""
+  """The latest checkpoint of a cell; opens the folder only when needed."""
 
   def __init__(self, directory: pathlib.Path):
-    """Takes a folder that need not exist."""
+    """Takes the checkpoint folder, which need not exist."""
     self._directory = directory.absolute()
     self._manager: ocp.CheckpointManager | None = None
 
@@ -25,7 +25,7 @@ class Checkpoints:
       self._manager.close()
 
   def restore(self, state: State) -> tuple[int, State]:
-    """The last whole checkpoint and its step, or `state` and 0."""
+    """Step and state of the last complete checkpoint, or 0 and `state`."""
     if not self._directory.exists():
       return 0, state
     step = self._open().latest_step()
@@ -51,5 +51,5 @@ class Checkpoints:
 
 
 def _on_disk(state: State) -> dict[str, Any]:
-  """Names of the files, which stay readable whatever the fields are called."""
+  """The state under its names on disk, independent of the field names."""
   return {'params': state.params, 'optimizer': state.opt_state}

@@ -1,4 +1,4 @@
-"""The loss of a batch: the responses' negative log-likelihood."""
+"""The loss of a batch: the negative log-likelihood of the responses."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,16 @@ def loss(decoder: Decoder, batch: Batch, num_targets: int) -> jax.Array:
 
   Args:
     decoder: the model.
-    batch: rows of tokens, padded at the left.
-    num_targets: logits are made for this many last tokens of a row (static);
-      no response may be longer.
+    batch: rows of tokens, padded on the left.
+    num_targets: the last tokens of a row to compute logits for (static); no
+      response may be longer.
   """
   length = batch.tokens.shape[1]
   mask_BxL = jnp.arange(length) >= length - batch.num_tokens[:, None]
   tokens_BxL = jnp.asarray(batch.tokens)
   hidden_BxLxD = decoder(tokens_BxL, mask_BxL).hidden_BxLxD
-  # Padding is at the left, so that responses are the last tokens, each
-  # predicted at the position before its own.
+  # Padding is on the left, so responses are the last tokens, each predicted at
+  # the position before its own.
   hidden_BxTxD = hidden_BxLxD[:, -num_targets - 1 : -1]
   target_BxT = tokens_BxL[:, -num_targets:]
   counts_BxT = (

@@ -1,4 +1,4 @@
-"""Loss and rate by step: metrics.jsonl, and the same for TensorBoard."""
+"""Logs loss and learning rate by step to metrics.jsonl and TensorBoard."""
 
 import json
 import pathlib
@@ -10,10 +10,10 @@ from edsft_jax import store
 
 
 class MetricsLog:
-  """metrics.jsonl and the same numbers for TensorBoard, from one step on."""
+  """Appends to metrics.jsonl and to TensorBoard, from a given step on."""
 
   def __init__(self, run: store.Run, step: int):
-    """Drops what a run that was cut short wrote after `step`."""
+    """Drops what an interrupted run wrote after `step`."""
     kept = _lines_until(run.metrics, step)
     self._tokens = kept[-1]['tokens'] if kept else 0
     before = kept[-1]['seconds'] if kept else 0.0
@@ -21,7 +21,7 @@ class MetricsLog:
     store.write_jsonl(run.metrics, kept)
     if run.tensorboard.exists():
       shutil.rmtree(run.tensorboard)
-    # It would import torch, where that is installed, with every command.
+    # Imported here, since it imports torch if that is installed.
     import tensorboardX
 
     self._writer = tensorboardX.SummaryWriter(str(run.tensorboard))
@@ -39,7 +39,7 @@ class MetricsLog:
   def write(
     self, step: int, loss: float, learning_rate: float, num_tokens: int
   ) -> None:
-    """One line; `num_tokens` are those since the last one."""
+    """Writes one line; `num_tokens` counts those since the last line."""
     self._tokens += num_tokens
     line = {
       'step': step,
@@ -49,7 +49,7 @@ class MetricsLog:
       'seconds': round(time.monotonic() - self._start, 3),
     }
     self._file.write(json.dumps(line, allow_nan=False) + '\n')
-    # A checkpoint of this step relies on its line being there.
+    # A checkpoint of this step needs this line on disk.
     self._file.flush()
     self._plot(line)
 
@@ -59,7 +59,7 @@ class MetricsLog:
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
-  """Lines up to `step`; a kill may have left the last one unfinished."""
+  """Lines up to `step`; the last one may be incomplete after a kill."""
   kept = []
   for text in path.read_text('utf-8').splitlines() if path.exists() else ():
     try:

@@ -21,7 +21,7 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses bad hyperparameters, an unusable model and missing inputs.
+  """Rejects bad hyperparameters, an unusable model and missing inputs.
 
   Raises:
     InputError: naming the option or the file.
@@ -37,7 +37,7 @@ def check(
 
 
 def check_options(config: ml_collections.ConfigDict) -> None:
-  """Refuses bad hyperparameters, and a model unusable or unfit for them.
+  """Rejects bad hyperparameters, and a model that does not support them.
 
   Raises:
     InputError: naming the option or the file.
@@ -46,13 +46,13 @@ def check_options(config: ml_collections.ConfigDict) -> None:
   context = models.check(models.resolve(config.model.path)).context
   if c.method not in trainer_lib.METHODS:
     raise errors.InputError(
-      f'finetuning.method {c.method!r} is unknown: one of '
+      f'finetuning.method {c.method!r} is unknown: use one of '
       f'{", ".join(trainer_lib.METHODS)}'
     )
   unknown = [name for name in c.lora_targets if name not in lora.TARGETS]
   if unknown or not c.lora_targets:
     raise errors.InputError(
-      f'finetuning.lora_targets is {tuple(c.lora_targets)}: some of '
+      f'finetuning.lora_targets is {tuple(c.lora_targets)}: choose from '
       f'{", ".join(lora.TARGETS)}'
     )
   for name in (
@@ -63,27 +63,31 @@ def check_options(config: ml_collections.ConfigDict) -> None:
     'log_steps',
   ):
     if c[name] < 1:
-      raise errors.InputError(f'finetuning.{name} is {c[name]}: at least 1')
+      raise errors.InputError(
+        f'finetuning.{name} is {c[name]}: must be at least 1'
+      )
   for name in ('lora_alpha', 'learning_rate', 'clip_norm'):
     if not 0 < c[name] < math.inf:
-      raise errors.InputError(f'finetuning.{name} is {c[name]}: above 0')
+      raise errors.InputError(
+        f'finetuning.{name} is {c[name]}: must be above 0'
+      )
   if not 0 <= c.weight_decay < math.inf:
     raise errors.InputError(
-      f'finetuning.weight_decay is {c.weight_decay}: at least 0'
+      f'finetuning.weight_decay is {c.weight_decay}: must be at least 0'
     )
   if not 0 <= c.warmup_fraction <= 1:
     raise errors.InputError(
-      f'finetuning.warmup_fraction is {c.warmup_fraction}: from 0 to 1'
+      f'finetuning.warmup_fraction is {c.warmup_fraction}: must be from 0 to 1'
     )
   if c.max_length and not 2 <= c.max_length <= context:
     raise errors.InputError(
-      f'finetuning.max_length is {c.max_length}: 2 to {context}, the context '
-      'of this model, or 0 for the whole of it'
+      f'finetuning.max_length is {c.max_length}: give 2 to {context}, the '
+      "model's context, or 0 for all of it"
     )
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Finetunes every cell of the study; goes on where a run was cut short.
+  """Finetunes every cell of the study; resumes an interrupted run.
 
   Raises:
     InputError: a cell was made from other inputs, an answer is missing, or
@@ -112,7 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     cell for cell, ids in cells.items() if _begin(workdir, cell, ids, options)
   ]
   if not todo:
-    console.say('finetune', f'{len(cells)} cells, all done before')
+    console.say('finetune', f'{len(cells)} cells, all already done')
     return
   with manifest.timed('finetune'):
     counts = _finetune(config, workdir, hyperparameters, path, cells, todo)
@@ -163,8 +167,8 @@ def _cells(
   if full_pool and unanswered:
     console.say(
       'finetune',
-      f'no full-pool line: {unanswered:,} of {len(pool):,} prompts have no '
-      'answer',
+      f'not finetuning on the full pool: {unanswered:,} of {len(pool):,} '
+      'prompts have no answer',
     )
     return result
   return result | {cell: triples(cell, pool.ids) for cell in full_pool}
@@ -175,7 +179,7 @@ def _options(
   hyperparameters: trainer_lib.Hyperparameters,
   path: pathlib.Path,
 ) -> dict[str, Any]:
-  """What changes the weights of every cell, by name."""
+  """The inputs that the weights of every cell depend on, by name."""
   fields = dataclasses.asdict(hyperparameters)
   if hyperparameters.method != 'lora':
     fields = {k: v for k, v in fields.items() if not k.startswith('lora_')}
@@ -191,10 +195,10 @@ def _begin(
   examples: _Triples,
   options: Mapping[str, Any],
 ) -> bool:
-  """Readies a cell's folder; False when the cell is done.
+  """Prepares a cell's folder; returns False if the cell is done.
 
   Raises:
-    InputError: the cell is done, but was made from something else.
+    InputError: the cell is done, but was made from other inputs.
   """
   run = workdir.run(cell.name)
   fingerprint = {
@@ -214,7 +218,7 @@ def _begin(
     return False
   new = store.plain({**dataclasses.asdict(cell), 'fingerprint': fingerprint})
   if old != new:
-    # Begun with something else and never done: nothing here is of use.
+    # Started with other inputs and never finished: start over.
     if run.root.exists():
       shutil.rmtree(run.root)
     store.write_json(run.cell, new)
@@ -226,12 +230,12 @@ def _encode(
   cells: Mapping[study.Cell, _Triples],
   max_length: int,
 ) -> dict[str, responses.Example]:
-  """Every prompt that any cell has, with its answer, as tokens by id."""
+  """Tokenises the prompts of all cells with their answers; by id."""
   encoded = {}
   for triples in cells.values():
     for i, prompt, answer in triples:
       if i not in encoded:
-        with errors.of_prompt(i):
+        with errors.about_prompt(i):
           encoded[i] = responses.encode(
             prompt_format, prompt, answer, max_length
           )

@@ -1,4 +1,4 @@
-"""One cell from its first step to its last, through kills and restarts."""
+"""The training loop of a cell, which survives kills and restarts."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -16,23 +16,23 @@ from edsft_jax.models.responses import Example
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """When a cell is logged and saved.
+  """When to log and to save a checkpoint.
 
   Attributes:
     checkpoint_steps: steps between checkpoints.
-    log_steps: steps between lines of metrics.jsonl; every checkpoint and the
-      last step have one too.
+    log_steps: steps between lines of metrics.jsonl; there is also a line for
+      every checkpoint and for the last step.
   """
 
   checkpoint_steps: int
   log_steps: int
 
   def saves(self, step: int, num_steps: int) -> bool:
-    """Whether this step has a checkpoint; the last one is the model."""
+    """Whether to save a checkpoint; the last step saves the model instead."""
     return step % self.checkpoint_steps == 0 and step < num_steps
 
   def logs(self, step: int, num_steps: int) -> bool:
-    """Whether this step has a line."""
+    """Whether to write a line of metrics.jsonl."""
     last = step == num_steps
     return last or step % self.log_steps == 0 or self.saves(step, num_steps)
 
@@ -47,19 +47,19 @@ def train(
   schedule: Schedule,
   progress: Callable[[int], Any] = lambda n: None,
 ) -> trainer.State:
-  """Finetunes on the examples; goes on from the last checkpoint if there is.
+  """Finetunes on the examples; resumes from the last checkpoint, if any.
 
-  metrics.jsonl, the events of TensorBoard and the state returned are, apart
-  from seconds, those of a run that was never cut short.
+  After a resume, metrics.jsonl, the TensorBoard events and the returned state
+  are those of an uninterrupted run, except for the seconds.
 
   Args:
     model: the compiled step, with its hyperparameters.
-    run: where metrics and checkpoints lie.
+    run: the folder of metrics and checkpoints.
     examples: the cell's answered prompts.
-    seed: of the initialisation and the data order.
-    num_rows: rows that a batch is padded to, at least the batch size.
+    seed: seed of the initialisation and the data order.
+    num_rows: rows that batches are padded to, at least the batch size.
     schedule: when to log and save.
-    progress: called with the number of steps done since the last call, first
+    progress: called with the number of steps done since its last call, first
       with those of the checkpoint.
 
   Raises:
@@ -92,7 +92,7 @@ def train(
 
 
 class _Losses:
-  """Losses since the last line, left on the device until they are written."""
+  """Losses since the last line, kept on the device until they are written."""
 
   def __init__(self, run: store.Run, learning_rate: float):
     self._run = run
@@ -105,12 +105,12 @@ class _Losses:
     self._num_tokens.append(num_tokens)
 
   def take(self, step: int) -> tuple[float, int]:
-    """The mean over response tokens of the steps up to `step`, and how many.
+    """The mean loss per response token since the last call, and their number.
 
     Raises:
       InputError: one of them is not finite.
     """
-    # The only wait for the device, so that steps follow without a gap.
+    # The loop waits for the device only here, so steps run back to back.
     values = np.asarray(jax.device_get(self._losses), np.float64)
     if not np.all(np.isfinite(values)):
       raise self.not_finite(
@@ -125,5 +125,5 @@ class _Losses:
     return errors.InputError(
       f'finetuning {self._run.root.name}: the loss is not finite at step '
       f'{step}: lower finetuning.learning_rate (now {self._learning_rate:g}) '
-      f'and remove {self._run.root.parent}, whose other cells were made with it'
+      f'and remove {self._run.root.parent}, whose other cells used it too'
     )

@@ -1,4 +1,4 @@
-"""One optimizer step, compiled once for all cells and shapes of a study."""
+"""The optimizer step, compiled once per batch shape for all cells."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ METHODS = ('lora', 'full')
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-  """How every cell is finetuned; edsft_jax/config.py says what each means."""
+  """How every cell is finetuned; edsft_jax/config.py documents each field."""
 
   method: str
   lora_rank: int
@@ -41,10 +41,10 @@ class Hyperparameters:
 def learning_rates(
   peak: float, num_steps: int, warmup_fraction: float
 ) -> np.ndarray:
-  """A linear rise to the peak, then a cosine that ends at zero; float32 [n].
+  """Linear warm-up to the peak, then cosine decay to zero; float32 [n].
 
-  No step is wasted on a rate of zero: the first is peak / warm-up steps, and
-  zero is what would follow the last.
+  No step has a rate of zero: the first is peak / warm-up steps, and the decay
+  reaches zero one step after the last.
   """
   warmup = math.ceil(warmup_fraction * num_steps)
   step = np.arange(num_steps)
@@ -58,7 +58,7 @@ def learning_rates(
 
 
 class State(NamedTuple):
-  """What training changes: the trained leaves and the optimizer's state."""
+  """The trained parameters and the optimizer's state."""
 
   params: list[jax.Array]
   opt_state: optax.OptState
@@ -67,11 +67,11 @@ class State(NamedTuple):
 class Trainer:
   """The base model with a compiled optimizer step.
 
-  Shapes, not cells, decide what is compiled: the learning rate is an argument
-  and the base weights are shared by all cells.
+  Cells share the compiled programs: the learning rate is an argument, and the
+  base weights are the same for all.
 
   Attributes:
-    hyperparameters: of every cell.
+    hyperparameters: those of every cell.
   """
 
   def __init__(
@@ -80,7 +80,7 @@ class Trainer:
     hyperparameters: Hyperparameters,
     mesh: jax.sharding.Mesh,
   ):
-    """Takes the decoder as it was loaded; its weights are not changed."""
+    """Takes the decoder as loaded; its weights are not changed."""
     self.hyperparameters = hyperparameters
     self._mesh = mesh
     self._base_graph, self._base_weights = nnx.split(decoder)
@@ -105,9 +105,9 @@ class Trainer:
     )
 
   def init_state(self, seed: int) -> State:
-    """The state before the first step: one initialisation for each seed."""
+    """The state before the first step, initialised by the seed."""
     _, params, _ = self._trainable(seed)
-    # Trained in float32 whatever the model's dtype, or small updates are lost.
+    # In float32 whatever the model's dtype, so that small updates are not lost.
     params = [
       jnp.array(leaf, jnp.float32, copy=True)
       for leaf in jax.tree.leaves(params)
@@ -127,7 +127,7 @@ class Trainer:
 
     Returns:
       The new state, and the loss before the step: the mean over the batch's
-      response tokens, a float32 scalar that is not yet waited for.
+      response tokens, a float32 scalar on the device that may still be pending.
     """
     batch = mesh_lib.shard_batch(self._mesh, batch)
     return self._step(
@@ -137,13 +137,13 @@ class Trainer:
   def save(
     self, state: State, directory: pathlib.Path, base: pathlib.Path, name: str
   ) -> None:
-    """Writes a PEFT adapter (LoRA) or a whole Hugging Face directory (full).
+    """Writes a PEFT adapter (LoRA) or a Hugging Face model directory (full).
 
     Args:
       state: the trained state.
       directory: where to write.
       base: the directory the base model was loaded from.
-      name: what the adapter calls its base model.
+      name: the base model's name in the adapter's config.
     """
     decoder = self._merge(self._as_loaded(state.params), self._frozen)
     if self.hyperparameters.method == 'lora':
@@ -165,7 +165,7 @@ class Trainer:
     return _split(decoder, models.LoRAParam)
 
   def _place(self, leaf: jax.Array) -> jax.Array:
-    """Puts a leaf that no mesh axis splits on all devices of the mesh."""
+    """Replicates a leaf over the mesh, unless it is placed there already."""
     if isinstance(leaf.sharding, NamedSharding):
       return leaf
     return jax.device_put(leaf, NamedSharding(self._mesh, PartitionSpec()))
@@ -200,14 +200,14 @@ class Trainer:
 def _split(
   decoder: models.Decoder, trained: type[nnx.Variable]
 ) -> tuple[nnx.GraphDef, Any, Any]:
-  """The structure, the parameters that are trained, and all others."""
+  """The structure, the trained parameters and all others."""
   graph, *states = nnx.split(decoder, trained, ...)
   params, frozen = states
   return graph, params, frozen
 
 
 def all_finite(state: State) -> bool:
-  """Whether every trained number is finite; waits for the last step."""
+  """Whether every trained parameter is finite; waits for the last step."""
   return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in state.params)
 
 
@@ -226,5 +226,5 @@ def _merge(
 
 
 def _matrices(params: list[jax.Array]) -> list[bool]:
-  """Weight decay is for matrices; norms and biases keep their size."""
+  """Mask for weight decay, which applies to matrices, not norms and biases."""
   return [leaf.ndim > 1 for leaf in params]

@@ -1,7 +1,7 @@
-"""The engine: prefill, insert, decode, continuous batching, likelihood.
+"""The inference engine: continuous batching, greedy decoding, likelihoods.
 
-Scoring and evaluation both go through `Engine`; hooks compute token statistics
-per row on the device.
+Scoring and evaluation both use `Engine`; hooks compute token statistics per row
+on the device.
 """
 
 from edsft_jax.inference.decoding import (

@@ -1,4 +1,4 @@
-"""Rows that come from the device in any order, put back in order."""
+"""Collects rows that the device finishes in any order, and reports progress."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -17,23 +17,23 @@ Progress = Callable[[throughput.Work], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Generations:
-  """Continuations of n prompts, in the order in which they were given.
+  """Continuations of n prompts, in the given order.
 
   Attributes:
-    tokens: the new ids of each, with the token that ended it.
-    stopped: bool [n]; false where a continuation was cut at max_new_tokens.
-    of_prompts: what the prompt hook returned, [n, ...] arrays.
-    of_rows: what the row hook returned, [n, ...] arrays.
+    tokens: the new ids of each, including the token that ended it.
+    stopped: bool [n]; false if a continuation was cut at max_new_tokens.
+    prompt_results: the results of the prompt hook, [n, ...] arrays.
+    row_results: the results of the row hook, [n, ...] arrays.
   """
 
   tokens: list[np.ndarray]
   stopped: np.ndarray
-  of_prompts: Any
-  of_rows: Any
+  prompt_results: Any
+  row_results: Any
 
 
 class Rows:
-  """Rows of a pytree that come in any order, from several threads."""
+  """A pytree of [n, ...] arrays, filled in any order by several threads."""
 
   def __init__(self, num_rows: int):
     self.tree: Any = None
@@ -41,7 +41,7 @@ class Rows:
     self._lock = threading.Lock()
 
   def put(self, indices: Sequence[int], tree: Any) -> None:
-    """Takes the first rows of `tree`, those of these indices."""
+    """Stores the first rows of `tree` at these indices."""
     with self._lock:
       if self.tree is None:
         self.tree = jax.tree.map(
@@ -55,7 +55,7 @@ class Rows:
 
 
 class Reporter:
-  """Tells a progress bar what was done; one thread at a time."""
+  """Reports finished work to a progress callback, one thread at a time."""
 
   def __init__(self, costs: throughput.Costs, progress: Progress):
     self._costs = costs
@@ -63,7 +63,12 @@ class Reporter:
     self._lock = threading.Lock()
 
   def read(self, lengths: Sequence[int], num_scored: Sequence[int]) -> None:
-    """Rows of so many tokens, so many of them with logits, are finished."""
+    """Reports rows that were only read, and so are finished.
+
+    Args:
+      lengths: tokens of each row.
+      num_scored: those of them with logits.
+    """
     self.prefilled(lengths, num_scored, num_finished=len(lengths))
 
   def prefilled(
@@ -72,8 +77,8 @@ class Reporter:
     num_scored: Sequence[int],
     num_finished: int = 0,
   ) -> None:
-    """Rows of so many tokens, so many of them with logits, went through."""
-    self._tell(
+    """Reports rows that were read, of which `num_finished` are finished."""
+    self._report(
       throughput.Work(
         prompts=num_finished,
         tokens=sum(lengths),
@@ -86,13 +91,13 @@ class Reporter:
     )
 
   def decoded(self, ended: Ended, lengths: Sequence[int]) -> None:
-    """Rows whose prompts have so many tokens have ended."""
+    """Reports rows that have ended, with the lengths of their prompts."""
     step_bytes = self._costs.step_bytes(ended.num_slots, ended.cache_length)
-    self._tell(
+    self._report(
       throughput.Work(
         prompts=len(ended.indices),
         tokens=sum(map(len, ended.tokens)),
-        # The last token is not read again.
+        # The last token is never an input.
         flops=sum(
           self._costs.flops(length, length + len(ids) - 1, len(ids) - 1)
           for length, ids in zip(lengths, ended.tokens, strict=True)
@@ -101,13 +106,13 @@ class Reporter:
       )
     )
 
-  def _tell(self, work: throughput.Work) -> None:
+  def _report(self, work: throughput.Work) -> None:
     with self._lock:
       self._progress(work)
 
 
 class Collector:
-  """Gathers what comes from the device while prompts are continued."""
+  """Collects the results of `Engine.generate`."""
 
   def __init__(
     self, lengths: Sequence[int], report: Reporter, scores_prompt: bool
@@ -116,36 +121,39 @@ class Collector:
 
     Args:
       lengths: tokens of each prompt.
-      report: is told what was done.
-      scores_prompt: whether logits are made of every prompt token.
+      report: reports progress.
+      scores_prompt: whether every prompt token has logits.
     """
     self._lengths = lengths
     self._report = report
     self._scores_prompt = scores_prompt
-    self._of_prompts = Rows(len(lengths))
-    self._of_rows = Rows(len(lengths))
+    self._prompt_results = Rows(len(lengths))
+    self._row_results = Rows(len(lengths))
     self._tokens = [np.zeros(0, np.int32) for _ in lengths]
     self._stopped = np.zeros(len(lengths), bool)
 
   def add_prompts(self, chunk: Chunk, found: Any) -> None:
-    """Waits for what the device found in the prompts of a chunk."""
-    self._of_prompts.put(chunk.indices, jax.device_get(found))
+    """Waits for the prompt hook's results of a chunk, and stores them."""
+    self._prompt_results.put(chunk.indices, jax.device_get(found))
     lengths = [self._lengths[i] for i in chunk.indices]
-    # The last token is scored: there the continuation begins.
+    # The last token always has logits, for the first new token.
     num_scored = lengths if self._scores_prompt else [1] * len(lengths)
     self._report.prefilled(lengths, num_scored)
 
   def add_ended(self, ended: Ended) -> None:
-    """Takes rows that have ended."""
+    """Stores rows that have ended."""
     for index, ids in zip(ended.indices, ended.tokens, strict=True):
       self._tokens[index] = ids
     self._stopped[ended.indices] = ended.stopped
-    self._of_rows.put(ended.indices, ended.found)
+    self._row_results.put(ended.indices, ended.found)
     lengths = [self._lengths[i] for i in ended.indices]
     self._report.decoded(ended, lengths)
 
   def finish(self) -> Generations:
-    """What all rows gave."""
+    """Returns all results."""
     return Generations(
-      self._tokens, self._stopped, self._of_prompts.tree, self._of_rows.tree
+      self._tokens,
+      self._stopped,
+      self._prompt_results.tree,
+      self._row_results.tree,
     )

@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch whose rows come and go, pure and traceable."""
+"""Greedy decoding of a batch with slots: pure, traceable functions."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -15,19 +15,19 @@ StepHook = Callable[[jax.Array, jax.Array], Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-  """Rows that are being continued, in the B slots of a batch.
+  """The rows being continued, in the B slots of a batch.
 
-  A prompt lies at the start of the cache, padded on the left. The last T
-  entries of the cache are a ring: each decode step writes one of them, the
-  same for all rows, and after the last comes the first again. No row is active
-  for more than T steps, so none overwrites itself, whenever it was inserted.
+  Prompts occupy the start of the cache, padded on the left. The last T entries
+  of the cache are a ring buffer: each decode step writes the same entry for all
+  rows. No row is active for more than T steps, so none overwrites itself,
+  whenever it was inserted.
 
   Attributes:
     kv_cache: keys, values and positions; its cache_index is the ring entry
       that is written next.
-    last_token_B: each row's newest token, which is not in the cache yet.
+    last_token_B: each row's latest token, which is not in the cache yet.
     active_B: rows that have not ended; false for an empty slot.
-    num_tokens_B: new tokens, the end token among them.
+    num_tokens_B: number of new tokens, including the end token.
     tokens_BxT: the new tokens; 0 after them.
     observed: what the step hook returned, [B, T] arrays with 0 after a row's
       end; None without a hook.
@@ -48,17 +48,17 @@ class DecodeState:
 
 @dataclasses.dataclass(frozen=True)
 class GreedyDecoding:
-  """How rows are continued: with the likeliest token, until they end.
+  """Continues rows with the likeliest token, until they end.
 
   The lowest id wins among equal logits.
 
   Attributes:
     max_new_tokens: T, at least 1.
     end_ids: ids that end a row; the step that emits one counts.
-    step_hook: called with the float32 logits [B, V] and the chosen token [B]
-      of a step; returns a pytree of [B] arrays. No [B, T, V] array ever
+    step_hook: called at each step with the float32 logits [B, V] and the chosen
+      tokens [B]; returns a pytree of [B] arrays. Thus no [B, T, V] array ever
       exists.
-    layer: of the prompt's features, see Decoder.__call__.
+    layer: layer of the prompt's features, see Decoder.__call__.
   """
 
   max_new_tokens: int
@@ -73,14 +73,14 @@ class GreedyDecoding:
 
     Args:
       decoder: the model.
-      tokens: [B, L] ids, padded on the left (each row's last column is its
-        last token).
-      mask: [B, L], true where there is a token. A row that is padding alone
-        ends before its first token.
+      tokens: [B, L] ids, padded on the left, so that the last column holds each
+        row's last token.
+      mask: [B, L], true at tokens. A row of padding alone ends before its first
+        new token.
 
     Returns:
-      A state whose cache has L entries and no ring yet, and the pass over the
-      prompts without its cache.
+      A state whose cache has L entries and no ring yet, and the output of the
+      forward pass over the prompts, without its cache.
     """
     batch, length = tokens.shape
     cache = decoder.init_cache(batch, length)
@@ -116,13 +116,14 @@ class GreedyDecoding:
   def insert(
     self, state: DecodeState, prefilled: DecodeState, slot_P: jax.Array
   ) -> DecodeState:
-    """Puts prefilled rows into slots, whatever was there before.
+    """Puts prefilled rows into slots, replacing what was there.
 
     Args:
-      state: its cache has at least as many entries before the ring as
-        `prefilled` has.
+      state: the slots; the cache must have at least as many entries before the
+        ring as `prefilled` has.
       prefilled: P rows.
-      slot_P: where each goes; one beyond the last slot leaves a row out.
+      slot_P: the slot of each row; rows with an index beyond the last slot are
+        dropped.
     """
     cache, new = state.kv_cache, prefilled.kv_cache
     none_PxS = jnp.full((len(slot_P), cache.length), -1)
@@ -152,13 +153,13 @@ class GreedyDecoding:
   def resize(
     self, state: DecodeState, slot_M: jax.Array, prompt_length: int
   ) -> DecodeState:
-    """The same rows in other slots of a longer cache.
+    """Moves rows to M slots with a longer cache.
 
     Args:
-      state: where the rows are now.
-      slot_M: which slot each of the M new ones takes over; a negative number
-        leaves it empty.
-      prompt_length: entries before the ring, no fewer than there are.
+      state: the rows in their present slots.
+      slot_M: for each of the M new slots, the present slot of its row; a
+        negative number leaves it empty.
+      prompt_length: entries before the ring, no fewer than at present.
     """
     ring = self.max_new_tokens
     more = prompt_length - state.prompt_length
@@ -199,7 +200,7 @@ class GreedyDecoding:
     """Decodes until no more than `num_active` rows are active.
 
     Returns:
-      The state, and the number of steps: at most `max_steps`.
+      The state, and the number of steps, which is at most `max_steps`.
     """
     return jax.lax.while_loop(
       lambda carry: (
@@ -235,7 +236,7 @@ class GreedyDecoding:
     step_T = jnp.arange(self.max_new_tokens)
     now_BxT = (step_T == state.num_tokens_B[:, None]) & state.active_B[:, None]
 
-    def note(all_BxT: jax.Array, now_B: jax.Array) -> jax.Array:
+    def record(all_BxT: jax.Array, now_B: jax.Array) -> jax.Array:
       return jnp.where(now_BxT, now_B[:, None], all_BxT)
 
     num_tokens_B = state.num_tokens_B + state.active_B
@@ -245,13 +246,13 @@ class GreedyDecoding:
       last_token_B=token_B,
       active_B=state.active_B & ~ended_B & (num_tokens_B < self.max_new_tokens),
       num_tokens_B=num_tokens_B,
-      tokens_BxT=note(state.tokens_BxT, token_B),
-      observed=jax.tree.map(note, state.observed, observed),
+      tokens_BxT=record(state.tokens_BxT, token_B),
+      observed=jax.tree.map(record, state.observed, observed),
     )
 
 
 def _without_cache(state: DecodeState) -> Any:
-  """The rows' own arrays, whose leading axis is the slots."""
+  """The arrays whose leading axis is the slots."""
   rows: Any = state
   return dataclasses.replace(rows, kv_cache=None)
 
@@ -259,14 +260,14 @@ def _without_cache(state: DecodeState) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """What `generate` returns.
+  """The result of `generate`.
 
   Attributes:
-    tokens_BxT: new tokens, the end token among them; 0 after it.
-    num_tokens_B: how many there are.
+    tokens_BxT: new tokens, including the end token; 0 after it.
+    num_tokens_B: number of new tokens.
     observed: what the step hook returned at each step, [B, T] arrays with 0
       after a row's end; None without a hook.
-    prompt: the forward pass over the prompt, without its cache.
+    prompt: output of the forward pass over the prompt, without its cache.
   """
 
   tokens_BxT: jax.Array
@@ -287,8 +288,8 @@ def generate(
 ) -> Generation:
   """Continues the rows of one batch until all have ended, in one program.
 
-  For tests and benchmarks, and for few rows; `inference.Engine` refills slots.
-  The arguments are those of `GreedyDecoding` and of its `prefill`.
+  For tests, benchmarks and few rows; `inference.Engine` refills slots. The
+  arguments are those of `GreedyDecoding` and of its `prefill`.
   """
   decoding = GreedyDecoding(max_new_tokens, end_ids, step_hook, layer)
   batch, length = tokens.shape
@@ -302,10 +303,10 @@ def generate(
 
 
 def argmax(logits: jax.Array) -> jax.Array:
-  """The lowest index of the largest, [..., V] -> int32 [...].
+  """The lowest index of the maximum, [..., V] -> int32 [...].
 
-  What jnp.argmax gives, in two reductions that compilers vectorize; on a CPU
-  that takes a seventh of the time.
+  The same as jnp.argmax, but with two reductions that compilers vectorize: on a
+  CPU it takes a seventh of the time.
   """
   max_x1 = jnp.max(logits, axis=-1, keepdims=True)
   # Exact in float32 up to 2^24, which no vocabulary reaches.

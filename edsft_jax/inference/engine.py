@@ -1,9 +1,9 @@
-"""Prompts in, rows out: reading, likelihood, and decoding with refilled slots.
+"""Runs prompts through a model: prefill, likelihood, continuous batching.
 
-Rows end at different steps. A batch that waits for its last row computes
-mostly rows that have ended; so as soon as there are slots for the next few
-prompts, these are prefilled and inserted. When the prompts of one cache length
-run out, the rows that are left move into the next larger one.
+Rows end at different steps, so a batch that waits for its last row mostly
+computes rows that have ended. Instead, the next few prompts are prefilled and
+inserted as soon as there are slots for them. When the prompts of one
+cache-length bucket run out, the remaining rows move to the next larger one.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ from edsft_jax.inference.slots import Slots, Stop
 
 Tokens = Sequence[Sequence[int] | np.ndarray]
 
-# Operations per second that small batches reach, by platform: of two CPU cores,
-# and of an accelerator of any kind. Only the order of magnitude counts.
+# FLOP/s that small batches reach, by platform: two CPU cores, and any kind of
+# accelerator. Only the order of magnitude matters.
 _FLOPS = {'cpu': 1.5e11}
 _ACCELERATOR_FLOPS = 1e14
-# What compiling a program takes, and what calling one does.
+# Seconds to compile a program, and the overhead of calling one.
 _COMPILE_SECONDS = 1.0
 _CALL_SECONDS = 0.01
 
@@ -46,16 +46,16 @@ def choose_shapes(
   lengths: Sequence[int],
   num_passes: int = 1,
 ) -> shapes_lib.Shapes:
-  """The shapes for prompts of these many tokens under this model.
+  """Chooses the shapes for prompts of these lengths and this model.
 
-  A program pays where the padding that it saves takes longer than compiling
-  it: soon for a large model, late for a tiny one.
+  A further program pays off if computing the padding that it saves would take
+  longer than compiling it: soon for a large model, late for a tiny one.
 
   Args:
     decoder: the model.
     mesh: the devices.
     lengths: tokens of each prompt.
-    num_passes: how often all of them will run, as with several models.
+    num_passes: how often the prompts will run, for example once per model.
   """
   options = shapes_lib.ShapeOptions(
     compile_tokens=_tokens_in(_COMPILE_SECONDS, decoder, mesh) / num_passes
@@ -66,20 +66,20 @@ def choose_shapes(
 def _tokens_in(
   seconds: float, decoder: models.Decoder, mesh: jax.sharding.Mesh
 ) -> float:
-  """Tokens that go through the layers in about this time."""
+  """Number of tokens that the layers process in about this time."""
   platform = mesh.devices.flat[0].platform
   flops = _FLOPS.get(platform, _ACCELERATOR_FLOPS) * mesh.size
   costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
-  return seconds * flops / (2 * costs.num_in_layers)
+  return seconds * flops / (2 * costs.num_layer_weights)
 
 
 class Target(NamedTuple):
-  """A text whose last tokens are scored.
+  """A continuation to score, with its context.
 
   Attributes:
-    tokens: ids of the context and then of the continuation.
-    num_targets: how many of them, at the end, are the continuation; fewer than
-      all, since nothing predicts the first token.
+    tokens: ids of the context, followed by those of the continuation.
+    num_targets: number of tokens of the continuation; fewer than all, since
+      nothing predicts the first token.
   """
 
   tokens: Sequence[int] | np.ndarray
@@ -88,7 +88,7 @@ class Target(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Likelihoods:
-  """How likely n continuations are, in the order in which they were given.
+  """Likelihoods of n continuations, in the given order.
 
   Attributes:
     nll: float64 [n], summed negative log-likelihood in nats.
@@ -100,10 +100,10 @@ class Likelihoods:
 
 
 class Engine:
-  """Runs models of one structure; each call brings the weights.
+  """Runs models of one structure; each call passes the weights.
 
   Attributes:
-    batch_tokens: tokens of the rows that run at once.
+    batch_tokens: tokens per batch.
   """
 
   def __init__(
@@ -115,28 +115,28 @@ class Engine:
     end_ids: Sequence[int],
     max_new_tokens: int,
     batch_tokens: int,
-    most_rows: int,
+    max_rows: int,
     hooks: Hooks | None = None,
     layer: int = -1,
   ):
     """Compiles nothing yet.
 
     Args:
-      decoder: its structure is used; its weights lie on the mesh.
+      decoder: gives the structure; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
       shapes: the padded lengths.
       end_ids: ids that end a continuation.
-      max_new_tokens: of a continuation, the end token included.
-      batch_tokens: prompt and new tokens of the rows that run at once.
-      most_rows: rows that a call gets at most.
-      hooks: what is computed per row on the way.
-      layer: of the features that the prompt hook gets, see Decoder.__call__.
+      max_new_tokens: tokens per continuation at most, end token included.
+      batch_tokens: prompt and new tokens per batch, padding included.
+      max_rows: rows per call at most.
+      hooks: functions to compute for each row.
+      layer: layer of the prompt hook's features, see Decoder.__call__.
     """
     self.batch_tokens = batch_tokens
     self._mesh = mesh
     self._shapes = shapes
     self._num_workers = workers.num_workers(mesh)
-    # Where the batch is split every part of it meets all weights.
+    # Each part of a split batch reads all weights.
     self._costs = throughput.Costs(
       decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
     )
@@ -144,8 +144,8 @@ class Engine:
       batch_tokens // self._num_workers,
       max_new_tokens,
       mesh_lib.batch_multiple(mesh),
-      -(-most_rows // self._num_workers),
-      worth_a_call=int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
+      -(-max_rows // self._num_workers),
+      call_tokens=int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
     )
     graph, _ = nnx.split(decoder)
     hooks = hooks or Hooks()
@@ -168,12 +168,12 @@ class Engine:
     prompts: Tokens,
     progress: Progress = lambda work: None,
   ) -> Any:
-    """What the prompt hook finds in prompts that are not continued.
+    """Applies the prompt hook to prompts that are not continued.
 
     Args:
-      weights: of a decoder built like the one given at first.
-      prompts: ids of each.
-      progress: called with what was done since the last call.
+      weights: weights of a decoder with the constructor's structure.
+      prompts: ids of each prompt.
+      progress: called with the work done since its last call.
 
     Returns:
       A pytree of [n, ...] arrays, in the order of the prompts.
@@ -200,12 +200,12 @@ class Engine:
     targets: Sequence[Target],
     progress: Progress = lambda work: None,
   ) -> Likelihoods:
-    """How likely given continuations are.
+    """Scores given continuations.
 
     Args:
-      weights: of a decoder built like the one given at first.
+      weights: weights of a decoder with the constructor's structure.
       targets: contexts with their continuations.
-      progress: called with what was done since the last call.
+      progress: called with the work done since its last call.
     """
     found = Rows(len(targets))
     report = Reporter(self._costs, progress)
@@ -243,10 +243,10 @@ class Engine:
     """Continues prompts greedily.
 
     Args:
-      weights: of a decoder built like the one given at first.
-      prompts: ids of each.
-      progress: called with what was done since the last call.
-      stop: strings that end a continuation besides the end ids.
+      weights: weights of a decoder with the constructor's structure.
+      prompts: ids of each prompt.
+      progress: called with the work done since its last call.
+      stop: strings that end a continuation, besides the end ids.
     """
     result = Collector(
       [len(ids) for ids in prompts],
@@ -256,7 +256,7 @@ class Engine:
     in_order = np.argsort([len(ids) for ids in prompts], kind='stable')
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      # Of every length, so that each worker has as many rows.
+      # Strided over the sorted prompts, so that workers get equal shares.
       mine = in_order[number :: self._num_workers].tolist()
       queue = self._queue(prompts, mine)
       slots = Slots(self._programs, weights, self._sizes, stop)
@@ -268,7 +268,7 @@ class Engine:
   def _queue(
     self, prompts: Tokens, indices: Sequence[int]
   ) -> list[tuple[shapes_lib.Chunk, int]]:
-    """Chunks to prefill, the shortest first, with their cache lengths."""
+    """Chunks to prefill with their cache lengths, the shortest first."""
     shapes, sizes = self._shapes, self._sizes
     queue = shapes_lib.chunks(
       [len(ids) for ids in prompts],
@@ -278,7 +278,7 @@ class Engine:
     )
     caches = [shapes.cache_length(chunk.length) for chunk in queue]
     if queue and len(indices) <= sizes.num_slots(caches[-1]):
-      # No row waits for a slot: no need to move.
+      # All rows fit into the slots at once: no need to move any.
       caches = [caches[-1]] * len(caches)
     return list(zip(queue, caches, strict=True))
 
@@ -291,28 +291,29 @@ class Engine:
     result: Collector,
     unless_stopped: workers.UnlessStopped,
   ) -> None:
-    """Prefills the chunks of a queue and continues them in slots."""
-    under_way = []
+    """Prefills the chunks of a queue and decodes them in slots."""
+    pending = []
     for number, (chunk, cache_length) in unless_stopped(enumerate(queue)):
       slots.reserve(cache_length)
       prefilled, found = self._programs.prefill(
         weights, *self._pad(chunk, prompts)
       )
       slots.insert(chunk, prefilled)
-      under_way.append((chunk, found))
+      pending.append((chunk, found))
 
-      left_active = 0
+      max_active = 0
       if number + 1 < len(queue):
-        # All that is left must find a slot, and so must those that follow.
-        following, its_cache = queue[number + 1]
-        num_slots = self._sizes.num_slots(its_cache)
-        left_active = num_slots - len(following.indices)
-      if slots.num_active > left_active:
-        for ended in slots.decode_until(left_active):
+        # The rows left active and the next chunk must fit into the slots, of
+        # which there are fewer if its cache is longer.
+        next_chunk, next_cache_length = queue[number + 1]
+        num_slots = self._sizes.num_slots(next_cache_length)
+        max_active = num_slots - len(next_chunk.indices)
+      if slots.num_active > max_active:
+        for ended in slots.decode_until(max_active):
           result.add_ended(ended)
-        # Not before: the device would wait for the host.
-        while under_way:
-          result.add_prompts(*under_way.pop())
+        # After decoding, so that the device does not wait for the host.
+        while pending:
+          result.add_prompts(*pending.pop())
 
   def _run_chunks(
     self,
@@ -320,21 +321,21 @@ class Engine:
     dispatch: Callable[[shapes_lib.Chunk], Any],
     collect: Callable[[shapes_lib.Chunk, Any], None],
   ) -> None:
-    """Passes over chunks of all rows that nothing is kept of."""
+    """Runs chunks of all rows through a program that keeps no state."""
     chunks = shapes_lib.chunks(
       lengths, range(len(lengths)), self._shapes, self._sizes.to_read
     )
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      under_way = None
+      pending = None
       for chunk in unless_stopped(chunks[number :: self._num_workers]):
         result = dispatch(chunk)
-        # The host waits for one while the device has another.
-        if under_way is not None:
-          collect(*under_way)
-        under_way = chunk, result
-      if under_way is not None:
-        collect(*under_way)
+        # Collects one chunk while the device computes the next.
+        if pending is not None:
+          collect(*pending)
+        pending = chunk, result
+      if pending is not None:
+        collect(*pending)
 
     workers.run(work, self._num_workers)
 

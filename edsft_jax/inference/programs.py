@@ -1,7 +1,7 @@
-"""What is compiled: pure functions from weights and tokens to rows.
+"""The compiled programs: pure functions of weights and tokens.
 
-Hooks say what is computed for each row on the way. Everything that the host
-reads comes out replicated, since it cannot read what lies on other hosts.
+Hooks compute values for each row. Everything that the host reads is replicated,
+since it cannot read arrays that are on other hosts.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from edsft_jax.inference.decoding import DecodeState, GreedyDecoding
 from edsft_jax.inference.workers import Compiled
 from edsft_jax.models import Decoder, Output
 
-# Floats of logits that exist at once while given tokens are scored.
-MOST_LOGITS = 2**22
+# Most logits held at once while given tokens are scored, in floats.
+MAX_LOGITS = 2**22
 
 PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array], Any]
 RowHook = Callable[[Any, jax.Array], Any]
@@ -26,16 +26,16 @@ RowHook = Callable[[Any, jax.Array], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-  """What is computed per row; pure and traceable.
+  """Functions to compute for each row; pure and traceable.
 
   Attributes:
-    prompt: (decoder, pass over the prompts, tokens [B, L], mask [B, L]) -> a
-      pytree of [B, ...] arrays.
+    prompt: (decoder, output of the forward pass, tokens [B, L], mask [B, L]) ->
+      a pytree of [B, ...] arrays.
     step: see `GreedyDecoding.step_hook`.
-    row: (what `step` returned as [B, T] arrays, bool [B, T] of the steps that
-      a row has) -> a pytree of [B, ...] arrays.
-    scores_prompt: whether `prompt` makes logits of every token; counts in the
-      operations that a progress bar shows.
+    row: (results of `step` as [B, T] arrays, bool [B, T] mask of a row's steps)
+      -> a pytree of [B, ...] arrays.
+    scores_prompt: whether `prompt` computes logits of every token, which count
+      as operations in the progress bar.
   """
 
   prompt: PromptHook | None = None
@@ -46,7 +46,7 @@ class Hooks:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """The functions of one model; every method is pure."""
+  """The functions for one model structure; every method is pure."""
 
   graph: nnx.GraphDef
   mesh: jax.sharding.Mesh
@@ -56,24 +56,24 @@ class Programs:
   def read(
     self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
   ) -> Any:
-    """What the prompt hook finds."""
+    """Returns the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
     output = decoder(tokens_BxL, mask_BxL, layer=self.decoding.layer)
-    return self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+    return self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL)
 
   def prefill(
     self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
   ) -> tuple[DecodeState, Any]:
-    """The same, and rows to be continued."""
+    """Returns rows to continue, and the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
     state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL)
-    found = self._of_prompt(decoder, output, tokens_BxL, mask_BxL)
+    found = self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL)
     return self._placed(state), found
 
   def init_state(
     self, weights: nnx.State, num_slots: int, prompt_length: int
   ) -> DecodeState:
-    """Empty slots."""
+    """Returns empty slots."""
     decoder = nnx.merge(self.graph, weights)
     return self._placed(
       self.decoding.init_state(decoder, num_slots, prompt_length)
@@ -99,14 +99,14 @@ class Programs:
     num_active: jax.Array,
     max_steps: jax.Array,
   ) -> tuple[DecodeState, dict[str, Any]]:
-    """Decodes until few rows are active; what is known of all rows then.
+    """Decodes until few rows are active; also returns the rows for the host.
 
     Args:
-      weights: of the model.
+      weights: weights of the model.
       state: the rows.
       stopped_B: rows that the host has ended.
-      num_active: rows to be left active.
-      max_steps: steps at most.
+      num_active: stops once no more rows than this are active.
+      max_steps: number of steps at most.
     """
     decoder = nnx.merge(self.graph, weights)
     state = dataclasses.replace(state, active_B=state.active_B & ~stopped_B)
@@ -140,7 +140,7 @@ class Programs:
       target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_targets_B)
     )
 
-  def _of_prompt(
+  def _run_prompt_hook(
     self,
     decoder: Decoder,
     output: Output,
@@ -154,7 +154,7 @@ class Programs:
     )
 
   def _placed(self, state: DecodeState) -> DecodeState:
-    """Rows split over the mesh as batches are, heads as weights are."""
+    """Shards rows over the mesh as batches are, and heads as weights are."""
 
     def place(x: jax.Array) -> jax.Array:
       axes = ('batch', 'kv_heads', 'length', 'head_dim')[: x.ndim]
@@ -203,20 +203,20 @@ def target_likelihood(
   hidden_BxLxD: jax.Array,
   tokens_BxL: jax.Array,
   num_targets_B: jax.Array,
-  most_logits: int = MOST_LOGITS,
+  max_logits: int = MAX_LOGITS,
 ) -> dict[str, jax.Array]:
-  """How likely the last tokens of each row are, given those before them.
+  """Scores the last tokens of each row, given those before them.
 
-  Logits are made for a block of positions at a time, from the end of the rows
-  until every target is scored: [B, L, V] never exists.
+  Logits are computed for a block of positions at a time, from the end of the
+  rows until every target is scored: [B, L, V] never exists.
 
   Args:
     decoder: the model.
     hidden_BxLxD: its hidden states.
     tokens_BxL: the rows, padded on the left.
-    num_targets_B: how many last tokens of each row are scored; the first token
-      of a row cannot be, since nothing predicts it.
-    most_logits: floats of logits that exist at once.
+    num_targets_B: how many last tokens of each row to score; the first token of
+      a row cannot be scored, since nothing predicts it.
+    max_logits: limit on the logits held at once, in floats.
 
   Returns:
     nll: float32 [B], the negative log-likelihood of a row's targets in nats.
@@ -224,7 +224,7 @@ def target_likelihood(
   """
   batch, length = tokens_BxL.shape
   floats = batch * decoder.config.vocab_size
-  size = min(max(most_logits // floats, 1), length - 1)
+  size = min(max(max_logits // floats, 1), length - 1)
 
   def add_block(
     block: jax.Array, sums: tuple[jax.Array, jax.Array]

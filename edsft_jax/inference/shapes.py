@@ -1,7 +1,7 @@
-"""The few shapes that a set of prompts runs in.
+"""Chooses the few shapes that a set of prompts runs in.
 
-Each padded length is a program to be compiled, and all padding is computed for
-nothing. So the lengths follow the prompts: few, and placed where these are.
+Each padded length needs a compiled program, and padding wastes computation. So
+there are few lengths, chosen to fit the prompts.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,31 +12,31 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class ShapeOptions:
-  """What the choice of shapes trades off.
+  """Parameters of the choice of shapes.
 
   Attributes:
     compile_tokens: compiling a program takes about as long as running it on
       this many tokens.
-    step: padded lengths are multiples of it.
-    most_lengths: programs at most to read prompts, one per padded length
-      (another where only some are continued).
-    most_cache_lengths: programs at most to decode, one per cache length.
+    step: padded lengths are multiples of this.
+    max_lengths: limit on padded lengths. Each needs one program to read
+      prompts, or two if only some of the prompts are continued.
+    max_cache_lengths: limit on cache lengths, each with a program to decode.
   """
 
   compile_tokens: float
   step: int = 16
-  most_lengths: int = 8
-  most_cache_lengths: int = 4
+  max_lengths: int = 8
+  max_cache_lengths: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """Padded lengths, and the cache lengths in which rows are decoded.
+  """Padded lengths of prompts, and cache-length buckets for decoding.
 
   Attributes:
     lengths: padded numbers of prompt tokens, ascending.
-    cache_lengths: cache entries for a prompt in a decode step, ascending; each
-      is one of `lengths`, the last the last.
+    cache_lengths: cache entries for the prompt while decoding, ascending; a
+      subset of `lengths` that includes the last.
   """
 
   lengths: tuple[int, ...]
@@ -48,15 +48,15 @@ class Shapes:
     lengths: Sequence[int],
     options: ShapeOptions,
   ) -> 'Shapes':
-    """Chooses shapes for prompts of these many tokens."""
+    """Chooses shapes for prompts of these lengths."""
     padded = -(-np.maximum(lengths, 1) // options.step) * options.step
     sizes, counts = np.unique(padded, return_counts=True)
     cost = options.compile_tokens
-    chosen = _choose(sizes, counts, options.most_lengths, cost)
+    chosen = _choose(sizes, counts, options.max_lengths, cost)
     counts = np.bincount(
       np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)
     )
-    caches = _choose(chosen, counts, options.most_cache_lengths, cost)
+    caches = _choose(chosen, counts, options.max_cache_lengths, cost)
     return cls(tuple(chosen.tolist()), tuple(caches.tolist()))
 
   def length(self, num_tokens: int) -> int:
@@ -64,60 +64,60 @@ class Shapes:
     return next(size for size in self.lengths if num_tokens <= size)
 
   def cache_length(self, num_tokens: int) -> int:
-    """The bucket of cache lengths that a prompt is decoded in."""
+    """The cache-length bucket that a prompt is decoded in."""
     return next(size for size in self.cache_lengths if num_tokens <= size)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSizes:
-  """How many rows run at once.
+  """Chooses how many rows run at once.
 
   Attributes:
-    batch_tokens: tokens of all rows together, padding included.
-    num_new: tokens of a row besides those of its prompt.
-    multiple: what a number of rows must be divisible by.
-    most: rows that there are.
-    worth_a_call: tokens that take as long as calling a program; up to a
-      quarter of the batch, no fewer are read in one go.
-    prefill_share: of a batch's tokens, one in so many is read in one go when
-      rows are decoded too: few, so that few slots wait for others to be free.
-      More at once is not faster on a CPU, whose caches it leaves.
-    read_share: the same when none is decoded.
+    batch_tokens: tokens per batch, padding included.
+    num_new: new tokens per row.
+    multiple: numbers of rows are multiples of this.
+    total_rows: total number of rows.
+    call_tokens: tokens that take as long as the overhead of a call; each call
+      reads at least this many, up to a quarter of the batch.
+    prefill_share: a prefill reads 1 / prefill_share of batch_tokens. Few, so
+      that few slots stay empty while others finish. More is not faster on a
+      CPU, where it exceeds the caches.
+    read_share: the same for prompts that are not continued.
   """
 
   batch_tokens: int
   num_new: int
   multiple: int
-  most: int
-  worth_a_call: int = 0
+  total_rows: int
+  call_tokens: int = 0
   prefill_share: int = 32
   read_share: int = 16
 
   def num_slots(self, cache_length: int) -> int:
-    """Slots of the batch in which rows are decoded."""
+    """Number of slots for decoding."""
     return self._fit(self.batch_tokens // (cache_length + self.num_new))
 
   def to_prefill(self, length: int, cache_length: int) -> int:
-    """Rows read in one go, to be decoded with this cache length then."""
+    """Rows per prefill, for decoding with this cache length."""
     rows = self._read_tokens(self.prefill_share) // length
     return min(self._fit(rows), self.num_slots(cache_length))
 
   def to_read(self, length: int) -> int:
-    """Rows read in one go when none is decoded."""
+    """Rows per call for prompts that are not continued."""
     return self._fit(self._read_tokens(self.read_share) // length)
 
   def _read_tokens(self, share: int) -> int:
-    worth = min(self.worth_a_call, self.batch_tokens // 4)
+    worth = min(self.call_tokens, self.batch_tokens // 4)
     return max(self.batch_tokens // share, worth)
 
   def _fit(self, rows: int) -> int:
-    most = -(-self.most // self.multiple)
+    most = -(-self.total_rows // self.multiple)
     return min(max(rows // self.multiple, 1), most) * self.multiple
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-  """Prompts that are read together, and the shape that they are padded to."""
+  """Prompts that are read together, and their padded shape."""
 
   indices: list[int]
   length: int
@@ -130,16 +130,16 @@ def chunks(
   shapes: Shapes,
   num_rows: Callable[[int], int],
 ) -> list[Chunk]:
-  """Puts prompts of similar length together, the shortest first.
+  """Groups prompts of similar length, the shortest first.
 
   Args:
     lengths: tokens of every prompt.
-    indices: the prompts wanted.
-    shapes: from which the padded lengths are taken.
-    num_rows: rows of a chunk by its padded length.
+    indices: the prompts to group.
+    shapes: the padded lengths to choose from.
+    num_rows: padded length -> rows of a chunk.
 
   Returns:
-    Full chunks, except for the first.
+    Chunks, all full except for the first.
   """
   order = sorted(indices, key=lambda i: -lengths[i])
   result = []
@@ -158,7 +158,7 @@ def pad_left(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Rows of ids -> tokens [num_rows, length] int32 and mask, padded left.
 
-  Padding and the rows beyond the given ones hold id 0 and a false mask.
+  Padding and the rows beyond the given ones have id 0 and a false mask.
 
   Raises:
     ValueError: a row is longer than `length`, or there are too many rows.
@@ -178,24 +178,24 @@ def pad_left(
 
 
 def _choose(
-  sizes: np.ndarray, counts: np.ndarray, most: int, compile_tokens: float
+  sizes: np.ndarray, counts: np.ndarray, max_sizes: int, compile_tokens: float
 ) -> np.ndarray:
-  """Chooses some of the sizes, so that rounding up to them wastes little.
+  """Chooses a subset of sizes, so that rounding up to them wastes little.
 
   Args:
-    sizes: ascending.
-    counts: rows of each.
-    most: sizes to choose at most; fewer when more are not worth compiling.
-    compile_tokens: what each size costs, in tokens.
+    sizes: candidate sizes, ascending.
+    counts: number of rows of each size.
+    max_sizes: sizes to choose at most; fewer if more are not worth compiling.
+    compile_tokens: the cost of each size, in tokens.
 
   Returns:
-    The chosen sizes, ascending, the largest among them.
+    The chosen sizes, ascending, including the largest.
   """
   num = len(sizes)
   below = np.concatenate([[0], np.cumsum(counts)])
-  # best[k, j]: tokens of the rows of the first j sizes, rounded up to k sizes
-  # of which the last is the j-th.
-  best = np.full((min(most, num) + 1, num + 1), np.inf)
+  # Dynamic programming. best[k, j]: tokens of the rows of the first j sizes,
+  # rounded up to k sizes, the last of which is the j-th.
+  best = np.full((min(max_sizes, num) + 1, num + 1), np.inf)
   before = np.zeros(best.shape, int)
   best[0, 0] = 0
   for k in range(1, len(best)):

@@ -1,4 +1,4 @@
-"""The batch of one worker: which prompt is in which slot, and who has ended."""
+"""The slots of a worker's batch: which prompts they hold, which have ended."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -13,16 +13,16 @@ from edsft_jax.inference.programs import CompiledPrograms
 from edsft_jax.inference.shapes import BatchSizes, Chunk
 
 _EMPTY = -1
-# Decode steps between looks of the host for stop strings.
-_STEPS_BETWEEN_LOOKS = 8
+# Decode steps between the host's checks for stop strings.
+_STEPS_PER_STOP_CHECK = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-  """Text that ends a continuation.
+  """Stop strings.
 
   Attributes:
-    strings: the first of them that turns up ends it.
+    strings: a continuation ends at the first one that occurs in it.
     decode: ids -> text.
   """
 
@@ -35,14 +35,14 @@ class Stop:
     return text[: min(found)] if found else text
 
   def ends(self, ids: Sequence[int]) -> bool:
-    """Whether a stop string is in the text of these ids."""
+    """Whether the text of these ids contains a stop string."""
     text = self.decode(ids)
     return any(string in text for string in self.strings)
 
   def num_tokens(self, ids: Sequence[int]) -> int:
-    """How many ids it takes until a stop string is complete."""
+    """The number of ids up to the first complete stop string."""
     low, high = 0, len(ids)
-    # Text only grows, so the shortest prefix can be found by halves.
+    # Text only grows with more ids, so the shortest prefix can be bisected.
     while high - low > 1:
       middle = (low + high) // 2
       low, high = (low, middle) if self.ends(ids[:middle]) else (middle, high)
@@ -54,12 +54,12 @@ class Ended:
   """Rows that have ended, taken out of their slots.
 
   Attributes:
-    indices: of the prompts.
-    tokens: the new tokens of each, with the one that ended it.
-    stopped: whether an end id or a stop string ended it, not its length.
-    found: what the row hook returned, [rows, ...].
-    steps: decode steps since the last look.
-    num_slots: of the batch.
+    indices: indices of their prompts.
+    tokens: the new tokens of each, including the one that ended it.
+    stopped: whether an end id or a stop string ended it, not the length limit.
+    found: the results of the row hook, [rows, ...].
+    steps: decode steps since the previous Ended.
+    num_slots: slots of the batch.
     cache_length: entries per slot.
   """
 
@@ -73,7 +73,10 @@ class Ended:
 
 
 class Slots:
-  """A DecodeState on the device and, on the host, whose rows it holds."""
+  """A DecodeState on the device, and on the host which prompt is in which slot.
+
+  `reserve`, `insert` and `decode_until` work on the slots in place.
+  """
 
   def __init__(
     self,
@@ -82,7 +85,7 @@ class Slots:
     sizes: BatchSizes,
     stop: Stop | None = None,
   ):
-    """Takes no memory yet."""
+    """Allocates nothing yet."""
     self._programs = programs
     self._weights = weights
     self._sizes = sizes
@@ -90,7 +93,7 @@ class Slots:
     self._state: DecodeState | None = None
     self._cache_length = 0
     self._occupant = np.zeros(0, int)
-    # Rows that the host has ended and the device has not been told of.
+    # Rows that the host has ended but the device still considers active.
     self._stopped = np.zeros(0, bool)
 
   @property
@@ -99,13 +102,13 @@ class Slots:
     return int(np.sum(self._occupant != _EMPTY))
 
   def reserve(self, cache_length: int) -> None:
-    """Makes slots for prompts up to this length; rows move along."""
+    """Makes slots for prompts up to this length; active rows move there."""
     if cache_length == self._cache_length:
       return
     self._cache_length = cache_length
     num_slots = self._sizes.num_slots(cache_length)
     if self._state is None or not self.num_active:
-      self._state = None  # The new state needs its memory.
+      self._state = None  # Frees the memory for the new state.
       self._state = self._programs.init_state(
         self._weights, num_slots, cache_length
       )
@@ -129,7 +132,11 @@ class Slots:
     self._stopped[free] = False
 
   def decode_until(self, num_active: int) -> list[Ended]:
-    """Decodes until no more than this many rows are active."""
+    """Decodes until no more than this many rows are active.
+
+    Returns:
+      The rows that have ended; in several parts if there are stop strings.
+    """
     result = []
     while self.num_active > num_active:
       self._state, now = self._programs.decode_until(
@@ -137,21 +144,21 @@ class Slots:
         self._state,
         self._stopped,
         np.int32(num_active),
-        np.int32(_STEPS_BETWEEN_LOOKS if self._stop else 2**30),
+        np.int32(_STEPS_PER_STOP_CHECK if self._stop else 2**30),
       )
       now = jax.device_get(now)
       self._find_stops(now)
-      result.append(self._take_out(now))
+      result.append(self._remove_ended(now))
     return result
 
   def _find_stops(self, now: dict[str, Any]) -> None:
-    """Marks rows whose text holds a stop string."""
+    """Marks rows whose text contains a stop string."""
     if self._stop is not None:
       for slot in np.flatnonzero(self._occupant != _EMPTY):
         ids = now['tokens'][slot, : now['num_tokens'][slot]].tolist()
         self._stopped[slot] = self._stop.ends(ids)
 
-  def _take_out(self, now: dict[str, Any]) -> Ended:
+  def _remove_ended(self, now: dict[str, Any]) -> Ended:
     occupied_B = self._occupant != _EMPTY
     slots = np.flatnonzero(occupied_B & (~now['active'] | self._stopped))
     indices = self._occupant[slots].tolist()

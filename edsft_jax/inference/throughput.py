@@ -1,7 +1,7 @@
-"""How much of the hardware is used, from counted operations.
+"""Hardware utilisation, estimated from operation counts.
 
-Operations count for real tokens alone: padding, empty slots and repeated work
-lower the share.
+Only operations on real tokens count, so padding, empty slots and repeated work
+lower the utilisation.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ import jax
 
 from edsft_jax import models
 
-# Device kind -> dense bfloat16 FLOP/s and bytes/s of memory, as the makers'
-# data sheets give them.
+# Device kind -> dense bfloat16 FLOP/s and memory bytes/s, from data sheets.
 PEAKS = {
   'NVIDIA A100-SXM4-40GB': (312e12, 1.555e12),
   'NVIDIA A100-SXM4-80GB': (312e12, 2.039e12),
@@ -29,13 +28,13 @@ PEAKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What was done; adds up.
+  """Amounts of work done; can be added.
 
   Attributes:
-    prompts: finished.
-    tokens: read and generated.
+    prompts: prompts finished.
+    tokens: tokens read and generated.
     flops: multiplications and additions of matrix products.
-    bytes: of weights, keys and values read from memory.
+    bytes: bytes of weights, keys and values read from memory.
   """
 
   prompts: int = 0
@@ -54,12 +53,12 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """What a model's tokens and steps take.
+  """Operations and memory traffic of a model's tokens and steps.
 
   Attributes:
-    config: the model's.
-    item_bytes: of one number of its weights and cache.
-    num_copies: of the weights, each read by its own devices.
+    config: the model's config.
+    item_bytes: bytes per element of weights and cache.
+    num_copies: copies of the weights, each read by its own devices.
   """
 
   config: models.DecoderConfig
@@ -67,48 +66,50 @@ class Costs:
   num_copies: int = 1
 
   @property
-  def num_in_layers(self) -> int:
-    """Weights that every token is multiplied with."""
+  def num_layer_weights(self) -> int:
+    """Number of weights that every token is multiplied with."""
     c = self.config
     heads = 2 * (c.num_heads + c.num_kv_heads) * c.head_dim
     return c.num_layers * c.width * (heads + 3 * c.mlp_width)
 
   @property
-  def num_in_output(self) -> int:
-    """Weights that a token is multiplied with where the next is scored."""
+  def num_output_weights(self) -> int:
+    """Number of weights of the output layer, for tokens with logits."""
     return self.config.width * self.config.vocab_size
 
   def flops(self, first: int, end: int, num_scored: int) -> float:
-    """Of a row's tokens at the positions from `first` to `end`.
+    """Operations for a row's tokens at positions `first` to `end` - 1.
 
     Args:
       first: position of the first token.
-      end: position after the last.
-      num_scored: how many of them have logits.
+      end: position after the last token.
+      num_scored: number of tokens with logits.
     """
     c = self.config
     num = end - first
-    # Each token meets itself and all before it, in two products.
+    # Each token attends to itself and all before it, in two products.
     pairs = num * (first + end + 1) / 2
     attention = 4 * c.num_layers * c.num_heads * c.head_dim * pairs
-    multiplied = num * self.num_in_layers + num_scored * self.num_in_output
+    multiplied = (
+      num * self.num_layer_weights + num_scored * self.num_output_weights
+    )
     return 2 * multiplied + attention
 
   def read_bytes(self, scored: bool = True) -> float:
-    """Of one pass over prompts, with logits or without."""
-    weights = self.num_in_layers + scored * self.num_in_output
+    """Bytes read in one pass over prompts, with logits or without."""
+    weights = self.num_layer_weights + scored * self.num_output_weights
     return float(self.num_copies * weights * self.item_bytes)
 
   def step_bytes(self, num_slots: int, cache_length: int) -> float:
-    """Of one decode step."""
+    """Bytes read in one decode step."""
     c = self.config
     entries = num_slots * cache_length
     cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * entries
     return self.read_bytes() + float(cache * self.item_bytes)
 
 
-def shown(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
-  """Tokens per second and, of known devices, shares of their peaks."""
+def describe(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
+  """Text with tokens per second and, on known devices, utilisation."""
   text = f'{work.tokens / seconds:,.0f} tokens/s'
   peak = PEAKS.get(devices[0].device_kind)
   if peak is None:
@@ -121,18 +122,18 @@ def shown(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:
 
 
 class Rate:
-  """A progress bar that shows tokens per second, and how busy devices are.
+  """A progress callback that shows throughput and utilisation on a bar.
 
   Attributes:
-    work: done so far.
+    work: the work done so far.
   """
 
   def __init__(self, bar: Any, mesh: jax.sharding.Mesh):
     """Starts the clock.
 
     Args:
-      bar: of tqdm, over prompts.
-      mesh: the devices that work.
+      bar: a tqdm bar over prompts.
+      mesh: the devices in use.
     """
     self.work = Work()
     self._bar = bar
@@ -140,15 +141,15 @@ class Rate:
     self._start = time.monotonic()
 
   def __call__(self, work: Work) -> None:
-    """Adds what was done since the last call."""
+    """Adds the work done since the last call."""
     self.work += work
     seconds = time.monotonic() - self._start
     self._bar.set_postfix_str(
-      shown(self.work, seconds, self._devices), refresh=False
+      describe(self.work, seconds, self._devices), refresh=False
     )
     self._bar.update(work.prompts)
 
-  def go_back_to(self, work: Work) -> None:
-    """Forgets what is to be done again."""
+  def rewind(self, work: Work) -> None:
+    """Goes back to an earlier state, before work that will be redone."""
     self._bar.update(work.prompts - self.work.prompts)
     self.work = work

@@ -1,7 +1,7 @@
-"""Worker threads, each with a batch of its own.
+"""Worker threads, each with its own batch.
 
-On a CPU, products of few rows and the attention of a decode step each keep one
-core busy; two batches keep two.
+On a CPU, the products of few rows and the attention of a decode step each use
+only one core, so two batches run at the same time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,20 +16,20 @@ T = TypeVar('T')
 
 
 def num_workers(mesh: jax.sharding.Mesh) -> int:
-  """Batches that run at the same time."""
+  """Number of batches to run at the same time."""
   device = mesh.devices.flat[0]
   alone = mesh.size == 1 and device.platform == 'cpu'
   return 2 if alone and (os.cpu_count() or 1) > 1 else 1
 
 
 class UnlessStopped:
-  """Iterates until `stop` is called."""
+  """Wraps iterables, to end them all when `stop` is called."""
 
   def __init__(self) -> None:
     self._stopped = threading.Event()
 
   def __call__(self, items: Iterable[T]) -> Iterator[T]:
-    """The items, as long as nobody stopped it."""
+    """Yields the items until `stop` is called."""
     for item in items:
       if self._stopped.is_set():
         return
@@ -60,7 +60,7 @@ def run(work: Callable[[int, UnlessStopped], None], num_workers: int) -> None:
 
 
 class Compiled:
-  """A jitted function that several threads do not compile at the same time."""
+  """A jitted function that threads can share without compiling it twice."""
 
   def __init__(self, function: Callable[..., Any]):
     self._function = function
@@ -69,7 +69,7 @@ class Compiled:
 
   @property
   def num_programs(self) -> int:
-    """How many were compiled, one per combination of arguments' shapes."""
+    """Number of programs compiled, one per combination of shapes."""
     return len(self._known)
 
   def __call__(self, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The model: Hugging Face checkpoints in and out, in Flax NNX.
+"""The model in Flax NNX; reads and writes Hugging Face checkpoints.
 
 mesh = make_mesh()
 decoder = load_decoder(path, 'float32', mesh)

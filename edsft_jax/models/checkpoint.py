@@ -1,8 +1,8 @@
-"""Hugging Face model directories in and out, safetensors only.
+"""Reads and writes Hugging Face model directories, safetensors only.
 
-Weights go from the file straight into sharded arrays: each device's part is
-read from the mapped file, and no whole copy is held. Reading is strict: what
-does not match the decoder exactly is refused with the tensor's name.
+Weights are read from the mapped file straight into sharded arrays, one device's
+part at a time, without a whole copy in memory. Reading is strict: any mismatch
+with the decoder is an error that names the tensor.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ TOKENIZER_FILES = (
 DTYPES = ('float32', 'bfloat16', 'float16')
 _FILE_DTYPES = ('F32', 'BF16', 'F16')
 _PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
-# Buffers that old checkpoints carry and that follow from the config.
+# Buffers in old checkpoints that follow from the config.
 _IGNORED_SUFFIXES = ('rotary_emb.inv_freq',)
 
 _HUB_NAME = re.compile(r'[A-Za-z0-9][\w.-]*/[\w.-]+')
@@ -53,11 +53,12 @@ Path = str | pathlib.Path
 def resolve(path: Path) -> pathlib.Path:
   """'demo', a directory or a name on the Hugging Face hub -> a directory.
 
-  A directory goes before a model of the same name on the hub. Of that, what
-  is read here is downloaded into the hub's own cache: never code or pickles.
+  A directory takes precedence over a model of the same name on the hub. From
+  the hub, only the files that are read here are downloaded, into its own cache:
+  never code or pickles.
 
   Raises:
-    InputError: there is no such directory, and no such model to be had.
+    InputError: neither a directory nor a model that the hub provides.
   """
   if str(path) == 'demo':
     return pathlib.Path(__file__).parent / 'demo'
@@ -74,21 +75,20 @@ def resolve(path: Path) -> pathlib.Path:
 
 @functools.cache
 def _download(name: str) -> pathlib.Path:
-  """The hub is asked once a process, so that all of it sees one revision."""
+  """Downloads once per process, so that all stages see the same revision."""
   patterns = ['config.json', 'generation_config.json', *TOKENIZER_FILES]
   patterns += [WEIGHTS, INDEX, 'model-*.safetensors']
   try:
     return pathlib.Path(
       huggingface_hub.snapshot_download(name, allow_patterns=patterns)
     )
-  except (
-    Exception
-  ) as error:  # Of the hub's library, its HTTP library, the disk.
+  # The hub's library, its HTTP library and the disk have no common error.
+  except Exception as error:
     line = ' '.join(str(error).split()) or type(error).__name__
     raise errors.InputError(
-      f'model.path {name!r} is not a directory, and the Hugging '
-      f'Face hub does not give such a model ({line}): correct the name, or '
-      'download it where there is a network and give its directory'
+      f'model.path {name!r} is not a directory, and the Hugging Face hub does '
+      f'not provide this model ({line}): correct the name, or download it on '
+      'a machine with network access and give its directory'
     ) from None
 
 
@@ -100,11 +100,12 @@ def parse_dtype(name: Any) -> jnp.dtype:
 
 
 def check(path: Path) -> DecoderConfig:
-  """Checks a model directory by its config and the weights' headers alone.
+  """Checks a model directory, reading only config.json and weight headers.
 
   Raises:
-    InputError: a file is missing, unreadable or cut short; a tensor is
-      missing, extra, duplicate or misshapen; there is no tokenizer.
+    InputError: a file is missing, unreadable or truncated; a tensor is
+      missing, unknown, duplicate or has the wrong shape; tokenizer.json is
+      missing.
   """
   directory = resolve(path)
   config = config_json.read_config(directory)
@@ -120,12 +121,12 @@ def check(path: Path) -> DecoderConfig:
 def load_decoder(
   path: Path, dtype: str | jnp.dtype, mesh: jax.sharding.Mesh
 ) -> Decoder:
-  """Reads a model directory into a decoder that lies on the mesh.
+  """Reads a model directory into a decoder on the mesh.
 
   Args:
     path: see `resolve`.
-    dtype: of the weights and the matmuls, whatever the file's is.
-    mesh: where the weights go, by mesh.RULES.
+    dtype: dtype of the weights and matmuls, whatever the file's is.
+    mesh: the mesh to shard the weights over, by mesh.RULES.
 
   Raises:
     InputError: see `check`.
@@ -148,7 +149,7 @@ def load_decoder(
       )
       for path_in_decoder, variable, sharding in placed(decoder, mesh)
     ]
-    # The files are unmapped on leaving: every read must have happened.
+    # Finishes all reads before the files are unmapped.
     jax.block_until_ready([variable[...] for _, variable in loaded])
   return nnx.merge(nnx.graphdef(decoder), nnx.from_flat_state(loaded))
 
@@ -159,11 +160,12 @@ def save_decoder(
   """Writes a model directory that transformers and `load_decoder` read.
 
   Args:
-    decoder: without adapters; `models.merged` folds them in.
-    path: directory to write into, made when absent.
-    source: the model directory that it came from: its config.json (with the
-      dtype of these weights), generation_config.json and tokenizer are kept.
-      None: config.json from decoder.config, and no tokenizer.
+    decoder: the model, without adapters; `models.merged` folds them in.
+    path: the directory, created if missing.
+    source: the model directory that the decoder was loaded from; its
+      config.json (with the dtype of these weights), generation_config.json and
+      tokenizer are copied. None: config.json is made from decoder.config, and
+      no tokenizer is written.
   """
   directory = pathlib.Path(path)
   directory.mkdir(parents=True, exist_ok=True)
@@ -177,11 +179,11 @@ def save_decoder(
     if _is_transposed(path_in_decoder):
       array = array.T
     tensors[tensor_name(path_in_decoder)] = np.ascontiguousarray(array)
-  # transformers refuses a file that does not say which framework wrote it.
+  # transformers rejects a file without the name of a framework.
   safetensors.numpy.save_file(
     tensors, directory / WEIGHTS, metadata={'format': 'pt'}
   )
-  # safetensors leaves it for its writer's eyes alone.
+  # safetensors writes files that only their owner can read.
   (directory / WEIGHTS).chmod(0o644)
   dtype = decoder.dtype.name
   if source is None:
@@ -201,10 +203,10 @@ def save_decoder(
 
 
 def hash_model(path: Path) -> str:
-  """One hash over everything that changes what the model says.
+  """One hash over all files that affect the model's output.
 
-  That is config, generation config, weights and tokenizer; not README,
-  licence or other files next to them.
+  These are config, generation config, weights and tokenizer, but not README,
+  licence or other files.
   """
   directory = resolve(path)
   names = ('config.json', 'generation_config.json', *TOKENIZER_FILES)
@@ -233,14 +235,14 @@ def tensor_name(path: StatePath) -> str:
 
 
 def _is_transposed(path: StatePath) -> bool:
-  """Checkpoints hold [out, in] where the decoder holds [in, out]."""
+  """Whether checkpoints store [out, in] where the decoder has [in, out]."""
   return path[-1] == 'weight' and (
     str(path[-2]).endswith('_proj') or path[-2] == 'lm_head'
   )
 
 
 def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
-  """A decoder of shapes without arrays."""
+  """A decoder with shapes instead of arrays."""
   return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
 
 
@@ -248,7 +250,8 @@ def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
 def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   """Name and shape of each tensor that a checkpoint must have.
 
-  Kept: every stage checks the model, and 80 layers take seconds to build.
+  Cached, since every stage checks the model and building 80 layers takes
+  seconds.
   """
   state = nnx.state(_abstract(config, jnp.dtype('float32')))
   return {
@@ -260,13 +263,13 @@ def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 class _Weights:
-  """The open safetensors files of a directory, and which has which tensor."""
+  """The open safetensors files of a directory, and the file of each tensor."""
 
   def __init__(self, directory: pathlib.Path):
     self._directory = directory
     self.files: list[pathlib.Path] = []
     self._open: dict[str, Any] = {}
-    self._home: dict[str, Any] = {}
+    self._file_of: dict[str, Any] = {}
     if (directory / WEIGHTS).is_file():
       self._add(WEIGHTS)
     elif (directory / INDEX).is_file():
@@ -286,37 +289,37 @@ class _Weights:
     return self
 
   def __exit__(self, *unused: Any) -> None:
-    self._home.clear()
+    self._file_of.clear()
     self._open.clear()
 
   def check(self, config: DecoderConfig) -> None:
-    """Compares names, shapes and types with the decoder's."""
+    """Compares names, shapes and dtypes with the decoder's."""
     last = f'model.layers.{config.num_layers - 1}.'
-    if not any(name.startswith(last) for name in self._home):
-      # Before as many layers are built as a wrong number says.
+    if not any(name.startswith(last) for name in self._file_of):
+      # Checked first, so that a wrong number does not build that many layers.
       raise errors.InputError(
-        f'{self._directory} misses the tensors {last}*, which config.json '
-        f'asks for by its {config.num_layers} layers'
+        f'{self._directory} has no tensors {last}*, but config.json has '
+        f'{config.num_layers} layers'
       )
     expected = _shapes(config)
     head = 'lm_head.weight'
     known = dict(expected)
     if config.tied:
       known[head] = expected['model.embed_tokens.weight']
-    found = [n for n in self._home if not n.endswith(_IGNORED_SUFFIXES)]
+    found = [n for n in self._file_of if not n.endswith(_IGNORED_SUFFIXES)]
     self._refuse(
-      'misses the tensor', sorted(set(expected) - set(found), key=_by_number)
+      'has no tensor', sorted(set(expected) - set(found), key=_by_number)
     )
     self._refuse(
       'has the unknown tensor', sorted(set(found) - set(known), key=_by_number)
     )
     for name in found:
-      part = self._home[name].get_slice(name)
+      part = self._file_of[name].get_slice(name)
       shape = tuple(part.get_shape())
       if shape != known[name]:
         raise errors.InputError(
           f'{self._directory}: tensor {name} is {list(shape)}, config.json '
-          f'says {list(known[name])}: they are of different models'
+          f'says {list(known[name])}: they belong to different models'
         )
       if part.get_dtype() not in _FILE_DTYPES:
         raise errors.InputError(
@@ -325,13 +328,13 @@ class _Weights:
         )
 
   def check_tied(self, config: DecoderConfig) -> None:
-    """Refuses a tied checkpoint with an output layer of its own."""
+    """Rejects a tied checkpoint whose output layer differs."""
     head, embedding = 'lm_head.weight', 'model.embed_tokens.weight'
-    if not config.tied or head not in self._home:
+    if not config.tied or head not in self._file_of:
       return
     if not np.array_equal(
-      self._home[head].get_tensor(head),
-      self._home[embedding].get_tensor(embedding),
+      self._file_of[head].get_tensor(head),
+      self._file_of[embedding].get_tensor(embedding),
     ):
       raise errors.InputError(
         f'{self._directory}: config.json ties the output layer to the '
@@ -341,9 +344,9 @@ class _Weights:
   def reader(
     self, path: StatePath, dtype: jnp.dtype
   ) -> Callable[[Any], np.ndarray]:
-    """A callback that reads one device's part of a parameter."""
+    """Returns a callback that reads one device's part of a parameter."""
     name = tensor_name(path)
-    part = self._home[name].get_slice(name)
+    part = self._file_of[name].get_slice(name)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
       if _is_transposed(path):
@@ -354,28 +357,28 @@ class _Weights:
 
   def _add_index(self) -> None:
     index = self._directory / INDEX
-    homes = config_json.read_json_object(index).get('weight_map')
-    if not isinstance(homes, dict) or not homes:
+    weight_map = config_json.read_json_object(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
       raise errors.InputError(f'{index}: weight_map is missing')
-    for file_name in homes.values():
+    for file_name in weight_map.values():
       if not isinstance(file_name, str) or not _is_plain_name(file_name):
         raise errors.InputError(
-          f'{index} names {file_name!r}: only files next to it may be named'
+          f'{index} names {file_name!r}: it may only name files next to it'
         )
       if file_name in self._open:
         continue
       if not (self._directory / file_name).is_file():
         raise errors.InputError(
-          f'{index} names {file_name}, which is not there: copy all shards'
+          f'{index} names {file_name}, which does not exist: copy all shards'
         )
       self._add(file_name)
-    for name, file_name in homes.items():
-      if name not in self._home:
+    for name, file_name in weight_map.items():
+      if name not in self._file_of:
         raise errors.InputError(
-          f'{self._directory / file_name} misses the tensor {name}, which '
+          f'{self._directory / file_name} has no tensor {name}, which '
           f'{INDEX} places there'
         )
-      if self._home[name] is not self._open[file_name]:
+      if self._file_of[name] is not self._open[file_name]:
         raise errors.InputError(
           f'{index} places the tensor {name} in {file_name}, but another '
           'shard has it'
@@ -387,23 +390,23 @@ class _Weights:
       opened = safetensors.safe_open(file, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
       raise errors.InputError(
-        f'{file} is not a whole safetensors file ({error}): copy it again'
+        f'{file} is not a complete safetensors file ({error}): copy it again'
       ) from None
     self.files.append(file)
     self._open[file_name] = opened
     for name in opened.keys():  # noqa: SIM118 (no mapping)
-      if name in self._home:
+      if name in self._file_of:
         raise errors.InputError(
           f'{self._directory} has the tensor {name} twice, once in {file_name}'
         )
-      self._home[name] = opened
+      self._file_of[name] = opened
 
   def _refuse(self, what: str, names: list[str]) -> None:
     if names:
       more = f' and {len(names) - 1} more' if len(names) > 1 else ''
       raise errors.InputError(
         f'{self._directory} {what} {names[0]}{more}: config.json and weights '
-        'must be of the same model'
+        'must belong to the same model'
       )
 
 
@@ -412,5 +415,5 @@ def _is_plain_name(name: str) -> bool:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-  """Sorts layer 2 before layer 10."""
+  """Sort key that puts layer 2 before layer 10."""
   return [(int(p), '') if p.isdigit() else (-1, p) for p in name.split('.')]

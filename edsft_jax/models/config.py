@@ -1,4 +1,4 @@
-"""What a decoder is made from: families, rotary embedding, sizes."""
+"""Configuration of decoders: model families, rotary embedding, sizes."""
 
 import dataclasses
 
@@ -7,21 +7,21 @@ FULL, SLIDING = 'full_attention', 'sliding_attention'
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """What an architecture fixes, and where its config.json says the rest.
+  """What an architecture fixes, and which config.json fields set the rest.
 
   Attributes:
-    model_type: its name in config.json.
-    qkv_bias: whether q, k and v projections have biases; a text names the
+    model_type: model_type in config.json.
+    qkv_bias: whether q, k and v projections have biases, or the name of the
       field that says so.
     output_bias: the same for the o projection.
     mlp_bias: the same for gate, up and down projections.
     qk_norm: see DecoderConfig.
     norm_last: see DecoderConfig.
     window: which layers have a sliding window: 'none', 'all' (unless
-      sliding_window is null), or 'some' (use_sliding_window and the fields
-      next to it say).
-    required: fields that may be absent elsewhere; here transformers has a
-      number of its own for them, which fits one size of model.
+      sliding_window is null), or 'some' (as set by use_sliding_window,
+      layer_types or max_window_layers).
+    required: fields that must be present; transformers' default for them only
+      fits one size of model.
   """
 
   model_type: str
@@ -63,7 +63,7 @@ FAMILIES = {
   ),
 }
 ACTIVATIONS = ('silu',)
-# Rope type -> the factors that it needs besides theta.
+# Rope type -> required fields besides theta.
 ROPE_KINDS = {
   'default': (),
   'linear': ('factor',),
@@ -71,7 +71,7 @@ ROPE_KINDS = {
   'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
   'yarn': ('factor',),
 }
-# What each may have besides them.
+# Rope type -> optional fields.
 ROPE_OPTIONS = {
   'yarn': {
     'attention_factor',
@@ -98,17 +98,18 @@ class Rope:
   Attributes:
     theta: base of the wavelengths.
     kind: 'default' | 'linear' | 'dynamic' | 'llama3' | 'yarn'.
-    factor: how far the others stretch positions.
-    low_freq_factor: llama3: wavelengths beyond original_context / this are
+    factor: by how much the other kinds stretch the context.
+    low_freq_factor: llama3: wavelengths above original_context / this are
       stretched by the whole factor.
     high_freq_factor: llama3: wavelengths below original_context / this are
-      left alone.
+      unchanged.
     original_context: dynamic, llama3, yarn: the context before stretching.
-    beta_fast: yarn: dimensions that turn more often than this within the
-      original context are left alone.
-    beta_slow: yarn: those that turn less often are stretched by the factor.
-    truncate: yarn: these limits are rounded to whole dimensions.
-    attention_factor: yarn: cosine and sine are multiplied by it.
+    beta_fast: yarn: dimensions that rotate more often than this within the
+      original context are unchanged.
+    beta_slow: yarn: dimensions that rotate less often than this are stretched
+      by the whole factor.
+    truncate: yarn: rounds these two limits to whole dimensions.
+    attention_factor: yarn: factor of cosine and sine.
   """
 
   theta: float = 10000.0
@@ -125,31 +126,32 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """What the decoder computes; names of config.json in brackets.
+  """The decoder's configuration; names in config.json in brackets.
 
   Attributes:
     vocab_size: rows of the embedding [vocab_size].
-    width: of the residual stream [hidden_size].
-    mlp_width: of the gated MLP [intermediate_size].
+    width: width of the residual stream [hidden_size].
+    mlp_width: width of the gated MLP [intermediate_size].
     num_layers: [num_hidden_layers].
     num_heads: query heads [num_attention_heads].
     num_kv_heads: key and value heads [num_key_value_heads].
-    head_dim: width of one head, width / num_heads unless given.
+    head_dim: width of one head [head_dim, else width / num_heads].
     architecture: one of FAMILIES [architectures].
     norm_eps: [rms_norm_eps].
-    rope: rotary positions [rope_theta, rope_scaling or rope_parameters].
-    tied: the output layer is the embedding [tie_word_embeddings].
+    rope: rotary embedding [rope_theta, rope_scaling or rope_parameters].
+    tied: the output layer shares the embedding's weights
+      [tie_word_embeddings].
     context: longest sequence [max_position_embeddings; dynamic rope: times its
       factor].
     qkv_bias: q, k and v projections have biases.
     output_bias: the o projection has one.
     mlp_bias: gate, up and down projections have biases.
-    qk_norm: queries and keys are normed before they turn: 'none', 'head'
-      (each head by itself) or 'all' (all heads together).
-    norm_last: attention and MLP are followed by their norms, not preceded.
-    window: tokens that a position sees, itself included; None: all before it.
-    full_layers: numbers of the layers without the window, if there is one.
-    initializer_range: standard deviation of freshly drawn weights.
+    qk_norm: normalisation of queries and keys before rope: 'none', 'head' (each
+      head separately) or 'all' (all heads together).
+    norm_last: norms come after attention and MLP instead of before.
+    window: number of tokens a position attends to, including itself; None: all.
+    full_layers: indices of the layers without a window, if there is one.
+    initializer_range: standard deviation of newly initialised weights.
     bos_id: begin-of-sequence id, if any [bos_token_id].
     eos_ids: ids that end a sequence [eos_token_id].
   """

@@ -1,8 +1,8 @@
 """A checkpoint's config.json -> DecoderConfig, strictly, and back.
 
-Reads the form that transformers 4 writes (rope_theta, rope_scaling,
-torch_dtype) and the form of transformers 5 (rope_parameters, dtype). What the
-decoder cannot compute exactly is refused by name, never approximated.
+Reads the format of transformers 4 (rope_theta, rope_scaling, torch_dtype) and
+that of transformers 5 (rope_parameters, dtype). Any field that the decoder
+cannot compute exactly is an error, never approximated.
 """
 
 from collections.abc import Mapping
@@ -38,24 +38,28 @@ def read_config(path: str | pathlib.Path) -> DecoderConfig:
 
 
 def read_json_object(file: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file; InputError when there is none."""
+  """Reads the object in a JSON file.
+
+  Raises:
+    InputError: the file is missing, or does not hold one.
+  """
   try:
     value = json.loads(file.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise errors.InputError(
-      f'{file} does not exist: a Hugging Face model directory has one'
+      f'{file} does not exist: give a Hugging Face model directory'
     ) from None
   except (OSError, ValueError, RecursionError) as error:
     raise errors.InputError(
       f'{file} is not readable JSON: {error}'.replace('\n', ' ')
     ) from None
   if not isinstance(value, dict):
-    raise errors.InputError(f'{file} holds no JSON object')
+    raise errors.InputError(f'{file} does not hold a JSON object')
   return value
 
 
 def parse_eos_ids(value: Any, where: str) -> tuple[int, ...]:
-  """eos_token_id as config.json has it: absent, an id or a list of ids."""
+  """Parses eos_token_id, which may be absent, an id or a list of ids."""
   ids = [] if value is None else value if isinstance(value, list) else [value]
   if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
     raise errors.InputError(
@@ -65,10 +69,10 @@ def parse_eos_ids(value: Any, where: str) -> tuple[int, ...]:
 
 
 def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
-  """config.json for a decoder; in the older form, which every reader knows.
+  """config.json for a decoder, in the older format, which all readers support.
 
   Raises:
-    ValueError: no config.json of this architecture says what `config` does.
+    ValueError: config.json cannot express `config` for this architecture.
   """
   family = FAMILIES[config.architecture]
   rope = config.rope
@@ -123,7 +127,7 @@ def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
 
 
 class _Reader:
-  """The fields of one config.json, each checked as it is taken."""
+  """The fields of one config.json, each checked when it is read."""
 
   def __init__(self, file: pathlib.Path, fields: Mapping[str, Any]):
     self._file = file
@@ -146,11 +150,11 @@ class _Reader:
       raise self._error(
         'hidden_size',
         f'{width} is not a multiple of num_attention_heads {num_heads}, and '
-        'there is no head_dim',
+        'head_dim is missing',
       )
     head_dim = self._integer('head_dim', width // num_heads)
     if head_dim % 2:
-      raise self._error('head_dim', f'{head_dim} is odd: rope turns pairs')
+      raise self._error('head_dim', f'{head_dim} is odd: rope rotates pairs')
     num_layers = self._integer('num_hidden_layers')
     window, full_layers = self._window(family, num_layers)
     context = self._integer('max_position_embeddings')
@@ -201,7 +205,8 @@ class _Reader:
       )
     if self._fields.get('quantization_config') is not None:
       raise self._error(
-        'quantization_config', 'quantized weights are not read: dequantize them'
+        'quantization_config',
+        'quantized weights are not supported: dequantize them',
       )
     return architectures[0]
 
@@ -211,14 +216,14 @@ class _Reader:
   def _window(
     self, family: Family, num_layers: int
   ) -> tuple[int | None, tuple[int, ...]]:
-    """The sliding window, if any, and the layers that do not have it."""
+    """The sliding window, if any, and the layers without it."""
     if family.window == 'none':
       return None, ()
     types = self._fields.get('layer_types')
     if family.window == 'all':
       if types is not None:
         raise self._error('layer_types', 'only one kind of layer is supported')
-      # Absent is not null: transformers would take a number of its own.
+      # Absent is not null: transformers would use its own default.
       if 'sliding_window' not in self._fields:
         raise self._error('sliding_window', 'is missing: a number, or null')
       if self._fields['sliding_window'] is None:
@@ -237,7 +242,7 @@ class _Reader:
       or not set(map(str, types)) <= {FULL, SLIDING}
     ):
       raise self._error(
-        'layer_types', f'{types!r} is not {FULL!r} or {SLIDING!r} a layer'
+        'layer_types', f'{types!r} is not {FULL!r} or {SLIDING!r} per layer'
       )
     if SLIDING not in types:
       return None, ()
@@ -249,7 +254,7 @@ class _Reader:
     return self._integer('sliding_window'), full_layers
 
   def _rope(self, context: int) -> Rope:
-    # transformers lets rope_scaling win where a file has both.
+    # Like transformers, prefers rope_scaling if a file has both.
     name = 'rope_scaling' if self._fields.get('rope_scaling') else None
     name = name or 'rope_parameters'
     rope = self._fields.get(name) or {}
@@ -262,7 +267,7 @@ class _Reader:
       )
     known = ROPE_COMMON | set(ROPE_KINDS[kind]) | ROPE_OPTIONS.get(kind, set())
     if unknown := sorted(set(rope) - known):
-      raise self._error(f'{name}.{unknown[0]}', f'is not known with {kind!r}')
+      raise self._error(f'{name}.{unknown[0]}', f'is unknown for {kind!r}')
     inner = _Reader(self._file, {f'{name}.{k}': v for k, v in rope.items()})
     for reader, field in (
       (self, 'partial_rotary_factor'),
@@ -278,7 +283,7 @@ class _Reader:
     if kind in ('llama3', 'yarn'):
       field = 'original_max_position_embeddings'
       original = inner._integer(f'{name}.{field}', context)
-      # transformers lets the outer one win.
+      # Like transformers, prefers the outer field.
       values['original_context'] = self._integer(field, original)
     if kind == 'llama3' and (
       values['high_freq_factor'] <= values['low_freq_factor']
@@ -295,7 +300,7 @@ class _Reader:
     return Rope(theta=theta, kind=kind, **values)
 
   def _yarn(self, name: str, factor: float) -> dict[str, Any]:
-    """Yarn's own numbers (Peng et al. 2023, arXiv 2309.00071)."""
+    """The fields of yarn (Peng et al. 2023, arXiv 2309.00071)."""
     beta_fast = self._number(f'{name}.beta_fast', 32.0)
     beta_slow = self._number(f'{name}.beta_slow', 1.0)
     if beta_fast < beta_slow:

@@ -1,8 +1,8 @@
 """A causal decoder in Flax NNX: Llama, Mistral, Qwen 2 and 3, OLMo 2.
 
-Modules carry the names that Hugging Face gives them, so that a parameter's
-path is its tensor's name. Matmuls follow the dtype of the weights (in true
-float32 when that is float32); norms, rope and softmax are float32 always.
+Modules have the names that Hugging Face uses, so a parameter's path is the name
+of its tensor. Matmuls use the dtype of the weights (with true float32 precision
+if that is float32); norms, rope and softmax are always float32.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.rope import rotate, rotations
 
-# See Attention.most_scores.
-MOST_SCORES = 2**26
+# See Attention.max_scores.
+MAX_SCORES = 2**26
 
 
 class LoRAParam(nnx.Param):
@@ -32,9 +32,9 @@ class KVCache:
   Attributes:
     keys: one [B, K, A, S] array per layer.
     values: one [B, K, S, A] array per layer.
-    position_BxS: the position in its row of the token that an entry holds; -1
-      for padding and for entries that hold none. Their order means nothing.
-    cache_index: the entry that is written next, the same for all rows.
+    position_BxS: position in its row of each entry's token; -1 for padding and
+      empty entries. Entries may be in any order.
+    cache_index: the entry to write next, the same for all rows.
   """
 
   keys: tuple[jax.Array, ...]
@@ -51,12 +51,12 @@ class KVCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Output:
-  """What a forward pass returns.
+  """The result of a forward pass.
 
   Attributes:
-    hidden_BxLxD: after the final norm; `Decoder.logits` takes it.
-    features_BxLxD: the hidden state of the layer that was asked for.
-    kv_cache: with the new tokens, or None when there was none.
+    hidden_BxLxD: hidden states after the final norm, for `Decoder.logits`.
+    features_BxLxD: hidden states of the requested layer.
+    kv_cache: the cache with the new tokens, or None if none was given.
   """
 
   hidden_BxLxD: jax.Array
@@ -65,14 +65,14 @@ class Output:
 
 
 class AttentionInputs(NamedTuple):
-  """What the layers share: positions, their rotations, the place in the cache.
+  """Inputs that the attention of all layers shares.
 
   Attributes:
-    position_BxL: of the queries.
-    position_BxS: of the keys; -1 for none.
-    rotation: cosines and sines by which queries and keys are rotated.
+    position_BxL: positions of the queries.
+    position_BxS: positions of the keys; -1 for padding and empty entries.
+    rotation: cosines and sines to rotate queries and keys by.
     cache_index: cache entry of the first new key; 0 without a cache.
-    window: how far back a query attends, itself included; None for all.
+    window: number of tokens a query attends to, including itself; None for all.
   """
 
   position_BxL: jax.Array
@@ -83,7 +83,7 @@ class AttentionInputs(NamedTuple):
 
   def mask(self) -> jax.Array:
     """Bool [B, L, S], true where a query attends to a key."""
-    # Positions count tokens, not cache entries: padding does not fill windows.
+    # Positions count tokens, so padding takes up no part of a window.
     back_BxLxS = self.position_BxL[:, :, None] - self.position_BxS[:, None, :]
     mask_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
     if self.window is None:
@@ -92,9 +92,9 @@ class AttentionInputs(NamedTuple):
 
 
 class Decoder(nnx.Module):
-  """Embedding, layers, final norm and output layer, freshly drawn.
+  """Embedding, layers, final norm and output layer, randomly initialised.
 
-  `models.load_decoder` fills one from a checkpoint.
+  `models.load_decoder` makes one from a checkpoint.
   """
 
   def __init__(
@@ -133,26 +133,24 @@ class Decoder(nnx.Module):
   ) -> Output:
     """Runs the layers.
 
-    Positions count the tokens of a row that are not padding, so padding on
-    either side changes nothing. Hidden states at padding are finite but mean
-    nothing.
+    Positions do not count padding, so padding on either side changes nothing.
+    Hidden states at padding are finite but meaningless.
 
     Args:
-      tokens: [B, L] ids; any id serves as padding.
-      mask: [B, L], true where there is a token.
-      cache: the tokens before these; it must have L free entries.
-      layer: whose hidden state becomes the features, numbered as in
-        transformers' hidden_states: 0 is the embedding, num_layers (or -1)
-        the last layer after the final norm.
+      tokens: [B, L] ids; any id may be used for padding.
+      mask: [B, L], true at tokens, false at padding.
+      cache: keys and values of earlier tokens, with L free entries.
+      layer: the layer whose hidden states become the features, numbered as in
+        transformers' hidden_states: 0 is the embedding, num_layers (or -1) the
+        last layer after the final norm.
 
     Raises:
-      ValueError: there is no such layer.
+      ValueError: the model does not have this layer.
     """
     num_states = self.config.num_layers + 1
     if not -num_states <= layer < num_states:
       raise ValueError(
-        f'layer {layer} is none of this model: '
-        f'{-num_states} to {num_states - 1}'
+        f'layer is {layer}: this model has {-num_states} to {num_states - 1}'
       )
     layer %= num_states
     inputs = self._attention_inputs(mask.astype(bool), cache)
@@ -208,7 +206,7 @@ class Decoder(nnx.Module):
     )
 
   def logits(self, hidden: jax.Array) -> jax.Array:
-    """Scores over the vocabulary, float32: [..., D] -> [..., V]."""
+    """Logits over the vocabulary, float32: [..., D] -> [..., V]."""
     if self.lm_head is None:
       weight_DxV = self.embed_tokens.weight[...].T
     else:
@@ -221,10 +219,10 @@ class Decoder(nnx.Module):
     )
 
   def init_cache(self, batch: int, length: int) -> KVCache:
-    """An empty cache for `batch` rows of at most `length` tokens with padding.
+    """An empty cache for `batch` rows of at most `length` tokens and padding.
 
-    Keys are stored with their dimension before the entries and values after
-    them: both products of a decode step then read memory contiguously.
+    Keys are [..., A, S] but values [..., S, A], so that both products of a
+    decode step read memory contiguously.
     """
     config = self.config
     rows = (batch, config.num_kv_heads)
@@ -239,10 +237,10 @@ class Decoder(nnx.Module):
 
 
 class Layer(nnx.Module):
-  """Attention and gated MLP, each with a norm and a residual.
+  """Attention and gated MLP, each with a norm and a residual connection.
 
-  The norm stands before either or, with norm_last, after it; checkpoints
-  call the one between the two post_attention_layernorm both ways.
+  Norms come before attention and MLP or, with norm_last, after them. In both
+  cases checkpoints call the norm between the two post_attention_layernorm.
   """
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -262,12 +260,12 @@ class Layer(nnx.Module):
     inputs: AttentionInputs,
     kv_cache: tuple[jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[B, L, D] -> the same, and keys and values with those of the cache.
+    """Returns the new hidden states, and all keys and values.
 
     Args:
       x_BxLxD: hidden states.
-      inputs: what all layers share.
-      kv_cache: keys and values of the tokens before these.
+      inputs: the inputs shared by all layers.
+      kv_cache: this layer's keys and values of earlier tokens, if any.
     """
     y_BxLxD = x_BxLxD if self.norm_last else self.input_layernorm(x_BxLxD)
     y_BxLxD, k_BxKxAxS, v_BxKxSxA = self.self_attn(y_BxLxD, inputs, kv_cache)
@@ -281,18 +279,18 @@ class Layer(nnx.Module):
 
 
 class Attention(nnx.Module):
-  """Causal attention in which groups of query heads share a key head.
+  """Causal grouped-query attention.
 
   Attributes:
-    most_scores: floats of attention scores that exist at once, of all rows and
-      heads; without it one long prompt would take memory with the square of
-      its length.
+    max_scores: limit on the attention scores held at once, over all rows and
+      heads, in floats; without it, memory would grow with the square of a
+      prompt's length.
   """
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
     self.head_dim = config.head_dim
     self.num_kv_heads = config.num_kv_heads
-    self.most_scores = MOST_SCORES
+    self.max_scores = MAX_SCORES
     self.qk_norm = config.qk_norm
 
     def linear(num_in: int, num_out: int, use_bias: bool) -> Linear:
@@ -324,7 +322,7 @@ class Attention(nnx.Module):
     inputs: AttentionInputs,
     kv_cache: tuple[jax.Array, jax.Array] | None,
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Arguments and result are those of a layer."""
+    """Takes and returns the same as `Layer.__call__`."""
     q_BxLxHA, k_BxLxKA = self.q_proj(x_BxLxD), self.k_proj(x_BxLxD)
     if self.qk_norm == 'all':
       q_BxLxHA, k_BxLxKA = self.q_norm(q_BxLxHA), self.k_norm(k_BxLxKA)
@@ -345,7 +343,7 @@ class Attention(nnx.Module):
       batch, self.num_kv_heads, -1, length, head_dim
     )
     attended_BxKxGxLxA = _attend(
-      q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, self.most_scores
+      q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, self.max_scores
     )
     merged_BxLxHA = (
       attended_BxKxGxLxA.reshape(batch, -1, length, head_dim)
@@ -365,14 +363,14 @@ def _attend(
   k_BxKxAxS: jax.Array,
   v_BxKxSxA: jax.Array,
   inputs: AttentionInputs,
-  most_scores: int,
+  max_scores: int,
 ) -> jax.Array:
   """Softmax attention, [B, K, G, L, A].
 
-  In blocks of queries where the scores of all of them would be too many.
+  Works in blocks of queries if there would be more than `max_scores` scores.
   """
   *heads, length, head_dim = q_BxKxGxLxA.shape
-  most = max(most_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
+  most = max(max_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
   if length <= most:
     return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
   size = next(n for n in range(most, 0, -1) if length % n == 0)
@@ -407,7 +405,7 @@ def _attend_block(
     precision=precision,
     preferred_element_type=jnp.float32,
   ) / math.sqrt(q_BxKxGxLxA.shape[-1])
-  # Finite, so that a row of padding alone gives no NaN.
+  # A finite value, so that a row of padding alone gives no NaN.
   score_BxKxGxLxS = jnp.where(
     inputs.mask()[:, None, None],
     score_BxKxGxLxS,
@@ -446,7 +444,7 @@ class Mlp(nnx.Module):
 
 
 class Linear(nnx.Module):
-  """x W + b, and x A B scaled when `add_lora` put an adapter here.
+  """x W + b, plus the scaled x A B of an adapter if there is one.
 
   Attributes:
     weight: [in, out].
@@ -468,7 +466,7 @@ class Linear(nnx.Module):
   ):
     self.weight = nnx.Param(_normal(rngs, (num_in, num_out), stddev, dtype))
     self.bias = nnx.Param(jnp.zeros(num_out, dtype)) if use_bias else None
-    # nnx.data: an adapter may take the place of None later.
+    # nnx.data, since an adapter may replace None later.
     self.lora_a: LoRAParam | None = nnx.data(None)
     self.lora_b: LoRAParam | None = nnx.data(None)
     self.lora_scale = 0.0
@@ -476,7 +474,7 @@ class Linear(nnx.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., in] -> [..., out]."""
     precision = _precision(x.dtype)
-    # All tokens in one axis: a weight's gradient is then one plain product,
+    # With all tokens on one axis, a weight's gradient is a single matmul,
     # without transposed copies of the activations.
     rows = x.reshape(-1, x.shape[-1])
     y = jnp.matmul(rows, self.weight[...], precision=precision)
@@ -491,7 +489,7 @@ class Linear(nnx.Module):
 
 
 class Embedding(nnx.Module):
-  """A row of the table [V, D] for each token."""
+  """Looks up each token's row of the table [V, D]."""
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
     shape = (config.vocab_size, config.width)
@@ -505,7 +503,7 @@ class Embedding(nnx.Module):
 
 
 class Norm(nnx.Module):
-  """Root-mean-square norm with a scale, computed in float32."""
+  """RMSNorm with a scale, computed in float32."""
 
   def __init__(self, size: int, config: DecoderConfig, dtype: jnp.dtype):
     self.weight = nnx.Param(jnp.ones(size, dtype))
@@ -525,5 +523,5 @@ def _normal(
 
 
 def _precision(dtype: jnp.dtype) -> str | None:
-  """TPUs and GPUs shorten float32 products unless they are told not to."""
+  """'highest' for float32, whose precision TPUs and GPUs reduce by default."""
   return 'highest' if dtype == jnp.float32 else None

@@ -1,4 +1,4 @@
-"""What a stage that runs the model depends on, by name."""
+"""The fingerprint of the model, for stages that run it."""
 
 from collections.abc import Mapping
 import pathlib
@@ -13,13 +13,13 @@ def fingerprint(
   prompt: Mapping[str, str],
   with_separator: bool = True,
 ) -> dict[str, Any]:
-  """The model's files and how prompts reach it.
+  """Hash of the model's files, and the options of dtype and prompt format.
 
   Args:
     path: the model's directory.
-    dtype: of its weights and activations.
+    dtype: dtype of its weights and activations.
     prompt: the options under config.prompt.
-    with_separator: whether prompt.separator is read.
+    with_separator: whether the stage depends on prompt.separator.
   """
   options = ['template', 'truncate', *(['separator'] if with_separator else [])]
   return {

@@ -1,7 +1,7 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), kept in PEFT's format.
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), saved as PEFT does.
 
-A projection's W becomes W + (alpha / rank) A B. A is drawn at random and B
-is zero, so that a new adapter changes nothing.
+A projection's W becomes W + (alpha / rank) A B. A is random and B is zero, so a
+new adapter does not change the output.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,10 +42,10 @@ def add_lora(
   targets: Sequence[str],
   rngs: nnx.Rngs,
 ) -> None:
-  """Puts an adapter on every projection of the named kinds, in place.
+  """Adds an adapter to every projection of the named kinds, in place.
 
-  Adapters are float32 whatever the decoder's dtype: their updates are small.
-  A is uniform within 1 / sqrt(in), as PEFT draws it.
+  Adapters are float32 whatever the decoder's dtype, since updates are small. A
+  is uniform in +-1 / sqrt(in), as in PEFT.
 
   Raises:
     InputError: an unknown target, or a rank below 1.
@@ -66,7 +66,7 @@ def add_lora(
 def projections(
   decoder: Decoder, targets: Sequence[str] = TARGETS
 ) -> Iterator[tuple[StatePath, Linear]]:
-  """Path and module of the layers' projections of these kinds."""
+  """Yields path and module of every projection of these kinds."""
   for number, layer in enumerate(decoder.layers):
     for group in ('self_attn', 'mlp'):
       for name in targets:
@@ -76,7 +76,7 @@ def projections(
 
 
 def merged(decoder: Decoder) -> Decoder:
-  """A copy without adapters, their products added to the weights."""
+  """Returns a copy with the adapters merged into the weights."""
   result = nnx.clone(decoder)
   for _, linear in projections(result):
     if linear.lora_a is None or linear.lora_b is None:
@@ -97,12 +97,12 @@ def merged(decoder: Decoder) -> Decoder:
 def save_adapter(
   decoder: Decoder, path: str | pathlib.Path, base_name: str
 ) -> None:
-  """Writes the adapters as PEFT does, into a directory made when absent.
+  """Writes the adapters in PEFT's format.
 
   Args:
-    decoder: with adapters, all of one rank and scale.
-    path: the directory.
-    base_name: the model that the adapters belong to, for adapter_config.json.
+    decoder: a model with adapters, all of the same rank and scale.
+    path: the directory, created if missing.
+    base_name: name of the base model, for adapter_config.json.
 
   Raises:
     ValueError: the decoder has no adapters.
@@ -144,12 +144,12 @@ def save_adapter(
 
 
 def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
-  """Puts saved adapters on a decoder without any, in place.
+  """Adds saved adapters to a decoder without any, in place.
 
   Raises:
-    InputError: a file is missing or unreadable; the adapters are of a kind
-      that changes the maths beyond W + scale A B; a tensor is missing, extra
-      or misshapen.
+    InputError: a file is missing or unreadable; the adapters compute something
+      else than W + scale A B; a tensor is missing, unknown or has the wrong
+      shape.
   """
   directory = pathlib.Path(path)
   targets, rank, alpha = _read_config(directory / ADAPTER_CONFIG)
@@ -158,7 +158,7 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
     tensors = safetensors.numpy.load_file(weights)
   except (safetensors.SafetensorError, OSError) as error:
     raise errors.InputError(
-      f'{weights} is not a whole safetensors file ({error}): copy it again'
+      f'{weights} is not a complete safetensors file ({error}): copy it again'
     ) from None
   for module_path, linear in projections(decoder, targets):
     num_in, num_out = linear.weight.shape
@@ -176,7 +176,7 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
     )
 
 
-# What changes the maths beyond W + scale A B, where it is set.
+# Fields that, if set, change the computation from W + scale A B.
 _UNSUPPORTED = (
   'use_rslora',
   'use_dora',
@@ -195,17 +195,19 @@ def _read_config(file: pathlib.Path) -> tuple[tuple[str, ...], int, float]:
   """Targets, rank and alpha of adapter_config.json.
 
   Raises:
-    InputError: it is not of an adapter that can be read.
+    InputError: the adapter is of a kind that is not supported.
   """
   fields = read_json_object(file)
   unsupported = [name for name in _UNSUPPORTED if fields.get(name)]
-  # These took a part of the weights into the adapter when they began.
+  # These initialisations move a part of the base weights into the adapter.
   if str(fields.get('init_lora_weights')).startswith(
     ('pissa', 'olora', 'corda', 'loftq')
   ):
     unsupported.append('init_lora_weights')
   if fields.get('peft_type') != 'LORA' or fields.get('bias') != 'none':
-    raise errors.InputError(f'{file}: only LORA adapters without bias are read')
+    raise errors.InputError(
+      f'{file}: only LORA adapters without bias are supported'
+    )
   if unsupported:
     raise errors.InputError(f'{file}: {unsupported[0]} is not supported')
   targets, rank, alpha = (
@@ -228,17 +230,17 @@ def _take(
   name: str,
   shape: tuple[int, int],
 ) -> np.ndarray:
-  """Takes a tensor out of those that a file has.
+  """Removes a tensor from those of a file and returns it.
 
   Raises:
     InputError: it is missing or has another shape.
   """
   array = tensors.pop(name, None)
   if array is None:
-    raise errors.InputError(f'{weights} misses the tensor {name}')
+    raise errors.InputError(f'{weights} has no tensor {name}')
   if array.shape != shape:
     raise errors.InputError(
-      f'{weights}: tensor {name} is {list(array.shape)}, the model wants '
+      f'{weights}: tensor {name} is {list(array.shape)}, the model needs '
       f'{list(shape)}'
     )
   return array
@@ -251,7 +253,7 @@ def _tensor_name(module_path: StatePath, which: str) -> str:
 
 def _checked_targets(targets: Sequence[str], rank: int) -> tuple[str, ...]:
   if rank < 1:
-    raise errors.InputError(f'LoRA rank {rank}: at least 1 is needed')
+    raise errors.InputError(f'LoRA rank is {rank}: must be at least 1')
   if unknown := [name for name in targets if name not in TARGETS]:
     raise errors.InputError(
       f'LoRA target {unknown[0]!r} is not one of {TARGETS}'

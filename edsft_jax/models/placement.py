@@ -1,4 +1,4 @@
-"""Where each parameter of the decoder lies on a mesh."""
+"""Sharding of the decoder's parameters over a mesh."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +9,10 @@ import jax
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models.decoder import Decoder
 
-# Of a parameter in the state: names of modules, numbers of layers.
+# Path of a parameter in the state: names of modules, indices of layers.
 StatePath = tuple[Any, ...]
 
-# Module -> logical axes of its weight; mesh.RULES says where they lie.
+# Module -> logical axes of its weight; mesh.RULES maps them to mesh axes.
 LOGICAL_AXES = {
   'embed_tokens': ('vocab', 'embed'),
   'q_proj': ('embed', 'heads'),
@@ -45,7 +45,7 @@ def logical_axes(path: StatePath) -> tuple[str, ...]:
 
 
 def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
-  """Moves every parameter, adapters too, to its place on the mesh."""
+  """Shards every parameter over the mesh, adapters included, in place."""
   moved = [
     (path, variable.replace(jax.device_put(variable[...], sharding)))
     for path, variable, sharding in placed(decoder, mesh)
@@ -56,7 +56,7 @@ def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
 def placed(
   decoder: Decoder, mesh: jax.sharding.Mesh
 ) -> Iterator[tuple[StatePath, nnx.Param, jax.sharding.Sharding]]:
-  """Path, parameter and place on the mesh of every parameter."""
+  """Yields path, parameter and sharding of every parameter."""
   for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
     axes = logical_axes(path)
     yield path, variable, mesh_lib.sharding(mesh, axes, variable.shape)

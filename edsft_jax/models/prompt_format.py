@@ -1,8 +1,8 @@
-"""Prompts and responses -> token ids, one way for scoring and finetuning.
+"""Encodes prompts and responses as token ids, the same way for all stages.
 
-Everything that feeds the model goes through PromptFormat, so the tokens on
-both sides of the boundary between prompt and response are the same when the
-model is scored, finetuned, evaluated and asked to answer.
+Everything that feeds the model goes through PromptFormat, so the tokens around
+the boundary between prompt and response are the same in scoring, finetuning,
+evaluation and generation.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from edsft_jax.models import checkpoint
 from edsft_jax.models.config_json import read_config, read_json_object
 from edsft_jax.store import Message, Prompt
 
-# transformers would print that it found no PyTorch, which is not needed.
+# Otherwise transformers warns that it found no PyTorch, which is not needed.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 import transformers
 
-# Of transformers; its own types promise too many kinds of results.
+# A tokenizer of transformers; its annotations allow too many result types.
 Tokenizer = Any
 
 TRUNCATIONS = ('end', 'start', 'middle')
@@ -37,19 +37,19 @@ def load_prompt_format(
   truncate: str,
   log: Callable[[str], None] = lambda line: None,
 ) -> 'PromptFormat':
-  """Reads a model directory's tokenizer; nothing is looked for elsewhere.
+  """Reads the tokenizer of a model directory, and nothing from elsewhere.
 
   Args:
     model_path: see `models.resolve`.
     template: 'auto' | 'raw' | Jinja text, see PromptFormat.
-    separator: stands between prompt and response where there is no template.
-    truncate: which end a prompt beyond its limit loses: 'end' | 'start' |
+    separator: text between prompt and response, without a template.
+    truncate: where a prompt beyond its limit is cut: 'end' | 'start' |
       'middle'.
-    log: is told which format 'auto' chose, and what the tokenizer lacks.
+    log: called with the format that 'auto' chose, and what the tokenizer lacks.
 
   Raises:
-    InputError: an unknown option, a tokenizer that is missing, broken or
-      larger than the model's embedding, a template that does not render.
+    InputError: an unknown option; a tokenizer that is missing, broken or larger
+      than the model's embedding; a template that does not render.
   """
   directory = checkpoint.resolve(model_path)
   if truncate not in TRUNCATIONS:
@@ -64,14 +64,14 @@ def load_prompt_format(
   tokenizer = _load_tokenizer(directory)
   if template == 'auto':
     if tokenizer.chat_template:
-      log('prompts go through the chat template of the checkpoint')
+      log("using the checkpoint's chat template for prompts")
     else:
-      log('the checkpoint has no chat template: prompts go in raw')
+      log('the checkpoint has no chat template: using raw prompts')
     chat_template = _own_template(tokenizer, directory)
   else:
     chat_template = None if template == 'raw' else template
   if tokenizer.pad_token_id is None:
-    log('the tokenizer has no pad token: padding is masked, none is needed')
+    log('the tokenizer has no pad token: not needed, since padding is masked')
   model_end_ids = checkpoint.end_ids(directory)
   return PromptFormat(
     tokenizer, chat_template, separator, truncate, model_end_ids
@@ -79,15 +79,15 @@ def load_prompt_format(
 
 
 class PromptFormat:
-  """How a prompt becomes tokens, and a response the tokens after them.
+  """Encodes prompts, and the responses that follow them.
 
-  Raw: BOS (if the tokenizer sets one), the prompt and, where a response
-  follows, the separator. With a chat template: the rendered conversation with
-  its generation prompt; a prompt that is plain text is one user turn. Either
-  way BOS stands exactly once.
+  Raw: BOS (if the tokenizer adds one), the prompt and, before a response, the
+  separator. With a chat template: the rendered conversation with its generation
+  prompt; a prompt that is plain text is one user turn. Either way there is
+  exactly one BOS.
 
   Attributes:
-    end_ids: ids that end a response: the model's own and the tokenizer's EOS.
+    end_ids: ids that end a response: the model's and the tokenizer's EOS.
   """
 
   def __init__(
@@ -110,8 +110,8 @@ class PromptFormat:
       )
     )
     self._longest_token = max(map(len, tokenizer.get_vocab()))
-    # What the tokenizer puts before any text: BOS, or nothing. (What it puts
-    # behind, an EOS, would end the prompt before the answer.)
+    # What the tokenizer adds before any text: BOS, or nothing. (An EOS that it
+    # adds after the text would end the prompt before the answer.)
     bos = tokenizer.bos_token_id
     self._prefix = [i for i in tokenizer('').input_ids if i == bos][:1]
     if chat_template is not None and _PROBE not in self._render(_PROBE, True):
@@ -122,25 +122,25 @@ class PromptFormat:
   def encode_prompt(
     self, prompt: Prompt, limit: int, for_response: bool
   ) -> tuple[list[int], bool]:
-    """Token ids of a prompt, and whether it had to be shortened.
+    """Token ids of a prompt, and whether it was truncated.
 
-    A prompt beyond `limit` loses text of its last turn, at the end, the start
-    or in the middle as the truncation says; the template's own tokens, the
-    separator and earlier turns stay. Where earlier turns alone fill the limit,
+    A prompt beyond `limit` loses text of its last turn, at the end, at the
+    start or in the middle, as prompt.truncate says. The template's own tokens,
+    the separator and earlier turns stay. If earlier turns alone fill the limit,
     the tokens are cut instead, and only BOS is sure to stay.
 
     Args:
       prompt: text, or turns with 'role' and 'content'.
-      limit: most tokens, at least 1.
+      limit: number of tokens at most, at least 1.
       for_response: whether response tokens will follow (raw: the separator).
 
     Raises:
-      InputError: the template does not take this conversation.
+      InputError: the template rejects this conversation.
     """
     if limit < 1:
       raise errors.InputError(
         f'no room for a prompt ({limit} tokens): the new tokens fill the '
-        'context, ask for fewer'
+        'context, lower max_new_tokens'
       )
     text = _last_content(prompt)
     first, last = self._cut(len(text), self._room(limit))
@@ -157,8 +157,8 @@ class PromptFormat:
         text, add_special_tokens=False, return_offsets_mapping=True
       ).offset_mapping
     ]
-    # Cut text may fall into more tokens than it had in the whole, so the
-    # number to keep goes down until the prompt fits.
+    # Cut text may have more tokens than it had within the whole, so the number
+    # to keep is lowered until the prompt fits.
     kept = len(ends) - (len(ids) - limit)
     while kept > 0:
       shorter = _with_last_content(prompt, self._cut_text(text, ends, kept))
@@ -174,16 +174,16 @@ class PromptFormat:
   def encode_response(
     self, prompt: Prompt, response: str, limit: int = sys.maxsize
   ) -> list[int]:
-    """Token ids of what follows the prompt's: the response and its end.
+    """Token ids of the response and its end token, to follow the prompt's.
 
-    With a template, the text that it prints for the assistant's turn after
-    the generation prompt, up to and with the end token; where the turn's
-    rendering does not begin with the prompt's, and without a template, the
-    response and EOS. Ids beyond the first `limit` are not to be relied on.
+    With a template, this is what it prints for the assistant's turn after the
+    generation prompt, up to and including the end token. Without a template, or
+    if the rendered conversation does not start with the rendered prompt, it is
+    the response and EOS. Only the first `limit` ids are exact.
 
     Raises:
-      InputError: the template prints nothing of a response, so that there
-        would be nothing to learn.
+      InputError: the template does not print responses, so there would be
+        nothing to learn.
     """
     response = _clean(response)
     ids = self._encode(self._response_text(prompt, response), limit)
@@ -193,17 +193,18 @@ class PromptFormat:
       and _PROBE not in self._response_text(prompt, _PROBE)
     ):
       raise errors.InputError(
-        'prompt.template prints nothing of an answer, so that finetuning would '
-        "supervise nothing: it must print the content of the assistant's turn"
+        'prompt.template does not print answers, so finetuning would have '
+        "nothing to learn: it must print the content of the assistant's turn"
       )
     ends = [n for n, i in enumerate(ids, 1) if i in self.end_ids]
-    # Templates may print a line break after the end token; nobody samples it.
+    # Templates may print a line break after the end token; it is never
+    # generated.
     if ends and not self._tokenizer.decode(ids[ends[-1] :]).strip():
       return ids[: ends[-1]]
     return ids if self._eos is None else [*ids, self._eos]
 
   def decode(self, ids: Sequence[int], special: bool = False) -> str:
-    """Text of the ids, special tokens left out unless they are asked for."""
+    """Text of the ids, with special tokens only if `special`."""
     return self._tokenizer.decode(list(ids), skip_special_tokens=not special)
 
   def _response_text(self, prompt: Prompt, response: str) -> str:
@@ -228,17 +229,17 @@ class PromptFormat:
     return self._prefix + ids
 
   def _encode(self, text: str, limit: int) -> list[int]:
-    """Token ids; the first and the last `limit` are those of the whole text."""
+    """Token ids; the first and last `limit` equal those of the whole text."""
     room = self._room(limit)
     if len(text) > 2 * room:
       text = text[:room] + text[-room:]
     return self._tokenizer(_clean(text), add_special_tokens=False).input_ids
 
   def _room(self, limit: int) -> int:
-    """Characters that hold `limit` tokens, whatever a cut does to the last.
+    """Number of characters that surely hold `limit` tokens, even after a cut.
 
-    Of megabytes of text only so much can matter, and a tokenizer takes minutes
-    and gigabytes over the rest.
+    Avoids tokenising megabytes of text that cannot matter, which would take
+    minutes and gigabytes.
     """
     return 2 * limit * self._longest_token
 
@@ -249,8 +250,8 @@ class PromptFormat:
         chat_template=self._template,
         tokenize=False,
         add_generation_prompt=add_generation_prompt,
-        # Llama 3's templates print today's date unless they are given one;
-        # what the model reads must not change overnight.
+        # Llama 3's templates print today's date unless given one, and prompts
+        # must not change from day to day.
         date_string=_DATE,
       )
     except (
@@ -267,7 +268,7 @@ class PromptFormat:
       ) from None
 
   def _cut(self, length: int, kept: int) -> tuple[int, int]:
-    """How many of `length` stay at the front and at the back."""
+    """How many of `length` items to keep at the start and at the end."""
     kept = min(kept, length)
     if self._truncate == 'end':
       return kept, 0
@@ -276,7 +277,7 @@ class PromptFormat:
     return kept - kept // 2, kept // 2
 
   def _cut_text(self, text: str, ends: list[int], kept: int) -> str:
-    """The text of `kept` of its tokens, which end at these characters."""
+    """The text cut to `kept` tokens; `ends` are the tokens' end characters."""
     first, last = self._cut(len(ends), kept)
     head = text[: ends[first - 1]] if first else ''
     tail = text[ends[len(ends) - last - 1] :] if last else ''
@@ -290,8 +291,8 @@ def _load_tokenizer(directory: pathlib.Path) -> Tokenizer:
     )
   settings = directory / 'tokenizer_config.json'
   named = settings.is_file() and read_json_object(settings)
-  # Where no class is named, transformers would guess one by the architecture
-  # and build its own tokenizer, whatever tokenizer.json says.
+  # Without a class name, transformers would guess one from the architecture and
+  # build that tokenizer, ignoring tokenizer.json.
   tokenizer_class = (
     transformers.AutoTokenizer
     if named and named.get('tokenizer_class')
@@ -304,18 +305,19 @@ def _load_tokenizer(directory: pathlib.Path) -> Tokenizer:
   except Exception as error:  # The tokenizer library raises bare Exceptions.
     line = ' '.join(str(error).split())
     raise errors.InputError(
-      f'{directory} has no tokenizer that can be read: {line}'
+      f"{directory}: the tokenizer cannot be read ({line}): copy the model's "
+      'tokenizer files again'
     ) from None
-  # Prompts are cut here; transformers would warn of each long one.
+  # Prompts are truncated here; otherwise transformers warns about long ones.
   tokenizer.model_max_length = sys.maxsize
   config = read_config(directory)
   largest = max(tokenizer.get_vocab().values(), default=-1)
   if largest >= config.vocab_size:
     raise errors.InputError(
       f'{directory}: the tokenizer has id {largest}, the embedding only '
-      f'{config.vocab_size} rows: they are of different models'
+      f'{config.vocab_size} rows: they belong to different models'
     )
-  # A tokenizer.json alone does not say which of its tokens begin and end.
+  # tokenizer.json alone does not say which tokens are BOS and EOS.
   if tokenizer.bos_token_id is None and config.bos_id is not None:
     tokenizer.bos_token = tokenizer.convert_ids_to_tokens(config.bos_id)
   if tokenizer.eos_token_id is None and config.eos_ids:
@@ -324,7 +326,7 @@ def _load_tokenizer(directory: pathlib.Path) -> Tokenizer:
 
 
 def _own_template(tokenizer: Tokenizer, directory: pathlib.Path) -> str | None:
-  """The checkpoint's chat template; of several with names, the default."""
+  """The checkpoint's chat template; the default if there are several."""
   template = tokenizer.chat_template
   if not isinstance(template, dict):
     return template
@@ -353,5 +355,5 @@ def _with_last_content(prompt: Prompt, text: str) -> Prompt:
 
 
 def _clean(text: str) -> str:
-  """Lone surrogates, which no tokenizer takes, become question marks."""
+  """Replaces lone surrogates, which no tokenizer accepts, by question marks."""
   return text.encode('utf-8', 'replace').decode('utf-8')

@@ -1,7 +1,7 @@
-"""A prompt with its response as tokens.
+"""Encodes a prompt with its response.
 
-Finetuning supervises what evaluation scores: the tokens of the response and
-the one that ends it, none of the prompt and none of the padding.
+Finetuning supervises the same tokens that evaluation scores: the response and
+its end token, but neither the prompt nor padding.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,10 @@ class Example(NamedTuple):
   """A prompt with its response as tokens.
 
   Attributes:
-    tokens: ids of the prompt and then of the response with its end token.
-    num_response: how many of them are the response's.
-    prompt_truncated: the prompt was shortened to make room.
-    response_cut: the response alone was too long and lost its end.
+    tokens: ids of the prompt, followed by the response with its end token.
+    num_response: number of tokens of the response.
+    prompt_truncated: whether the prompt was truncated to make room.
+    response_cut: whether the response was too long by itself and lost its end.
   """
 
   tokens: list[int]
@@ -34,8 +34,8 @@ def encode(
 ) -> Example:
   """Tokenises a prompt and its response into at most `max_length` tokens.
 
-  The prompt is shortened first, to one token at the least; only then does the
-  response lose tokens at its end.
+  The prompt is truncated first, down to one token; only then does the response
+  lose tokens at its end.
   """
   response_ids = prompt_format.encode_response(prompt, response, max_length)
   room = max(max_length - len(response_ids), 1)

@@ -12,12 +12,11 @@ from edsft_jax.models.config import Rope
 def rotations(
   rope: Rope, head_dim: int, position_BxL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The factors of `rotate`, two of [B, 1, L, A].
+  """Cosines and sines for `rotate`, each [B, 1, L, A].
 
-  The cosine of each position and frequency, and the sine, negative for the
-  first half of the dimensions. 'dynamic' turns by the length that a row has
-  by now. Keys in a cache stay as they were turned when the row was shorter,
-  as in transformers' generate.
+  The sines are negative in the first half of the dimensions. With 'dynamic',
+  the angles depend on the row's present length; cached keys keep the rotation
+  from when the row was shorter, as in transformers' generate.
   """
   if rope.kind == 'dynamic':
     length_B = jnp.max(position_BxL, axis=1) + 1
@@ -32,12 +31,12 @@ def rotations(
 
 
 def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-  """Radians a position for each pair of a head's dimensions, [A / 2] float32.
+  """Radians per position of each pair of dimensions, [A / 2] float32.
 
-  'llama3' leaves short wavelengths alone, divides the frequency of long ones
-  by the factor and goes linearly between (Llama 3.1's published code). 'yarn'
-  does so by the number of a dimension (Peng et al. 2023, arXiv 2309.00071,
-  section 3.2, in the form of their published code).
+  'llama3' keeps high frequencies, divides low ones by the factor and
+  interpolates linearly in between (Llama 3.1's published code). 'yarn' does the
+  same, but interpolates over the index of the dimension (Peng et al. 2023,
+  arXiv 2309.00071, section 3.2, as in their published code).
   """
   exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
   frequency = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
@@ -61,7 +60,7 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     low, high = pair_turning(rope.beta_fast), pair_turning(rope.beta_slow)
     if rope.truncate:
       low, high = math.floor(low), math.ceil(high)
-    # The published code bounds pairs by the number of dimensions.
+    # The published code clips the pair's index by the number of dimensions.
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
       high += 1e-3
@@ -75,9 +74,9 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 def dynamic_frequencies(
   rope: Rope, head_dim: int, length_B: jax.Array
 ) -> jax.Array:
-  """Radians a position when rows have these lengths, [B, A / 2] float32.
+  """Radians per position for rows of these lengths, [B, A / 2] float32.
 
-  Theta grows with what a row has beyond the original context.
+  Theta grows with the row's length beyond the original context.
   """
   length_B = jnp.maximum(length_B, rope.original_context).astype(jnp.float32)
   growth_B = rope.factor * length_B / rope.original_context - (rope.factor - 1)
@@ -89,10 +88,10 @@ def dynamic_frequencies(
 def rotate(
   x_BxHxLxA: jax.Array, rotation: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
-  """Turns each pair (i, i + A / 2) of a head's dimensions by its angle.
+  """Rotates each pair (i, i + A / 2) of a head's dimensions by its angle.
 
-  Halves change places before they are multiplied: XLA then makes one loop of
-  it all, where joining two turned halves takes one more through memory.
+  Swaps the halves before multiplying, so that XLA fuses everything into one
+  loop; concatenating two rotated halves takes another pass over memory.
   """
   cos, sin = rotation
   y_BxHxLxA = x_BxHxLxA.astype(jnp.float32)

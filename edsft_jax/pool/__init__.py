@@ -1,4 +1,4 @@
-"""Prompts in: formats, columns, checks, quarantine, duplicates, the demo."""
+"""Reads the pool of prompts: formats, columns, checks, the built-in demo."""
 
 from edsft_jax.pool.stage import check, run
 

@@ -1,9 +1,9 @@
-"""The built-in pool: small tasks of clearly different difficulty, generated.
+"""The built-in pool: generated prompts of small tasks of varying difficulty.
 
-Like real pools it is skewed (the largest task has thirteen times the prompts
-of the smallest), asks the same thing in several wordings, and has a few exact
-duplicates. Sizes were set without looking at what a model can do: easy and hard
-tasks are among the large ones and among the small ones.
+Like real pools, it is skewed (the largest task has thirteen times as many
+prompts as the smallest), asks the same thing in several wordings, and has a few
+exact duplicates. Sizes were set without looking at what a model can do: there
+are easy and hard tasks among the large ones and among the small ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import random
 from typing import Any
 
 _SEED = 20240126
-_NUM_DOUBLES = 12
+_NUM_DUPLICATES = 12
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -112,10 +112,10 @@ CAPITALS = {
 
 
 class Draw:
-  """Choices that every Python version makes alike.
+  """Random choices that are the same in every Python version.
 
-  Only `random()` is promised to give the same sequence for a seed forever;
-  `choice` and `shuffle` are not.
+  Python only guarantees that `random()` gives the same sequence for a seed, not
+  `choice` and `shuffle`.
   """
 
   def __init__(self, seed: int):
@@ -134,7 +134,7 @@ class Draw:
     return items[self.below(len(items))]
 
   def some(self, items: Sequence[Any], n: int) -> list[Any]:
-    """n different items."""
+    """n distinct items."""
     return self.shuffled(items)[:n]
 
   def shuffled(self, items: Sequence[Any]) -> list[Any]:
@@ -143,7 +143,7 @@ class Draw:
     return [items[i] for _, i in sorted(keys)]
 
 
-# What a task asks: what fills {0}, {1} ... of its wordings, and the response.
+# Values for {0}, {1} ... of a task's wordings, and the response.
 _Made = tuple[tuple[str, ...], str]
 
 
@@ -229,7 +229,7 @@ def _capital(draw: Draw) -> _Made:
 
 
 def plural(word: str) -> str:
-  """The plural of one of our words."""
+  """The plural of one of WORDS or IRREGULAR_PLURALS."""
   if word in IRREGULAR_PLURALS:
     return IRREGULAR_PLURALS[word]
   if word.endswith(('s', 'x', 'ch', 'sh')):
@@ -257,7 +257,7 @@ def _plural(draw: Draw) -> _Made:
   return (word,), plural(word)
 
 
-# Name -> (prompts, maker, wordings).
+# Task -> (number of prompts, generator, wordings).
 TASKS: dict[str, tuple[int, Callable[[Draw], _Made], tuple[str, ...]]] = {
   'add_small': (
     400,
@@ -412,7 +412,7 @@ def rows() -> tuple[dict[str, str], ...]:
       answers.setdefault(draw.one(wordings).format(*filling), response)
     items += [(task, prompt, answer) for prompt, answer in answers.items()]
   draw = Draw(_SEED - 1)
-  items += draw.some(items, _NUM_DOUBLES)
+  items += draw.some(items, _NUM_DUPLICATES)
   return tuple(
     {
       'id': f'demo-{number:04d}',

@@ -1,11 +1,11 @@
-"""Rows out of a prepared TFDS dataset, without TensorFlow.
+"""Reads rows from a prepared TFDS dataset, without TensorFlow.
 
   pool.path=tfds:NAME[/CONFIG][:VERSION]/SPLIT      tfds:my_prompts/train[:100]
 
-The dataset lies as array_record in TFDS_DATA_DIR (~/tensorflow_datasets where
-that is not set). Nothing is downloaded or prepared from here: that may take
-hours and TensorFlow, and belongs to a command of its own, which the error
-names. scripts/make_tfds_pool.py prepares a local file of prompts.
+The dataset must be prepared as array_record in TFDS_DATA_DIR, by default
+~/tensorflow_datasets. Nothing is downloaded or prepared here: that may take
+hours and need TensorFlow, so it is left to a separate command, which the error
+message gives. scripts/make_tfds_pool.py prepares a local file of prompts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ _BATCH_ROWS = 1024
 class Split:
   """A split of a prepared dataset, or a slice of one, in its own order.
 
-  Bytes are text, and a label is its name.
+  Bytes become text, and class labels their names.
 
   Attributes:
     columns: names of the features.
@@ -45,19 +45,19 @@ class Split:
       InputError: no such dataset, config, version or split is prepared as
         array_record, or it is damaged.
     """
-    # Takes half a second, which who reads files need not wait for.
+    # Imported here: it takes half a second, which reading files does not need.
     import tensorflow_datasets as tfds
 
     match = _PATH.fullmatch(path)
     if match is None:
       raise errors.InputError(
-        f'{path} names no split: write tfds:NAME/SPLIT, or '
+        f'{path} does not name a split: write tfds:NAME/SPLIT, or '
         'tfds:NAME/CONFIG:1.0.0/SPLIT'
       )
     name, split = match['name'], match['split']
     folder = _find_folder(path, name, match['config'], match['version'])
     self._damage = f'{path}: {folder} is damaged: prepare it again'
-    with _naming(self._damage):
+    with _as_input_error(self._damage):
       builder = tfds.builder_from_directory(folder)
     info = builder.info
     formats = {fmt.value for fmt in info.available_file_formats()}
@@ -66,11 +66,11 @@ class Split:
         f'{path}: {folder} is prepared as {", ".join(sorted(formats))}, not as '
         f'{FORMAT}: remove it and {_remedy(name)}'
       )
-    there = ', '.join(
+    splits = ', '.join(
       f'{n} ({s.num_examples:,})' for n, s in info.splits.items()
     )
-    with _naming(
-      f'{path}: name one of the splits {there}, or a part such as '
+    with _as_input_error(
+      f'{path}: name one of the splits {splits}, or a slice such as '
       f'{next(iter(info.splits), "train")}[:100]'
     ):
       is_empty = info.splits[split].num_examples == 0
@@ -78,7 +78,7 @@ class Split:
     self._features = info.features
     self._records: Any = []
     if not is_empty:
-      with _naming(self._damage):
+      with _as_input_error(self._damage):
         self._records = builder.as_data_source(split, file_format=FORMAT)
 
   def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Split:
     end = min(limit or len(self), len(self))
     for start in range(0, end, _BATCH_ROWS):
       numbers = range(start, min(start + _BATCH_ROWS, end))
-      with _naming(self._damage):
+      with _as_input_error(self._damage):
         records = self._records.__getitems__(numbers)
       for number, record in zip(numbers, records, strict=True):
         yield readers.Row(number + 1, self._values(record))
@@ -101,8 +101,8 @@ class Split:
   def hash(self) -> str:
     """SHA-256 of the records, in hex.
 
-    Not of the files: what TFDS writes differs from run to run, and the same
-    prompts prepared on another machine are the same pool.
+    The files differ each time TFDS writes them, but the same prompts prepared
+    on another machine are the same pool.
     """
     return readers.hash_rows(self.rows())
 
@@ -114,20 +114,20 @@ class Split:
 
 
 def _value(value: Any, feature: Any) -> Any:
-  """A feature's value as a JSON file would have it."""
+  """A feature's value as it would be in a JSON file."""
   import tensorflow_datasets as tfds
 
   if isinstance(feature, tfds.features.ClassLabel):
-    return feature.int2str(value) if value >= 0 else None  # -1: not known.
+    return feature.int2str(value) if value >= 0 else None  # -1: unknown.
   if isinstance(feature, tfds.features.Sequence) and isinstance(value, dict):
-    # TFDS gives a list of turns as one list of roles and one of contents.
+    # TFDS returns a list of turns as a list of roles and a list of contents.
     turns = zip(*value.values(), strict=True)
     value = [dict(zip(value, turn, strict=True)) for turn in turns]
   return _decode(value)
 
 
 def _decode(value: Any) -> Any:
-  """Bytes become text wherever they stand; those that are none stay bytes."""
+  """Decodes bytes to text at any depth; bytes that are not UTF-8 stay."""
   if isinstance(value, bytes):
     try:
       return value.decode()
@@ -143,11 +143,11 @@ def _decode(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(message: str) -> Iterator[None]:
-  """Turns what TFDS, protobuf and array_record raise into one line."""
+def _as_input_error(message: str) -> Iterator[None]:
+  """Turns errors of TFDS, protobuf and array_record into an InputError."""
   try:
     yield
-  except Exception as e:  # They have no class of errors in common.
+  except Exception as e:  # They have no common error class.
     reason = next(iter(str(e).splitlines()), type(e).__name__)
     raise errors.InputError(f'{message} ({reason})') from None
 
@@ -155,7 +155,7 @@ def _naming(message: str) -> Iterator[None]:
 def _find_folder(
   path: str, name: str, config: str | None, version: str | None
 ) -> pathlib.Path:
-  """The folder of that dataset's version, the newest where none is named."""
+  """The folder of the dataset's version; the newest unless one is named."""
   root = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   folder = pathlib.Path(root).expanduser()
   datasets = [d for d in _folders(folder) if _versions(d) or _configs(d)]
@@ -163,7 +163,7 @@ def _find_folder(
     raise errors.InputError(
       f'{path}: no dataset {name} is prepared in {folder} (it has '
       f'{_names(datasets) or "none"}): '
-      f'set TFDS_DATA_DIR to where it is, or {_remedy(name)}'
+      f'set TFDS_DATA_DIR to the folder that has it, or {_remedy(name)}'
     )
   folder = folder / name
   configs = _configs(folder)
@@ -186,7 +186,7 @@ def _find_folder(
   if folder / version not in versions:
     raise errors.InputError(
       f'{path}: {folder} has no version {version} (it has {_names(versions)}): '
-      'name another, or none for the newest'
+      'name another, or leave it out for the newest'
     )
   return folder / version
 

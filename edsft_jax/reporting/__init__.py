@@ -1,4 +1,4 @@
-"""The report stage: what the seeds show, as a page, plots and tables."""
+"""The report stage: results over seeds as a page, plots and tables."""
 
 from edsft_jax.reporting.stage import check, run
 from edsft_jax.reporting.terminal import summary

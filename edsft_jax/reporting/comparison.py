@@ -1,4 +1,4 @@
-"""Each strategy against random at the same budget, in numbers and words."""
+"""Compares each strategy with random at the same budget."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -9,24 +9,24 @@ from edsft_jax.strategies.registry import RANDOM
 
 
 class Verdict(enum.Enum):
-  """What can be said of a strategy at a budget."""
+  """The result of comparing a strategy with random at a budget."""
 
   BETTER = 'better than random'
   WORSE = 'worse than random'
   SAME = 'not distinguishable from random'
   ONE_SEED = 'not tested: a test needs two seeds on each side'
   NO_SPREAD = 'not tested: every seed gave the same value'
-  NO_RANDOM = 'not tested: random is absent at this budget'
+  NO_RANDOM = 'not tested: random has no results at this budget'
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A strategy against random at one budget.
+  """A strategy compared with random at one budget.
 
   Attributes:
     difference: strategy minus random; None without random.
-    p_value: corrected for all comparisons of this metric; None untested.
-    needed: answers with which random is as good; None without random.
+    p_value: corrected for all comparisons of this metric; None if untested.
+    needed: answers that random needs to be as good; None without random.
   """
 
   strategy: str
@@ -45,10 +45,10 @@ class Comparison:
 def compare(
   found: results.Results, metric: str, confidence: float
 ) -> dict[tuple[str, int], Comparison]:
-  """Compares every strategy with random wherever both were evaluated.
+  """Compares every strategy with random at every budget.
 
-  p-values are corrected after Holm over all tests of the metric. Empty when
-  random is not among the strategies.
+  p-values have Holm's correction over all tests of the metric. Empty if random
+  is not among the strategies.
   """
   if RANDOM not in found.strategies:
     return {}
@@ -120,11 +120,11 @@ def _verdict(
 def conclusions(
   comparisons: Mapping[tuple[str, int], Comparison], with_random: bool
 ) -> list[str]:
-  """The comparisons of a metric in sentences, the most important first."""
+  """Summarises the comparisons of a metric, the most important first."""
   if not with_random:
     return [
-      'Random choice is not among the strategies of this study, so nothing '
-      'is compared with it.'
+      'Random is not among the strategies of this study, so there is nothing '
+      'to compare with.'
     ]
   if not comparisons:
     return ['No other strategy has results to compare with random.']
@@ -138,7 +138,9 @@ def conclusions(
     return sentences
   if all(c.p_value is None for c in comparisons.values()):
     reasons = dict.fromkeys(c.verdict.value for c in comparisons.values())
-    return [f'Nothing can be said against random yet ({"; ".join(reasons)}).']
+    return [
+      f'No strategy can be compared with random yet ({"; ".join(reasons)}).'
+    ]
   return [
     'No strategy is distinguishable from random at any budget: these runs do '
     'not show that choosing prompts saves answers.'
@@ -150,7 +152,7 @@ def _sentence(
   verdict: Verdict,
   comparisons: Mapping[tuple[str, int], Comparison],
 ) -> str:
-  """Where the verdict on a strategy holds; empty if nowhere."""
+  """Where this verdict on a strategy holds, as a sentence; '' if nowhere."""
   found = [
     c
     for c in comparisons.values()

@@ -1,4 +1,4 @@
-"""The exhibits of the page: each a plot with its numbers."""
+"""The exhibits of the page: plots with their data."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -8,7 +8,7 @@ from edsft_jax import store
 from edsft_jax.reporting import plots, results, statistics, timing
 from edsft_jax.strategies import registry
 
-# A plot by task shows this many tasks; its csv has all of them.
+# Plots by task show this many tasks; their csv files have all.
 MAX_TASKS = 30
 
 NO_TASK = '(no task)'
@@ -16,15 +16,15 @@ NO_TASK = '(no task)'
 
 @dataclasses.dataclass(frozen=True)
 class Exhibit:
-  """A plot, what it shows in words, and its numbers.
+  """A plot with its data.
 
   Attributes:
-    name: of the PNG and of the csv.
-    alt: what a reader who cannot see the plot is told.
+    name: name of the PNG and csv files.
+    alt: text for readers who cannot see the plot.
     png: the image.
     columns: header of the csv.
-    rows: lines of the csv; None is an empty field.
-    note: a remark to print under the plot.
+    rows: rows of the csv; None is an empty field.
+    note: text to print below the plot.
   """
 
   name: str
@@ -38,7 +38,7 @@ class Exhibit:
 def label_efficiency(
   found: results.Results, metric: str, confidence: float
 ) -> Exhibit | None:
-  """Quality against answers bought; None when no strategy was evaluated."""
+  """Quality against answers bought; None if no strategy was evaluated."""
   dots = {
     (strategy, budget): values
     for strategy in found.strategies
@@ -98,7 +98,7 @@ def gains_by_width(curves: Mapping[str, Any]) -> Exhibit:
   used, suggested = curves['width'], curves['suggested']
   note = f'Width {used:g} was used'
   if used == suggested:
-    note += ', the one that the curves suggest.'
+    note += ', as suggested by the curves.'
   else:
     note += f'; the curves suggest {suggested:g}.'
   if used not in widths:
@@ -114,7 +114,7 @@ def gains_by_width(curves: Mapping[str, Any]) -> Exhibit:
   return Exhibit(
     name='gains_by_width',
     alt='Marginal gain of each greedy pick of facility location against its '
-    f'position, one line a kernel width: {listed}. {note}',
+    f'position, one line per kernel width: {listed}. {note}',
     png=plots.gains_by_width(
       widths, curves['curves'], curves['degenerate'], used
     ),
@@ -127,7 +127,7 @@ def gains_by_width(curves: Mapping[str, Any]) -> Exhibit:
 def selection_gains(
   selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
 ) -> Exhibit | None:
-  """Gains of the strategies on features; None when none was selected."""
+  """Gains of the strategies that use features; None if there are none."""
   chosen = {
     key: rows
     for key, rows in selections.items()
@@ -156,7 +156,7 @@ def task_allocation(
   pool: store.Prompts,
   selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
 ) -> Exhibit | None:
-  """Prompts of each task at the largest budget against the pool's share."""
+  """Prompts per task at the largest budget, next to the pool's share."""
   if pool.tasks is None or not selections:
     return None
   budget = found.budgets[-1]
@@ -171,7 +171,7 @@ def task_allocation(
     for task in tasks
     for key, counts in picked.items()
   ]
-  # What the plot does not show by name, it shows as one row.
+  # The plot has a single row for all further tasks.
   shown, rest = tasks[:MAX_TASKS], tasks[MAX_TASKS:]
   groups = {task: [task] for task in shown}
   if rest:
@@ -215,7 +215,7 @@ def _count(tasks: Sequence[str | None]) -> dict[str, int]:
 
 
 def task_quality(found: results.Results, metric: str) -> Exhibit | None:
-  """The metric by task at the largest budget that was evaluated."""
+  """The metric by task at the largest evaluated budget; None without tasks."""
   evaluated = [
     budget
     for budget in found.budgets
@@ -229,7 +229,7 @@ def task_quality(found: results.Results, metric: str) -> Exhibit | None:
     *found.references(),
   ]
   about = found.metrics[metric]
-  # All metrics of its evaluation, for the csv.
+  # The csv has all metrics of the evaluation task.
   columns = [k for k, m in found.metrics.items() if m.task == about.task]
   rows = [
     row for line in lines for row in _group_rows(found, *line, metric, columns)
@@ -254,7 +254,7 @@ def task_quality(found: results.Results, metric: str) -> Exhibit | None:
     ),
     columns=('task', 'num_prompts', 'strategy', 'budget', 'seed', *columns),
     rows=rows,
-    note=f'{hidden} tasks with fewer held-out prompts are in the csv only.'
+    note=f'{hidden} tasks with fewer held-out prompts are only in the csv.'
     if hidden > 0
     else '',
   )
@@ -267,7 +267,7 @@ def _group_rows(
   metric: str,
   columns: Sequence[str],
 ) -> list[tuple[Any, ...]]:
-  """task, size, strategy, budget, seed and metrics, for one curve's point."""
+  """Rows of task, size, strategy, budget, seed and metrics, per seed."""
   return [
     (
       task,
@@ -285,7 +285,7 @@ def _group_rows(
 def _means_by_task(
   rows: Sequence[tuple[Any, ...]], column: int
 ) -> dict[str, dict[str, float]]:
-  """Strategy -> task -> mean over seeds of a column."""
+  """Strategy -> task -> mean of a column over seeds."""
   values: dict[str, dict[str, list[float]]] = {}
   for row in rows:
     task, strategy = row[0], row[2]
@@ -298,7 +298,7 @@ def _means_by_task(
 
 
 def stage_seconds(timings: timing.Timing) -> Exhibit | None:
-  """Wall seconds by stage; None when none were recorded."""
+  """Wall seconds by stage; None if none were recorded."""
   if not timings.total:
     return None
   listed = ', '.join(

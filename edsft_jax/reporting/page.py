@@ -1,4 +1,4 @@
-"""The report page: results and exhibits into one HTML file."""
+"""Renders results and exhibits as one HTML page."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -37,12 +37,12 @@ COMPARISON_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-  """The page and what lies next to it.
+  """The page and the data of its files.
 
   Attributes:
-    html: the whole page.
-    exhibits: its plots with their numbers.
-    comparison_rows: every comparison with random, as COMPARISON_COLUMNS.
+    html: the page's HTML.
+    exhibits: its plots with their data.
+    comparison_rows: every comparison with random, in COMPARISON_COLUMNS.
   """
 
   html: str
@@ -56,9 +56,9 @@ def make(
   manifest: store.Manifest,
   found: results.Results,
 ) -> Page:
-  """Makes the plots and renders the page; reads what else it shows."""
+  """Reads the selections, makes the plots and renders the page."""
   confidence, headline = config.report.confidence, config.report.metric
-  # The headline metric first, here and on the page.
+  # The headline metric comes first.
   names = sorted(found.metrics, key=lambda name: name != headline)
   compared = {
     name: comparison.compare(found, name, confidence) for name in names
@@ -98,7 +98,7 @@ def make(
 
 @dataclasses.dataclass(frozen=True)
 class _Drawn:
-  """The exhibits: one per metric, and the others by their template name."""
+  """The exhibits: one per metric, and others by their name in the template."""
 
   efficiency: dict[str, exhibits.Exhibit | None]
   others: dict[str, exhibits.Exhibit | None]
@@ -137,7 +137,7 @@ def _about(
   manifest: store.Manifest,
   found: results.Results,
 ) -> dict[str, Any]:
-  """What was run, for the template."""
+  """Template variables about the study and its settings."""
   confidence = config.report.confidence
   return {
     'title': config.report.title or workdir.root.resolve().name,
@@ -172,7 +172,7 @@ def _headline(
   confidence: float,
   compared: Mapping[str, Mapping[tuple[str, int], comparison.Comparison]],
 ) -> dict[str, Any]:
-  """The headline metric in words and numbers, for the template."""
+  """Template variables about the headline metric."""
   return {
     'metric': found.metrics[metric],
     'compared_any': any(compared.values()),
@@ -198,7 +198,7 @@ def _headline(
 
 @dataclasses.dataclass(frozen=True)
 class _Cell:
-  """One cell of the headline table, and how it compares with random."""
+  """A cell of the headline table, and its comparison with random."""
 
   interval: statistics.Interval | None
   compared: comparison.Comparison | None = None
@@ -239,7 +239,7 @@ def _row(
 
 
 def _num_items(found: results.Results, task: str) -> str:
-  """Items of a task; a range should the cells differ."""
+  """Number of items of a task; a range if cells differ."""
   sizes = sorted(
     {e.num_items[task] for e in found.evaluations.values() if e.num_items}
   )
@@ -253,7 +253,7 @@ def _other_metrics(
   compared: Mapping[str, Mapping[tuple[str, int], comparison.Comparison]],
   headline: str,
 ) -> list[str]:
-  """One sentence per further metric: how many better and worse."""
+  """A sentence per further metric: how many comparisons are better or worse."""
   sentences = []
   for name, comparisons in compared.items():
     tested = [c for c in comparisons.values() if c.p_value is not None]
@@ -262,8 +262,8 @@ def _other_metrics(
     better = sum(c.verdict is comparison.Verdict.BETTER for c in tested)
     worse = sum(c.verdict is comparison.Verdict.WORSE for c in tested)
     sentences.append(
-      f'By {found.metrics[name].label}: {better} of {len(tested)} '
-      f'comparisons better than random, {worse} worse.'
+      f'By {found.metrics[name].label}, {better} of {len(tested)} '
+      f'comparisons are better than random and {worse} worse.'
     )
   return sentences
 
@@ -271,11 +271,11 @@ def _other_metrics(
 def _coverage(
   config: ml_collections.ConfigDict, found: results.Results
 ) -> list[str]:
-  """What the intervals cover, in sentences."""
+  """Sentences on the sources of variation that the intervals cover."""
   if len(found.seeds) == 1:
     return [
-      'One seed was run: there is no interval, and no difference can be told '
-      'from chance. Give study.seeds two or more.'
+      'Only one seed was run, so intervals cannot be computed, and differences '
+      'may be due to chance. Set study.seeds to two or more.'
     ]
   drawn = [
     row.name for row in registry.rows(found.strategies) if row.is_seeded(config)
@@ -284,22 +284,22 @@ def _coverage(
   sentences = []
   if drawn:
     sentences.append(
-      f'For {wording.listed(drawn)} they cover the choice of prompts '
-      '(drawn at random), the initialisation and the data order.'
+      f'For {wording.listed(drawn)}, they cover the random choice of prompts, '
+      'the initialisation and the data order.'
     )
   if fixed:
     sentences.append(
-      f'For {wording.listed(fixed)} they cover the initialisation and the '
-      'data order only: the same prompts are chosen for every seed.'
+      f'For {wording.listed(fixed)}, they only cover the initialisation and '
+      'the data order: the same prompts are chosen for every seed.'
     )
   return [
     *sentences,
-    'They do not cover which prompts were held out, nor another pool or model.',
+    'They do not cover the choice of held-out prompts, pool or model.',
   ]
 
 
 def _flat(counts: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Nested counts under names joined by spaces, underscores removed."""
+  """Flattens nested counts; names get spaces instead of underscores."""
   flat: dict[str, Any] = {}
   for name, value in counts.items():
     label = f'{prefix}{name}'.replace('_', ' ')

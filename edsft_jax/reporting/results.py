@@ -1,4 +1,4 @@
-"""What the report reads: the evaluations of a study and the files around."""
+"""Reads the evaluations and selections of a study, for the report."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -11,20 +11,19 @@ import ml_collections
 from edsft_jax import errors, store, study
 from edsft_jax.strategies import registry
 
-# The metrics of this task go by their own names; those of others have the
-# task's name before them.
+# This task's metrics have no prefix; those of other tasks have the task's name.
 HELDOUT = 'heldout'
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """How a metric is read and shown, as eval.json says.
+  """A metric, as described in eval.json.
 
   Attributes:
-    task: of evaluation.
-    label: its name in a heading.
-    larger_is_better: False where a smaller value is the better one.
-    meaning: what is measured, with the unit.
+    task: the evaluation task.
+    label: its name in headings.
+    larger_is_better: False if smaller values are better.
+    meaning: what it measures, with the unit.
   """
 
   task: str
@@ -34,19 +33,19 @@ class Metric:
 
   @property
   def direction(self) -> str:
-    """In words."""
+    """'higher is better' or 'lower is better'."""
     return 'higher is better' if self.larger_is_better else 'lower is better'
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What one cell reached, over all tasks that it was evaluated on.
+  """A cell's results on all tasks that it was evaluated on.
 
   Attributes:
-    num_items: task -> items evaluated.
+    num_items: task -> number of items evaluated.
     metrics: metric -> value over all items of its task.
-    groups: metric -> group of its task -> (value, number of items); no groups
-      for a task without them.
+    groups: metric -> group of its task -> (value, number of items); empty for a
+      task without groups.
   """
 
   num_items: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -58,16 +57,16 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """The evaluations of the present study that exist, and the absent ones.
+  """The evaluations of the study that exist, and the missing ones.
 
   Attributes:
-    metrics: the metrics that any of them has.
+    metrics: the metrics of all evaluations.
     evaluations: cell -> evaluation, in the study's order, references last.
     absent: cells of the study without an eval.json.
-    strategies: in the order shown: random first, then as configured.
-    budgets: ascending.
-    seeds: as configured.
-    pool_size: prompts in the pool.
+    strategies: strategies in display order: random first, then as configured.
+    budgets: ascending budgets.
+    seeds: seeds as configured.
+    pool_size: number of prompts in the pool.
   """
 
   metrics: Mapping[str, Metric]
@@ -87,7 +86,7 @@ class Results:
     }
 
   def values(self, strategy: str, budget: int, metric: str) -> list[float]:
-    """One value of a metric for each seed that was evaluated on it."""
+    """The values of a metric, one for each seed that has it."""
     return [
       evaluation.metrics[metric]
       for evaluation in self.at(strategy, budget).values()
@@ -95,13 +94,13 @@ class Results:
     ]
 
   def references(self) -> list[tuple[str, int]]:
-    """(name, budget) of the full-pool and no-finetuning lines there are."""
+    """(name, budget) of the full-pool and no-finetuning cells, if evaluated."""
     lines = ((study.FULL_POOL, self.pool_size), (study.NO_FINETUNING, 0))
     return [line for line in lines if self.at(*line)]
 
 
 def pool_size(workdir: store.Workdir) -> int:
-  """Number of prompts in the pool, from the file's footer alone."""
+  """Number of prompts in the pool, read from the file's footer."""
   import pyarrow.parquet as pq
 
   return pq.read_metadata(workdir.pool).num_rows
@@ -112,9 +111,9 @@ def cells(
   workdir: store.Workdir,
   num_prompts: int,
 ) -> list[study.Cell]:
-  """Every cell that the report would show, the references last.
+  """All cells that the report can show, the references last.
 
-  The whole pool is one of them only where it has been answered.
+  The full pool is only included if it is completely answered.
   """
   answered = len(store.read_responses(workdir.responses))
   full_pool = study.full_pool_cells(config, num_prompts)
@@ -129,7 +128,7 @@ def evaluation_files(run: store.Run) -> list[pathlib.Path]:
   """The eval.json of each task that a cell was evaluated on.
 
   Raises:
-    InputError: the cell was evaluated before there were tasks.
+    InputError: the evaluation was written by an older version.
   """
   files = sorted(run.evaluations.glob('*/eval.json'))
   old = run.old_evaluation[0]
@@ -147,8 +146,8 @@ def read_results(
   """Reads the evaluations of the study's cells.
 
   Raises:
-    InputError: an eval.json is damaged, belongs to another cell, or was made
-      by another version of its task than the others.
+    InputError: an eval.json is damaged, belongs to another cell, or has another
+      version of its task than the others.
   """
   num_prompts = pool_size(workdir)
   evaluations, absent = {}, []
@@ -184,10 +183,10 @@ def read_results(
 
 
 def find_metric(name: str, known: Iterable[str]) -> str:
-  """The metric that report.metric names.
+  """Checks report.metric and returns it.
 
   Raises:
-    InputError: there is none of that name; the nearest is offered.
+    InputError: it is unknown; suggests the nearest.
   """
   known = list(known)
   if name not in known:
@@ -196,10 +195,10 @@ def find_metric(name: str, known: Iterable[str]) -> str:
 
 
 def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> dict[str, Any]:
-  """eval.json, checked.
+  """Reads and checks an eval.json.
 
   Raises:
-    InputError: it is damaged or of another cell.
+    InputError: it is damaged or belongs to another cell.
   """
   remedy = 'delete it and run the evaluate stage again'
   try:
@@ -216,10 +215,10 @@ def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> dict[str, Any]:
     contents['task'], contents['version']
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(
-      f'{path} is not a whole evaluation ({error!r}): {remedy}'
+      f'{path} is not a complete evaluation ({error!r}): {remedy}'
     ) from error
   if named != cell:
-    raise errors.InputError(f'{path} is of the cell {named.name}: {remedy}')
+    raise errors.InputError(f'{path} belongs to cell {named.name}: {remedy}')
   if not finite:
     raise errors.InputError(
       f'{path} has a metric that is not a number: {remedy}'
@@ -230,7 +229,7 @@ def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> dict[str, Any]:
 def _add(
   contents: Mapping[str, Any], evaluation: Evaluation, known: dict[str, Metric]
 ) -> None:
-  """Adds one eval.json to its cell, and its metrics to those known."""
+  """Adds an eval.json to its cell, and its metrics to `known`."""
   task = contents['task']
   for name, metric in contents['metrics'].items():
     key = name if task == HELDOUT else f'{task}.{name}'
@@ -254,7 +253,7 @@ def _add(
 def read_selections(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> dict[tuple[str, int], list[dict[str, Any]]]:
-  """(strategy, seed) -> rows in greedy order, for the files that exist."""
+  """(strategy, seed) -> rows in greedy order, for selections that exist."""
   return {
     (strategy, seed): store.read_jsonl(path)
     for strategy in config.selection.strategies
@@ -266,15 +265,15 @@ def read_selections(
 def certificates(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[str]:
-  """How near the best possible choice a strategy is sure to be, by budget.
+  """A guarantee of quality per budget, as text.
 
-  Only of strategies whose selection proved a bound (facility location).
+  Only for strategies that compute an upper bound (facility location).
   """
   return [
     f'{strategy} at {bound["budget"]:,} answers reaches '
-    f'{bound["objective"]:,.1f}, and no choice of so many prompts can exceed '
+    f'{bound["objective"]:,.1f}, and no choice of that many prompts can exceed '
     f'{bound["upper_bound"]:,.1f}: it is at least '
-    f'{bound["objective"] / bound["upper_bound"]:.1%} of the best possible'
+    f'{bound["objective"] / bound["upper_bound"]:.1%} of the optimum'
     for strategy in config.selection.strategies
     if (path := workdir.selection_record(strategy)).exists()
     for bound in store.read_json(path)['bounds']
@@ -285,9 +284,10 @@ def certificates(
 def found_tasks(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> dict[str, int]:
-  """Strategy -> number of clusters that it took for tasks.
+  """Strategy -> number of clusters that it used as tasks.
 
-  Only of those whose tasks were found by k-means, for want of labels.
+  Only for strategies whose tasks were found by k-means, since the pool has no
+  labels.
   """
   return {
     strategy: clusters
@@ -300,7 +300,7 @@ def found_tasks(
 def input_files(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[pathlib.Path]:
-  """Every file that the page is made from, where it exists."""
+  """The existing files that the page is made from."""
   paths = [
     workdir.pool,
     workdir.gains_curves,
@@ -320,7 +320,7 @@ def input_files(
 
 
 def absent_lines(absent: Sequence[study.Cell]) -> list[str]:
-  """One line for each strategy and budget with its absent seeds."""
+  """A line for each strategy and budget with missing seeds."""
   groups: dict[tuple[str, int], list[int]] = {}
   for cell in absent:
     groups.setdefault((cell.strategy, cell.budget), []).append(cell.seed)

@@ -1,4 +1,4 @@
-"""check and run of the report stage."""
+"""The report stage: evaluations and selections -> report/."""
 
 import csv
 import io
@@ -19,22 +19,22 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses bad report options, and a study with nothing to report on.
+  """Rejects bad report options, and a study with nothing to report on.
 
   Raises:
     InputError: naming the option, or the stage to run first.
   """
   if not 0.0 < config.report.confidence < 1.0:
     raise errors.InputError(
-      f'report.confidence {config.report.confidence} is not a coverage: '
-      'give a number between 0 and 1, such as 0.95'
+      f'report.confidence is {config.report.confidence}: give a number between '
+      '0 and 1, such as 0.95'
     )
   store.require(workdir.pool, 'pool', planned)
   if 'evaluate' not in planned:
     found = results.read_results(config, workdir)
     if not found.evaluations:
       raise errors.InputError(
-        f'{workdir.runs} has no eval.json of a cell of this study: '
+        f'{workdir.runs} has no eval.json for this study: '
         'run the evaluate stage first'
       )
     results.find_metric(config.report.metric, found.metrics)
@@ -43,11 +43,11 @@ def check(
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Writes report/index.html and the PNG and csv of every plot next to it.
 
-  The page is made again whenever anything that it shows has changed
-  (report/inputs.json remembers the hashes), and left alone otherwise.
+  The page is only made again if something that it shows has changed, according
+  to the hashes in report/inputs.json.
 
   Raises:
-    InputError: as in check; a broken file.
+    InputError: as in check; or a file is damaged.
   """
   check(config, workdir, frozenset())
   folder = workdir.report.parent
@@ -78,7 +78,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     )
     store.write_text(workdir.report, report.html)
     files += ['comparisons.csv', workdir.report.name]
-    # Plots of an earlier study that this one does not have.
+    # Removes plots that are no longer part of the study.
     for name in before.get('files', []):
       if name not in files:
         (folder / name).unlink(missing_ok=True)
@@ -102,10 +102,10 @@ def _inputs(
   workdir: store.Workdir,
   manifest: store.Manifest,
 ) -> dict[str, str]:
-  """Name -> hash of everything that the page depends on.
+  """Name -> hash, for everything that the page depends on.
 
-  Seconds are left out: a stage that finds its work done adds a little to them,
-  and one that did work has changed other files.
+  Seconds are left out: they also change when a stage finds its work done, and
+  if it did any work, other files have changed.
   """
   stages = {
     stage: {'counts': record.counts, 'fingerprint': record.fingerprint}

@@ -1,7 +1,7 @@
 """Statistics over seeds: intervals, tests against random, answers saved.
 
-Pure functions of plain numbers. scipy.special is imported where it is used,
-so that a command that makes no report does not wait for it.
+Pure functions of plain numbers. scipy.special is imported where it is used, so
+that only commands that make a report wait for it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A mean over seeds and where it lies; one seed has no interval.
+  """A mean over seeds with its confidence interval, unless there is one seed.
 
   Attributes:
     mean: arithmetic mean of the values.
@@ -27,7 +27,7 @@ class Interval:
 
   @property
   def half_width(self) -> float | None:
-    """Half the interval's length: the number after a +-."""
+    """Half the interval's length, to print after +-."""
     return None if self.high is None else self.high - self.mean
 
 
@@ -37,9 +37,9 @@ class Difference:
 
   Attributes:
     mean: first mean minus second mean.
-    low: lower end of the interval, or None where there is no test.
-    high: upper end of the interval, or None where there is no test.
-    p_value: two-sided; None where the values admit no test.
+    low: lower end of the interval, or None without a test.
+    high: upper end of the interval, or None without a test.
+    p_value: two-sided p-value, or None without a test.
   """
 
   mean: float
@@ -50,11 +50,11 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class AnswersNeeded:
-  """How many answers a curve needs for a quality.
+  """How many answers a curve needs to reach a quality.
 
   Attributes:
-    relation: 'about' (interpolated), 'at most' (the curve has the quality at
-      its smallest budget already) or 'more than' (it never reaches it).
+    relation: 'about' (interpolated), 'at most' (reached at the smallest budget)
+      or 'more than' (not reached at the largest).
     answers: number of answers.
   """
 
@@ -66,7 +66,7 @@ class AnswersNeeded:
 
 
 def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and sample variance; equal values have a variance of exactly zero."""
+  """Mean and sample variance, which is exactly zero for equal values."""
   if min(values) == max(values):
     return values[0], 0.0
   mean = math.fsum(values) / len(values)
@@ -81,7 +81,7 @@ def mean_interval(values: Sequence[float], confidence: float) -> Interval:
   deviation (Student, "The probable error of a mean", Biometrika 6, 1908).
 
   Args:
-    values: one number a seed, at least one.
+    values: one number per seed, at least one.
     confidence: coverage, between 0 and 1.
   """
   from scipy import special
@@ -104,10 +104,9 @@ def welch(
   Satterthwaite (Welch, "The generalization of Student's problem when several
   different population variances are involved", Biometrika 34, 1947).
 
-  Nothing is tested with fewer than two values on a side, nor where no value
-  differs from the others of its side but the sides differ: a spread that was
-  not seen cannot be the measure of a difference. Where all values of both
-  sides are equal, the p-value is 1.
+  Nothing is tested with fewer than two values on a side, nor if both sides have
+  zero variance but different means: a difference cannot be judged without any
+  spread. If all values are equal, the p-value is 1.
   """
   from scipy import special
 
@@ -123,7 +122,7 @@ def welch(
     if difference == 0.0:
       return Difference(0.0, 0.0, 0.0, 1.0)
     return Difference(difference, None, None, None)
-  # Shares of the squared error: unlike their squares, they do not underflow.
+  # Shares of the squared error, since the errors' own squares may underflow.
   share1, share2 = error1 / error, error2 / error
   freedom = 1 / (share1**2 / (len(first) - 1) + share2**2 / (len(second) - 1))
   scale = math.sqrt(error)
@@ -133,10 +132,10 @@ def welch(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-  """Holm's step-down correction, in the order given.
+  """Holm's step-down correction, in the given order.
 
-  Rejecting where a corrected value is below alpha keeps the chance of even
-  one false rejection below alpha, whatever the dependence between the tests
+  Rejecting if a corrected value is below alpha keeps the probability of any
+  false rejection below alpha, whatever the dependence between the tests
   (Holm, "A simple sequentially rejective multiple test procedure",
   Scandinavian Journal of Statistics 6, 1979).
   """
@@ -158,7 +157,7 @@ def answers_needed(
 ) -> AnswersNeeded:
   """The fewest answers at which a curve of means reaches a quality.
 
-  The curve is linear between its budgets; it is not continued beyond them.
+  The curve is linear between budgets and is not extrapolated.
 
   Args:
     budgets: ascending, at least one.

@@ -1,4 +1,4 @@
-"""The end of a run in the terminal: one table and what it means."""
+"""The summary of a study in the terminal: a table and conclusions."""
 
 import ml_collections
 
@@ -11,7 +11,7 @@ from edsft_jax.reporting import (
   wording,
 )
 
-# How a comparison marks its cell in the terminal's table.
+# Marks of conclusive comparisons in the table.
 _MARKS = {
   comparison.Verdict.BETTER: '+',
   comparison.Verdict.WORSE: '-',
@@ -19,7 +19,7 @@ _MARKS = {
 
 
 def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
-  """The end of a run: the headline table, what it means, time and page."""
+  """The headline table, conclusions, time and the path of the page."""
   found = results.read_results(config, workdir)
   metric, confidence = config.report.metric, config.report.confidence
   about = found.metrics[metric]
@@ -32,7 +32,7 @@ def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
     for budget in found.budgets
   }
   marks = {key: _MARKS.get(c.verdict, ' ') for key, c in comparisons.items()}
-  # Means stand below each other, also where one has no interval.
+  # Aligns the means, even if some have no interval.
   width = max(map(len, texts.values()))
   table = [
     ['strategy', *(f'{budget:,} answers  ' for budget in found.budgets)],
@@ -74,7 +74,7 @@ def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
 
 
 def mean_text(values: list[float], confidence: float) -> str:
-  """0.412 ± 0.021; without the half width for one seed; a dash for none."""
+  """0.412 ± 0.021; 0.412 for a single seed; a dash for none."""
   if not values:
     return '–'
   interval = statistics.mean_interval(values, confidence)
@@ -84,7 +84,7 @@ def mean_text(values: list[float], confidence: float) -> str:
 
 
 def reference_names(found: results.Results) -> dict[tuple[str, int], str]:
-  """(name, budget) of the reference lines there are -> what to call them."""
+  """(name, budget) of the evaluated reference cells -> their label."""
   names = {
     study.FULL_POOL: f'full pool ({found.pool_size:,} answers)',
     study.NO_FINETUNING: 'no finetuning',
@@ -93,7 +93,7 @@ def reference_names(found: results.Results) -> dict[tuple[str, int], str]:
 
 
 def _align(table: list[list[str]], references: list[list[str]]) -> list[str]:
-  """Names to the left, cells to the right; reference rows are shorter."""
+  """Aligns names left and cells right; reference rows have a single cell."""
   names = max(len(row[0]) for row in [*table, *references])
   cells = [
     max(map(len, column)) for column in list(zip(*table, strict=True))[1:]

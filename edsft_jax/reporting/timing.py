@@ -1,4 +1,4 @@
-"""Where the time went, and how much of it was spent on choosing."""
+"""The time of each stage, and the share spent on selection."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -6,7 +6,7 @@ import dataclasses
 from edsft_jax import store
 from edsft_jax.reporting import wording
 
-# Everything before the report, in order.
+# All stages before the report, in order.
 STAGES = (
   'pool',
   'heldout',
@@ -16,7 +16,7 @@ STAGES = (
   'finetune',
   'evaluate',
 )
-# What choosing prompts costs beyond what every study pays.
+# The stages that make up the cost of choosing prompts.
 CHOOSING = ('score', 'select')
 
 
@@ -32,21 +32,21 @@ class Timing:
 
   @property
   def total(self) -> float:
-    """All stages together."""
+    """Seconds of all stages."""
     return sum(self.seconds.values())
 
   @property
   def choosing(self) -> float:
-    """Score and select together."""
+    """Seconds of score and select."""
     return sum(self.seconds.get(stage, 0.0) for stage in CHOOSING)
 
   @property
   def select(self) -> float:
-    """Choosing alone."""
+    """Seconds of select."""
     return self.seconds.get('select', 0.0)
 
   def sentence(self) -> str:
-    """The share of selection in the total time."""
+    """Selection's share of the total time, as a sentence."""
     if not self.total:
       return 'No stage has recorded its time.'
     return (
@@ -58,7 +58,7 @@ class Timing:
 
 
 def read_timing(stages: Mapping[str, store.StageRecord]) -> Timing:
-  """From the records of manifest.json."""
+  """Reads the seconds from the records of manifest.json."""
   return Timing(
     {stage: stages[stage].seconds for stage in STAGES if stage in stages}
   )

@@ -1,24 +1,24 @@
-"""Words and numbers as the page and the terminal write them."""
+"""Formats words and numbers for the page and the terminal."""
 
 from collections.abc import Sequence
 
 
 def listed(items: Sequence[str]) -> str:
-  """a, b and c."""
+  """Joins items as 'a, b and c'."""
   if len(items) == 1:
     return items[0]
   return f'{", ".join(items[:-1])} and {items[-1]}'
 
 
 def over_seeds(count: int, confidence: float) -> str:
-  """What stands in the cells of a table."""
+  """Describes the values in a table's cells."""
   if count == 1:
     return 'one seed, so no interval'
   return f'mean and {100 * confidence:g}% interval over {count} seeds'
 
 
 def duration(seconds: float) -> str:
-  """12.3 s, 4 min 10 s or 2 h 05 min."""
+  """Formats seconds as 12.3 s, 4 min 10 s or 2 h 05 min."""
   if seconds < 60:
     return f'{seconds:.1f} s'
   minutes, rest = divmod(round(seconds), 60)

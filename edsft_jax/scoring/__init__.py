@@ -1,4 +1,4 @@
-"""Token statistics and pooled features of a pool; no answer is read."""
+"""Token statistics and pooled features of the pool; reads no answers."""
 
 from edsft_jax.scoring.stage import check, check_options, run
 

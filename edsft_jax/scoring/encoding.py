@@ -1,4 +1,4 @@
-"""A pool as the model will see it, and which of its prompts are continued."""
+"""The pool as token ids, and the choice of prompts to continue."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -15,8 +15,8 @@ class EncodedPool:
   """The prompts of a pool as token ids.
 
   Attributes:
-    tokens: int32 ids of each prompt, cut to what the context holds.
-    truncated: bool [N], prompts that were cut.
+    tokens: int32 ids of each prompt, truncated to the limit.
+    truncated: bool [N], prompts that were truncated.
   """
 
   tokens: list[np.ndarray]
@@ -34,22 +34,22 @@ class EncodedPool:
     Args:
       prompt_format: how prompts become tokens.
       pool: the prompts.
-      limit: most tokens of a prompt.
+      limit: tokens per prompt at most.
 
     Raises:
-      InputError: a prompt cannot be encoded, or nothing is left of it.
+      InputError: a prompt cannot be encoded, or has no tokens.
     """
     encoded = []
     for prompt_id, prompt in zip(pool.ids, pool.prompts, strict=True):
-      with errors.of_prompt(prompt_id):
+      with errors.about_prompt(prompt_id):
         ids, truncated = prompt_format.encode_prompt(
           prompt, limit, for_response=False
         )
       encoded.append((ids, truncated))
       if not ids:
         raise errors.InputError(
-          f'prompt {prompt_id!r} has no tokens, nothing is left of it by the '
-          'tokenizer: take it out of the pool'
+          f'prompt {prompt_id!r} has no tokens, because the tokenizer drops '
+          'all of its text: remove it from the pool'
         )
     return cls(
       [np.array(ids, np.int32) for ids, _ in encoded],
@@ -58,7 +58,7 @@ class EncodedPool:
 
   @functools.cached_property
   def lengths(self) -> list[int]:
-    """Tokens of each prompt."""
+    """Number of tokens of each prompt."""
     return [len(ids) for ids in self.tokens]
 
 
@@ -67,12 +67,15 @@ def to_generate(
   tasks: Sequence[str] | None,
   num_prompts: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Which prompts to continue, bool [N], and which to draw confidence from.
+  """Chooses the prompts to continue.
 
-  The second is None where all of a task's prompts are.
+  Returns:
+    bool [N], the prompts to continue; and bool [N], the prompts that a task's
+    confidence is estimated from, or None for all.
 
   Raises:
-    InputError: a sample of each task is wanted, and there are no tasks.
+    InputError: confidence needs a sample of each task, but the pool has no
+      tasks.
   """
   per_task = options.confidence_prompts_per_task
   if not per_task:
@@ -80,14 +83,14 @@ def to_generate(
   if tasks is None:
     raise errors.InputError(
       f'scoring.confidence_prompts_per_task is {per_task}, but the pool has no '
-      'tasks: name its column in pool.task_column, or leave it at 0'
+      'tasks: name the task column by pool.task_column, or leave it at 0'
     )
   in_sample = draw(tasks, per_task)
   return in_sample | options.generate, in_sample
 
 
 def draw(tasks: Sequence[str], per_task: int) -> np.ndarray:
-  """Prompts drawn at random from each task, or all of a small one; bool [N]."""
+  """Draws up to `per_task` prompts at random from each task; bool [N]."""
   rng = np.random.default_rng(0)
   names, task_N = np.unique(tasks, return_inverse=True)
   drawn_N = np.zeros(len(task_N), bool)

@@ -1,4 +1,4 @@
-"""From hidden states of a prompt's tokens to one feature vector a prompt."""
+"""Pools the hidden states of a prompt's tokens into one feature vector."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ def pool_features(
 ) -> jax.Array:
   """Pools [B, L, D] over the tokens of mask [B, L] to float32 [B, D].
 
-  'mean' is that of P1. 'last' takes the last token, 'weighted' a mean whose
-  weights grow linearly with the position (1, 2, ... n), as in SGPT. Padding
-  never counts, on whichever side it is.
+  'mean' is what P1 uses. 'last' takes the last token; 'weighted' is a mean
+  whose weights grow linearly with the position (1, 2, ... n), as in SGPT.
+  Padding never counts, on either side.
   """
   position_BxL = jnp.cumsum(mask, axis=-1) * mask
   num_Bx1 = jnp.sum(mask, axis=-1, keepdims=True)

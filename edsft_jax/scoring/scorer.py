@@ -1,4 +1,4 @@
-"""Prompts in, scores and features out: the engine with token statistics."""
+"""Scores prompts: the inference engine with hooks for token statistics."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -14,22 +14,22 @@ from edsft_jax import inference, models
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.pooling import pool_features
 
-# Floats of logits that exist at once while a prompt's tokens are scored.
-_MOST_LOGITS = 2**22
+# Most logits held at once while a prompt's tokens are scored, in floats.
+_MAX_LOGITS = 2**22
 
 
 @dataclasses.dataclass
 class Scores:
-  """What is known of n prompts, in the order in which they were given.
+  """Scores and features of n prompts, in the given order.
 
   Attributes:
     features: float32 [n, D].
-    prompt_scores: of the prompt's own tokens, float32 [n] by name; none if
-      they were not asked for.
+    prompt_scores: scores of the prompt's own tokens, float32 [n] by name;
+      empty if they were not requested.
     generated: bool [n], the prompts that were continued.
-    scores: of the continuation, float32 [n] by name; NaN where there is none.
-    near_ties: int32 [n], steps whose two best logits were nearly the same.
-    tokens: of the continuation; empty where there is none.
+    scores: scores of the continuation, float32 [n] by name; NaN without one.
+    near_ties: int32 [n], steps whose two best logits were almost equal.
+    tokens: the continuation's ids; empty without one.
   """
 
   features: np.ndarray
@@ -52,7 +52,7 @@ class Scorer:
     end_ids: Sequence[int],
     max_new_tokens: int,
     batch_tokens: int,
-    most_rows: int,
+    max_rows: int,
     prompt_scores: bool = True,
     length_normalized: bool = False,
     pooling: str = 'mean',
@@ -61,17 +61,17 @@ class Scorer:
     """Compiles nothing yet.
 
     Args:
-      decoder: its weights lie on the mesh.
+      decoder: the model; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
       shapes: the padded lengths.
       end_ids: ids that end a continuation.
-      max_new_tokens: of a continuation, the end token included.
-      batch_tokens: prompt and new tokens of the rows that run at once.
-      most_rows: prompts that a call gets at most.
-      prompt_scores: score the prompts' own tokens too.
+      max_new_tokens: tokens per continuation at most, end token included.
+      batch_tokens: prompt and new tokens per batch, padding included.
+      max_rows: prompts per call at most.
+      prompt_scores: also score the prompts' own tokens.
       length_normalized: divide least_confidence by the number of steps.
-      pooling: of the features, see `pool_features`.
-      layer: of the features, see Decoder.__call__.
+      pooling: how features are pooled, see `pool_features`.
+      layer: layer of the features, see Decoder.__call__.
     """
     self._weights = nnx.split(decoder)[1]
     self._engine = inference.Engine(
@@ -81,17 +81,17 @@ class Scorer:
       end_ids=end_ids,
       max_new_tokens=max_new_tokens,
       batch_tokens=batch_tokens,
-      most_rows=most_rows,
+      max_rows=max_rows,
       hooks=inference.Hooks(
         prompt=functools.partial(
-          _of_prompt,
+          _prompt_results,
           with_scores=prompt_scores,
           length_normalized=length_normalized,
           pooling=pooling,
         ),
         step=statistics.token_statistics,
         row=functools.partial(
-          _of_continuation, length_normalized=length_normalized
+          _row_results, length_normalized=length_normalized
         ),
         scores_prompt=prompt_scores,
       ),
@@ -100,7 +100,7 @@ class Scorer:
 
   @property
   def batch_tokens(self) -> int:
-    """Tokens of the rows that run at once."""
+    """Tokens per batch."""
     return self._engine.batch_tokens
 
   @property
@@ -124,7 +124,7 @@ class Scorer:
     Args:
       tokens: ids of each prompt.
       generate: bool [n], the prompts to be continued.
-      progress: called with what was done since the last call.
+      progress: called with the work done since its last call.
     """
     continued = np.flatnonzero(generate).tolist()
     only_read = np.flatnonzero(~generate).tolist()
@@ -134,31 +134,36 @@ class Scorer:
     generations = self._engine.generate(
       self._weights, [tokens[i] for i in continued], progress
     )
-    of_prompts = _spread(
+    prompt_results = _spread(
       len(tokens),
       (only_read, read),
-      (continued, generations.of_prompts),
+      (continued, generations.prompt_results),
     )
-    of_rows = _spread(len(tokens), (continued, generations.of_rows)) or {}
+    row_results = (
+      _spread(len(tokens), (continued, generations.row_results)) or {}
+    )
     new_tokens = [np.zeros(0, np.int32) for _ in tokens]
     for i, ids in zip(continued, generations.tokens, strict=True):
       new_tokens[i] = ids
-    scores = of_rows.get('scores', {})
+    scores = row_results.get('scores', {})
     return Scores(
-      features=of_prompts['features'],
-      prompt_scores=of_prompts['scores'],
+      features=prompt_results['features'],
+      prompt_scores=prompt_results['scores'],
       generated=generate,
       scores={
         name: np.where(generate, values, np.float32(np.nan))
         for name, values in scores.items()
       },
-      near_ties=of_rows.get('near_ties', np.zeros(len(tokens), np.int32)),
+      near_ties=row_results.get('near_ties', np.zeros(len(tokens), np.int32)),
       tokens=new_tokens,
     )
 
 
 def _spread(num_rows: int, *parts: tuple[list[int], Any]) -> Any:
-  """One pytree [n, ...] of several that hold some rows each; None for none."""
+  """Joins pytrees that each hold some of n rows; None if all are None.
+
+  Each part is (row indices, pytree of [rows, ...] arrays).
+  """
   parts = tuple(part for part in parts if part[1] is not None)
   if not parts:
     return None
@@ -172,7 +177,7 @@ def _spread(num_rows: int, *parts: tuple[list[int], Any]) -> Any:
   return jax.tree.map(join, *(tree for _, tree in parts))
 
 
-def _of_continuation(
+def _row_results(
   observed: statistics.TokenStatistics,
   step_BxT: jax.Array,
   *,
@@ -186,7 +191,7 @@ def _of_continuation(
   }
 
 
-def _of_prompt(
+def _prompt_results(
   decoder: models.Decoder,
   output: models.Output,
   tokens_BxL: jax.Array,
@@ -210,19 +215,19 @@ def _of_prompt(
 def _prompt_statistics(
   decoder: models.Decoder, hidden_BxLxD: jax.Array, tokens_BxL: jax.Array
 ) -> statistics.TokenStatistics:
-  """Statistics of each next prompt token, fields [B, L - 1].
+  """Statistics of each prompt token given those before, fields [B, L - 1].
 
-  In blocks of positions: logits of the whole prompt, [B, L, V], would be the
-  largest buffer by far.
+  Works in blocks of positions: logits of the whole prompt, [B, L, V], would be
+  by far the largest buffer.
   """
   batch, length = tokens_BxL.shape
   vocab = decoder.config.vocab_size
   size = 1
-  while length % (2 * size) == 0 and 2 * size * batch * vocab <= _MOST_LOGITS:
+  while length % (2 * size) == 0 and 2 * size * batch * vocab <= _MAX_LOGITS:
     size *= 2
   next_BxL = jnp.roll(tokens_BxL, -1, axis=1)
 
-  def of_block(
+  def score_block(
     block: tuple[jax.Array, jax.Array],
   ) -> statistics.TokenStatistics:
     hidden_BxPxD, next_BxP = block
@@ -232,7 +237,9 @@ def _prompt_statistics(
     x_BxNxP = x_BxL.reshape(batch, -1, size, *x_BxL.shape[2:])
     return x_BxNxP.swapaxes(0, 1)
 
-  of_NxBxP = jax.lax.map(of_block, (blocks(hidden_BxLxD), blocks(next_BxL)))
+  block_NxBxP = jax.lax.map(
+    score_block, (blocks(hidden_BxLxD), blocks(next_BxL))
+  )
   return jax.tree.map(
-    lambda x: x.swapaxes(0, 1).reshape(batch, length)[:, :-1], of_NxBxP
+    lambda x: x.swapaxes(0, 1).reshape(batch, length)[:, :-1], block_NxBxP
   )

@@ -1,8 +1,8 @@
-"""The pool cut into shards by its own order, each written whole or not at all.
+"""Splits the pool into shards, in order; each shard is written atomically.
 
-A shard is a folder with the scores and the features of its prompts. Batches
-never cross a shard, so a run that was cut short and went on gives the files
-of one that was not.
+A shard is a folder with the scores and features of its prompts. Batches never
+cross shards, so an interrupted and resumed run writes the same files as an
+uninterrupted one.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ def bounds(num_prompts: int, shard_prompts: int) -> list[tuple[int, int]]:
 
 
 def folder(shards: pathlib.Path, index: int) -> pathlib.Path:
-  """Where shard `index` lies once it is complete."""
+  """The path of shard `index`; it exists once the shard is complete."""
   return shards / f'{index:05d}'
 
 
 def write(path: pathlib.Path, scores: pa.Table, features: np.ndarray) -> None:
-  """Writes one shard; the folder appears when both files are complete."""
+  """Writes one shard; the folder appears once both files are complete."""
   with store.replacing(path) as partial:
     partial.mkdir()
     pq.write_table(scores, partial / 'scores.parquet')
@@ -40,17 +40,17 @@ def write(path: pathlib.Path, scores: pa.Table, features: np.ndarray) -> None:
 
 
 def part(items: Sequence[T], index: int, count: int) -> Sequence[T]:
-  """The index-th of `count` even parts, in order."""
+  """The index-th of `count` contiguous parts of nearly equal size."""
   return items[len(items) * index // count : len(items) * (index + 1) // count]
 
 
 def join_features(
   workdir: store.Workdir, num_shards: int, index: int, count: int
 ) -> None:
-  """Makes the index-th of `count` features files of its part of the shards.
+  """Joins the index-th of `count` parts of the shards into a features file.
 
-  They are read through memory maps, one at a time: the pool's matrix is never
-  held, and neither are more files open than a process may have.
+  Reads one shard at a time through a memory map, so that the whole matrix is
+  never in memory and few files are open.
   """
 
   def read(number: int) -> np.ndarray:
@@ -66,7 +66,7 @@ def join_features(
 
 
 def join_scores(workdir: store.Workdir, num_shards: int) -> None:
-  """Makes scores.parquet of the shards."""
+  """Joins the shards into scores.parquet."""
   store.write_parquet(
     workdir.scores,
     pa.concat_tables(
@@ -74,7 +74,7 @@ def join_scores(workdir: store.Workdir, num_shards: int) -> None:
         pq.read_table(folder(workdir.score_shards, i) / 'scores.parquet')
         for i in range(num_shards)
       ),
-      # A shard of which no prompt was drawn knows no continuation.
+      # A shard without a continued prompt has no columns of continuations.
       promote_options='default',
     ),
   )

@@ -1,4 +1,4 @@
-"""The score stage: pool/ -> scores/, with the pretrained model alone."""
+"""The score stage: pool/ -> scores/, using only the pretrained model."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -20,8 +20,9 @@ from edsft_jax.scoring.encoding import EncodedPool, to_generate
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
 
-# What is too much for one process's devices is so for all at about that time.
-_SAME_SECONDS = 20.0
+# Processes that share a mesh run out of memory at nearly the same time: wait
+# this many seconds for the others before treating it as one process's problem.
+_OUT_OF_MEMORY_SECONDS = 20.0
 
 
 def check(
@@ -29,7 +30,7 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses bad scoring options and an unusable model before any work.
+  """Rejects bad scoring options and an unusable model before any work.
 
   Raises:
     InputError: naming the option or the file.
@@ -41,7 +42,7 @@ def check(
 
 
 def check_options(config: ml_collections.ConfigDict) -> None:
-  """Refuses bad scoring options, and a model unusable or unfit for them.
+  """Rejects bad scoring options, and a model that does not support them.
 
   Raises:
     InputError: naming the option or the file.
@@ -49,28 +50,30 @@ def check_options(config: ml_collections.ConfigDict) -> None:
   c = config.scoring
   for name in ('max_new_tokens', 'batch_tokens', 'shard_prompts'):
     if c[name] < 1:
-      raise errors.InputError(f'scoring.{name} is {c[name]}: at least 1')
+      raise errors.InputError(
+        f'scoring.{name} is {c[name]}: must be at least 1'
+      )
   if c.confidence_prompts_per_task < 0:
     raise errors.InputError(
       'scoring.confidence_prompts_per_task is '
-      f'{c.confidence_prompts_per_task}: at least 0'
+      f'{c.confidence_prompts_per_task}: must be at least 0'
     )
   if c.features.pooling not in POOLINGS:
     raise errors.InputError(
-      f'scoring.features.pooling {c.features.pooling!r} is unknown: one of '
+      f'scoring.features.pooling {c.features.pooling!r} is unknown: use one of '
       f'{", ".join(POOLINGS)}'
     )
   decoder_config = models.check(models.resolve(config.model.path))
   models.parse_dtype(config.model.dtype)
   if not -1 <= c.features.layer <= decoder_config.num_layers:
     raise errors.InputError(
-      f'scoring.features.layer is {c.features.layer}: -1 to '
+      f'scoring.features.layer is {c.features.layer}: must be -1 to '
       f'{decoder_config.num_layers} for this model'
     )
   if c.max_new_tokens >= decoder_config.context:
     raise errors.InputError(
-      f'scoring.max_new_tokens is {c.max_new_tokens}: must leave room for a '
-      f"prompt in the model's context of {decoder_config.context}"
+      f'scoring.max_new_tokens is {c.max_new_tokens}: it must leave room for '
+      f"a prompt in the model's context of {decoder_config.context}"
     )
   for token in c.stop_token_ids:
     if not isinstance(token, int) or not 0 <= token < decoder_config.vocab_size:
@@ -81,16 +84,16 @@ def check_options(config: ml_collections.ConfigDict) -> None:
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Scores every prompt of the pool; goes on where a run was cut short.
+  """Scores every prompt of the pool; resumes an interrupted run.
 
-  Writes scores.parquet and the features in pool order. Of several processes
-  each scores a part of the shards, or all score each together where the model
-  spans them; each writes one file of features.
+  Writes scores.parquet and the features in pool order. With several processes,
+  each scores a part of the shards, or all score every shard together if the
+  model spans them; each writes one file of features.
 
   Raises:
-    InputError: the workdir was scored from other inputs, the model gives
-      numbers that are not finite, the device has too little memory, or not all
-      processes see the workdir.
+    InputError: the workdir was scored from other inputs, the model's numbers
+      overflow, the device has too little memory, or some process cannot see
+      the workdir.
   """
   check(config, workdir, frozenset())
   path = models.resolve(config.model.path)
@@ -99,8 +102,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   folders = [shards.folder(workdir.score_shards, i) for i in range(len(ranges))]
   manifest = store.Manifest(workdir)
   first = processes.is_first()
-  # Only the first may write before all have begun, and what it finds done
-  # must be so for all: a network file system can show each another state.
+  # The first process decides for all what is left to do, because a network file
+  # system may show each a different state. Nothing else is written before that.
   todo = processes.from_first(
     'shards to score',
     lambda: _begin(
@@ -108,16 +111,16 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     ),
   )
   if todo is None:
-    console.say('score', 'done before')
+    console.say('score', 'already done')
     return
   with manifest.timed('score') if first else contextlib.nullcontext():
     notes = _score_shards(config, path, pool, ranges, folders, todo)
-    processes.meet('scored')
+    processes.barrier('scored')
     processes.await_files(folders)
     shards.join_features(
       workdir, len(ranges), processes.index(), processes.count()
     )
-    processes.meet('joined')
+    processes.barrier('joined')
     if not first:
       return
     shards.join_scores(workdir, len(ranges))
@@ -145,8 +148,8 @@ def _fingerprint(
   pool: store.Prompts,
 ) -> dict[str, Any]:
   c = config.scoring
-  # Where there is no template the separator joins the turns of a conversation;
-  # one turn is read without it.
+  # Without a template, the separator joins the turns of a conversation; a
+  # single turn does not depend on it.
   turns = any(not isinstance(x, str) and len(x) > 1 for x in pool.prompts)
   return {
     'pool': store.hash_file(workdir.pool),
@@ -169,15 +172,15 @@ def _begin(
   workdir: store.Workdir,
   folders: Sequence[pathlib.Path],
 ) -> list[int] | None:
-  """Numbers of the shards that are to be scored; None when all is done."""
+  """Numbers of the shards left to score; None if the stage is done."""
   shards_done = any(workdir.score_shards.glob('[0-9]*'))
   if not manifest.is_done('score') and not shards_done:
-    manifest.forget('score')  # Nothing is there that could be mixed.
+    manifest.forget('score')  # There are no shards to mix with other inputs.
   done = manifest.begin('score', fingerprint)
   if done and workdir.scores.exists() and store.feature_files(workdir):
     shutil.rmtree(workdir.score_shards, ignore_errors=True)
     return None
-  # Of a join that was cut short, perhaps by another number of processes.
+  # Left by an interrupted join, perhaps with another number of processes.
   for path in workdir.features.parent.glob('features*.npy'):
     path.unlink()
   return [i for i, path in enumerate(folders) if not path.exists()]
@@ -186,7 +189,7 @@ def _begin(
 def _bar(
   ranges: Sequence[tuple[int, int]], todo: Sequence[int], work: Sequence[int]
 ) -> tqdm.tqdm:
-  """Over the pool, or over what this process has to score of it."""
+  """A progress bar over the pool, or over this process's part of it."""
 
   def prompts(numbers: Sequence[int]) -> int:
     return sum(ranges[i][1] - ranges[i][0] for i in numbers)
@@ -196,7 +199,7 @@ def _bar(
     return console.bar('score', total, 'prompts', initial=total - prompts(todo))
   num = processes.count()
   return console.bar(
-    'score', prompts(work), f'prompts by one of {num} processes'
+    'score', prompts(work), f'prompts in one of {num} processes'
   )
 
 
@@ -208,7 +211,7 @@ def _score_shards(
   folders: Sequence[pathlib.Path],
   todo: Sequence[int],
 ) -> list[str]:
-  """Scores this process's part of the shards; returns what is to be noted."""
+  """Scores this process's part of the shards; returns the manifest's notes."""
   c = config.scoring
   notes: list[str] = []
   prompt_format = models.load_prompt_format(
@@ -224,14 +227,14 @@ def _score_shards(
   )
   shapes = inference.choose_shapes(decoder, mesh, encoded.lengths)
   end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
-  most_rows = min(c.shard_prompts, len(pool))
-  scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, most_rows)
+  max_rows = min(c.shard_prompts, len(pool))
+  scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, max_rows)
 
   mine = shards.part(todo, processes.index(), processes.count())
   work = todo if mesh.is_multi_process else mine
   if 0 < len(todo) < processes.count() and not mesh.is_multi_process:
     shards_text = console.count(len(todo), 'shard')
-    text = f'{shards_text} for {processes.count()} processes: some have no work'
+    text = f'{shards_text} for {processes.count()} processes: some stay idle'
     console.say('score', text)
   sizes = [c.batch_tokens, c.batch_tokens // 2]
   with _bar(ranges, todo, work) as bar:
@@ -267,9 +270,9 @@ def _scorers(
   mesh: jax.sharding.Mesh,
   shapes: inference.Shapes,
   end_ids: Sequence[int],
-  most_rows: int,
+  max_rows: int,
 ) -> Callable[[int], Scorer]:
-  """Tokens per batch -> scorer; each is made once."""
+  """Returns a cached function: tokens per batch -> scorer."""
   return functools.cache(
     lambda batch_tokens: Scorer(
       decoder,
@@ -278,7 +281,7 @@ def _scorers(
       end_ids=end_ids,
       max_new_tokens=options.max_new_tokens,
       batch_tokens=batch_tokens,
-      most_rows=most_rows,
+      max_rows=max_rows,
       prompt_scores=options.prompt_scores,
       length_normalized=options.length_normalized,
       pooling=options.features.pooling,
@@ -312,18 +315,18 @@ def _within_memory(
   rate: Rate,
   together: bool = False,
 ) -> Scores:
-  """Scores prompts with the first of some batch sizes that fits the device.
+  """Scores prompts with the first batch size that fits the device's memory.
 
   Args:
-    scorer_of: from tokens per batch to a scorer.
-    sizes: tokens per batch, to be tried in turn; too large ones are taken off.
-    tokens: of each prompt.
-    generate: prompts to be continued.
-    rate: told of progress.
-    together: all processes compute this, and must go on with the same size.
+    scorer_of: tokens per batch -> scorer.
+    sizes: tokens per batch, tried in order; sizes that do not fit are removed.
+    tokens: ids of each prompt.
+    generate: prompts to continue.
+    rate: the progress callback.
+    together: whether all processes compute this, and so need the same size.
 
   Raises:
-    InputError: none fits, or it was too much for some processes alone.
+    InputError: no size fits, or only some processes ran out of memory.
   """
   while True:
     before = rate.work
@@ -332,17 +335,20 @@ def _within_memory(
     except jax.errors.JaxRuntimeError as e:
       if 'RESOURCE_EXHAUSTED' not in str(e):
         raise
-      # The others would wait in a larger batch for this one's part of it.
-      alone = together and not processes.met_within('no memory', _SAME_SECONDS)
+      # If only this process is out of memory, the others wait for its part of
+      # the batch and never get here.
+      alone = together and not processes.barrier_within(
+        'no memory', _OUT_OF_MEMORY_SECONDS
+      )
       if len(sizes) == 1 or alone:
         raise errors.InputError(
-          f'the device has no memory for {sizes[0]} tokens per batch: set '
-          'scoring.batch_tokens lower, or take out prompts as long as the '
-          f'longest here, of {max(map(len, tokens))} tokens'
+          f'the device has no memory for {sizes[0]} tokens per batch: lower '
+          'scoring.batch_tokens, or remove the longest prompts (here of '
+          f'{max(map(len, tokens))} tokens)'
         ) from e
       console.say(
         'score',
-        f'no memory for scoring.batch_tokens={sizes.pop(0)}: going on with '
+        f'no memory for scoring.batch_tokens={sizes.pop(0)}: continuing with '
         f'{sizes[0]}',
       )
-      rate.go_back_to(before)
+      rate.rewind(before)

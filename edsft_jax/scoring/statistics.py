@@ -1,4 +1,4 @@
-"""From logits to the numbers of PAPERS: one set a token, one a sequence."""
+"""Uncertainty scores from logits: statistics per token, scores per sequence."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 
 from edsft_jax import inference
 
-# Logits closer than this may change places on other devices.
+# Logits closer than this may be ordered differently on other devices.
 _NEAR = 1e-4
 
 
 class TokenStatistics(NamedTuple):
-  """What is kept of one predictive distribution; each float32 [...].
+  """Statistics of a predictive distribution; each float32 [...].
 
   Attributes:
-    entropy: of the full vocabulary, in nats.
+    entropy: over the full vocabulary, in nats.
     top1: probability of the likeliest token.
-    top2: probability of the second likeliest (equal to top1 in a tie).
-    log_prob: log probability of the token that was chosen, in nats.
+    top2: probability of the second likeliest token (top1 in a tie).
+    log_prob: log probability of the chosen token, in nats.
   """
 
   entropy: jax.Array
@@ -30,15 +30,15 @@ class TokenStatistics(NamedTuple):
 def token_statistics(logits: jax.Array, token: jax.Array) -> TokenStatistics:
   """Reduces logits [..., V] and chosen tokens [...] to statistics [...].
 
-  The softmax is float32 over the full vocabulary whatever the logits' type.
-  Reductions find the two best: cheaper than a sort on every backend.
+  The softmax is float32 over the full vocabulary, whatever the logits' dtype.
+  Two reductions find the best two: cheaper than a sort on every backend.
   """
   logit_xV = logits.astype(jnp.float32)
   best_x = inference.argmax(logit_xV)
   is_best_xV = jnp.arange(logit_xV.shape[-1]) == best_x[..., None]
   max_x1 = jnp.max(logit_xV, axis=-1, keepdims=True)
   below_xV = logit_xV - max_x1
-  # Below the largest, so that no exponential overflows.
+  # Relative to the largest, so that no exponential overflows.
   exp_xV = jnp.exp(below_xV)
   total_x = jnp.sum(exp_xV, axis=-1)
   log_total_x = jnp.log(total_x)
@@ -53,9 +53,9 @@ def token_statistics(logits: jax.Array, token: jax.Array) -> TokenStatistics:
 
 
 def near_ties(statistics: TokenStatistics, valid: jax.Array) -> jax.Array:
-  """Steps [B] whose two best logits are closer than 1e-4.
+  """Counts the steps [B] whose two best logits are closer than 1e-4.
 
-  There another order of summation may choose another token.
+  At these, a different order of summation may choose a different token.
   """
   gap_BxT = jnp.log(statistics.top1) - jnp.log(statistics.top2)
   return jnp.sum(valid & (gap_BxT < _NEAR), axis=-1)
@@ -64,7 +64,7 @@ def near_ties(statistics: TokenStatistics, valid: jax.Array) -> jax.Array:
 def sequence_scores(
   statistics: TokenStatistics, valid: jax.Array, length_normalized: bool
 ) -> dict[str, jax.Array]:
-  """The scores of PAPERS ("Uncertainty scores") for each row of tokens.
+  """The uncertainty scores of each row of tokens; README.md names the papers.
 
   Args:
     statistics: fields [B, T].
@@ -96,7 +96,7 @@ def sequence_scores(
     'mean_margin': mean(margin_BxT),
     'min_margin': least(margin_BxT),
     'mean_confidence': mean(statistics.top1),
-    # Not divided by the length: the probability of a whole continuation.
+    # Of the whole continuation, so never divided by its length.
     'log_probability': total(statistics.log_prob),
   }
   return {k: jnp.where(none_B, jnp.nan, v) for k, v in scores.items()}

@@ -1,4 +1,4 @@
-"""scores.parquet: rows from what was scored, checked, and counted."""
+"""Rows of scores.parquet: checks, conversion and counts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from edsft_jax.scoring.scorer import Scores
 def refuse_overflow(
   scores: Scores, ids: Sequence[str], lengths: Sequence[int]
 ) -> None:
-  """Refuses scores and features that overflowed.
+  """Rejects scores and features that overflowed.
 
   Raises:
     InputError: naming the first prompt with a number that is not finite.
@@ -29,7 +29,7 @@ def refuse_overflow(
     )
   if not finite.all():
     raise errors.InputError(
-      f'prompt {ids[int(np.argmin(finite))]!r} gives scores or features that '
+      f'prompt {ids[int(np.argmin(finite))]!r} has scores or features that '
       "are not finite: the model's numbers overflow; check its weights or "
       'model.dtype'
     )
@@ -38,10 +38,10 @@ def refuse_overflow(
 def make_table(
   columns: dict[str, Any], scores: Scores, prompt_format: models.PromptFormat
 ) -> pa.Table:
-  """Rows of scores.parquet: the columns given, then what was scored.
+  """Rows of scores.parquet: the given columns, then the scores.
 
-  Nothing of a continuation where none was asked for; nulls for prompts that
-  were not continued.
+  Columns of continuations are null for prompts that were not continued, and
+  absent if none was.
   """
   if scores.scores:
     none = ~scores.generated
@@ -62,7 +62,7 @@ def make_table(
 
 
 def _nullable(values: np.ndarray) -> pa.Array:
-  """NaN, for which there is no value, becomes null."""
+  """A float32 array with NaN, which marks a missing value, as null."""
   return pa.array(values, pa.float32(), from_pandas=True)
 
 

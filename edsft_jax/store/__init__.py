@@ -1,8 +1,8 @@
-"""The files of a workdir, by which the stages hand their work on.
+"""The files of a workdir, through which stages pass on their results.
 
 Every stage reads the files of earlier stages and writes its own through this
-package. A file is whole or absent, and the manifest remembers what each stage
-was made from: a second run skips what is done and refuses what changed.
+package. Files are written atomically, and the manifest records what each stage
+was made from, so a second run skips what is done and rejects changed inputs.
 """
 
 from edsft_jax.store.features import (

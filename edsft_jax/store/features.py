@@ -1,4 +1,4 @@
-"""Features of a pool: one file, or one per process that scored."""
+"""Features of the pool: one file, or one per process that scored it."""
 
 import pathlib
 import re
@@ -11,10 +11,10 @@ from edsft_jax.store.workdir import Workdir
 
 
 def feature_files(workdir: Workdir) -> list[pathlib.Path]:
-  """The files that hold the pool's features, in pool order; [] for none.
+  """The files with the pool's features, in pool order; [] if there are none.
 
   Raises:
-    InputError: they are not all there, or there are others next to them.
+    InputError: the set is incomplete, or there are other files next to it.
   """
   found = sorted(workdir.features.parent.glob('features*.npy'))
   if not found or found == [workdir.features]:
@@ -38,11 +38,11 @@ def read_features(workdir: Workdir) -> np.ndarray:
   """The pool's features [N, D] float32, in pool order.
 
   Raises:
-    InputError: a file is damaged, or not all are there.
+    InputError: a file is damaged, or the set is incomplete.
   """
   parts = []
   for path in feature_files(workdir):
-    # All of them: the score stage refuses a set with one missing.
+    # Remove all: the score stage would reject an incomplete set.
     with files.refuse_damaged(
       path,
       f'remove all features*.npy in {path.parent} and run the score stage '

@@ -1,7 +1,7 @@
-"""A workdir's files are whole or absent, and readable as the umask says.
+"""Reads and writes the files of a workdir.
 
-A file appears under its name only when it is complete: it is written next to
-its place and renamed.
+Files are written atomically: to a temporary path next to the target, which is
+renamed once complete. Their permissions follow the umask.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,34 +23,34 @@ from edsft_jax.store.workdir import Workdir
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path next to `path` to write to; renames it at the end.
+  """Yields a path next to `path` to write to, and renames it at the end.
 
-  On any exception what was written is removed and `path` is left as it was.
-  Works for a file and, where `path` does not exist yet, for a directory.
-  Others may read it as the umask says, whatever library wrote it.
+  On any exception, what was written is removed and `path` is unchanged. Works
+  for files and, if `path` does not exist yet, for directories. Permissions
+  follow the umask, whatever library wrote the file.
 
   Raises:
-    InputError: there is no space for it.
+    InputError: the disk or the quota is full.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'.{path.name}.partial')
   _remove(partial)
   try:
     yield partial
-    _grant(partial)
+    _apply_umask(partial)
     _sync(partial)
     os.replace(partial, path)
   except BaseException as e:
     _remove(partial)
     if isinstance(e, OSError) and e.errno in _NO_SPACE:
       raise errors.InputError(
-        f'{path} cannot be written ({os.strerror(e.errno)}): make room, and '
-        'the same command goes on'
+        f'{path} cannot be written ({os.strerror(e.errno)}): free some space '
+        'and run the same command to resume'
       ) from e
     raise
 
 
-# The disk, the user's share of it, the largest file allowed.
+# Disk full, quota exceeded, file too large.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,20 +61,20 @@ def _remove(path: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _grant(path: pathlib.Path) -> None:
-  """Sets permissions as plain writes would; safetensors writes 0600."""
-  mask = os.umask(0o077)  # It cannot only be read.
+def _apply_umask(path: pathlib.Path) -> None:
+  """Sets the permissions that plain writes have; safetensors writes 0600."""
+  mask = os.umask(0o077)  # The umask can only be read by setting it.
   os.umask(mask)
   for each in [path, *path.rglob('*')]:
     mode = (0o777 if each.is_dir() else 0o666) & ~mask
     if each.stat().st_mode & 0o777 != mode:
-      # Some network file systems refuse; what is written is whole all the same.
+      # Some network file systems do not allow it; the content is unaffected.
       with contextlib.suppress(OSError):
         each.chmod(mode)
 
 
 def _sync(path: pathlib.Path) -> None:
-  """Data before name: a crash after the rename must not leave a hole."""
+  """Flushes data to disk, so that a crash after the rename loses nothing."""
   for file in [path, *path.rglob('*')]:
     if file.is_file():
       with file.open('rb+') as f:
@@ -82,31 +82,31 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """UTF-8."""
+  """Writes text as UTF-8."""
   with replacing(path) as partial:
     partial.write_text(text, encoding='utf-8')
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Indented, for people too."""
+  """Writes a value as indented JSON."""
   write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
 def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  """One strict JSON object per line (NaN is refused, not written)."""
+  """Writes one strict JSON object per line (NaN is an error)."""
   with replacing(path) as partial, partial.open('w', encoding='utf-8') as f:
     for row in rows:
       f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def write_parquet(path: pathlib.Path, table: pa.Table) -> None:
-  """One table, whole."""
+  """Writes a table."""
   with replacing(path) as partial:
     pq.write_table(table, partial)
 
 
 def write_npy(path: pathlib.Path, array: np.ndarray) -> None:
-  """One array, whole."""
+  """Writes an array."""
   write_rows(path, array.shape, array.dtype, [array])
 
 
@@ -116,10 +116,10 @@ def write_rows(
   dtype: np.typing.DTypeLike,
   parts: Iterable[np.ndarray],
 ) -> None:
-  """One array from its parts, which follow each other along the first axis.
+  """Writes an array from its parts, concatenated along the first axis.
 
-  Through plain writes: np.save names no cause when the disk is full, and a
-  memory map ends the process.
+  Uses plain writes: on a full disk, np.save does not say what is wrong, and a
+  memory map kills the process.
   """
   header = {'shape': tuple(shape), 'fortran_order': False}
   header['descr'] = np.lib.format.dtype_to_descr(np.dtype(dtype))
@@ -131,10 +131,10 @@ def write_rows(
 
 @contextlib.contextmanager
 def refuse_damaged(path: pathlib.Path, remedy: str) -> Iterator[None]:
-  """Turns whatever a reader raises for a damaged file into one line.
+  """Turns a reader's errors for a damaged file into an InputError.
 
   Raises:
-    InputError: the file exists and is not what was written.
+    InputError: the file exists but cannot be read as what it should be.
   """
   try:
     yield
@@ -146,12 +146,12 @@ def refuse_damaged(path: pathlib.Path, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The value that `write_json` wrote."""
+  """Reads what `write_json` wrote."""
   return json.loads(path.read_text(encoding='utf-8'))
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows that `write_jsonl` wrote."""
+  """Reads what `write_jsonl` wrote."""
   with path.open(encoding='utf-8') as f:
     return [json.loads(line) for line in f]
 
@@ -159,7 +159,7 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 def read_parquet(
   path: pathlib.Path, columns: Sequence[str] | None = None
 ) -> pa.Table:
-  """The table, or only the columns named.
+  """Reads a table, or only the given columns.
 
   Raises:
     InputError: the file is damaged.
@@ -169,14 +169,14 @@ def read_parquet(
 
 
 def _remedy(path: pathlib.Path) -> str:
-  """What brings back a damaged table of a workdir."""
+  """How the user can restore a damaged table of a workdir."""
   root = path.parent.parent
   if path == Workdir(root).scores:
     return 'remove it and run the score stage again'
   if path == Workdir(root).responses:
     return (
       'remove it and run the annotate stage again, once with each file of '
-      'answers that it took'
+      'answers that it has read'
     )
-  # The pool stage makes all of its tables again where this one is missing.
+  # If this one is missing, the pool stage makes all of its tables again.
   return f'remove {Workdir(root).pool} and run the pool stage again'

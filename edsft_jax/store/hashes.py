@@ -1,4 +1,4 @@
-"""SHA-256 of files and values, by which a stage knows its inputs again."""
+"""SHA-256 of files and values, to detect changed inputs."""
 
 from collections.abc import Sequence
 import functools
@@ -9,14 +9,14 @@ from typing import Any
 
 
 def hash_file(path: pathlib.Path) -> str:
-  """SHA-256 of a file's bytes, in hex; read once while the file is the same."""
+  """SHA-256 of a file's bytes, in hex; cached while the file is unchanged."""
   stat = path.stat()
   return _hash_file(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=4096)
 def _hash_file(path: pathlib.Path, *identity: int) -> str:
-  del identity  # Distinguishes what a path named at different times.
+  del identity  # Part of the cache key, to detect changed files.
   with path.open('rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 

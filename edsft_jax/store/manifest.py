@@ -1,4 +1,4 @@
-"""manifest.json: what every stage was made from, and what it counted."""
+"""manifest.json: each stage's fingerprint, counts and time."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -16,13 +16,13 @@ from edsft_jax.store.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class StageRecord:
-  """What manifest.json says of a stage.
+  """The record of a stage in manifest.json.
 
   Attributes:
-    fingerprint: the options and hashes of inputs that it was made from.
+    fingerprint: the options and input hashes that it was made from.
     done: whether it finished.
     seconds: wall time so far, over all runs.
-    counts: what it counted when it finished.
+    counts: its counts when it finished.
   """
 
   fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -32,7 +32,7 @@ class StageRecord:
 
 
 class Manifest:
-  """manifest.json, rewritten whole after each change.
+  """manifest.json, rewritten after each change.
 
   A stage calls `begin` with its fingerprint (the options that it reads and
   the hashes of its inputs, by name), does its work under `timed`, and calls
@@ -51,7 +51,7 @@ class Manifest:
     if self._path.exists():
       with files.refuse_damaged(
         self._path,
-        'put back a copy of it, or remove it and run every stage again: pool '
+        'restore it from a copy, or remove it and run every stage again: pool '
         'and score then make their files again',
       ):
         contents = files.read_json(self._path)
@@ -63,12 +63,12 @@ class Manifest:
 
   @property
   def stages(self) -> Mapping[str, StageRecord]:
-    """Every stage that began, by name."""
+    """The records of all stages that began, by name."""
     return self._stages
 
   @property
   def facts(self) -> Mapping[str, Any]:
-    """What `describe` noted, and the versions."""
+    """The facts recorded by `describe`, and versions of libraries."""
     return self._facts
 
   def is_done(self, stage: str) -> bool:
@@ -76,7 +76,7 @@ class Manifest:
     return stage in self._stages and self._stages[stage].done
 
   def counts(self, stage: str) -> dict[str, Any]:
-    """What a stage counted; nothing for one that did not finish."""
+    """The counts of a stage; empty if it did not finish."""
     return self._stages.get(stage, StageRecord()).counts
 
   def begin(
@@ -85,12 +85,12 @@ class Manifest:
     fingerprint: Mapping[str, Any],
     remedy: str = 'set it back or use another --workdir',
   ) -> bool:
-    """Returns True when the stage is done with this very fingerprint.
+    """Begins a stage; returns True if it is done with this fingerprint.
 
     Args:
       stage: its name.
-      fingerprint: what it is made from, by name.
-      remedy: what a person can do when that has changed.
+      fingerprint: its options and input hashes, by name.
+      remedy: what the user can do if they have changed.
 
     Raises:
       InputError: the stage was begun or done with another fingerprint.
@@ -106,30 +106,30 @@ class Manifest:
     return False
 
   def restart(self, stage: str, fingerprint: Mapping[str, Any]) -> None:
-    """Begins a stage of which nothing is left that could be mixed."""
+    """Begins a stage again, once no result of another fingerprint is left."""
     self.forget(stage)
     self.begin(stage, fingerprint)
 
   def forget(self, stage: str) -> None:
-    """Drops a stage's fingerprint: it has nothing done that could be mixed."""
+    """Drops a stage's record, if it has no results that could be mixed up."""
     self._stages.pop(stage, None)
 
   def finish(
     self, stage: str, counts: Mapping[str, Any], seconds: float = 0.0
   ) -> None:
-    """Marks a stage as done, with what it counted.
+    """Marks a stage as done.
 
     Args:
       stage: its name.
-      counts: what it counted, by name.
-      seconds: wall time to be added, where the work was not `timed`.
+      counts: its counts, by name.
+      seconds: wall time to add, if the work was not `timed`.
     """
     total = round(self._stages[stage].seconds + seconds, 3)
     self._change(stage, done=True, counts=plain(counts), seconds=total)
 
   @contextlib.contextmanager
   def timed(self, stage: str) -> Iterator[None]:
-    """Adds the block's wall seconds to the stage, also when it is cut short."""
+    """Adds the block's wall seconds to the stage, even if it fails."""
     start = time.monotonic()
     try:
       yield
@@ -139,7 +139,7 @@ class Manifest:
       self._change(stage, seconds=round(before + spent, 3))
 
   def describe(self, **facts: Any) -> None:
-    """Notes facts about the whole study besides those of the stages."""
+    """Records facts about the whole study."""
     self._facts |= plain(facts)
     self._write()
 
@@ -157,10 +157,10 @@ class Manifest:
 def refuse_change(
   what: str, old: Mapping[str, Any], new: Mapping[str, Any], remedy: str
 ) -> None:
-  """Refuses to mix what was made from different inputs.
+  """Rejects changed inputs, so that results of different inputs never mix.
 
   Raises:
-    InputError: naming what changed between two fingerprints.
+    InputError: naming the differences between the two fingerprints.
   """
   if differences := changed(old, plain(new)):
     raise errors.InputError(
@@ -169,12 +169,12 @@ def refuse_change(
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """Names whose value differs, each with both values, shortened."""
+  """Names whose values differ, each with both values, shortened."""
 
   def short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value):
-      return value[:8]  # The beginning of a hash tells as much.
+      return value[:8]  # A prefix of the hash is enough.
     return text if len(text) <= 60 else f'{text[:57]}...'
 
   return [
@@ -185,13 +185,13 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-  """The value as it comes back from JSON (tuples are lists there)."""
+  """The value after a JSON round trip, which turns tuples into lists."""
   return json.loads(json.dumps(value, ensure_ascii=False))
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-  """Versions of what the numbers may depend on."""
+  """Versions of the libraries that results may depend on."""
   import importlib.metadata
   import platform
 

@@ -1,4 +1,4 @@
-"""Prompts and answers as the stages hand them on, and their tables."""
+"""Prompts and answers, and the tables that stages exchange."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -16,20 +16,20 @@ Scalar = str | int | float | bool
 
 T = TypeVar('T')
 
-# Rows of one arrow batch: text of one batch must stay below 2 GiB.
+# Rows per arrow batch, whose text must stay below 2 GiB.
 BATCH_ROWS = 16384
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-  """Prompts in file order; what scores and selects gets them without answers.
+  """Prompts in file order; scoring and selection get them without answers.
 
   Attributes:
     ids: unique ids.
-    prompts: text, or a list of {'role', 'content'} turns, some with a 'name'.
-    tasks: a label for each prompt, or None when there are none.
-    responses: an answer for each prompt, '' where it is not known; None when
-      answers lie elsewhere, as a pool's do.
+    prompts: text, or a list of {'role', 'content'} turns; some have a 'name'.
+    tasks: a label for each prompt, or None.
+    responses: an answer for each prompt, '' if unknown; None if the answers are
+      stored separately, as for the pool.
   """
 
   ids: list[str]
@@ -41,7 +41,7 @@ class Prompts:
     return len(self.ids)
 
   def where(self, chosen: Sequence[bool]) -> 'Prompts':
-    """Those for which `chosen` is true, in the same order."""
+    """The prompts for which `chosen` is true, in the same order."""
 
     def pick(values: list[T]) -> list[T]:
       return [v for v, keep in zip(values, chosen, strict=True) if keep]
@@ -54,11 +54,11 @@ class Prompts:
     )
 
   def first(self, count: int) -> 'Prompts':
-    """The first `count` of them, or all if there are fewer."""
+    """The first `count` prompts, or all if there are fewer."""
     return self.where([i < count for i in range(len(self))])
 
   def answered(self) -> 'Prompts':
-    """Those that have a response."""
+    """The prompts that have a response."""
     if self.responses is None:
       return self.where([False] * len(self))
     return self.where([bool(text) for text in self.responses])
@@ -94,7 +94,7 @@ def read_prompts(path: pathlib.Path) -> Prompts:
 
 
 def read_responses(path: pathlib.Path) -> dict[str, str]:
-  """Reads a table of id and response; an absent file has none.
+  """Reads a table of id and response; {} if the file does not exist.
 
   Raises:
     InputError: the file is damaged.
@@ -110,13 +110,14 @@ def read_responses(path: pathlib.Path) -> dict[str, str]:
 def prompt_table(
   prompts: Prompts, others: Mapping[str, list[Scalar | None]] | None = None
 ) -> pa.Table:
-  """id, prompt or messages, task and response if there are any, then others.
+  """Makes a table for `read_prompts`.
 
-  `read_prompts` reads what this makes.
+  Its columns are id, prompt or messages or both, task if there are any, other
+  columns, and response if there are any.
 
   Args:
-    prompts: what the table holds.
-    others: further columns, each as long as the prompts.
+    prompts: the rows.
+    others: further columns, with a value per prompt.
   """
   columns: dict[str, _Column] = {'id': (prompts.ids, pa.string())}
   texts = [p if isinstance(p, str) else None for p in prompts.prompts]
@@ -134,7 +135,7 @@ def prompt_table(
 
 
 def response_table(responses: Mapping[str, str]) -> pa.Table:
-  """Answers by id, as `read_responses` reads them."""
+  """Makes a table of answers by id, for `read_responses`."""
   return _table(
     {
       'id': (list(responses), pa.string()),
@@ -146,24 +147,23 @@ def response_table(responses: Mapping[str, str]) -> pa.Table:
 _Column = tuple[list[Any], pa.DataType]
 
 
-def _messages_type(turns: Sequence[list[Message] | None]) -> pa.DataType:
-  """Lists of role and content, and of the name where a turn has one."""
+def _messages_type(conversations: Sequence[list[Message] | None]) -> pa.DataType:
+  """Lists of role and content, with a name if any turn has one."""
   names = ['role', 'content']
-  if any('name' in turn for each in turns for turn in each or ()):
+  if any('name' in turn for turns in conversations for turn in turns or ()):
     names.append('name')
   return pa.list_(pa.struct([(name, pa.string()) for name in names]))
 
 
 def _present(turn: Message) -> Message:
-  """A turn without the fields that others have."""
+  """A turn without the fields that only other turns have."""
   return {name: value for name, value in turn.items() if value is not None}
-
 
 
 def _other_columns(
   others: Mapping[str, list[Scalar | None]],
 ) -> dict[str, _Column]:
-  """Each with the narrowest type that holds its values; text if mixed."""
+  """Columns with the narrowest type for their values; text if mixed."""
   columns: dict[str, _Column] = {}
   for name, values in others.items():
     types = {type(value) for value in values if value is not None}

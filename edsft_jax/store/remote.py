@@ -1,4 +1,4 @@
-"""Files in other storages, as gs:// and s3://, fetched where fsspec can."""
+"""Fetches files with a scheme, such as gs:// and s3://, through fsspec."""
 
 import atexit
 import functools
@@ -11,17 +11,17 @@ from edsft_jax.store.workdir import has_scheme
 
 
 def local(path: str, option: str) -> pathlib.Path:
-  """The file that a person named, on this machine.
+  """The local path of a file that the user named.
 
-  One with a scheme is fetched into a folder that lasts as long as the process,
-  once; a path without one is returned as it is, whether it exists or not.
+  A path with a scheme is fetched once, into a folder that is removed when the
+  process exits. Other paths are returned unchanged, whether they exist or not.
 
   Args:
-    path: a path, or SCHEME://... of any storage that fsspec knows.
-    option: the option that named it, for messages.
+    path: a path, or SCHEME://... for any storage that fsspec supports.
+    option: the option that names it, for messages.
 
   Raises:
-    InputError: the storage cannot be reached, or has no such file.
+    InputError: the storage cannot be reached, or does not have the file.
   """
   return _fetch(path, option) if has_scheme(path) else pathlib.Path(path)
 
@@ -32,20 +32,20 @@ def _fetch(path: str, option: str) -> pathlib.Path:
     import fsspec
   except ImportError:
     raise errors.InputError(
-      f'{option}={path} needs fsspec: pip install fsspec, and what it asks for '
-      'to reach that storage, or copy the file here'
+      f'{option}={path} needs fsspec: pip install fsspec and its backend for '
+      'this storage, or copy the file here'
     ) from None
-  # The name stays: its ending tells the format.
+  # Keeps the name, whose extension gives the format.
   file = pathlib.Path(tempfile.mkdtemp(dir=_folder()), path.rpartition('/')[2])
   try:
     with fsspec.open(path, 'rb') as source, file.open('wb') as copy:
       shutil.copyfileobj(source, copy)
-  # Every storage has errors of its own.
+  # Every storage has its own errors.
   except Exception as e:
     reason = ' '.join(str(e).split()) or type(e).__name__
     raise errors.InputError(
-      f'{option}={path} cannot be read ({reason}): check the path and the '
-      'rights to read it, or copy the file here'
+      f'{option}={path} cannot be read ({reason}): check the path and your '
+      'permission to read it, or copy the file here'
     ) from None
   return file
 

@@ -1,4 +1,4 @@
-"""Text from files that people made: CSV, and what cannot be written again."""
+"""Text from user files: CSV records, and text that cannot be written."""
 
 from collections.abc import Iterator
 import csv
@@ -11,7 +11,7 @@ from edsft_jax import errors
 
 
 def damage(text: str) -> str:
-  """What makes a text impossible to write or to tokenise, or ''."""
+  """Why a text cannot be written or tokenised, or ''."""
   if '\0' in text:
     return 'a NUL byte'
   try:
@@ -26,39 +26,39 @@ def csv_records(
 ) -> Iterator[tuple[int, list[str] | str]]:
   """Yields the records of a CSV file, the header first.
 
-  The separator is the one of `,;` and tab that the first line has most of:
-  spreadsheets of many countries separate by semicolons. Cells may be of any
-  length. Empty lines have no record.
+  The separator is a comma, semicolon or tab, whichever is most frequent in the
+  first line: in many countries, spreadsheets use semicolons. Cells may have any
+  length. Empty lines are skipped.
 
   Args:
-    path: for messages.
-    lines: with their newlines.
+    path: the file, for messages.
+    lines: its lines, with newlines.
 
   Yields:
-    The line where a record begins, from 1, and its fields; or text that says
-    why it is broken. A quote that is not closed before the next one opens
-    makes one cell of several records: each of their lines is broken then.
+    The line where a record begins, from 1, and its fields, or text that says
+    why it is broken. If an unclosed quote turns several records into one cell,
+    each of their lines is yielded as broken.
 
   Raises:
-    InputError: a quote is never closed, so that the rest of the file would
-      end up in one cell.
+    InputError: a quote is never closed, so the rest of the file would end up in
+      one cell.
   """
   first = next(lines, None)
   if first is None:
     return
   delimiter = max(',;\t', key=first.count)
-  taken: list[str] = []
+  read: list[str] = []  # Lines of the current record.
 
-  def noted() -> Iterator[str]:
+  def recorded() -> Iterator[str]:
     for text in itertools.chain([first], lines):
-      taken.append(text)
+      read.append(text)
       yield text
 
-  reader = csv.reader(noted(), delimiter=delimiter, strict=True)
+  reader = csv.reader(recorded(), delimiter=delimiter, strict=True)
   width = 0
   while True:
     line = reader.line_num + 1
-    taken.clear()
+    read.clear()
     # Restored at once: it is the whole program's.
     limit = csv.field_size_limit(sys.maxsize)
     try:
@@ -77,13 +77,13 @@ def csv_records(
     finally:
       csv.field_size_limit(limit)
     width = width or len(fields)
-    if len(taken) > 1 and _are_records(taken, delimiter, width):
-      last = line + len(taken) - 1
+    if len(read) > 1 and _are_records(read, delimiter, width):
+      last = line + len(read) - 1
       for number in range(line, last + 1):
         yield (
           number,
-          f'a quote that opens in line {line} makes one cell of the records '
-          f'as far as line {last}',
+          f'an unclosed quote in line {line} makes one cell of lines {line} to '
+          f'{last}',
         )
     elif problem:
       yield line, problem
@@ -92,12 +92,12 @@ def csv_records(
 
 
 def _are_records(lines: list[str], delimiter: str, width: int) -> bool:
-  """Whether each of the lines of one record is a record when read alone.
+  """Whether every line of one record has the separators of a whole record.
 
-  The commas of prose have a space after them, those between cells have none.
+  In prose a comma is followed by a space; between cells it is not.
   """
   pattern = re.compile(delimiter if delimiter == '\t' else f'{delimiter}(?! )')
-  # Of two cells and two lines, prose and code may well have so many commas.
+  # With two columns and two lines, text can match by chance.
   enough = delimiter == '\t' or width > 2 or len(lines) > 2
   return (
     enough

@@ -1,4 +1,4 @@
-"""Where the files of a study lie, and the lock on the folder of all."""
+"""The paths of a study's files, and the lock on its folder."""
 
 from collections.abc import Iterator, Set
 import contextlib
@@ -12,7 +12,7 @@ from edsft_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """Where everything of one study lies; paths only, nothing is opened."""
+  """The paths of a study's files; opens nothing."""
 
   root: pathlib.Path
 
@@ -23,17 +23,17 @@ class Workdir:
 
   @property
   def manifest(self) -> pathlib.Path:
-    """What each stage was made from, see `store.Manifest`."""
+    """What each stage was made from; see `store.Manifest`."""
     return self.root / 'manifest.json'
 
   @property
   def pool(self) -> pathlib.Path:
-    """The prompts to choose from; never an answer."""
+    """The prompts to choose from, without answers."""
     return self.root / 'pool' / 'pool.parquet'
 
   @property
   def quarantine(self) -> pathlib.Path:
-    """Rows of the pool that were refused."""
+    """Rejected rows of the pool."""
     return self.root / 'pool' / 'quarantine.jsonl'
 
   @property
@@ -58,7 +58,7 @@ class Workdir:
 
   @property
   def todo(self) -> pathlib.Path:
-    """Prompts whose answers are still to be bought; todo.csv next to it."""
+    """Prompts that still need an answer; todo.csv is next to it."""
     return self.root / 'annotations' / 'todo.jsonl'
 
   @property
@@ -68,7 +68,7 @@ class Workdir:
 
   @property
   def features(self) -> pathlib.Path:
-    """As one process writes it; see `store.feature_files`."""
+    """Features written by a single process; see `store.feature_files`."""
     return self.root / 'scores' / 'features.npy'
 
   def features_part(self, index: int, count: int) -> pathlib.Path:
@@ -78,17 +78,17 @@ class Workdir:
 
   @property
   def score_shards(self) -> pathlib.Path:
-    """What is scored so far; gone once everything is."""
+    """Shards scored so far; removed when scoring is complete."""
     return self.root / 'scores' / 'shards'
 
   @property
   def selections(self) -> pathlib.Path:
-    """The orders of all strategies."""
+    """The picks of all strategies."""
     return self.root / 'selections'
 
   @property
   def gains_curves(self) -> pathlib.Path:
-    """What the kernel width was read from."""
+    """The gains curves that the kernel width was chosen from."""
     return self.selections / 'gains_curves.json'
 
   def selection(self, strategy: str, seed: int) -> pathlib.Path:
@@ -96,7 +96,7 @@ class Workdir:
     return self.selections / f'{strategy}-seed{seed}.jsonl'
 
   def selection_record(self, strategy: str) -> pathlib.Path:
-    """What a strategy's orders were made from, and how good they can be."""
+    """The fingerprint and bounds of a strategy's picks."""
     return self.selections / f'{strategy}.json'
 
   @property
@@ -110,29 +110,29 @@ class Workdir:
 
   @property
   def report(self) -> pathlib.Path:
-    """The page; its plots and tables lie next to it."""
+    """The report page; its plots and tables are next to it."""
     return self.root / 'report' / 'index.html'
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """Where everything of one cell lies; paths only, nothing is opened."""
+  """The paths of a cell's files; opens nothing."""
 
   root: pathlib.Path
 
   @property
   def cell(self) -> pathlib.Path:
-    """What the cell is made from, written when it begins."""
+    """The fingerprint of the cell, written when finetuning begins."""
     return self.root / 'cell.json'
 
   @property
   def model(self) -> pathlib.Path:
-    """A PEFT adapter or a Hugging Face model; there when finetuning is done."""
+    """A PEFT adapter or Hugging Face model; exists once finetuning is done."""
     return self.root / 'model'
 
   @property
   def metrics(self) -> pathlib.Path:
-    """Loss and rate of finetuning by step."""
+    """Loss and learning rate by step."""
     return self.root / 'metrics.jsonl'
 
   @property
@@ -142,7 +142,7 @@ class Run:
 
   @property
   def checkpoints(self) -> pathlib.Path:
-    """There only while the cell is being finetuned."""
+    """Exists only while the cell is being finetuned."""
     return self.root / 'checkpoints'
 
   @property
@@ -151,7 +151,7 @@ class Run:
     return self.root / 'evaluations'
 
   def evaluation(self, task: str) -> pathlib.Path:
-    """Metrics of a task; there when the cell is evaluated on it."""
+    """Metrics of a task; exists once the cell is evaluated on it."""
     return self.evaluations / task / 'eval.json'
 
   def items(self, task: str) -> pathlib.Path:
@@ -160,7 +160,7 @@ class Run:
 
   @property
   def old_evaluation(self) -> tuple[pathlib.Path, pathlib.Path]:
-    """Where evaluations lay before there were tasks; nothing writes these."""
+    """Files of evaluations by older versions; no longer written."""
     return self.root / 'eval.json', self.root / 'predictions.jsonl'
 
 
@@ -168,26 +168,26 @@ _SCHEME = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+://')
 
 
 def has_scheme(path: str) -> bool:
-  """Whether a path names another storage than this machine's, as gs://."""
+  """Whether a path has a scheme, such as gs://, and so is not local."""
   return _SCHEME.match(path) is not None
 
 
 def open_workdir(path: str) -> Workdir:
-  """The workdir that a person named.
+  """The workdir at a path.
 
   Raises:
-    InputError: it is not a folder of a file system.
+    InputError: the path is not in a file system.
   """
   if has_scheme(path):
     raise errors.InputError(
-      f'--workdir={path} is not in a file system, and a workdir is locked and '
-      'its files renamed: name a folder, and copy it there when it is done'
+      f'--workdir={path} is not in a file system, which a workdir needs to '
+      'lock and rename files: name a local folder, and copy it there when done'
     )
   return Workdir(pathlib.Path(path))
 
 
 def require(path: pathlib.Path, stage: str, planned: Set[str]) -> None:
-  """Refuses to go on without a stage's file, unless that stage runs before.
+  """Requires a stage's file, unless that stage runs before.
 
   Raises:
     InputError: naming the file and the stage that makes it.
@@ -200,10 +200,10 @@ def require(path: pathlib.Path, stage: str, planned: Set[str]) -> None:
 
 @contextlib.contextmanager
 def claimed(workdir: Workdir) -> Iterator[None]:
-  """Holds a workdir against other commands; leaves no empty folder behind.
+  """Locks a workdir; removes it at the end if it is empty.
 
   Raises:
-    InputError: another command is at work there, or it cannot be written to.
+    InputError: another command is using it, or it cannot be written to.
   """
   lock = workdir.root / '.lock'
   try:
@@ -211,15 +211,15 @@ def claimed(workdir: Workdir) -> Iterator[None]:
     file = lock.open('a')
   except OSError as e:
     raise errors.InputError(
-      f'--workdir={workdir.root} cannot be written to ({e.strerror}): name a '
-      'folder that can'
+      f'--workdir={workdir.root} cannot be written to ({e.strerror}): name '
+      'another folder'
     ) from None
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       raise errors.InputError(
-        f'another command is at work in {workdir.root}: wait for it, or name '
+        f'another command is using {workdir.root}: wait for it, or name '
         'another --workdir'
       ) from None
     try:

@@ -1,4 +1,4 @@
-"""Which prompts to have answered: a registry of strategies and their stage.
+"""Strategies that choose which prompts to have answered, and their stage.
 
 Importing the registry must not import jax, so this file imports nothing.
 """

@@ -1,34 +1,35 @@
-"""What strategies derive from the features: a kernel width, and tasks."""
+"""Derives a kernel width and tasks from the features, for strategies."""
 
 import numpy as np
 
 from edsft_jax import console, selection, store
 
-# Widths that the gains curves are drawn for, in units of the pool's mean
-# squared distance: from every item alone to everything alike.
+# Kernel widths of the gains curves, in units of the pool's mean squared
+# distance: from no prompt similar to another, to all similar.
 WIDTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
-# Curves need the shape of the decay, not the last prompt: past this many
-# prompts they are drawn on an even sample with the budget cut in proportion.
+# Only the shape of the decay matters: the curves of a larger pool are computed
+# on an even sample of this many prompts, with a proportional budget.
 CURVE_PROMPTS = 4000
 
-# Tasks found at most in a pool without labels, unless the config says how many.
-MOST_CLUSTERS = 100
+# Limit on the tasks found in a pool without labels, unless the config sets it.
+MAX_CLUSTERS = 100
 
 
 def tasks(features: np.ndarray, num_clusters: int) -> list[str]:
-  """Tasks by k-means, named in the order in which the pool shows them.
+  """Finds tasks by k-means, numbered in order of first occurrence.
 
   Args:
     features: [N, D].
-    num_clusters: how many; 0: the root of half the pool, at most 100.
+    num_clusters: number of tasks; 0: the square root of half the pool, at most
+      100.
   """
-  suggested = min(max(round(np.sqrt(len(features) / 2)), 1), MOST_CLUSTERS)
+  suggested = min(max(round(np.sqrt(len(features) / 2)), 1), MAX_CLUSTERS)
   labels = selection.cluster_tasks(features, num_clusters or suggested)
   console.say(
     'select',
     'the pool has no task labels: '
-    f'{console.count(labels.max() + 1, "task")} by k-means on the features',
+    f'found {console.count(labels.max() + 1, "task")} by k-means on features',
   )
   return [f'cluster {label}' for label in labels]
 
@@ -39,16 +40,17 @@ def kernel_width(
   budget: int,
   features_hash: str,
 ) -> float:
-  """Draws the gains curves once per workdir; the width that they suggest.
+  """Returns the width that the gains curves suggest.
 
-  A larger budget later keeps the first width: another one would give another
-  order, and prompts already bought would drop out of it.
+  The curves are computed once per workdir. A larger budget keeps the first
+  width, since another one would give a different order, without some of the
+  prompts already bought.
 
   Args:
-    workdir: where selections/gains_curves.json is read or written.
+    workdir: has selections/gains_curves.json, which is read or written.
     features: [N, D].
-    budget: the largest of the study.
-    features_hash: of the features, kept with the curves.
+    budget: the largest budget of the study.
+    features_hash: hash of the features, stored with the curves.
   """
   if workdir.gains_curves.exists():
     known = store.read_json(workdir.gains_curves)

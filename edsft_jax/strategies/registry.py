@@ -1,7 +1,7 @@
-"""Every strategy, one row each: what it reads, who chooses, how it is drawn.
+"""The table of strategies: what each reads, how it chooses, how it is plotted.
 
-Below all stages: study, pipeline and reporting read it too. So importing it
-imports nothing heavy; a chooser imports what it needs when it is called.
+study, pipeline and reporting read this table too, so importing it must be fast:
+a chooser imports what it needs when it is called.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ class Strategy:
   """A row of the registry.
 
   Attributes:
-    name: in configs, files and reports.
-    choose: (view, budget, seed) -> Selection, each of whose prefixes is its
-      answer for that smaller budget.
-    colour: on the page, '#rrggbb'.
-    marker: of matplotlib, on the page.
-    reads: of 'scores', 'features', 'kernel' and 'tasks', what the choice
-      depends on besides the pool; the kernel is one over the features. What
-      is named here is in the view.
+    name: its name in configs, files and reports.
+    choose: (view, budget, seed) -> Selection. Every prefix of the order must be
+      the selection for that smaller budget.
+    colour: its colour on the page, '#rrggbb'.
+    marker: its matplotlib marker on the page.
+    reads: the inputs that it needs besides the pool, some of 'scores',
+      'features', 'kernel' (over the features) and 'tasks'; the view has them.
     column: the score that it ranks by; '' for none.
     options: further options that it reads, by dotted name.
     seeded: whether the seed changes its picks.
-    seeded_if: options, and the values with which the seed does so.
+    seeded_if: option -> the value with which the seed changes its picks.
   """
 
   name: str
@@ -51,7 +50,7 @@ class Strategy:
 
   @property
   def needs_scoring(self) -> bool:
-    """Whether the score stage must have run, whatever the pool has."""
+    """Whether it needs the score stage, whatever the pool has."""
     return bool(self.reads & {'scores', 'features', 'kernel'})
 
   def is_seeded(self, config: ml_collections.ConfigDict) -> bool:
@@ -63,7 +62,7 @@ class Strategy:
 
 
 def _at_random(view: View, budget: int, seed: int) -> Selection:
-  """Every order of the pool is equally likely."""
+  """A uniformly random order of the pool."""
   from edsft_jax import selection
 
   return selection.random(len(view.pool), budget, seed)
@@ -72,10 +71,10 @@ def _at_random(view: View, budget: int, seed: int) -> Selection:
 def _by_score(
   view: View, budget: int, seed: int, *, column: str, largest: bool
 ) -> Selection:
-  """The prompts with the largest or the smallest score.
+  """The prompts with the largest or smallest scores.
 
   Raises:
-    InputError: some prompt has no such score.
+    InputError: some prompt does not have this score.
   """
   from edsft_jax import selection
   from edsft_jax.strategies import scores as scores_lib
@@ -85,7 +84,7 @@ def _by_score(
 
 
 def _k_center(view: View, budget: int, seed: int) -> Selection:
-  """Greedy farthest-first from the first centre that was asked for."""
+  """Greedy farthest-first traversal from the configured first centre."""
   from edsft_jax import selection
 
   assert view.features is not None
@@ -99,7 +98,7 @@ def _k_center(view: View, budget: int, seed: int) -> Selection:
 
 
 def _medoid(features: np.ndarray) -> int:
-  """The row with the least sum of squared distances: nearest to the mean."""
+  """The row nearest to the mean, so of the least sum of squared distances."""
   mean_D = features.mean(axis=0, dtype=np.float64)
   return int(np.argmin(((features - mean_D) ** 2).sum(axis=1)))
 
@@ -137,7 +136,7 @@ def _log_determinant(view: View, budget: int, seed: int) -> Selection:
 def _task_diversity(
   view: View, budget: int, seed: int, *, weighted: bool
 ) -> Selection:
-  """The same number from every task, or by its inverse confidence.
+  """Equal numbers from every task, or weighted by inverse confidence.
 
   Raises:
     InputError: a task has no confidence.
@@ -159,7 +158,7 @@ def _task_diversity(
 def _ranking(
   name: str, largest: bool, marker: str, colour: str, prompt_colour: str
 ) -> list[Strategy]:
-  """The strategies of a score: over the continuation and over the prompt."""
+  """The strategies that rank by a score, of the continuation or the prompt."""
   return [
     Strategy(
       name=column,
@@ -173,9 +172,9 @@ def _ranking(
   ]
 
 
-# Colours of Okabe & Ito and of Tol's muted scheme, told apart with every common
-# colour blindness; the marker tells them apart in print. Scores over the prompt
-# are lighter than the same ones over the continuation.
+# Colours from Okabe & Ito and from Tol's muted scheme, distinguishable with all
+# common forms of colour blindness; in print, markers distinguish them. Scores
+# over the prompt have lighter colours than those over the continuation.
 _ROWS = [
   Strategy('random', _at_random, '#7d828c', 'o', seeded=True),
   *_ranking('mean_entropy', True, 'X', '#882255', '#b87a99'),
@@ -236,5 +235,5 @@ def rows(names: Iterable[str]) -> list[Strategy]:
 
 
 def any_reads(names: Iterable[str], what: str) -> bool:
-  """Whether one of these strategies reads it."""
+  """Whether one of these strategies reads `what`."""
   return any(what in row.reads for row in rows(names))

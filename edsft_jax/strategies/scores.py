@@ -1,4 +1,4 @@
-"""Columns of scores.parquet as strategies need them: with no value missing."""
+"""Reads columns of scores.parquet for strategies, without missing values."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from edsft_jax import console, errors, store
 
-# The column that says which prompts a task's confidence is taken from.
+# The column that marks the prompts that a task's confidence comes from.
 _SAMPLE = 'confidence_sample'
 
 
@@ -16,16 +16,16 @@ def read_scores(
   """Reads scores.parquet into arrays [N], null as NaN.
 
   Args:
-    workdir: where it lies.
-    ids: of the pool, in order.
+    workdir: the workdir.
+    ids: ids of the pool, in order.
 
   Raises:
-    InputError: it is damaged or of another pool.
+    InputError: the file is damaged or belongs to another pool.
   """
   table = store.read_parquet(workdir.scores)
   if table['id'].to_pylist() != list(ids):
     raise errors.InputError(
-      f'{workdir.scores} and {workdir.pool} list other prompts: score this '
+      f'{workdir.scores} and {workdir.pool} list different prompts: score this '
       'pool again in a new --workdir'
     )
   return {
@@ -38,20 +38,20 @@ def read_scores(
 def complete(
   scores: Mapping[str, np.ndarray], ids: Sequence[str], column: str
 ) -> np.ndarray:
-  """A score that every prompt has, [N].
+  """Returns a score, [N], after checking that every prompt has it.
 
   Raises:
-    InputError: the column or some of its values are absent.
+    InputError: the column or some of its values are missing.
   """
-  of_prompt = column.startswith('prompt_')
-  option = 'prompt_scores' if of_prompt else 'generate'
+  is_prompt_score = column.startswith('prompt_')
+  option = 'prompt_scores' if is_prompt_score else 'generate'
   remedy = f'score with scoring.{option}=True in a new --workdir'
   if column not in scores:
     raise errors.InputError(f'scores.parquet has no {column}: {remedy}')
   values = scores[column]
   if absent := np.flatnonzero(np.isnan(values)).tolist():
-    if of_prompt:
-      remedy = 'prompts of one token have none, leave the strategy out'
+    if is_prompt_score:
+      remedy = 'prompts of a single token have none, leave the strategy out'
     raise errors.InputError(
       f'scores.parquet has no {column} for '
       f'{console.count(len(absent), "prompt")}, first for '
@@ -66,13 +66,13 @@ def confidence(
   tasks: Sequence[str],
   column: str,
 ) -> np.ndarray:
-  """Each prompt's confidence [N]: its task's, where only a sample has one.
+  """Each prompt's confidence [N]; its task's mean if only a sample has one.
 
   Raises:
-    InputError: a task has none.
+    InputError: no prompt of a task has one.
   """
   if column == 'sequence_probability' and 'log_probability' in scores:
-    # Long continuations underflow float32, and sometimes float64.
+    # Probabilities of long continuations underflow float32, some even float64.
     probability = np.exp(scores['log_probability'].astype(np.float64))
     tiny = np.finfo(np.float64).tiny
     scores = {**scores, column: np.maximum(probability, tiny)}

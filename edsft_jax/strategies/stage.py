@@ -1,4 +1,4 @@
-"""The select stage: each strategy by name, pool and scores -> selections/."""
+"""The select stage: runs strategies; pool/ and scores/ -> selections/."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -36,7 +36,7 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Refuses unknown strategies, impossible budgets and bad kernels.
+  """Rejects unknown strategies, impossible budgets and bad kernels.
 
   Raises:
     InputError: naming the option or the file.
@@ -65,8 +65,8 @@ def _check_options(config: ml_collections.ConfigDict) -> None:
   for name in ('width', 'gamma'):
     if not 0.0 <= kernel[name] < np.inf:
       raise errors.InputError(
-        f'selection.kernel.{name} is {kernel[name]}: a positive number, or '
-        '0.0 to leave it unset'
+        f'selection.kernel.{name} is {kernel[name]}: give a positive number, '
+        'or 0.0 to leave it unset'
       )
   if kernel.width and kernel.gamma:
     raise errors.InputError(
@@ -75,20 +75,20 @@ def _check_options(config: ml_collections.ConfigDict) -> None:
     )
   if not 0.0 <= config.selection.memory_limit < np.inf:
     raise errors.InputError(
-      f'selection.memory_limit is {config.selection.memory_limit}: GiB of at '
+      f'selection.memory_limit is {config.selection.memory_limit}: must be at '
       'least 0.0'
     )
   if config.selection.task_clusters < 0:
     raise errors.InputError(
-      f'selection.task_clusters is {config.selection.task_clusters}: a number '
-      'of tasks, or 0 for as many as the pool suggests'
+      f'selection.task_clusters is {config.selection.task_clusters}: give a '
+      'number of tasks, or 0 to derive it from the size of the pool'
     )
 
 
 def _check_scoring(
   config: ml_collections.ConfigDict, rows: Sequence[registry.Strategy]
 ) -> None:
-  """Refuses strategies that need scores which scoring will not make."""
+  """Rejects strategies that need scores which scoring will not compute."""
   c = config.scoring
   for row in rows:
     if row.column.startswith('prompt_') and not c.prompt_scores:
@@ -97,11 +97,11 @@ def _check_scoring(
         'False: set it to True, or leave the strategy out'
       )
   for row in rows:
-    of_continuation = 'scores' in row.reads and not row.column.startswith(
+    needs_continuations = 'scores' in row.reads and not row.column.startswith(
       'prompt_'
     )
     sampled = not row.column and c.confidence_prompts_per_task
-    if of_continuation and not c.generate and not sampled:
+    if needs_continuations and not c.generate and not sampled:
       raise errors.InputError(
         f'{row.name} needs continuations, and scoring.generate is False: set '
         'it to True, or leave the strategy out (prompt_ scores need none)'
@@ -114,7 +114,7 @@ def _check_pool(
   rows: Sequence[registry.Strategy],
   scored: bool,
 ) -> None:
-  """Refuses what does not fit the pool, and scores that were not computed."""
+  """Rejects options that do not fit the pool, and missing scores."""
   pool = store.read_prompts(workdir.pool)
   largest = max(config.study.budgets)
   if largest > len(pool):
@@ -126,8 +126,8 @@ def _check_pool(
     if scored and not store.feature_files(workdir):
       raise errors.InputError(
         'task strategies need task labels and this pool has none: name the '
-        'column by pool.task_column, or run the score stage first, whose '
-        'features give tasks by k-means'
+        'column by pool.task_column, or run the score stage first, to find '
+        'tasks by k-means on its features'
       )
     if config.selection.task_clusters > len(pool):
       raise errors.InputError(
@@ -148,17 +148,17 @@ def _check_pool(
 def _clusters_tasks(
   pool: store.Prompts, rows: Sequence[registry.Strategy]
 ) -> bool:
-  """Whether tasks are found by k-means: a strategy needs them, none are."""
+  """Whether tasks are found by k-means: needed, but the pool has none."""
   return pool.tasks is None and any('tasks' in row.reads for row in rows)
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Orders the pool by every strategy, up to the largest budget.
 
-  Writes selections/NAME-seedS.jsonl and NAME.json next to it (what it was made
-  from, objective and bounds). A strategy that the seed does not change is
-  computed once and linked to each seed's file. A larger budget extends an
-  order, whose old picks stay the first ones.
+  Writes selections/NAME-seedS.jsonl, and NAME.json with the fingerprint, the
+  objective and bounds. A strategy that does not depend on the seed is computed
+  once, and its file is linked for the other seeds. A larger budget extends the
+  order; the old picks stay first.
 
   Raises:
     InputError: a strategy's file was made from other inputs.
@@ -177,7 +177,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       if (record := _pending(config, workdir, row, budget, inputs))
     }
     if not todo:
-      console.say('select', 'done before')
+      console.say('select', 'already done')
       return
     view = _view(config, workdir, pool, budget, inputs, list(todo))
     for row in console.bar(
@@ -194,7 +194,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Inputs:
-  """Hashes of what strategies read, and whether their tasks are clusters."""
+  """Hashes of the strategies' inputs, and whether tasks are clusters."""
 
   hashes: Mapping[str, str]
   clustered: bool
@@ -218,7 +218,7 @@ class _Inputs:
   def fingerprint(
     self, config: ml_collections.ConfigDict, row: registry.Strategy
   ) -> dict[str, Any]:
-    """Only what this strategy reads."""
+    """The inputs and options that this strategy reads."""
     read = {'pool': self.hashes['pool']}
     options = list(row.options)
     for part in ('scores', 'features'):
@@ -244,7 +244,7 @@ def _pending(
   budget: int,
   inputs: _Inputs,
 ) -> dict[str, Any] | None:
-  """The record to complete, or None when all the files are there."""
+  """The record to complete, or None if all files exist."""
   fingerprint = inputs.fingerprint(config, row)
   path = workdir.selection_record(row.name)
   record = {'fingerprint': fingerprint, 'budget': 0}
@@ -256,7 +256,7 @@ def _pending(
       fingerprint,
       'set it back or use another --workdir',
     )
-  # A budget may have grown while the command named other seeds.
+  # The record may be from a command with a larger budget but other seeds.
   lengths = [
     len(study.selected_ids(workdir, row.name, seed))
     if workdir.selection(row.name, seed).exists()
@@ -310,7 +310,7 @@ def _view(
 def _similarity(
   kernel: ml_collections.ConfigDict,
 ) -> selection.Similarity | None:
-  """The kernel that the config names, or None where its width is open."""
+  """The kernel of the config, or None if its width is still to be chosen."""
   if kernel.similarity == 'cosine':
     return selection.Cosine(transform=kernel.transform)
   if kernel.gamma:
@@ -325,7 +325,7 @@ def _select(
   record: dict[str, Any],
   view: View,
 ) -> None:
-  """Writes one strategy's files; the record last, as the mark of done."""
+  """Writes one strategy's files; the record last, since it marks completion."""
   start = time.monotonic()
   budgets = config.study.budgets
   budget = max(*budgets, record['budget'])
@@ -363,7 +363,7 @@ def _choose(
   budget: int,
   seed: int,
 ) -> selection.Selection:
-  """Chooses for one seed and writes its picks."""
+  """Chooses prompts for one seed and writes the picks."""
   try:
     chosen = row.choose(view, budget, seed)
   except selection.SelectionError as e:
@@ -391,7 +391,7 @@ def _say_tasks_left_out(
 def _bounds(
   chosen: selection.Selection, budgets: list[int]
 ) -> list[dict[str, Any]]:
-  """What the first picks reach, and what no set of so many can exceed."""
+  """Objective at each budget, and the upper bound for sets of that size."""
   if chosen.upper_bound is None:
     return []
   return [
@@ -405,7 +405,7 @@ def _bounds(
 
 
 def _number(x: float) -> float | None:
-  """JSON has no NaN."""
+  """The number, or None if it is not finite: JSON has no NaN."""
   return float(x) if np.isfinite(x) else None
 
 
@@ -429,18 +429,18 @@ def _picks(
 def _refuse_other_picks(
   path: pathlib.Path, picks: list[dict[str, Any]]
 ) -> None:
-  """An order may be extended, never rewritten: its answers may be bought."""
+  """An order may be extended, but not changed: answers may be bought."""
   if path.exists():
     old = [pick['id'] for pick in store.read_jsonl(path)]
     if old != [pick['id'] for pick in picks[: len(old)]]:
       raise errors.InputError(
-        f'{path} holds other picks than its inputs give now: keep it and use '
-        'another --workdir, or remove it'
+        f'{path} has picks that differ from what its inputs give now: keep it '
+        'and use another --workdir, or remove it'
       )
 
 
 def _link(source: pathlib.Path, path: pathlib.Path) -> None:
-  """The same file under a second name, where the file system can."""
+  """Hard-links a file, or copies it if the file system cannot link."""
   with store.replacing(path) as partial:
     try:
       os.link(source, partial)

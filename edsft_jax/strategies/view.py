@@ -1,4 +1,4 @@
-"""What a strategy may look at."""
+"""The inputs of a strategy."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -11,18 +11,18 @@ from edsft_jax import selection, store
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """All that a strategy may look at: no answers, no held-out prompts.
+  """All that a strategy may read: no answers, no held-out prompts.
 
   Attributes:
     pool: the prompts.
-    tasks: a label for each, the pool's own or found by k-means; None where
-      no strategy needs them and the pool has none.
+    tasks: a label for each prompt, from the pool or found by k-means; None if
+      the pool has none and no strategy needs them.
     scores: columns of scores.parquet, [N] with NaN for null.
-    features: float32 [N, D]; None where no strategy needs them.
-    similarity: the kernel; None where no strategy needs one.
+    features: float32 [N, D]; None if no strategy needs them.
+    similarity: the kernel; None if no strategy needs one.
     task_confidence: the column that a task's confidence comes from.
     k_center_first: 'zero' | 'random' | 'medoid'.
-    memory_limit: bytes that a selection may use; None: what is free decides.
+    memory_limit: bytes that a selection may use; None: depends on what is free.
     mesh: the devices.
   """
 

@@ -113,7 +113,7 @@ def test_answers_of_the_pool(study, capsys):
   assert study.responses == {i: f'A {i}' for i in SMALLEST}
   assert annotation.missing(study.workdir) == 0
   assert not study.path().exists()
-  assert 'all 4 answers are there' in capsys.readouterr().out
+  assert 'all 4 answers are known' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('full_pool', [True, False])
@@ -144,7 +144,7 @@ def test_todo(study, capsys):
   assert annotation.missing(study.workdir) == 8
   assert study.counts['todo'] == ['annotations/todo.csv']
   out = capsys.readouterr().out
-  assert '8 of 8 answers are to be bought' in out
+  assert '8 of 8 answers are missing' in out
   assert f'--config.annotation.answers_path={study.path()}' in out
 
 
@@ -282,7 +282,7 @@ BAD_FILES = {
   'twice.csv': (b'id,response,response\n', 'one column response'),
   'empty.csv': (b'', 'one column id'),
   'latin.csv': ('id,response\np0,ü\n'.encode('latin-1'), 'not text'),
-  'wide.csv': (b'id,response\np0,a,b\n', 'line 2: more cells'),
+  'wide.csv': (b'id,response\np0,a,b\n', 'line 2: more fields'),
   'open.csv': (b'id,response\np0,"a\n', 'never closed'),
   'a.jsonl': (b'{"id": "p0", \n', 'line 1: broken JSON'),
   'list.jsonl': (b'["p0"]\n', 'line 1: not an object'),
@@ -312,7 +312,7 @@ def test_growing_budgets_ask_for_the_new_prompts_alone(study, tmp_path):
   study.run((2, 4), answers_path=first)
   assert study.ids() == ['p7', 'p4']
   assert annotation.missing(study.workdir) == 2
-  # An old file says nothing about new prompts, and is no error.
+  # An old file says nothing about new prompts, and is not an error.
   study.run((2, 4), answers_path=first)
   assert study.ids() == ['p7', 'p4']
   second = fill(study.path(), tmp_path / 'second.csv')
@@ -338,7 +338,7 @@ def test_a_copy_stays_valid_when_budgets_grow_before_it_is_filled(
   assert study.ids() == ['p7', 'p4']
 
 
-def test_a_todo_that_was_worked_on_is_never_written_again(study):
+def test_an_edited_todo_is_never_rewritten(study):
   study.run()
   rows = read_csv(study.path())
   rows[0]['response'] = 'half done'
@@ -429,7 +429,7 @@ def test_another_pool_is_refused(study):
 
 def test_what_must_be_there(study):
   with pytest.raises(
-    errors.InputError, match=r'6 prompts, study\.budgets wants 7'
+    errors.InputError, match=r'6 prompts, study\.budgets needs 7'
   ):
     study.run((7,))
   study.workdir.selection('min_margin', 1).unlink()

@@ -187,9 +187,9 @@ def test_small_batches_and_several_devices_change_nothing(evaluated, workdir):
       assert ours == {**theirs, 'loss': pytest.approx(theirs['loss'], rel=1e-4)}
 
 
-def test_done_before_is_not_done_again(workdir, no_evaluation, capsys):
+def test_what_is_done_is_not_done_again(workdir, no_evaluation, capsys):
   evaluation.run(_config(), workdir)
-  assert '3 models, all done before' in capsys.readouterr().out
+  assert '3 models, all already done' in capsys.readouterr().out
   workdir.run(CELLS[1]).evaluation('heldout').unlink()
   with pytest.raises(AssertionError, match='a model was evaluated'):
     evaluation.run(_config(), workdir)
@@ -218,7 +218,7 @@ def test_cells_without_a_model_wait(workdir, no_evaluation, capsys):
   evaluation.run(_config(), workdir)
   out = capsys.readouterr().out
   assert '1 of 2 cells have no model yet' in out
-  assert '2 models, all done before' in out
+  assert '2 models, all already done' in out
 
 
 def test_limit_takes_the_first(tmp_path):
@@ -272,7 +272,7 @@ def test_compiled_once_for_all_models(workdir, monkeypatch):
   ('option', 'value', 'message'),
   [
     ('max_new_tokens', 0, 'evaluation.max_new_tokens is 0'),
-    ('max_new_tokens', 160, 'evaluation.max_new_tokens is 160: 1 to 159'),
+    ('max_new_tokens', 160, 'evaluation.max_new_tokens is 160: give 1 to 159'),
     ('batch_tokens', 0, 'evaluation.batch_tokens is 0'),
     ('limit', -1, 'evaluation.limit is -1'),
   ],
@@ -333,7 +333,7 @@ def test_a_workdir_of_the_old_form_is_evaluated_again(workdir, capsys):
   [
     ((), 'evaluation.tasks is empty'),
     (('heldot',), "did you mean 'heldout'"),
-    (('heldout', 'heldout'), 'names one twice'),
+    (('heldout', 'heldout'), 'has duplicates'),
   ],
 )
 def test_bad_tasks(evaluated, tasks, message):

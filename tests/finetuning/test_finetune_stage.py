@@ -79,7 +79,7 @@ def test_what_a_cell_leaves(finished):
 
 
 def test_counts_and_tokens(finished):
-  """Each example is seen once an epoch, its response tokens alone count."""
+  """Each example is seen once per epoch; only its response tokens count."""
   answers = store.read_responses(finished.responses)
   ids = study.selected_ids(finished, 'random', 0)[:9]
   num_tokens = [len(answers[i].split()) + 1 for i in ids]  # Words and EOS.
@@ -131,7 +131,7 @@ with tiny_study.on_one_device():
 """
 
 
-def test_killed_and_resumed_is_as_never_interrupted(
+def test_a_killed_and_resumed_run_is_as_if_never_interrupted(
   finished, workdir, monkeypatch
 ):
   killed = subprocess.run(
@@ -162,9 +162,9 @@ def test_killed_and_resumed_is_as_never_interrupted(
       assert {**ours, 'seconds': 0} == {**theirs, 'seconds': 0}
 
 
-def test_done_before_is_not_done_again(finished, no_training, capsys):
+def test_what_is_done_is_not_done_again(finished, no_training, capsys):
   finetuning.run(tiny_study.config(), finished)
-  assert 'all done before' in capsys.readouterr().out
+  assert 'all already done' in capsys.readouterr().out
 
 
 def test_another_budget_and_seed_redo_nothing(workdir):
@@ -196,7 +196,7 @@ def test_full_pool_needs_every_answer(workdir, no_training, capsys):
   with pytest.raises(AssertionError, match='a step was made'):
     finetuning.run(config, workdir)
   assert (
-    'no full-pool line: 4 of 13 prompts have no answer'
+    'not finetuning on the full pool: 4 of 13 prompts have no answer'
     in capsys.readouterr().out
   )
 
@@ -221,7 +221,7 @@ def test_a_missing_answer_is_named(workdir, no_training):
     finetuning.run(tiny_study.config(), workdir)
 
 
-def test_another_recipe_is_refused(finished, no_training):
+def test_other_hyperparameters_are_refused(finished, no_training):
   config = tiny_study.config()
   config.finetuning.learning_rate = 0.02
   with pytest.raises(
@@ -323,13 +323,13 @@ def test_full_finetuning_writes_a_model_directory(workdir):
 @pytest.mark.parametrize(
   ('option', 'value', 'message'),
   [
-    ('method', 'adapter', "'adapter' is unknown: one of lora, full"),
+    ('method', 'adapter', "'adapter' is unknown: use one of lora, full"),
     ('lora_rank', 0, 'finetuning.lora_rank is 0'),
     ('lora_targets', ('q',), 'finetuning.lora_targets'),
     ('lora_targets', (), 'finetuning.lora_targets'),
     ('epochs', 0, 'finetuning.epochs is 0'),
     ('batch_size', 0, 'finetuning.batch_size is 0'),
-    ('max_length', 1, 'finetuning.max_length is 1: 2 to 160'),
+    ('max_length', 1, 'finetuning.max_length is 1: give 2 to 160'),
     ('max_length', 161, 'finetuning.max_length is 161'),
     ('learning_rate', 0.0, 'finetuning.learning_rate is 0.0'),
     ('learning_rate', math.nan, 'finetuning.learning_rate is nan'),

@@ -150,7 +150,7 @@ def test_the_loop_stops_when_every_row_has_ended(clear):
   assert len(steps) == greedy.index(end) + 1
 
 
-def test_padding_rows_and_company_change_nothing(clear):
+def test_padding_and_other_rows_change_nothing(clear):
   alone, company = rows(clear)
   short = company[:7]
   result = run(clear.decoder, *pad(clear, [short, alone, short, company]))
@@ -188,7 +188,7 @@ def test_rows_moved_leave_slots_empty(clear):
   assert fewer.last_token_B[0] == new.last_token_B[1]
 
 
-def test_decoding_stops_after_so_many_steps_and_goes_on(clear):
+def test_decoding_stops_after_max_steps_and_resumes(clear):
   decoding = inference.GreedyDecoding(NUM_NEW, (-1,))
   padded = inference.pad_left(rows(clear), 27)
   new, _ = decoding.prefill(clear.decoder, *padded)

@@ -35,7 +35,7 @@ def _engine(decoder, devices=1, batch_tokens=240, **options):
     SHAPES,
     max_new_tokens=NUM_NEW,
     batch_tokens=batch_tokens,
-    most_rows=99,
+    max_rows=99,
     **{'end_ids': (), **options},
   )
   return engine, nnx.split(decoder)[1]
@@ -119,7 +119,7 @@ def test_likelihood_does_not_depend_on_blocks_of_logits(
     hidden,
     tokens,
     num_targets,
-    most_logits=4 * decoder.config.vocab_size * block,
+    max_logits=4 * decoder.config.vocab_size * block,
   )
   expected = [
     _expected(log_probs, inference.Target(ids, int(num)))[0]
@@ -190,10 +190,10 @@ def test_hooks_see_each_row_alone(decoder, prompts):
   engine, weights = _engine(decoder, end_ids=end_ids, hooks=hooks)
   found = engine.generate(weights, prompts)
   lengths = [len(ids) for ids in prompts]
-  assert found.of_prompts['length'].tolist() == lengths
+  assert found.prompt_results['length'].tolist() == lengths
   firsts = [ids[0] for ids in prompts]
-  assert found.of_prompts['first'].tolist() == firsts
+  assert found.prompt_results['first'].tolist() == firsts
   sums = [int(ids.sum()) for ids in found.tokens]
-  assert found.of_rows.tolist() == sums
+  assert found.row_results.tolist() == sums
   read = engine.read(weights, prompts)
   assert read['first'].tolist() == firsts

@@ -17,7 +17,7 @@ def test_shapes_waste_least():
   rng = np.random.default_rng(5)
   lengths = rng.integers(1, 130, 60)
   options = inference.ShapeOptions(
-    compile_tokens=0, most_lengths=3, most_cache_lengths=2
+    compile_tokens=0, max_lengths=3, max_cache_lengths=2
   )
   shapes = Shapes.of(lengths, options)
   sizes = range(16, 145, 16)
@@ -85,7 +85,7 @@ def test_chunks_hold_every_prompt_once():
 
 def test_rows_fit_the_budget_and_the_mesh():
   sizes = inference.BatchSizes(
-    batch_tokens=4096, num_new=64, multiple=4, most=1000
+    batch_tokens=4096, num_new=64, multiple=4, total_rows=1000
   )
   for length, cache in ((16, 64), (64, 64), (448, 448)):
     slots, prefilled = sizes.num_slots(cache), sizes.to_prefill(length, cache)
@@ -93,15 +93,19 @@ def test_rows_fit_the_budget_and_the_mesh():
     assert slots % 4 == prefilled % 4 == 0
     assert 0 < prefilled <= slots
     assert 0 < sizes.to_read(length) <= 4096 // length
-  few = inference.BatchSizes(batch_tokens=4096, num_new=64, multiple=4, most=5)
+  few = inference.BatchSizes(
+    batch_tokens=4096, num_new=64, multiple=4, total_rows=5
+  )
   assert few.num_slots(64) == 8
-  none = inference.BatchSizes(batch_tokens=1, num_new=64, multiple=4, most=5)
+  none = inference.BatchSizes(
+    batch_tokens=1, num_new=64, multiple=4, total_rows=5
+  )
   assert none.num_slots(64) == none.to_prefill(64, 64) == none.to_read(64) == 4
 
 
-def test_no_fewer_tokens_are_read_than_a_call_is_worth():
+def test_a_call_reads_at_least_as_many_tokens_as_it_costs():
   def rows(worth):
-    sizes = inference.BatchSizes(4096, 64, 1, 1000, worth_a_call=worth)
+    sizes = inference.BatchSizes(4096, 64, 1, 1000, call_tokens=worth)
     return sizes.to_prefill(16, 64), sizes.to_read(16)
 
   assert rows(0) == (4096 // 32 // 16, 4096 // 16 // 16)

@@ -50,7 +50,7 @@ def test_shares_of_the_peak_are_shown_where_it_is_known():
     device_kind = 'TPU v4'
 
   work = throughput.Work(tokens=3000, flops=275e12, bytes=0.3 * 1.228e12)
-  assert throughput.shown(work, 2.0, [Known(), Known()]) == (
+  assert throughput.describe(work, 2.0, [Known(), Known()]) == (
     '1,500 tokens/s, 25% of peak FLOP/s, 8% of bandwidth'
   )
-  assert throughput.shown(work, 2.0, jax.devices()[:1]) == '1,500 tokens/s'
+  assert throughput.describe(work, 2.0, jax.devices()[:1]) == '1,500 tokens/s'

@@ -144,7 +144,7 @@ def test_round_trip_in_pefts_format(golden, forward, tmp_path):
   )
 
 
-def test_adapters_lie_on_the_mesh(golden):
+def test_adapters_are_on_the_mesh(golden):
   decoder = trained(golden)
   mesh = make_mesh(2, 2, 2)
   models.shard_decoder(decoder, mesh)
@@ -160,7 +160,7 @@ def test_adapters_lie_on_the_mesh(golden):
     ({'targets': ('q_proj', 'wq')}, "'wq'"),
     ({'targets': ('lm_head',)}, "'lm_head'"),
     ({'targets': ()}, 'no LoRA targets'),
-    ({'rank': 0}, 'rank 0'),
+    ({'rank': 0}, 'rank is 0'),
   ],
 )
 def test_bad_options(golden, options, message):
@@ -189,7 +189,7 @@ def test_saving_needs_adapters_and_a_merge(golden, tmp_path):
     ({'target_modules': ['q_proj', 'nope']}, 'nope'),
     ({'target_modules': ['q_proj', 'v_proj']}, 'unknown tensor'),
     ({'target_modules': [*TARGETS, 'k_proj']}, 'k_proj.lora_A'),
-    ({'r': 4}, 'wants'),
+    ({'r': 4}, 'the model needs'),
     ({'r': 'x'}, 'r or lora_alpha'),
   ],
 )

@@ -71,7 +71,7 @@ def test_numbers_match_transformers(golden):
 def test_unknown_layers_are_refused(goldens):
   decoder = goldens['tied_v4'].decoder
   for layer in (3, -4):
-    with pytest.raises(ValueError, match=f'layer {layer}'):
+    with pytest.raises(ValueError, match=f'layer is {layer}'):
       decoder(jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2)), layer=layer)
 
 
@@ -381,7 +381,7 @@ def test_a_fresh_decoder_follows_the_config(goldens):
 def test_pretrained_model_writes_what_transformers_writes(
   shared, one_device, goldens_path
 ):
-  """The golden holds prompts, ids and texts; no expected text stands here."""
+  """The golden holds prompts, ids and texts; no expected text is here."""
   path = shared / 'models' / 'stories3M'
   decoder = models.load_decoder(path, 'float32', one_device)
   prompt_format = models.load_prompt_format(path, 'auto', '\n', 'end')
@@ -424,11 +424,11 @@ def test_pretrained_model_writes_what_transformers_writes(
     )
 
 
-def _with_most_scores(decoder, most_scores):
+def _with_most_scores(decoder, max_scores):
   """A copy whose attention holds no more scores than that."""
   copy = nnx.clone(decoder)
   for layer in copy.layers:
-    layer.self_attn.most_scores = most_scores
+    layer.self_attn.max_scores = max_scores
   return nnx.split(copy)
 
 

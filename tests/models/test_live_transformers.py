@@ -52,7 +52,7 @@ def test_transformers_reads_what_we_save(golden, tmp_path, with_source):
 
 
 def test_generate_with_a_cache_writes_the_same(golden):
-  """Padded at the left, as its windows and positions have to see through."""
+  """Padded on the left, which windows and positions must not depend on."""
   tokens = golden.values['tokens']
   padded, mask = models.pad_left(tokens.tolist(), tokens.shape[1] + 3)
   new = live_model(golden.path).generate(

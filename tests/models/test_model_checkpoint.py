@@ -119,7 +119,7 @@ def test_header_that_places_two_tensors_in_one_spot(single):
 def test_missing_tensor(single):
   name = 'model.layers.1.mlp.up_proj.weight'
   edit_tensors(single / SINGLE, lambda tensors: tensors.pop(name))
-  refused(single, 'misses', name)
+  refused(single, 'has no tensor', name)
 
 
 def test_more_layers_than_there_are_tensors_of(single):
@@ -127,7 +127,7 @@ def test_more_layers_than_there_are_tensors_of(single):
   file = single / 'config.json'
   fields = json.loads(file.read_text())
   file.write_text(json.dumps(fields | {'num_hidden_layers': 10**6}))
-  refused(single, 'misses the tensors model.layers.999999.', '1000000')
+  refused(single, 'has no tensors model.layers.999999.', '1000000')
 
 
 def test_extra_tensor(single):
@@ -178,7 +178,7 @@ def test_untied_without_an_output_layer(single):
   edit_json(
     single / 'config.json', lambda c: c.update(tie_word_embeddings=False)
   )
-  refused(single, 'misses', 'lm_head.weight')
+  refused(single, 'has no tensor', 'lm_head.weight')
 
 
 def test_tied_with_a_copy_of_the_embedding_is_accepted(single, one_device):
@@ -209,7 +209,7 @@ def test_buffers_that_follow_from_the_config_are_accepted(single):
 
 def test_index_naming_a_missing_shard(sharded):
   (sharded / SHARD).unlink()
-  refused(sharded, INDEX, SHARD, 'not there')
+  refused(sharded, INDEX, SHARD, 'does not exist')
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_index_placing_a_tensor_in_the_wrong_shard(sharded):
 
 def test_index_naming_a_tensor_that_no_shard_has(sharded):
   edit_tensors(sharded / SHARD, lambda t: t.pop(sorted(t)[0]))
-  refused(sharded, SHARD, 'misses')
+  refused(sharded, SHARD, 'has no tensor')
 
 
 def test_tensor_in_two_shards(sharded):
@@ -299,7 +299,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(
   'path', ['', 'no/such/model', './owner/model', '/owner/model', 'owner/', 'x']
 )
-def test_resolve_refuses_what_is_no_directory(hub, path):
+def test_resolve_refuses_what_is_not_a_directory(hub, path):
   with pytest.raises(
     errors.InputError, match=r'model\.path .* is not a directory'
   ):
@@ -313,7 +313,7 @@ def test_resolve_knows_the_demo(hub, single):
   assert not hub.calls
 
 
-def test_a_directory_goes_before_the_hub(hub, single, monkeypatch):
+def test_a_directory_takes_precedence_over_the_hub(hub, single, monkeypatch):
   monkeypatch.chdir(single.parent.parent)
   path = f'{single.parent.name}/{single.name}'
   assert models.resolve(path) == pathlib.Path(path)

@@ -18,7 +18,7 @@ CHAT = (
   '{{ message.content }}<|end|>\n{% endfor %}'
   '{% if add_generation_prompt %}<|start|>assistant\n{% endif %}'
 )
-NO_PAD = 'the tokenizer has no pad token: padding is masked, none is needed'
+NO_PAD = 'the tokenizer has no pad token: not needed, since padding is masked'
 TEXT = 'The quick brown fox jumps over the lazy dog.'
 
 
@@ -92,7 +92,7 @@ def test_raw(plain):
   lines = []
   prompt_format = load(plain, log=lines.append)
   assert lines == [
-    'the checkpoint has no chat template: prompts go in raw',
+    'the checkpoint has no chat template: using raw prompts',
     NO_PAD,
   ]
   ids, truncated = prompt_format.encode_prompt(TEXT, 100, False)
@@ -132,7 +132,7 @@ def test_raw_wins_over_the_checkpoints_template(chat):
     ('bos eos', 'Hi', [1, *ids_of('Hi')]),
   ],
 )
-def test_bos_stands_once_where_the_tokenizer_sets_it(
+def test_bos_occurs_once_if_the_tokenizer_adds_it(
   tmp_path, adds, text, expected
 ):
   path = write(tmp_path / 'model', adds)
@@ -143,7 +143,7 @@ def test_chat(chat):
   lines = []
   prompt_format = load(chat, log=lines.append)
   assert lines == [
-    'prompts go through the chat template of the checkpoint',
+    "using the checkpoint's chat template for prompts",
     NO_PAD,
   ]
   head, tail = '<|start|>user\n', '<|end|>\n<|start|>assistant\n'
@@ -222,7 +222,7 @@ def test_template_that_prints_no_answer_is_refused(plain, template):
   assert prompt_format.encode_prompt('Hi', 9, True)[0] == [1, *ids_of('Hi')]
   with pytest.raises(errors.InputError, match=r'prompt\.template .* nothing'):
     prompt_format.encode_response('Hi', 'Yes')
-  # An answer that is itself nothing is no fault of a template.
+  # An empty answer is not the template's fault.
   assert prompt_format.encode_response('Hi', '') == [2]
   printing = load(plain, '{% for m in messages %}{{ m.content }}{% endfor %}')
   assert printing.encode_response('Hi', '</s>') == [2]
@@ -365,7 +365,7 @@ def test_odd_texts(plain):
 
 
 @pytest.mark.parametrize('truncate', ['end', 'start', 'middle'])
-def test_megabytes_are_cut_like_less(plain, truncate):
+def test_megabytes_are_cut_like_short_text(plain, truncate):
   prompt_format = load(plain, truncate=truncate)
   text = ' '.join(map(str, range(100, 1_000)))
   huge = text + ' ' + 'filler ' * 1_000_000 + text
@@ -394,7 +394,7 @@ def tokenised(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize('truncate', ['end', 'start', 'middle'])
-def test_megabytes_in_an_earlier_turn_are_cut_like_less(
+def test_megabytes_in_an_earlier_turn_are_cut_like_short_text(
   chat, truncate, tokenised
 ):
   """They fill the limit alone: the tokens are cut, and the same ones stay."""
@@ -415,7 +415,7 @@ def test_megabytes_in_an_earlier_turn_are_cut_like_less(
   assert ids == [1, *kept[truncate]]
 
 
-def test_megabytes_of_response_are_cut_like_less(plain, tokenised):
+def test_megabytes_of_response_are_cut_like_short_text(plain, tokenised):
   prompt_format = load(plain)
   text = ' '.join(map(str, range(20_000)))
   example = responses.encode(prompt_format, TEXT, text, 51)
@@ -487,7 +487,9 @@ def test_missing_tokenizer(plain):
 @pytest.mark.parametrize('text', ['', '{"version": "1.0"', '{}'])
 def test_broken_tokenizer(plain, text):
   (plain / 'tokenizer.json').write_text(text)
-  with pytest.raises(errors.InputError, match='can be read') as caught:
+  with pytest.raises(
+    errors.InputError, match='tokenizer cannot be read'
+  ) as caught:
     load(plain)
   assert '\n' not in str(caught.value)
 

@@ -96,7 +96,7 @@ def test_quarantined_with_line_and_reason(tmp_path, fmt, name):
   assert not (tmp_path / 'strict').exists()
 
 
-def test_parquet_text_that_is_no_utf8(tmp_path):
+def test_parquet_text_that_is_not_utf8(tmp_path):
   """Half a surrogate pair, as careless writers put it."""
   texts = [f'p{k}'.encode() for k in range(6000)]
   texts[5000] = b'a\xed\xa0\x80'

@@ -26,14 +26,14 @@ from edsft_jax.pool import leaks, schema
 )
 def test_holds(text, response, expected):
   text, response = leaks.normalize(text), leaks.normalize(response)
-  assert leaks.holds(text, response) == expected
+  assert leaks.contains(text, response) == expected
 
 
 def gather(rows):
   columns = schema.Columns(prompt='prompt', response='response')
   kept = leaks.KeptColumns(columns)
   for row in rows:
-    kept.look(row, row['prompt'], row['response'])
+    kept.inspect(row, row['prompt'], row['response'])
     kept.keep(row)
   return kept.finish(), kept.dropped
 

@@ -86,7 +86,7 @@ def test_what_is_written(study, capsys):
   assert '3 prompts, 1 task, 3 answers known, 0 held out' in out
 
 
-def test_doubles_are_kept_once_and_counted(study, capsys):
+def test_duplicates_are_kept_once_and_counted(study, capsys):
   rows = [
     {'id': 'a', 'prompt': 'P', 'response': 'first'},
     {'id': 'b', 'prompt': 'P', 'response': 'second'},
@@ -151,7 +151,7 @@ def test_limit_reads_the_first_rows(study):
   [
     ([], {}, 'no rows'),
     (['{bad\n'], {}, 'no usable row.*line 1'),
-    ([{'prompt': ''}], {}, 'no usable row: 1 refused.*empty'),
+    ([{'prompt': ''}], {}, 'no usable row: 1 rejected.*empty'),
     ([{'a': 1}], {}, 'pool.prompt_column'),
     ([{'prompt': 'p'}], {'task_column': 'kind'}, 'it has the columns prompt'),
     ([{'prompt': 'p'}], {'format': 'xml'}, 'pool.format'),
@@ -438,7 +438,7 @@ def test_the_same_file_elsewhere_is_the_same_pool(study):
   study.run(path=path)
 
 
-def test_cut_short_leaves_no_pool_and_starts_anew(study, monkeypatch):
+def test_an_interrupted_run_leaves_no_pool_and_starts_over(study, monkeypatch):
   write = store.write_parquet
 
   def fail(path, table):
@@ -459,7 +459,7 @@ def test_cut_short_leaves_no_pool_and_starts_anew(study, monkeypatch):
   assert not list(study.workdir.root.rglob('*.partial'))
 
 
-def test_cut_short_leaves_no_stale_heldout(study, monkeypatch):
+def test_an_interrupted_run_leaves_no_stale_heldout(study, monkeypatch):
   def fail(*_):
     raise KeyboardInterrupt
 
@@ -515,5 +515,5 @@ def test_key_of_a_prompt_in_the_pool():
   turns = [{'role': 'user', 'content': 'p'}]
   pool_prompts = store.Prompts(['a'], [turns], None)
   heldout = store.Prompts(['x', 'y'], ['p', 'q'], None, ['r', 'r'])
-  assert build.without(heldout, pool_prompts).ids == ['y']
+  assert build.without_pool_prompts(heldout, pool_prompts).ids == ['y']
   assert schema.Item('', turns, '', '').key == schema.Item('', 'p', '', '').key

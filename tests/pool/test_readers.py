@@ -68,7 +68,9 @@ def test_lines_are_those_of_the_file(tmp_path):
 def test_format_overrides_the_ending(tmp_path):
   path = write(tmp_path / 'p.csv').rename(tmp_path / 'p.txt')
   assert [row.values for row in read(path, 'csv')] == ROWS
-  with pytest.raises(errors.InputError, match=r'no known ending.*pool\.format'):
+  with pytest.raises(
+    errors.InputError, match=r'no known extension.*pool\.format'
+  ):
     read(path)
   with pytest.raises(errors.InputError, match=r"pool\.format='xml'"):
     read(path, 'xml')

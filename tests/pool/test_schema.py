@@ -80,13 +80,17 @@ def test_a_named_column_that_is_not_there(field):
 
 
 def test_columns_that_make_no_sense():
-  with pytest.raises(errors.InputError, match=r'pool\.prompt_column: a, b'):
+  with pytest.raises(
+    errors.InputError, match=r'pool\.prompt_column to .* columns: a, b'
+  ):
     find('a', 'b')
-  with pytest.raises(errors.InputError, match='is the column of'):
+  with pytest.raises(errors.InputError, match='is also the column of'):
     find('prompt', 'x', response='x', task='x')
   assert find('text', 'x', prompt='text').response == ''
   for field in ('prompt', 'task'):
-    with pytest.raises(errors.InputError, match='holds answers by its name'):
+    with pytest.raises(
+      errors.InputError, match='has the name of an answer column'
+    ):
       find('prompt', 'Output', **{field: 'Output'})
 
 

@@ -67,7 +67,7 @@ FEATURES = {
 
 
 class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Somebody's dataset, with configs and much that is no prompt."""
+  """A dataset with configs, and with much that is not a prompt."""
 
   # TFDS takes a package that it does not install to look up a module's folder
   # by a dotted name.
@@ -202,7 +202,7 @@ def test_the_files_order_and_numbers(prepare):
   assert read('tfds:mine/train[:0]') == []
 
 
-def test_somebodys_dataset(other, tmp_path):
+def test_a_dataset_with_configs(other, tmp_path):
   workdir = run(tmp_path / 'w', 'tfds:other/en-GB:1.0.0/train')
   prompts = store.read_prompts(workdir.pool)
   assert prompts.prompts == [f'other {k}?' for k in (0, 2, 3, 4, 5)]
@@ -349,7 +349,7 @@ def test_files_that_cannot_be_prepared(
   [
     ({'name': '../mine'}, '--name=../mine'),
     ({'version': '2'}, '--version=2'),
-    ({}, 'is there already'),
+    ({}, 'already exists'),
   ],
 )
 def test_datasets_that_cannot_be_written(prepare, options, message):

@@ -1,4 +1,4 @@
-"""The report of made-up studies: the page, what lies beside it, the table."""
+"""The report of made-up studies: the page, the files next to it, the table."""
 
 import base64
 import csv
@@ -78,12 +78,12 @@ def test_the_page_loads_nothing(reported):
     assert loader not in text
 
 
-def test_every_image_lies_beside_the_page_with_its_numbers(reported):
+def test_every_image_is_next_to_the_page_with_its_data(reported):
   folder = reported[1].report.parent
   images = re.findall(r'base64,([^"]*)" alt="([^"]+)"', html(reported[1]))
   shown = {base64.b64decode(image) for image, _ in images}
-  beside = {path.name: path.read_bytes() for path in folder.glob('*.png')}
-  assert shown == set(beside.values())
+  images = {path.name: path.read_bytes() for path in folder.glob('*.png')}
+  assert shown == set(images.values())
   assert {path.stem for path in folder.glob('*.png')} == {
     'label_efficiency_loss',
     'label_efficiency_exact_match',
@@ -94,7 +94,7 @@ def test_every_image_lies_beside_the_page_with_its_numbers(reported):
     'task_quality',
     'stage_seconds',
   }
-  for name, content in beside.items():
+  for name, content in images.items():
     assert content.startswith(b'\x89PNG')
     assert (folder / name).with_suffix('.csv').exists()
 
@@ -228,19 +228,19 @@ def test_nothing_distinguishable_is_said_so(tmp_path, quick):
   assert words in reporting.summary(options, workdir)
 
 
-def test_what_was_run_stands_on_the_page(reported):
+def test_what_was_run_is_on_the_page(reported):
   text = html(reported[1])
-  assert 'Width 0.1 was used, the one that the curves suggest.' in text
+  assert 'Width 0.1 was used, as suggested by the curves.' in text
   assert '<td>duplicates</td><td>1,234</td>' in text
   assert '&#34;learning_rate&#34;: 0.001' in text
   assert f'numpy {store.versions()["numpy"]}' in text
   assert (
-    'For random and weighted_task_diversity they cover the choice of prompts'
+    'For random and weighted_task_diversity, they cover the random choice of'
     in text
   )
   assert (
-    'For min_margin and facility_location they cover the initialisation and '
-    'the data order only' in text
+    'For min_margin and facility_location, they only cover the initialisation '
+    'and the data order' in text
   )
 
 
@@ -259,7 +259,7 @@ def test_k_center_with_a_random_start_covers_the_choice():
     synthetic.config(selection__k_center_first='random'), found
   )
   assert 'the same prompts are chosen for every seed' in fixed
-  assert 'the choice of prompts' in drawn
+  assert 'the random choice of prompts' in drawn
 
 
 # Partial studies.
@@ -339,11 +339,11 @@ def test_the_bound_of_facility_location_is_told_for_each_budget(reported):
   for budget in (20, 40, 80):
     assert (
       f'facility_location at {budget} answers reaches {9 * budget}.0, and no '
-      f'choice of so many prompts can exceed {10 * budget}.0: it is at least '
-      '90.0% of the best possible.'
+      f'choice of that many prompts can exceed {10 * budget}.0: it is at least '
+      '90.0% of the optimum.'
     ) in text
   assert '999 answers' not in text
-  assert text.count('of the best possible.') == 3
+  assert text.count('of the optimum.') == 3
 
 
 def test_no_random_no_tasks_no_curves_one_budget(tmp_path):
@@ -354,10 +354,10 @@ def test_no_random_no_tasks_no_curves_one_budget(tmp_path):
   workdir.gains_curves.unlink()
   reporting.run(options, workdir)
   text = html(workdir)
-  assert 'Random choice is not among the strategies' in text
+  assert 'Random is not among the strategies' in text
   assert 'The pool has no task labels' in text
   assert 'The held-out prompts have no task labels' in text
-  assert 'There are no gains curves' in text
+  assert 'This study has no gains curves' in text
   assert SAME not in text
   assert 'random needs' not in text
 
@@ -373,7 +373,7 @@ def test_tasks_found_by_k_means_are_not_taken_for_labels(tmp_path, quick):
   # Of the verdicts, of the headline metric, and of each metric's comparisons.
   assert len(marked) == 2 + 3 * len(synthetic.METRICS)
   tasks = text.partition('<h2 id="tasks">')[2].partition('<h2')[0]
-  assert 'weighted_task_diversity took for tasks are 1,234 clusters' in tasks
+  assert 'The tasks of weighted_task_diversity are 1,234 clusters' in tasks
   run = text.partition('<h2 id="run">')[2]
   assert 'found by k-means: 1,234 clusters of the features' in run
 
@@ -387,7 +387,7 @@ def test_one_seed_says_that_it_has_no_interval(tmp_path, quick):
   workdir = synthetic.write(tmp_path, options)
   reporting.run(options, workdir)
   text = html(workdir)
-  assert 'One seed was run: there is no interval' in text
+  assert 'Only one seed was run, so intervals cannot be computed' in text
   assert '±' not in text
   assert SAME not in text
   assert comparison.Verdict.ONE_SEED.value in text
@@ -494,9 +494,9 @@ def test_importing_the_stage_loads_no_plotting():
   [
     ('report__metric', 'rouge', r"report.metric 'rouge'.*'rouge_l'"),
     ('report__metric', 'xyz', r"report.metric 'xyz'.*loss, exact_match"),
-    ('report__confidence', 1.0, 'report.confidence 1.0'),
-    ('report__confidence', 0.0, 'report.confidence 0.0'),
-    ('report__confidence', float('nan'), 'report.confidence nan'),
+    ('report__confidence', 1.0, 'report.confidence is 1.0'),
+    ('report__confidence', 0.0, 'report.confidence is 0.0'),
+    ('report__confidence', float('nan'), 'report.confidence is nan'),
   ],
 )
 def test_bad_options_are_named(reported, option, value, message):
@@ -546,11 +546,11 @@ def test_an_evaluation_in_the_wrong_folder_is_named(tmp_path):
   workdir = synthetic.write(tmp_path, options)
   source = workdir.run('random-k20-seed1').evaluation('heldout')
   shutil.copy(source, workdir.run('random-k20-seed0').evaluation('heldout'))
-  with pytest.raises(errors.InputError, match='is of the cell random-k20-se'):
+  with pytest.raises(errors.InputError, match='belongs to cell random-k20-se'):
     reporting.run(options, workdir)
 
 
-def test_a_metric_that_is_no_number_is_named(tmp_path):
+def test_a_metric_that_is_not_a_number_is_named(tmp_path):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)
   contents = synthetic.evaluation('random', 20, 0, 0.4, loss=float('nan'))

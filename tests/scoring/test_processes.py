@@ -200,9 +200,7 @@ def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
   assert _picks(workdir) == _picks(scored)
 
 
-def test_a_process_whose_others_are_absent_ends_with_one_line(
-  prompts, tmp_path
-):
+def test_a_process_without_the_others_ends_with_one_line(prompts, tmp_path):
   absent = [
     subprocess.Popen(
       [
@@ -236,9 +234,9 @@ processes._GRACE_SECONDS = 1.0
 processes.start(address, 2, number)
 console.say('test', f'process {number}')
 assert processes.from_first('number', lambda: [number]) == [0]
-together = processes.met_within('all', 30)
+together = processes.barrier_within('all', 30)
 if number:
-  print(together, processes.met_within('one', 1))
+  print(together, processes.barrier_within('one', 1))
   processes.end(7, lambda: print('the culprit'))
 mesh = jax.make_mesh((8,), ('data',))
 place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
@@ -263,7 +261,7 @@ def test_a_failure_reaches_a_process_that_waits_in_a_computation():
     (('h:1',), '--num_processes and --process_id is missing'),
     (('', 2, None), '--coordinator and --process_id is missing'),
     (('', None, 0), '--coordinator and --num_processes is missing'),
-    (('h:1', 2, 2), '--process_id is 2: 0 to 1'),
+    (('h:1', 2, 2), '--process_id is 2: must be 0 to 1'),
     (('h:1', 2, -1), '--process_id is -1'),
     (('h:1', 0, 0), '--num_processes is 0'),
     (('h', 2, 0), '--coordinator=h is not HOST:PORT'),
@@ -301,7 +299,7 @@ def test_a_workdir_that_not_all_see_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, 'count', lambda: 2)
   monkeypatch.setattr(processes, 'is_first', lambda: False)
   monkeypatch.setattr(processes, 'from_first', lambda name, make: 'written')
-  monkeypatch.setattr(processes, 'meet', lambda name: None)
+  monkeypatch.setattr(processes, 'barrier', lambda name: None)
   (tmp_path / 'written').touch()
   processes.check_shared(tmp_path)
   with pytest.raises(errors.InputError, match='all processes share'):

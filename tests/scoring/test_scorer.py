@@ -69,7 +69,7 @@ def _scorer(decoder, mesh, end_ids, shapes, batch_tokens) -> Scorer:
     end_ids=end_ids,
     max_new_tokens=NUM_NEW,
     batch_tokens=batch_tokens,
-    most_rows=99,
+    max_rows=99,
   )
 
 
@@ -81,7 +81,7 @@ def _scorer(decoder, mesh, end_ids, shapes, batch_tokens) -> Scorer:
     (Shapes((16, 48), (16, 48)), 600, 8),
   ],
 )
-def test_company_changes_nothing(
+def test_other_rows_change_nothing(
   decoder, tokens, end_ids, alone, shapes, batch_tokens, devices
 ):
   mesh = make_mesh(devices=jax.devices()[:devices])
@@ -194,7 +194,7 @@ def test_only_what_is_computed_counts(decoder):
       end_ids=(),
       max_new_tokens=NUM_NEW,
       batch_tokens=2**14,
-      most_rows=16,
+      max_rows=16,
       prompt_scores=False,
     )
     seen = []

@@ -188,7 +188,7 @@ def test_batch_size_and_devices_change_nothing(workdir, scored, monkeypatch):
   )
 
 
-def test_what_the_tokenizer_lacks_stands_in_the_manifest(scored):
+def test_what_the_tokenizer_lacks_is_in_the_manifest(scored):
   counts = store.Manifest(scored).counts('score')
   notes = ' '.join(counts['notes'])
   assert 'no chat template' in notes
@@ -400,7 +400,7 @@ def test_a_sample_of_each_task_needs_tasks(workdir):
     scoring.run(config, workdir)
 
 
-def test_out_of_memory_is_met_by_a_smaller_batch_once(
+def test_out_of_memory_is_answered_by_a_smaller_batch_once(
   workdir, scored, monkeypatch, capsys
 ):
   """What a device raises, raised in its place: no CPU runs out so early."""
@@ -426,13 +426,13 @@ def test_out_of_memory_is_met_by_a_smaller_batch_once(
   assert table['generation'].equals(expected['generation'])
 
 
-def test_memory_that_one_of_several_processes_lacks_ends_all(monkeypatch):
+def test_out_of_memory_in_one_of_several_processes_ends_all(monkeypatch):
   """It must not go on alone with batches that the others do not run."""
 
   def fail(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
-  monkeypatch.setattr(processes, 'met_within', lambda *_: False)
+  monkeypatch.setattr(processes, 'barrier_within', lambda *_: False)
   rate = Rate(console.bar('score', 1, 'prompts'), make_mesh())
   sizes, tokens = [256, 128], [np.ones(7), np.ones(3)]
   with pytest.raises(

@@ -18,7 +18,7 @@ def test_a_workdir_serves_one_command_at_a_time(tmp_path):
   with store.claimed(workdir):
     (workdir.root / 'kept').touch()
     with (
-      pytest.raises(errors.InputError, match='another command is at work'),
+      pytest.raises(errors.InputError, match='another command is using'),
       store.claimed(workdir),
     ):
       pass
@@ -44,7 +44,7 @@ def test_a_changed_file_has_another_hash(tmp_path):
   assert store.hash_file(path) != first
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
   path = tmp_path / 'rows.jsonl'
   store.write_jsonl(path, [{'a': 1}])
 
@@ -75,7 +75,7 @@ def test_no_space_is_one_clear_line_and_no_short_file(
   path = tmp_path / 'out'
   big = np.random.default_rng(0).random((1000, 8))
   table = pa.table({'x': big.ravel()})
-  with pytest.raises(errors.InputError, match=r'cannot be .*: make room'):
+  with pytest.raises(errors.InputError, match=r'cannot be .*: free some space'):
     if kind == 'npy':
       store.write_npy(path, big)
     elif kind == 'parquet':
@@ -181,7 +181,7 @@ def _save_parts(workdir, names):
     np.save(path, np.full((2, 3), i, np.float32))
 
 
-def test_features_in_one_file_or_one_a_process(tmp_path):
+def test_features_in_one_file_or_one_per_process(tmp_path):
   one, two = (store.Workdir(tmp_path / name) for name in ('one', 'two'))
   for workdir in (one, two):
     workdir.root.mkdir()

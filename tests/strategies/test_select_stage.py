@@ -316,7 +316,7 @@ def test_a_random_first_centre_differs_by_seed(workdir):
   ('option', 'value', 'says'),
   [
     ('selection.strategies', ('min_margn',), "mean 'min_margin'"),
-    ('selection.strategies', ('random', 'random'), 'names one twice'),
+    ('selection.strategies', ('random', 'random'), 'has duplicates'),
     ('selection.strategies', (), 'selection.strategies is empty'),
     ('study.budgets', (5, 41), 'exceeds the pool: 40 prompts'),
     ('selection.kernel.similarity', 'linear', "'linear' is unknown"),
@@ -328,7 +328,7 @@ def test_a_random_first_centre_differs_by_seed(workdir):
     ('selection.task_confidence', 'margin', "'margin' is unknown"),
     ('selection.memory_limit', -1.0, 'selection.memory_limit is -1.0'),
     ('selection.memory_limit', float('nan'), 'selection.memory_limit is nan'),
-    ('study.seeds', (2**32,), 'smaller than'),
+    ('study.seeds', (2**32,), 'must be below'),
   ],
 )
 def test_bad_options_name_themselves(workdir, option, value, says):
@@ -345,7 +345,7 @@ def test_a_pool_without_tasks_has_them_from_its_features(tmp_path, capfd):
   stage.run(_config(*names, 'random'), workdir)
   # round(sqrt(40 / 2)) of them.
   labels = selection.cluster_tasks(_features(), 4)
-  assert 'no task labels: 4 tasks by k-means' in capfd.readouterr().out
+  assert 'no task labels: found 4 tasks by k-means' in capfd.readouterr().out
   for name in names:
     rows = store.read_jsonl(workdir.selection(name, 0))
     for row in rows:
@@ -494,7 +494,7 @@ def test_missing_inputs_name_their_stage(tmp_path):
 def test_scores_of_another_pool_are_refused(workdir):
   table = store.read_parquet(workdir.scores)
   store.write_parquet(workdir.scores, table.take(list(range(N))[::-1]))
-  with pytest.raises(errors.InputError, match='list other prompts'):
+  with pytest.raises(errors.InputError, match='list different prompts'):
     stage.run(_config('min_margin'), workdir)
 
 
@@ -512,7 +512,7 @@ def test_an_order_is_never_rewritten(workdir):
   path = workdir.selection('random', 0)
   rows = store.read_jsonl(path)
   store.write_jsonl(path, rows[::-1])
-  with pytest.raises(errors.InputError, match='holds other picks'):
+  with pytest.raises(errors.InputError, match='has picks that differ'):
     stage.run(_config('random', budgets=(5, 9)), workdir)
   assert store.read_jsonl(path) == rows[::-1]
 

@@ -1,4 +1,4 @@
-"""The evaluation tasks by name; each has a file of its own here."""
+"""The evaluation tasks by name; each has its own file here."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +9,7 @@ TASKS: Mapping[str, type[Task]] = {Heldout.name: Heldout}
 
 
 def metrics(names: Iterable[str]) -> dict[str, Metric]:
-  """The metrics of some tasks, by the names that a report has for them."""
+  """The metrics of these tasks, by their names in the report."""
   return {
     metric if name == Heldout.name else f'{name}.{metric}': about
     for name in names

@@ -1,4 +1,4 @@
-"""Held-out prompts with references: loss, and the greedy answer against it."""
+"""Held-out prompts: the reference's loss, and greedy answers against it."""
 
 from collections.abc import Mapping, Sequence
 from itertools import repeat
@@ -47,10 +47,10 @@ class Heldout:
     prompt_format: models.PromptFormat,
     context: int,
   ):
-    """Reads and encodes the held-out set, or its first prompts.
+    """Reads and encodes the held-out set, or its first evaluation.limit items.
 
     Raises:
-      InputError: a prompt cannot be encoded, naming it.
+      InputError: naming a prompt that cannot be encoded.
     """
     self.max_new_tokens: int = config.evaluation.max_new_tokens
     self.stop: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Heldout:
     for item_id, prompt, reference in zip(
       heldout.ids, heldout.prompts, heldout.responses or (), strict=True
     ):
-      with errors.of_prompt(item_id):
+      with errors.about_prompt(item_id):
         examples.append(self._encode(prompt, reference))
     self.items: Sequence[Item] = [
       Item(item_id, task, reference, requests)
@@ -94,7 +94,7 @@ class Heldout:
   def _encode(
     self, prompt: store.Prompt, reference: str
   ) -> tuple[tuple[Likelihood, Generate], bool]:
-    """What is asked about a prompt, and whether its reference was cut."""
+    """The two requests for a prompt, and whether its reference was cut."""
     tokens, truncated = self._prompt_format.encode_prompt(
       prompt, self._context - self.max_new_tokens, for_response=True
     )
@@ -115,15 +115,15 @@ class Heldout:
     workdir: store.Workdir,
     planned: frozenset[str],
   ) -> None:
-    """Refuses a missing held-out set, see Task.check.
+    """Rejects a missing held-out set; see Task.check.
 
     Raises:
       InputError: naming the option or the file.
     """
     if config.evaluation.limit < 0:
       raise errors.InputError(
-        f'evaluation.limit is {config.evaluation.limit}: a number of prompts, '
-        'or 0 for all'
+        f'evaluation.limit is {config.evaluation.limit}: give a number of '
+        'prompts, or 0 for all'
       )
     if workdir.heldout.exists():
       return
@@ -131,13 +131,13 @@ class Heldout:
     if 'pool' in planned and wanted:
       return
     if store.Manifest(workdir).counts('pool').get('answers') == 0:
-      # The command ends at annotate, with a list of answers to buy.
+      # The command will stop at annotate, with a todo to fill.
       if 'annotate' in planned:
         return
       raise errors.InputError(
         'there is nothing to evaluate on, since the pool came without '
         'responses: set pool.heldout_path to a file of prompts with responses, '
-        'or ask for the stages pool score select annotate finetune alone'
+        'or run only the stages pool score select annotate finetune'
       )
     raise errors.InputError(
       f'{workdir.heldout} does not exist: set pool.heldout_path or '
@@ -148,7 +148,7 @@ class Heldout:
   def fingerprint(
     config: ml_collections.ConfigDict, workdir: store.Workdir
   ) -> dict[str, Any]:
-    """The held-out set and how much of it is answered at what length."""
+    """The held-out set, how many of its prompts, and the answers' length."""
     return {
       'heldout': store.hash_file(workdir.heldout),
       'evaluation.max_new_tokens': config.evaluation.max_new_tokens,

@@ -1,4 +1,4 @@
-"""The plots of the report: plain numbers in, PNG out."""
+"""The plots of the report: functions from numbers to PNG images."""
 
 from edsft_jax.reporting.plots.efficiency import label_efficiency
 from edsft_jax.reporting.plots.gains import gains_by_width, selection_gains

@@ -1,4 +1,4 @@
-"""Quality against the number of answers bought."""
+"""Plots quality against the number of answers bought."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -16,14 +16,14 @@ def label_efficiency(
   intervals: Mapping[tuple[str, int], statistics.Interval],
   references: Mapping[str, statistics.Interval],
 ) -> bytes:
-  """Quality against answers bought; the first panel shows every mean.
+  """Quality against answers bought; the first panel shows all means.
 
-  Then one panel for each strategy, with its seeds and interval before those of
-  random. With one strategy, its panel is the only one.
+  Each further panel has one strategy's seeds and interval, in front of those of
+  random. A single strategy has a single panel.
 
   Args:
     label: the metric, with its direction.
-    budgets: ascending.
+    budgets: ascending budgets.
     dots: (strategy, budget) -> one value per seed.
     intervals: (strategy, budget) -> mean and interval over seeds.
     references: full_pool and no_finetuning, where they exist.
@@ -36,7 +36,7 @@ def label_efficiency(
   num_rows = math.ceil(len(panels) / num_columns)
   y_range = limits(dots, intervals, references)
   with style.use():
-    # The page shows each plot at the same width: so the type keeps its size.
+    # The page shows all plots at the same width, so the text size is the same.
     figure = style.figure(style.WIDTH, 0.8 + 3.0 * num_rows)
     grid = figure.subplots(
       num_rows, num_columns, sharex=True, sharey=True, squeeze=False
@@ -92,10 +92,11 @@ def limits(
   intervals: Mapping[tuple[str, int], statistics.Interval],
   references: Mapping[str, statistics.Interval],
 ) -> tuple[float, float]:
-  """A y range that shows every dot; what would squash the dots is cut.
+  """A y range that shows every dot without squashing them.
 
-  Intervals of few seeds can be many times wider than the dots, and a line can
-  be far away: both may take as much room again as the dots, no more.
+  Intervals of few seeds can be many times wider than the range of the dots, and
+  reference lines far away. They may extend the range by at most its own size on
+  either side.
   """
   values = [value for row in dots.values() for value in row]
   low, high = min(values), max(values)
@@ -115,7 +116,7 @@ def limits(
   top = min(high + room, max([high, *ends]))
   margin = 0.06 * (top - bottom) or 0.06 * room
   means = [reference.mean for reference in references.values()]
-  # A line beyond the plot is written at its edge, clear of the dots.
+  # A line outside the plot is labelled at its edge, clear of the dots.
   below = 0.1 * (top - bottom) if min(means, default=bottom) < bottom else 0.0
   above = 0.1 * (top - bottom) if max(means, default=top) > top else 0.0
   return bottom - margin - below, top + margin + above
@@ -128,7 +129,7 @@ def _curve(
   dots: Mapping[tuple[str, int], Sequence[float]],
   intervals: Mapping[tuple[str, int], statistics.Interval],
 ) -> None:
-  """Mean line; with `dots` the seeds and the interval band too."""
+  """Draws the means; with `dots`, also the seeds and the interval band."""
   colour, marker = STRATEGIES[strategy].colour, STRATEGIES[strategy].marker
   present = [b for b in budgets if (strategy, b) in intervals]
   found = [intervals[strategy, b] for b in present]

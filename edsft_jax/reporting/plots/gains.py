@@ -1,4 +1,4 @@
-"""What each further pick of a selection added."""
+"""Plots the gain of each pick of a selection."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -13,7 +13,7 @@ def gains_by_width(
   degenerate: Sequence[str | None],
   used: float,
 ) -> bytes:
-  """Marginal gain of each pick, one line per width, the used one blue."""
+  """Marginal gain of each pick, one line per width; the used one is blue."""
   with style.use():
     figure = style.figure(style.WIDTH, 4.6)
     axes = figure.subplots()
@@ -22,7 +22,7 @@ def gains_by_width(
     labels = []
     for width, curve, flaw in zip(widths, curves, degenerate, strict=True):
       chosen = width == used
-      # A gain of zero has no place on a logarithmic axis.
+      # A logarithmic axis cannot show a gain of zero.
       heights = [gain if gain > 0 else math.nan for gain in curve]
       colour = (
         style.ACCENT if chosen else ('#a3a9b4' if flaw is None else '#b9785a')
@@ -60,7 +60,7 @@ def gains_by_width(
 def selection_gains(
   gains: Mapping[tuple[str, int], Sequence[float | None]],
 ) -> bytes:
-  """The gain column of the selections that have one, one panel per strategy."""
+  """The gains of each selection, one panel per strategy."""
   strategies = list(dict.fromkeys(strategy for strategy, _ in gains))
   units = {'k_center': 'distance to the chosen set'}
   with style.use():

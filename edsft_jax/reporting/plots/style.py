@@ -1,8 +1,8 @@
-"""What the plots share: colours, figures and labels.
+"""Common style of the plots: colours, figures and labels.
 
-matplotlib is imported where a figure is made: a rerun that finds nothing to do
-must not wait for it. Figures are made without pyplot, so there is no global
-state and no display.
+matplotlib is imported when a figure is made, so that a rerun with nothing to do
+does not wait for it. Figures do not use pyplot, which has global state and may
+need a display.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ REFERENCES = {
   study.NO_FINETUNING: ('#1f2430', (0, (1, 2)), 'no finetuning'),
 }
 
-# Inches; the pixels of the PNG are this times savefig.dpi.
+# Width of plots in inches; the PNG's width in pixels is this times savefig.dpi.
 WIDTH = 9.4
 
 _STYLE: Any = {
   'font.size': 9.5,
   'text.color': INK,
-  # Task names may hold dollar signs, which are not formulas.
+  # Dollar signs in task names must not start formulas.
   'text.parse_math': False,
   'axes.edgecolor': '#9aa1ac',
   'axes.labelcolor': INK,
@@ -54,33 +54,33 @@ _STYLE: Any = {
 
 @contextlib.contextmanager
 def use() -> Iterator[None]:
-  """The look of every plot, for the block."""
+  """Applies the style of all plots within the block."""
   import warnings
 
   import matplotlib
 
   with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-    # A script that the font lacks shows as boxes; the tables have the text.
+    # Characters that the font lacks show as boxes; the tables have the text.
     warnings.filterwarnings('ignore', message='Glyph .* missing from')
     yield
 
 
 def figure(width: float, height: float) -> Any:
-  """An empty figure of so many inches, without pyplot."""
+  """An empty figure, in inches, without pyplot."""
   from matplotlib import figure as figures
 
   return figures.Figure(figsize=(width, height), layout='constrained')
 
 
 def png(made: Any) -> bytes:
-  """The figure as an image."""
+  """Renders the figure as PNG."""
   buffer = io.BytesIO()
   made.savefig(buffer, format='png', bbox_inches='tight', pad_inches=0.08)
   return buffer.getvalue()
 
 
 def plain_log_ticks(axis: Any) -> None:
-  """Plain numbers at the decades of a logarithmic axis."""
+  """Labels the decades of a logarithmic axis with plain numbers."""
   from matplotlib import ticker
 
   axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
@@ -110,7 +110,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 def end_labels(
   axes: Any, labels: Sequence[tuple[float, str, str]], weight: str = 'bold'
 ) -> None:
-  """Writes (y in data, text, colour) at the right edge, moved apart."""
+  """Writes labels at the right edge, moved apart; each (y, text, colour)."""
   to_axes = axes.transData + axes.transAxes.inverted()
   x = axes.get_xlim()[1]
   places = [to_axes.transform((x, y))[1] for y, _, _ in labels]

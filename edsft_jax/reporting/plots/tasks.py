@@ -1,4 +1,4 @@
-"""Values by task: what was picked, and how good it made the model."""
+"""Plots values by task: shares of the picks, and quality."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +19,12 @@ def by_task(
   """One row per task, one mark per strategy.
 
   Args:
-    tasks: rows, top to bottom.
+    tasks: the rows, top to bottom.
     values: strategy -> task -> value.
-    xlabel: what the values are.
+    xlabel: label of the values.
     bars: task -> value of a grey bar behind the marks.
-    bars_label: what the bars are.
-    references: full_pool or no_finetuning -> task -> value, as thin ticks.
+    bars_label: label of the bars.
+    references: full_pool or no_finetuning -> task -> value, as thin marks.
   """
   names = [t if len(t) <= 34 else f'{t[:33]}…' for t in tasks]
   with style.use():
@@ -80,7 +80,7 @@ def _marks(
 ) -> None:
   for k, (strategy, row) in enumerate(values.items()):
     present = [i for i, task in enumerate(tasks) if task in row]
-    # Marks of one row have slightly different heights: none hides another.
+    # Marks in a row are shifted vertically, so that none hides another.
     shift = (k - (len(values) - 1) / 2) * 0.5 / max(len(values) - 1, 1)
     axes.scatter(
       [row[tasks[i]] for i in present],

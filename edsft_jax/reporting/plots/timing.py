@@ -1,4 +1,4 @@
-"""Where the time went."""
+"""Plots the time of each stage."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from edsft_jax.reporting.plots import style
 def stage_seconds(
   seconds: Mapping[str, float], selection_stages: Sequence[str]
 ) -> bytes:
-  """Wall seconds of each stage; those of choosing prompts in blue."""
+  """Wall seconds of each stage; the selection stages are blue."""
   with style.use():
     figure = style.figure(style.WIDTH, 0.9 + 0.34 * len(seconds))
     axes = figure.subplots()
