@@ -44,7 +44,9 @@ class Rules:
     excluded: ids that are left out.
   """
 
-  named: columns_lib.Named = columns_lib.Named()
+  named: columns_lib.Named = dataclasses.field(
+    default_factory=columns_lib.Named
+  )
   named_if_there: bool = False
   strict: bool = False
   answers_in_prompts: bool = False
@@ -174,9 +176,9 @@ def _find_form(
   guessed = columns.prompts[0].casefold() == 'text' and not named.prompt
   if guessed and form is None and not any(map(conversations.looks_like, texts)):
     raise errors.InputError(
-      f'{source}: its column {columns.prompts[0]!r} may hold prompts with their '
-      'responses, in no form that is known: name it by pool.prompt_column if '
-      'it holds prompts alone'
+      f'{source}: its column {columns.prompts[0]!r} may contain responses too, '
+      'in an unknown form: set pool.prompt_column to it if it only contains '
+      'prompts'
     )
   return form
 
@@ -222,9 +224,7 @@ class _Sorter:
           'by pool.strict=False'
         ) from None
       row_id = self._reader.id_of(row.values or {})
-      self._quarantine.append(
-        {**_place(row), 'id': row_id, 'reason': str(e)}
-      )
+      self._quarantine.append({**_place(row), 'id': row_id, 'reason': str(e)})
 
   def _take(self, row: readers.Row) -> None:
     if row.values is None:

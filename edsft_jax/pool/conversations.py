@@ -43,13 +43,13 @@ _NOT_TEXT = (
   'images',
   'refusal',
 )
-_UNLEARNT = {'weight': (0,), 'train': (False,), 'training': (False,), 'loss': (False,)}
+_UNLEARNT = {'weight': 0, 'train': False, 'training': False, 'loss': False}
 _PREFILL = ('prefix', 'prefill', 'partial')
-_KEPT = frozenset(
-  (*_ROLE_FIELDS, *_TEXT_FIELDS, *_UNLEARNT, *_PREFILL, 'name')
-)
+_KEPT = frozenset((*_ROLE_FIELDS, *_TEXT_FIELDS, *_UNLEARNT, *_PREFILL, 'name'))
 # How a list of turns begins, in JSON or as Python prints it.
-_LOOKS_LIKE_TURNS = re.compile(r"""\s*[\[{].{0,200}?["'](role|from)["']\s*:""", re.S)
+_LOOKS_LIKE_TURNS = re.compile(
+  r"""\s*[\[{].{0,200}?["'](role|from)["']\s*:""", re.S
+)
 _LOOKS_LIKE_ROLE = re.compile(r'[\w-]{1,20}')
 
 
@@ -82,7 +82,7 @@ class Turns:
     role = _role(turn)
     for field in _NOT_TEXT:
       if not values.is_missing(turn.get(field)):
-        raise values.UnusableRow(f'a turn has {field}, which no prompt can hold')
+        raise values.UnusableRow(f'a turn has {field}, which is not text')
     message = {'role': role, 'content': _content(turn, role)}
     if not values.is_missing(turn.get('name')):
       message['name'] = values.text_of(turn['name'], 'the name in a turn')
@@ -93,7 +93,7 @@ class Turns:
       if name not in _KEPT and not values.is_missing(value)
     }
     self.learnable = not any(
-      field in turn and turn[field] is not None and turn[field] in unlearnt
+      turn.get(field) is not None and turn[field] == unlearnt
       for field, unlearnt in _UNLEARNT.items()
     )
     self.prefill = next((f for f in _PREFILL if turn.get(f)), '')
@@ -170,7 +170,9 @@ def history(value: Any) -> list[Any]:
   return turns
 
 
-def texts(messages: Sequence[store.Message], roles: Collection[str]) -> list[str]:
+def texts(
+  messages: Sequence[store.Message], roles: Collection[str]
+) -> list[str]:
   """What the turns of some roles say."""
   return [m['content'] for m in messages if m['role'] in roles]
 
@@ -184,9 +186,7 @@ def _role(turn: Mapping[str, Any]) -> str:
     raise values.UnusableRow(
       f'a turn has the role {role!r}, not one of {", ".join(_ROLES)}'
     )
-  raise values.UnusableRow(
-    f'a turn has none of the roles {", ".join(_ROLES)}'
-  )
+  raise values.UnusableRow(f'a turn has none of the roles {", ".join(_ROLES)}')
 
 
 def _content(turn: Mapping[str, Any], role: str) -> str:
@@ -209,8 +209,8 @@ def _part(part: Any) -> str:
   if isinstance(part, Mapping):
     kind = part.get('type', 'text')
     if kind not in ('text', 'input_text', 'output_text'):
-      name = kind if isinstance(kind, str) and kind.isidentifier() else 'another'
-      raise values.UnusableRow(f'a turn has a part of the type {name!r}')
+      name = kind if str(kind).isidentifier() else 'unknown'
+      raise values.UnusableRow(f'a turn has a part of type {name!r}')
     part = part.get('text')
   if not isinstance(part, str):
     raise values.UnusableRow('a part of a turn is not text')

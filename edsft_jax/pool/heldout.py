@@ -8,6 +8,7 @@ other. What belongs together is held out together or not at all.
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
+import itertools
 
 from edsft_jax import store
 from edsft_jax.pool import duplicates, items
@@ -103,7 +104,7 @@ def _own_pair(item: items.Item) -> _Pair:
 def _pairs_said(prompt: store.Prompt) -> Iterator[_Pair]:
   """Questions that are answered before the one to answer."""
   turns = prompt if isinstance(prompt, list) else []
-  for question, answer in zip(turns, turns[1:], strict=False):
+  for question, answer in itertools.pairwise(turns):
     if question['role'] == 'user' and answer['role'] == 'assistant':
       yield (
         duplicates.near_key(question['content']),

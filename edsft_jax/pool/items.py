@@ -151,22 +151,22 @@ class _Parts:
   def add_contexts(self, present: Mapping[str, Any]) -> None:
     """Puts under the prompt what it does not hold already."""
     for name, value in present.items():
+      whole = self._said()
       if name.casefold() in columns_lib.CHOICES:
         choices = _choices(name, value)
-        rendered, there = _lines(choices), _holds_choices
-        joint = '\n'
+        is_there = _holds_choices(whole, choices)
+        separator, text = '\n', _lines(choices)
       else:
-        rendered = values.text_of(value, name)
-        choices, there, joint = [], _holds, '\n\n'
-      whole = self._said()
-      if there(whole, choices or rendered):
+        separator, text = '\n\n', values.text_of(value, name)
+        is_there = _holds(whole, text)
+      if is_there:
         continue
       if self._text is None:
         raise UnusableRow(
           f'the conversation does not hold its {name}: switch it off by '
           'pool.context_column=none, or write it into a turn'
         )
-      self._text = f'{self._text}{joint}{rendered}'
+      self._text = f'{self._text}{separator}{text}'
 
   def add_systems(self, present: Mapping[str, Any]) -> None:
     """Puts a system prompt and the turns of a history before the prompt."""
@@ -345,7 +345,9 @@ def _response_text(value: Any) -> str:
     value = value[field]
     if isinstance(value, list):  # SQuAD's {'text': [...], 'answer_start': ...}
       value = value[0] if value else ''
-  return '' if values.is_missing(value) else values.text_of(value, 'the response')
+  if values.is_missing(value):
+    return ''
+  return values.text_of(value, 'the response')
 
 
 def _is_turn(value: Mapping[str, Any]) -> bool:

@@ -91,8 +91,10 @@ def refuse_answered_prompts(
 
 def _holds_answer(item: items.Item) -> bool:
   # What was said before in a conversation may be said again.
-  last = item.prompt if isinstance(item.prompt, str) else item.prompt[-1]['content']
-  prompt, response = Text(last), Text(item.response)
+  question = item.prompt
+  if not isinstance(question, str):
+    question = question[-1]['content']
+  prompt, response = Text(question), Text(item.response)
   if not prompt.holds(response):
     return False
   is_long = len(response.words.split()) >= _EXCERPT_WORDS

@@ -7,13 +7,12 @@ UTF-16.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
-import gzip
 import hashlib
 import io
 import itertools
 import json
 import pathlib
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 import zlib
 
 import pyarrow as pa
@@ -32,7 +31,7 @@ FORMATS = {
   '.xlsx': 'xlsx',
 }
 COMPRESSED = ('.gz', '.zst')
-_GZIP, _ZSTD = b'\x1f\x8b', b'\x28\xb5\x2f\xfd'
+_MAGIC = {b'\x1f\x8b': 'gzip', b'\x28\xb5\x2f\xfd': 'zstd'}
 _UTF16 = (b'\xff\xfe', b'\xfe\xff')
 
 
@@ -55,7 +54,9 @@ class Row:
   @property
   def place(self) -> str:
     """Where a person finds it."""
-    return f'{self.file}, line {self.line}' if self.file else f'line {self.line}'
+    return (
+      f'{self.file}, line {self.line}' if self.file else f'line {self.line}'
+    )
 
 
 def find_format(path: pathlib.Path, override: str) -> str:
@@ -73,8 +74,8 @@ def find_format(path: pathlib.Path, override: str) -> str:
     return override
   if not is_known(path):
     raise errors.InputError(
-      f'{path} has no known ending ({", ".join(FORMATS)}; the text formats also '
-      f'with {" or ".join(COMPRESSED)}): name its format by pool.format'
+      f'{path} has no known extension ({", ".join(FORMATS)}; text also with '
+      f'{" or ".join(COMPRESSED)} after it): set pool.format'
     )
   return FORMATS[_ending(path)]
 
@@ -157,16 +158,9 @@ def open_text(path: pathlib.Path) -> TextIO:
   """Opens a text file whatever its compression; newlines stay as they are."""
   with path.open('rb') as f:
     magic = f.read(4)
-  binary: IO[bytes]
-  if magic[:2] == _GZIP:
-    binary = gzip.open(path, 'rb')
-  elif magic == _ZSTD:
-    # pyarrow has the codec; Python has it from 3.14 on.
-    stream = pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd')
-    binary = io.BufferedReader(stream)
-  else:
-    binary = path.open('rb')
-  buffered = io.BufferedReader(binary)  # type: ignore[arg-type]
+  codec = next((c for m, c in _MAGIC.items() if magic.startswith(m)), None)
+  # Python itself can read zstd only from 3.14 on.
+  buffered = io.BufferedReader(pa.input_stream(str(path), compression=codec))
   encoding = 'utf-16' if buffered.peek(2)[:2] in _UTF16 else 'utf-8-sig'
   return io.TextIOWrapper(buffered, encoding=encoding, newline='')
 

@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 from edsft_jax import errors, store
 from edsft_jax.pool import readers
 
+# Rows converted at a time.
+_BATCH_ROWS = 16384
+
 
 class Unreadable:
   """Stands for a value that cannot be converted."""
@@ -37,7 +40,7 @@ def read_parquet(path: pathlib.Path) -> Iterator[readers.Row]:
   with store.refuse_damaged(path, remedy):
     file = pq.ParquetFile(path)
     names = _unique(path, file.schema_arrow.names)
-    batches = file.iter_batches(batch_size=store.BATCH_ROWS)
+    batches = file.iter_batches(_BATCH_ROWS)
     yield from _rows(names, batches)
 
 

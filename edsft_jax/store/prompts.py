@@ -147,7 +147,9 @@ def response_table(responses: Mapping[str, str]) -> pa.Table:
 _Column = tuple[list[Any], pa.DataType]
 
 
-def _messages_type(conversations: Sequence[list[Message] | None]) -> pa.DataType:
+def _messages_type(
+  conversations: Sequence[list[Message] | None],
+) -> pa.DataType:
   """Lists of role and content, with a name if any turn has one."""
   names = ['role', 'content']
   if any('name' in turn for turns in conversations for turn in turns or ()):
