@@ -1,7 +1,7 @@
-"""Rows become a pool: unusable ones out, duplicates out, answers set apart.
+"""Builds a pool from rows: merges duplicates, quarantines unusable rows.
 
-Every row is accounted for: prompts + held out + merged + quarantined + excluded
-are the rows that were read.
+Every row is counted once: as a prompt, held out, merged, quarantined or
+excluded.
 """
 
 import collections
@@ -25,23 +25,24 @@ from edsft_jax.pool import (
 )
 
 NO_TASK = 'none'
-# From so many prompts on, a task for every one is no task.
+# With at least this many prompts, one task per prompt is not a task.
 _FEW_PROMPTS = 20
-# Prompts read to tell in what form they are written.
-_LOOKED_AT = 2000
+# Number of prompts to detect their form from.
+_SAMPLE_SIZE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """What a person decided.
+  """The options of the user.
 
   Attributes:
-    named: the columns.
-    named_if_there: whether the usual ones do where the named are not there.
-    strict: whether a row that would be quarantined is an error.
-    answers_in_prompts: whether prompts may hold their responses.
+    named: column names.
+    named_if_there: whether to detect a column if the named one does not exist.
+    strict: whether to fail on a row that would be quarantined, or merged with
+      a row that has other text in some column.
+    answers_in_prompts: whether prompts may contain their responses.
     heldout_fraction: the share of answered prompts to hold out.
-    excluded: ids that are left out.
+    excluded: ids to leave out.
   """
 
   named: columns_lib.Named = dataclasses.field(
@@ -56,21 +57,21 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-  """What a file gives.
+  """The contents of a file.
 
   Attributes:
-    columns: which are what.
-    num_rows: how many were read.
+    columns: their roles.
+    num_rows: how many rows were read.
     pool: the prompts to choose from, with the answers that came with them.
-    heldout: those split off to evaluate on.
-    with_tasks: whether the task column is one.
+    heldout: the prompts split off for evaluation.
+    with_tasks: whether the task column holds tasks.
     kept: other columns of the pool.
     dropped: columns left out, with the reason.
-    quarantine: rows refused: line, id, reason.
-    duplicates: rows merged into another, or nearly equal to one: line, id,
-      kept_id, merged, and the columns that differ.
-    excluded: how many rows were left out by their id.
-    notes: what a person should know.
+    quarantine: rejected rows: line, id, reason.
+    duplicates: rows merged into another, and prompts nearly equal to another:
+      line, id, kept_id, merged, and the names of columns that differ.
+    excluded: number of rows left out by their id.
+    notes: messages for the user.
   """
 
   columns: columns_lib.Columns
@@ -87,7 +88,7 @@ class Built:
 
   @property
   def num_merged(self) -> int:
-    """How many rows were merged into another."""
+    """Number of rows merged into another."""
     return sum(row['merged'] for row in self.duplicates)
 
   def prompts(self) -> store.Prompts:
@@ -102,13 +103,12 @@ class Built:
 def build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
   """Sorts rows into pool, held-out set and quarantine.
 
-  Of the same prompt twice one is kept: the first that is answered, or the
-  first.
+  Of duplicate prompts the first answered one is kept, or else the first.
 
   Raises:
-    InputError: no row is usable, a named column is not what it is named for,
-      prompts hold their responses, or, if strict, a row would be quarantined
-      or merged in spite of what it says.
+    InputError: no row is usable, a named column does not fit its role, most
+      prompts contain their responses, or, if strict, a row would be
+      quarantined, or merged with one that has other text.
   """
   with _without_collector():
     return _build(source, rows, rules)
@@ -116,7 +116,7 @@ def build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-  """Rows have no cycles, and looking for some takes a fifth of the time."""
+  """Disables garbage collection: rows have no cycles, it takes 20% longer."""
   was_enabled = gc.isenabled()
   gc.disable()
   try:
@@ -128,7 +128,7 @@ def _without_collector() -> Iterator[None]:
 
 def _build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
   read = list(rows)
-  # A file of broken rows has no column; sorting says why.
+  # A file of broken rows has no columns; the sorter says why.
   names = list(dict.fromkeys(n for row in read for n in row.values or ()))
   columns = columns_lib.Columns(prompts=('prompt',))
   if names:
@@ -143,7 +143,7 @@ def _build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
 
 
 def as_prompts(rows: Sequence[items.Item], with_tasks: bool) -> store.Prompts:
-  """Items as the other stages read them."""
+  """Converts items to what other stages read."""
   has_tasks = with_tasks and any(item.task for item in rows)
   return store.Prompts(
     ids=[item.id for item in rows],
@@ -159,13 +159,13 @@ def _find_form(
   columns: columns_lib.Columns,
   named: columns_lib.Named,
 ) -> markers.Form | None:
-  """What the prompts are written in.
+  """Detects the form in which the prompts are written.
 
   Raises:
-    InputError: the prompts are a column called text in no known form: it may
-      well hold the responses too.
+    InputError: the prompts are in a column `text`, which was not named and has
+      no known form: it may contain the responses too.
   """
-  step = -(-len(rows) // _LOOKED_AT) or 1
+  step = -(-len(rows) // _SAMPLE_SIZE) or 1
   texts = [
     value
     for row in rows[::step]
@@ -184,7 +184,7 @@ def _find_form(
 
 
 class _Sorter:
-  """What is known of the rows so far."""
+  """Sorts rows one by one."""
 
   def __init__(
     self,
@@ -198,7 +198,7 @@ class _Sorter:
     self._reader = items.Reader(columns, form)
     self._rules = rules
     self._num_rows = 0
-    # Of one prompt after the other, in the order in which they came first.
+    # One entry per distinct prompt, in order of first occurrence.
     self._items: list[items.Item] = []
     self._rows: list[readers.Row] = []
     self._place_of_key: dict[str, int] = {}
@@ -209,10 +209,10 @@ class _Sorter:
     self._left_out: collections.Counter[str] = collections.Counter()
 
   def add(self, row: readers.Row) -> None:
-    """Takes a row, merges a duplicate, or puts it into quarantine.
+    """Adds, merges or quarantines a row.
 
     Raises:
-      InputError: being strict.
+      InputError: the row would be quarantined, and the rules are strict.
     """
     self._num_rows += 1
     try:
@@ -220,8 +220,8 @@ class _Sorter:
     except values.UnusableRow as e:
       if self._rules.strict:
         raise errors.InputError(
-          f'{self._source}, {row.place}: {e}: fix it, or leave such rows out '
-          'by pool.strict=False'
+          f'{self._source}, {row.place}: {e}: fix it, or set pool.strict=False '
+          'to leave out such rows'
         ) from None
       row_id = self._reader.id_of(row.values or {})
       self._quarantine.append({**_place(row), 'id': row_id, 'reason': str(e)})
@@ -235,7 +235,7 @@ class _Sorter:
     if known is not None and (place is None or known is not self._rows[place]):
       raise values.UnusableRow(
         f'the id is that of {known.place}, which has another prompt: give it '
-        'its own, or switch ids off by pool.id_column=none'
+        'its own id, or set pool.id_column=none'
       )
     self._left_out.update(item.left_out)
     if place is None:
@@ -247,14 +247,14 @@ class _Sorter:
       self._merge(place, item, row)
 
   def _merge(self, place: int, item: items.Item, row: readers.Row) -> None:
-    """Keeps the one of two equal prompts that is answered."""
+    """Keeps one of two rows with the same prompt: the answered one."""
     kept, kept_row = self._items[place], self._rows[place]
     differing = self._differing_columns(row, kept_row)
     if differing and self._rules.strict:
       raise errors.InputError(
         f'{self._source}, {row.place}: it has the prompt of {kept_row.place} '
-        f'and another {differing[0]}: name that by pool.context_column if it '
-        'belongs to the prompt, or merge such rows by pool.strict=False'
+        f'but another {differing[0]}: set pool.context_column to it if it '
+        'belongs to the prompt, or pool.strict=False to merge such rows'
       )
     self._differing.update(differing)
     differs = list(differing)
@@ -280,7 +280,7 @@ class _Sorter:
   def _differing_columns(
     self, row: readers.Row, other: readers.Row
   ) -> list[str]:
-    """Columns of text that differ, and may belong to the prompt."""
+    """Columns with different text, which may belong to the prompt."""
     mine, theirs = row.values or {}, other.values or {}
     return [
       name
@@ -294,10 +294,10 @@ class _Sorter:
     ]
 
   def finish(self) -> Built:
-    """What all rows give.
+    """Returns the result.
 
     Raises:
-      InputError: see build.
+      InputError: see `build`.
     """
     self._refuse_merged_away()
     num_excluded = self._exclude()
@@ -330,20 +330,20 @@ class _Sorter:
     )
 
   def _refuse_merged_away(self) -> None:
-    """Refuses to lose most of a file to a column that was not read."""
+    """Rejects a file of which most rows would be merged for a missed column."""
     if self._differing and len(self._duplicates) > len(self._items):
       name, count = self._differing.most_common(1)[0]
       raise errors.InputError(
         f'{self._source}: {len(self._duplicates):,} of {self._num_rows:,} rows '
-        f'repeat a prompt, {count:,} of them with another {name}: name that by '
-        'pool.context_column if it belongs to the prompt, or remove the column'
+        f'repeat a prompt, {count:,} of them with another {name}: set '
+        'pool.context_column to it if it belongs to the prompt, or remove it'
       )
 
   def _exclude(self) -> int:
-    """Drops what is excluded, and counts it.
+    """Drops the excluded rows and returns their number.
 
     Raises:
-      InputError: an id is not there.
+      InputError: an id does not exist.
     """
     excluded = self._rules.excluded
     if not excluded:
@@ -367,8 +367,8 @@ class _Sorter:
     if form is not None:
       count = sum(not isinstance(item.prompt, str) for item in self._items)
       notes.append(
-        f'{count:,} prompts are written out as conversations ({form.name}) '
-        'and were taken apart'
+        f'{count:,} prompts are conversations written as text ({form.name}) '
+        'and were split into turns'
       )
     marked = [
       item.id
@@ -378,24 +378,24 @@ class _Sorter:
     ]
     if marked:
       notes.append(
-        f'{len(marked):,} prompts have marks of roles in their text and were '
-        f'taken as they are, the first of them {marked[0]}'
+        f'{len(marked):,} prompts contain role markers and were not split '
+        f'into turns, the first of them {marked[0]}'
       )
     notes += [
-      f'{count:,} merged rows have another {name}: name it by '
-      'pool.context_column if it belongs to the prompt'
+      f'{count:,} merged rows have another {name}: set pool.context_column '
+      'to it if it belongs to the prompt'
       for name, count in self._differing.most_common()
     ]
     notes += [
-      f'{count:,} conversations have {name} in their turns, which is left out'
+      f'{count:,} conversations have turns with {name}, which is left out'
       for name, count in self._left_out.most_common()
     ]
     if self._columns.unnamed:
-      notes.append(f'{self._columns.unnamed} unnamed columns are ignored')
+      notes.append(f'unnamed columns ignored: {self._columns.unnamed}')
     return notes
 
   def _list_near(self) -> None:
-    """Lists prompts that have the words of an earlier one."""
+    """Lists prompts with the same words as an earlier one."""
     first: dict[int, str] = {}
     for item, row in zip(self._items, self._rows, strict=True):
       other = first.setdefault(item.near, item.id)
@@ -411,14 +411,14 @@ class _Sorter:
         )
 
   def _task_problem(self) -> str:
-    """Why the task column is none, or ''.
+    """Why the task column does not hold tasks, or ''.
 
     Raises:
-      InputError: a person named it.
+      InputError: the user named this column.
     """
     answered = [item for item in self._items if item.response]
     num_equal = sum(
-      # Nearly all are told apart by their length already.
+      # Most differ in length already.
       len(item.response) < 4 * len(item.task) + 32
       and duplicates.same_words(item.task, item.response)
       for item in answered
@@ -427,18 +427,18 @@ class _Sorter:
     num_tasks = len({item.task for item in self._items})
     if num_equal and num_equal >= leaks.TASK_LEAK_SHARE * len(answered):
       reason = (
-        f'it is the response in {num_equal:,} of {len(answered):,} answered '
-        'rows'
+        f'it equals the response in {num_equal:,} of {len(answered):,} '
+        'answered rows'
       )
     elif num_tasks == len(self._items) >= _FEW_PROMPTS:
-      reason = f'each of its {num_tasks:,} prompts has a task of its own'
+      reason = f'each of the {num_tasks:,} prompts has its own task'
     else:
       return ''
     if self._columns.task_named:
       raise errors.InputError(
         f'pool.task_column={self._columns.task!r} of {self._source} is not a '
-        f'task: {reason}: name a column of a few labels that are known before '
-        'the answers, or none'
+        f'task: {reason}: name a column with a few labels, known before the '
+        'answers, or set it to none'
       )
     return reason
 
@@ -454,15 +454,14 @@ class _Sorter:
       )
     first = self._quarantine[0]
     return errors.InputError(
-      f'{self._source} has no usable row: {len(self._quarantine):,} refused, '
-      f'the first in line {first["line"]}: {first["reason"]}: fix it, or name '
-      'its format by pool.format or its columns by pool.prompt_column and the '
-      'like'
+      f'{self._source} has no usable row: {len(self._quarantine):,} rejected, '
+      f'the first in line {first["line"]}: {first["reason"]}: fix it, or set '
+      'pool.format, pool.prompt_column or another column option'
     )
 
 
 def _place(row: readers.Row) -> Mapping[str, Any]:
-  """Where a row stands, as quarantine.jsonl and duplicates.jsonl say it."""
+  """The position of a row, for quarantine.jsonl and duplicates.jsonl."""
   file = {'file': row.file} if row.file else {}
   return {**file, 'line': row.line}
 
@@ -470,7 +469,7 @@ def _place(row: readers.Row) -> Mapping[str, Any]:
 def _only_pool(
   columns: Mapping[str, list[store.Scalar | None]], heldout: Sequence[bool]
 ) -> dict[str, list[store.Scalar | None]]:
-  """Columns of the rows that are not held out, if any has a value there."""
+  """The columns without held-out rows, if they have any value left."""
   left = {
     name: [v for v, out in zip(values, heldout, strict=True) if not out]
     for name, values in columns.items()
@@ -479,9 +478,9 @@ def _only_pool(
 
 
 def _is_prose(value: Any) -> bool:
-  """Whether a value is text that a person may have to read.
+  """Whether a value is words, and not an address, date or id.
 
-  Addresses, dates and ids differ among equal prompts and say nothing of them.
+  Those may differ between rows with equal prompts.
   """
   if not isinstance(value, str) or not value.strip():
     return False

@@ -1,21 +1,21 @@
-"""Which column is what.
+"""Finds the role of each column.
 
-Found by themselves, whatever their capitals, and looked for row by row, since
-one file may hold rows of several forms:
+Columns are detected by name, ignoring case. A file may contain rows of several
+forms, so each row is searched in this order:
 
   prompt    `prompt`; a conversation in `messages`, `conversations` or
             `conversation`; `instruction` or `definition`; `question` or
             `query`; else `text`, `input` or `inputs`
-  context   what stands under the prompt's text: `context`, `passage`, `input`,
-            `inputs`, and the answers to choose from in `choices` or `options`
-  system    what stands before it: `system`, `system_prompt`, and the turns in
+  context   appended to the prompt: `context`, `passage`, `input`, `inputs`, and
+            the answers to choose from in `choices` or `options`
+  system    put before the prompt: `system`, `system_prompt`, and the turns in
             `history`
-  response  the first of ANSWERS that the row has
+  response  the first of ANSWERS that has a value
   task      `task`, else `category`
-  id        `id`, else `prompt_id`; a hash of the prompt where a row has none
+  id        `id`, else `prompt_id`; else a hash of the prompt
 
-A column that a person names is taken alone; naming the one that is found
-changes nothing. 'none' is no column.
+A column named by the user is the only one for its role, but naming the detected
+prompt column changes nothing. 'none' means no column.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ CONVERSATIONS = ('messages', 'conversations', 'conversation')
 INSTRUCTIONS = ('instruction', 'instructions', 'definition')
 QUESTIONS = ('question', 'query')
 PROMPTS = ('prompt', *CONVERSATIONS, *INSTRUCTIONS, *QUESTIONS)
-# Prompts only where a file has none of the others.
+# Prompts only if a file has none of the others.
 LAST_PROMPTS = ('text', 'input', 'inputs')
 CHOICES = ('choices', 'options')
 CONTEXTS = ('context', 'passage', 'input', 'inputs', *CHOICES)
@@ -47,12 +47,12 @@ ANSWERS = (
   'answers',
   'targets',
 )
-# What a chat template would need besides the prompt, and text cannot hold.
+# What a chat template would need besides the prompt, and is not text.
 NOT_TEXT = ('tools', 'functions', 'tool_calls', 'images', 'audio', 'videos')
 TASKS = ('task', 'category')
 IDS = ('id', 'prompt_id')
-# A column with one of these words in its name is never kept next to the prompt,
-# whatever it holds.
+# A column with one of these words in its name is never kept in the pool,
+# whatever its values.
 _ANSWER_WORDS = frozenset(
   (
     *ANSWERS,
@@ -86,15 +86,15 @@ _ANSWER_WORDS = frozenset(
     'truth',
   )
 )
-# What pandas and Arrow call a column that has no name.
+# How pandas and Arrow name a column without a name.
 _UNNAMED = re.compile(r'|Unnamed: \d+(_level_\d+)?|__index_level_\d+__')
 
 
 def may_be_answer(name: str) -> bool:
-  """Whether a column's name says that it may hold answers.
+  """Whether a column's name suggests that it holds answers.
 
-  Words are told apart by signs, digits and capitals: `Gold answer`,
-  `answer_2` and `goldAnswer` all speak of an answer.
+  Splits names into words at punctuation, digits and capitals: `Gold answer`,
+  `answer_2` and `goldAnswer` all contain the word answer.
   """
   words = re.findall(r'[^\W\d_]+', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name))
   return any(word.casefold() in _ANSWER_WORDS for word in words)
@@ -107,18 +107,18 @@ def is_unnamed(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """Names of a file's columns, in the order in which a row is asked for them.
+  """Names of a file's columns by role, in the order in which to search a row.
 
   Attributes:
-    prompts: of the prompt's text or conversation.
-    contexts: of text that stands under the prompt's.
-    systems: of what stands before it.
-    responses: of the answer.
-    task: of the label; None where there is none.
-    task_named: whether a person named the task.
-    id: of the id; None where there is none.
-    not_text: of what no prompt can hold.
-    unnamed: how many columns have no name.
+    prompts: text or a conversation.
+    contexts: text to append to the prompt.
+    systems: text or turns to put before the prompt.
+    responses: the answer.
+    task: the task label; None if there is none.
+    task_named: whether the user named the task column.
+    id: the id; None if there is none.
+    not_text: parts of a prompt that are not text.
+    unnamed: number of columns without a name.
   """
 
   prompts: tuple[str, ...]
@@ -133,7 +133,7 @@ class Columns:
 
   @property
   def used(self) -> frozenset[str]:
-    """All that are something."""
+    """The columns that have a role."""
     names = (*self.prompts, *self.contexts, *self.systems, *self.responses)
     names += self.not_text
     return frozenset(names) | {n for n in (self.task, self.id) if n is not None}
@@ -153,7 +153,7 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """Columns that a person named: '' finds the usual one, 'none' is none."""
+  """Columns that the user named; '' to detect one, 'none' for none."""
 
   prompt: str = ''
   context: str = ''
@@ -170,13 +170,13 @@ def find(
 
   Args:
     source: the file, for messages.
-    names: the columns that it has.
-    named: those that a person named.
-    optional: look for the usual column where a named one is not there.
+    names: its columns.
+    named: the columns that the user named.
+    optional: detect a column if the named one does not exist.
 
   Raises:
-    InputError: a named column is not there or named twice, or there is no
-      prompt.
+    InputError: a named column does not exist or is named twice, or there is no
+      prompt column.
   """
   if optional:
     there = {*names, NONE}
@@ -191,7 +191,7 @@ def find(
 
 
 class _Finder:
-  """Takes each name for one role."""
+  """Gives each column at most one role."""
 
   def __init__(self, source: str, names: Sequence[str], named: Named):
     self._source = source
@@ -203,14 +203,14 @@ class _Finder:
         self._free.remove(name)
 
   def find(self) -> Columns:
-    """The columns of every role.
+    """Finds the columns for all roles.
 
     Raises:
-      InputError: there is no prompt.
+      InputError: there is no prompt column.
     """
     task, id_ = self._named.task, self._named.id
     return Columns(
-      # In this order: what is a prompt is not its context, and so on.
+      # The order matters: `input` may be a prompt or a context.
       prompts=self._prompts(),
       contexts=self._role(self._named.context, CONTEXTS),
       systems=self._role(self._named.system, SYSTEMS),
@@ -231,7 +231,7 @@ class _Finder:
     if not usual:
       raise errors.InputError(
         f'{self._source} has no column prompt, messages, instruction or '
-        'question: name one of its columns by pool.prompt_column: '
+        'question: set pool.prompt_column to one of its columns: '
         f'{", ".join(self._free)}'
       )
     self._free = [name for name in self._free if name not in usual]
@@ -247,13 +247,13 @@ class _Finder:
     return taken
 
   def _usual(self, usual: Sequence[str]) -> tuple[str, ...]:
-    """Columns by these names, whatever their capitals, in the given order."""
+    """Columns with these names, ignoring case, in the given order."""
     folded = {name.casefold(): name for name in reversed(self._free)}
     return tuple(folded[name] for name in usual if name in folded)
 
 
 def _check_named(source: str, names: Sequence[str], named: Named) -> None:
-  """Refuses names that cannot be meant.
+  """Rejects names that make no sense.
 
   Raises:
     InputError: a column does not exist, is named twice, or holds answers.
@@ -263,10 +263,12 @@ def _check_named(source: str, names: Sequence[str], named: Named) -> None:
     option = f'pool.{role}_column={name!r}'
     if name == NONE:
       if role == 'prompt':
-        raise errors.InputError(f'{option}: a pool needs prompts')
+        raise errors.InputError(
+          f'{option}: a pool needs prompts: name their column'
+        )
       if NONE in names:
         raise errors.InputError(
-          f'{option} switches it off, and {source} has a column of that name: '
+          f'{option} means no column, but {source} has a column of that name: '
           'rename the column'
         )
       continue
@@ -278,11 +280,11 @@ def _check_named(source: str, names: Sequence[str], named: Named) -> None:
       )
     if role not in ('response', 'id') and name.casefold() in ANSWERS:
       raise errors.InputError(
-        f'{option} holds answers by its name, and what selects must not read '
-        'one: rename the column if it does not'
+        f'{option} has the name of an answer column, and selection must not '
+        'read answers: rename the column if it does not hold any'
       )
     if name in option_of:
       raise errors.InputError(
-        f'{option} is the column of {option_of[name]} too: name another'
+        f'{option} is also the column of {option_of[name]}: name another one'
       )
     option_of[name] = f'pool.{role}_column'

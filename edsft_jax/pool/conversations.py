@@ -1,9 +1,9 @@
-"""Conversations as people store them, as turns of a role and a text.
+"""Reads conversations in the common formats.
 
-A turn is {'role', 'content'} or ShareGPT's {'from', 'value'}; its content is
-text or a list of text parts. What a chat template would need and a text cannot
-hold (tool calls, pictures, a half-written answer) makes a row unusable, with
-the field named; nothing is taken out of a turn silently.
+A turn is {'role', 'content'} or {'from', 'value'} (ShareGPT); its content is
+text or a list of text parts. A row is unusable if its conversation has parts
+that are not text (tool calls, pictures) or ends within an answer; the reason
+names the field. Other fields of turns are reported, not dropped silently.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +32,7 @@ _ROLES = {
 }
 _ROLE_FIELDS = ('role', 'from')
 _TEXT_FIELDS = ('content', 'value', 'text', 'parts')
-# Parts of a turn that a template would render and text cannot hold.
+# Parts of a turn that a chat template would render and that are not text.
 _NOT_TEXT = (
   'tool_calls',
   'tool_call_id',
@@ -46,7 +46,7 @@ _NOT_TEXT = (
 _UNLEARNT = {'weight': 0, 'train': False, 'training': False, 'loss': False}
 _PREFILL = ('prefix', 'prefill', 'partial')
 _KEPT = frozenset((*_ROLE_FIELDS, *_TEXT_FIELDS, *_UNLEARNT, *_PREFILL, 'name'))
-# How a list of turns begins, in JSON or as Python prints it.
+# The beginning of a list of turns, in JSON or as printed by Python.
 _LOOKS_LIKE_TURNS = re.compile(
   r"""\s*[\[{].{0,200}?["'](role|from)["']\s*:""", re.S
 )
@@ -54,20 +54,21 @@ _LOOKS_LIKE_ROLE = re.compile(r'[\w-]{1,20}')
 
 
 class Turns:
-  """A conversation with what its turns have besides role and text.
+  """A conversation.
 
   Attributes:
     messages: its turns.
-    left_out: names of fields that no template reads (dates, ids).
-    learnable: whether the last turn may be learnt from.
-    prefill: the field that makes the last turn the beginning of an answer.
+    left_out: names of fields that templates do not use, such as dates and ids.
+    learnable: whether the last turn is meant for training.
+    prefill: the field that marks the last turn as the beginning of an answer,
+      or ''.
   """
 
   def __init__(self, turns: Sequence[Any]):
     """Reads turns.
 
     Raises:
-      UnusableRow: naming the role or the field that cannot be kept.
+      UnusableRow: naming the role or field that is not supported.
     """
     self.messages: list[store.Message] = []
     self.left_out: set[str] = set()
@@ -99,7 +100,7 @@ class Turns:
     self.prefill = next((f for f in _PREFILL if turn.get(f)), '')
 
   def split(self) -> tuple[list[store.Message], str]:
-    """The conversation up to the turn to answer, and the answer after it.
+    """Returns the conversation up to the turn to answer, and the answer or ''.
 
     Raises:
       UnusableRow: there is no turn to answer.
@@ -115,22 +116,24 @@ class Turns:
     if not any(m['role'] == 'user' for m in messages):
       raise values.UnusableRow('the conversation has no user turn')
     if messages[-1]['role'] not in ('user', 'tool'):
-      raise values.UnusableRow('the conversation ends with no turn to answer')
+      raise values.UnusableRow(
+        'the conversation does not end with a turn to answer'
+      )
     if not messages[-1]['content'].strip():
       raise values.UnusableRow('the prompt is empty')
     return messages, response
 
 
 def looks_like(text: str) -> bool:
-  """Whether a text is a list of turns, or an attempt at one."""
+  """Whether a text looks like a list of turns, which may be broken."""
   return text.lstrip()[:1] in ('[', '{') and bool(_LOOKS_LIKE_TURNS.match(text))
 
 
 def find(value: Any) -> list[Any] | None:
-  """The turns that a cell holds, as a list or as text; None if it has none.
+  """The turns in a cell, from a list or from text; None if it has none.
 
   Raises:
-    UnusableRow: it is text that begins as a conversation and is broken.
+    UnusableRow: the text looks like a conversation but is broken.
   """
   if isinstance(value, str):
     if not looks_like(value):
@@ -139,7 +142,7 @@ def find(value: Any) -> list[Any] | None:
       value = values.parse(value)
     except ValueError as e:
       raise values.UnusableRow(
-        f'it begins as a conversation does, but is {e}'
+        f'it looks like a conversation, but is {e}'
       ) from None
   if isinstance(value, Mapping):
     nested = (value.get(name) for name in ('messages', 'conversations'))
@@ -148,7 +151,7 @@ def find(value: Any) -> list[Any] | None:
 
 
 def history(value: Any) -> list[Any]:
-  """The turns in a `history`: turns, or pairs of what was said and answered.
+  """Reads `history`: a list of turns, or of pairs of question and answer.
 
   Raises:
     UnusableRow: it is neither.
@@ -173,7 +176,7 @@ def history(value: Any) -> list[Any]:
 def texts(
   messages: Sequence[store.Message], roles: Collection[str]
 ) -> list[str]:
-  """What the turns of some roles say."""
+  """The contents of the turns with these roles."""
   return [m['content'] for m in messages if m['role'] in roles]
 
 
@@ -190,7 +193,7 @@ def _role(turn: Mapping[str, Any]) -> str:
 
 
 def _content(turn: Mapping[str, Any], role: str) -> str:
-  """A turn's text; nothing is an empty answer."""
+  """The text of a turn; an answer without content is ''."""
   field = next((f for f in _TEXT_FIELDS if turn.get(f) is not None), None)
   if field is None:
     if role == 'assistant':
@@ -205,7 +208,7 @@ def _content(turn: Mapping[str, Any], role: str) -> str:
 
 
 def _part(part: Any) -> str:
-  """A text part of a turn's content."""
+  """The text of one part of a turn."""
   if isinstance(part, Mapping):
     kind = part.get('type', 'text')
     if kind not in ('text', 'input_text', 'output_text'):

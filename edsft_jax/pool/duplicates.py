@@ -1,4 +1,4 @@
-"""When two prompts are one, and when they are nearly so."""
+"""Decides which prompts are equal, and which are nearly equal."""
 
 import json
 import re
@@ -6,15 +6,15 @@ import unicodedata
 
 from edsft_jax import store
 
-# Zero-width space, soft hyphen, word joiner, byte order mark, marks of
-# direction. Joiners and variation selectors change what is seen.
+# Zero-width space, soft hyphen, word joiner, byte order mark, direction marks.
+# Not joiners and variation selectors, which change how text looks.
 _INVISIBLE = re.compile(
   '[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]'
 )
 _LINE_ENDS = re.compile('\r\n?|\u2028|\u2029|\x85')
 
 
-# Makes a space of every ASCII character that is part of no word.
+# Replaces ASCII characters that are not part of words by spaces.
 _ASCII_SPACES = {
   code: ' ' for code in range(128) if not re.match(r'\w', chr(code))
 }
@@ -22,8 +22,8 @@ _WORDS = re.compile(r'\w+')
 
 
 def words(text: str) -> str:
-  """The words alone, without capitals, a space around each."""
-  if text.isascii():  # The way of most texts, three times as fast.
+  """The words in lower case, separated and surrounded by single spaces."""
+  if text.isascii():  # Most texts; three times as fast.
     found = text.lower().translate(_ASCII_SPACES).split()
   else:
     found = _WORDS.findall(unicodedata.normalize('NFKC', text).casefold())
@@ -31,14 +31,14 @@ def words(text: str) -> str:
 
 
 def same_words(text: str, other: str) -> bool:
-  """Whether two texts are equal but for capitals, signs and spaces."""
+  """Whether two texts are equal up to case, punctuation and spaces."""
   return text == other or words(text) == words(other)
 
 
-def tidy(text: str) -> str:
-  """The text in NFC, without invisible characters and white space around it.
+def canonical(text: str) -> str:
+  """The text in NFC, stripped, without invisible characters.
 
-  Case, indentation and spaces inside mean something and stay.
+  Case, indentation and inner spaces can matter, and stay.
   """
   if not text.isascii():
     text = _INVISIBLE.sub('', unicodedata.normalize('NFC', text))
@@ -49,27 +49,30 @@ def tidy(text: str) -> str:
 
 
 def merge_key(prompt: store.Prompt) -> str:
-  """Equal for prompts that are the same; a lone user turn is its text."""
+  """Equal for equal prompts.
+
+  A conversation of one user turn equals that turn's text.
+  """
   if isinstance(prompt, list):
     if _is_lone_user(prompt):
-      return tidy(prompt[0]['content'])
-    turns = [{n: tidy(v) for n, v in turn.items()} for turn in prompt]
+      return canonical(prompt[0]['content'])
+    turns = [{n: canonical(v) for n, v in turn.items()} for turn in prompt]
     return '\0' + json.dumps(turns, sort_keys=True)
-  return tidy(prompt)
+  return canonical(prompt)
 
 
 def near_key(prompt: store.Prompt) -> int:
-  """Equal for prompts of the same words (NFKC, without capitals and signs).
+  """Equal for prompts with the same words (NFKC, without case, punctuation).
 
-  A hash, not the words: a pool has one for every prompt.
+  A hash rather than the words, to save memory.
   """
   if isinstance(prompt, list):
     if _is_lone_user(prompt):
       return near_key(prompt[0]['content'])
     return hash(tuple((m['role'], words(m['content'])) for m in prompt))
   found = words(prompt)
-  # Signs alone (a row of emoji) are told apart by themselves.
-  return hash(found if found.strip() else tidy(prompt))
+  # Texts without words, such as emoji, are compared as they are.
+  return hash(found if found.strip() else canonical(prompt))
 
 
 def _is_lone_user(messages: list[store.Message]) -> bool:

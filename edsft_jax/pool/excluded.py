@@ -1,4 +1,4 @@
-"""Ids of prompts that a person never wants to be chosen: pool.exclude."""
+"""Reads pool.exclude: ids of prompts to leave out of the pool."""
 
 from edsft_jax import errors, store
 from edsft_jax.pool import columns as columns_lib
@@ -8,14 +8,14 @@ _OPTION = 'pool.exclude'
 
 
 def read(path: str) -> frozenset[str]:
-  """The ids in a file; none for ''.
+  """Reads the ids in a file; no ids if the path is ''.
 
   Args:
-    path: a table with a column `id` or `prompt_id`, as annotations/
-      rejected.jsonl, or text with an id in each line.
+    path: a table with a column `id` or `prompt_id`, such as
+      annotations/rejected.jsonl, or text with one id per line.
 
   Raises:
-    InputError: the file cannot be read, or has no ids.
+    InputError: the file cannot be read, or a row has no id.
   """
   if not path:
     return frozenset()
@@ -31,7 +31,7 @@ def read(path: str) -> frozenset[str]:
     if row.values is None or name is None:
       raise errors.InputError(
         f'{_OPTION}={path}, {row.place}: it has no id: give a column id, or '
-        'text with an id in each line'
+        'text with one id per line'
       )
     ids.add(str(row.values[name]).strip())
   return frozenset(ids)

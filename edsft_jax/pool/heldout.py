@@ -1,8 +1,8 @@
-"""Which answered prompts are held out, so that the pool gives none away.
+"""Splits off a held-out set that the pool does not reveal.
 
-Two prompts belong together when they begin alike (the same words in the first
-user turn), or when one stands with its answer inside the conversation of the
-other. What belongs together is held out together or not at all.
+Prompts are grouped if their first user turns have the same words, or if one
+occurs with its answer inside the conversation of the other. A group is held out
+as a whole or not at all.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,15 +13,15 @@ import itertools
 from edsft_jax import store
 from edsft_jax.pool import duplicates, items
 
-# A question and its answer, by their words.
+# Hashes of the words of a question and of its answer.
 _Pair = tuple[int, int]
 
 
 def split(rows: Sequence[items.Item], fraction: float) -> list[bool]:
-  """Which rows are held out: that share of the answered ones, rounded.
+  """Which rows to hold out: this share of the answered rows, rounded.
 
-  Drawn by a hash of the id, so that it needs no seed. Less are held out where
-  no group fits into what is missing.
+  A hash of the id decides, so the split needs no seed. Fewer rows are held out
+  only if the remaining groups are too large.
   """
   chosen = [False] * len(rows)
   missing = round(fraction * sum(bool(item.response) for item in rows))
@@ -49,14 +49,14 @@ def split(rows: Sequence[items.Item], fraction: float) -> list[bool]:
 
 @dataclasses.dataclass(frozen=True)
 class Separated:
-  """Held-out prompts that the pool does not give away.
+  """Held-out prompts that the pool does not reveal.
 
   Attributes:
-    kept: these.
-    in_pool: how many are in the pool.
-    near_pool: how many have the words of a prompt in the pool.
-    in_conversation: how many stand with their answer inside a conversation of
-      the pool.
+    kept: these prompts.
+    in_pool: number of prompts that are in the pool.
+    near_pool: number of prompts with the same words as one in the pool.
+    in_conversation: number of prompts that occur with their answer inside a
+      conversation of the pool.
   """
 
   kept: list[items.Item]
@@ -68,7 +68,7 @@ class Separated:
 def separate(
   heldout: Iterable[items.Item], pool: Sequence[store.Prompt]
 ) -> Separated:
-  """Leaves out of a held-out set what the pool gives away."""
+  """Drops the held-out prompts that the pool reveals."""
   keys = {duplicates.merge_key(prompt) for prompt in pool}
   near = {duplicates.near_key(prompt) for prompt in pool}
   said = {pair for prompt in pool for pair in _pairs_said(prompt)}
@@ -87,7 +87,7 @@ def separate(
 
 
 def _beginning(item: items.Item) -> int:
-  """Equal for prompts that begin alike."""
+  """Equal for prompts whose first user turns have the same words."""
   if isinstance(item.prompt, str):
     return item.near
   first = next(m['content'] for m in item.prompt if m['role'] == 'user')
@@ -102,7 +102,7 @@ def _own_pair(item: items.Item) -> _Pair:
 
 
 def _pairs_said(prompt: store.Prompt) -> Iterator[_Pair]:
-  """Questions that are answered before the one to answer."""
+  """Questions and answers before the turn to answer."""
   turns = prompt if isinstance(prompt, list) else []
   for question, answer in itertools.pairwise(turns):
     if question['role'] == 'user' and answer['role'] == 'assistant':
@@ -117,7 +117,7 @@ def _order(prompt_id: str) -> bytes:
 
 
 class _Groups:
-  """Numbers that belong together (union-find)."""
+  """Disjoint sets of row numbers (union-find)."""
 
   def __init__(self, count: int):
     self._parents = list(range(count))
@@ -127,7 +127,7 @@ class _Groups:
     self._parents[max(a, b)] = min(a, b)
 
   def all(self) -> list[list[int]]:
-    """Every group, its members in order."""
+    """All groups, each in row order."""
     members: dict[int, list[int]] = {}
     for i in range(len(self._parents)):
       members.setdefault(self._root(i), []).append(i)

@@ -1,8 +1,8 @@
-"""Rows out of a dataset of the Hugging Face hub, where `datasets` is installed.
+"""Reads rows of a dataset on the Hugging Face hub, using `datasets`.
 
   pool.path=hf:NAME[:CONFIG][@REVISION]/SPLIT    hf:owner/prompts/train[:100]
 
-NAME is what datasets.load_dataset takes: owner/name, or a folder.
+NAME is the path for datasets.load_dataset: owner/name, or a folder.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Split:
   """A split of a dataset, or a slice of one, in its own order."""
 
   def __init__(self, path: str):
-    """Loads what `path` names, from the hub or from the cache.
+    """Loads the split from the hub or the cache.
 
     Raises:
       InputError: `datasets` is not installed, or cannot load it.
@@ -46,11 +46,11 @@ class Split:
         split=match['split'],
         revision=match['revision'],
       )
-    except Exception as e:  # It has no class of errors of its own.
+    except Exception as e:  # `datasets` raises many kinds of errors.
       reason = ' '.join(str(e).split()) or type(e).__name__
       raise errors.InputError(
         f'{path} cannot be loaded ({reason}): check name, config and split, '
-        'or log in by hf auth login'
+        'or log in with hf auth login'
       ) from None
 
   def __len__(self) -> int:
@@ -68,12 +68,12 @@ class Split:
       yield readers.Row(number, _named(values, labels))
 
   def hash(self) -> str:
-    """SHA-256 of the records, in hex, as of a TFDS split."""
+    """SHA-256 of the records, in hex."""
     return readers.hash_rows(self.rows())
 
 
 def _named(values: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
-  """The values, with labels by their names."""
+  """The values, with labels replaced by their names."""
   for name, text_of in labels.items():
     if values[name] is not None and values[name] >= 0:
       values[name] = text_of(values[name])

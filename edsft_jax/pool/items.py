@@ -1,4 +1,4 @@
-"""What a row says: its prompt with all parts, its response, task and id."""
+"""Reads rows: the prompt with all its parts, response, task and id."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -12,7 +12,7 @@ from edsft_jax.pool import columns as columns_lib
 from edsft_jax.pool import conversations, duplicates, markers, values
 from edsft_jax.pool.values import UnusableRow
 
-# Fields of an answer that is an object, the text first.
+# Fields that may hold the text of an answer that is an object.
 _TEXT_FIELDS = ('text', 'content', 'value', 'answer', 'response')
 _LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
@@ -22,12 +22,12 @@ class Item:
   """A usable row.
 
   Attributes:
-    id: its own, or a hash of the prompt.
+    id: the row's id, or a hash of the prompt.
     prompt: text, or a conversation that ends with the turn to answer.
-    task: '' where it has none.
-    response: '' where it is not known.
-    key: equal for prompts that are merged.
-    left_out: fields of its turns that no template reads.
+    task: the task label, or ''.
+    response: the answer, or ''.
+    key: equal for equal prompts.
+    left_out: fields of its turns that templates do not use.
   """
 
   id: str
@@ -39,7 +39,7 @@ class Item:
 
   @functools.cached_property
   def near(self) -> int:
-    """Equal for prompts of the same words."""
+    """Equal for prompts with the same words."""
     return duplicates.near_key(self.prompt)
 
 
@@ -48,35 +48,35 @@ class Reader:
   """Reads the rows of one file.
 
   Attributes:
-    columns: which is what.
-    form: what its prompts are written in, if in one.
+    columns: their roles.
+    form: the form of prompts that are conversations written as text.
   """
 
   columns: columns_lib.Columns
   form: markers.Form | None = None
 
   def id_of(self, row: Mapping[str, Any]) -> str:
-    """The row's own id; '' when it has none, or none that can be written."""
+    """The row's id; '' if it has none, or none that can be written."""
     value = self._get(row, self.columns.id)
     if isinstance(value, float) and value.is_integer():
-      value = int(value)  # Whole numbers next to missing ones come as floats.
+      value = int(value)  # A column with gaps may hold whole numbers as floats.
     if isinstance(value, bool) or not isinstance(value, str | int):
       return ''
     text = str(value).strip()
     return '' if store.damage(text) else text
 
   def item(self, row: Mapping[str, Any]) -> Item:
-    """What a row says.
+    """Reads a row.
 
     Raises:
-      UnusableRow: saying why.
+      UnusableRow: with the reason.
     """
     given_id = self.id_of(row)
     if not given_id and not values.is_missing(self._get(row, self.columns.id)):
       raise UnusableRow('the id is neither text nor a whole number')
     for name in self.columns.not_text:
       if not values.is_missing(row.get(name)):
-        raise UnusableRow(f'it has {name}, which no prompt can hold')
+        raise UnusableRow(f'it has {name}, which is not text')
     parts = _Parts(self._present(row, self.columns.prompts), self.form)
     if self.columns.contexts:
       parts.add_contexts(self._present(row, self.columns.contexts))
@@ -103,7 +103,7 @@ class Reader:
     return None if name is None else row.get(name)
 
   def _response(self, row: Mapping[str, Any]) -> tuple[str, str]:
-    """The first answer that the row has, with its column's name."""
+    """The column and text of the first answer in the row."""
     for name in self.columns.responses:
       if text := _response_text(row.get(name)):
         return name, text
@@ -117,14 +117,13 @@ class Reader:
       return ''
     if isinstance(value, list):
       raise UnusableRow(
-        'the task is a list: give one label, or switch tasks off by '
-        'pool.task_column=none'
+        'the task is a list: give one label, or set pool.task_column=none'
       )
-    return values.text_of(value, 'the task').strip()
+    return values.label_of(value, 'the task').strip()
 
 
 class _Parts:
-  """A prompt as it grows: text or turns, then what stands under and before."""
+  """Puts a prompt together from its parts."""
 
   def __init__(self, present: Mapping[str, Any], form: markers.Form | None):
     if not present:
@@ -141,7 +140,9 @@ class _Parts:
       elif self._turns is None:
         self._turns = conversations.Turns(turns)
       else:
-        raise UnusableRow(f'{name} is a second conversation: name one of them')
+        raise UnusableRow(
+          f'{name} is a second conversation: set pool.prompt_column to one'
+        )
     if self._turns is not None:
       self.left_out = self._turns.left_out
       _refuse_other_texts(self._turns, texts)
@@ -149,22 +150,22 @@ class _Parts:
       self._text = _join_texts(texts)
 
   def add_contexts(self, present: Mapping[str, Any]) -> None:
-    """Puts under the prompt what it does not hold already."""
+    """Appends what the prompt does not contain already."""
     for name, value in present.items():
       whole = self._said()
       if name.casefold() in columns_lib.CHOICES:
         choices = _choices(name, value)
-        is_there = _holds_choices(whole, choices)
+        is_there = _lists_choices(whole, choices)
         separator, text = '\n', _lines(choices)
       else:
         separator, text = '\n\n', values.text_of(value, name)
-        is_there = _holds(whole, text)
+        is_there = _contains(whole, text)
       if is_there:
         continue
       if self._text is None:
         raise UnusableRow(
-          f'the conversation does not hold its {name}: switch it off by '
-          'pool.context_column=none, or write it into a turn'
+          f'the conversation does not contain its {name}: write it into a '
+          'turn, or set pool.context_column=none'
         )
       self._text = f'{self._text}{separator}{text}'
 
@@ -189,17 +190,17 @@ class _Parts:
       return
     if there[0]['role'] == 'system' or len(there) > 2:
       raise UnusableRow(
-        f'{" and ".join(present)} stands next to a conversation that begins '
-        'otherwise: switch it off by pool.system_column=none'
+        f'the conversation does not begin with its {" and ".join(present)}: '
+        'set pool.system_column=none to ignore it'
       )
     self._turns.messages = added.messages + there
     self.left_out |= added.left_out
 
   def finish(self, column: str, response: str) -> tuple[store.Prompt, str]:
-    """The prompt and its answer, of which a conversation may hold one itself.
+    """Returns the prompt and its response, which may end the conversation.
 
     Raises:
-      UnusableRow: the two answers differ, or nothing is asked.
+      UnusableRow: there are two different answers, or no turn to answer.
     """
     if self._turns is None:
       assert self._text is not None
@@ -207,8 +208,8 @@ class _Parts:
     messages, answer = self._turns.split()
     if answer and response and not duplicates.same_words(answer, response):
       raise UnusableRow(
-        f'the conversation ends with an answer that {column} does not hold: '
-        'is it the beginning of one? name one of them by pool.response_column'
+        f'the conversation ends with another answer than {column}: remove one, '
+        'or set pool.response_column=none'
       )
     return messages, response or answer
 
@@ -222,7 +223,7 @@ class _Parts:
 def _find_turns(
   name: str, value: Any, form: markers.Form | None
 ) -> list[Any] | None:
-  """The turns in a prompt's cell; None if it is text."""
+  """The turns in a prompt column; None if it is plain text."""
   if isinstance(value, str) and form is not None and markers.is_in(value, form):
     return markers.parse(values.text_of(value, 'the prompt'), form)
   try:
@@ -237,21 +238,21 @@ def _find_turns(
 def _refuse_other_texts(
   turns: conversations.Turns, texts: Mapping[str, str]
 ) -> None:
-  """Refuses a row whose texts say what its conversation does not."""
+  """Rejects a row with a prompt that its conversation does not contain."""
   asked = '\n'.join(conversations.texts(turns.messages, ('system', 'user')))
   for name, text in texts.items():
-    if not _holds(asked, text):
+    if not _contains(asked, text):
       raise UnusableRow(
-        f'{name} says what the conversation does not: name one of them by '
-        'pool.prompt_column'
+        f'the conversation does not contain the {name}: set '
+        'pool.prompt_column to one of them'
       )
 
 
 def _join_texts(texts: Mapping[str, str]) -> str:
-  """One text: an instruction, then its question; others must agree."""
+  """Joins an instruction and its question; other texts must agree."""
   (first, whole), *others = texts.items()
   for name, text in others:
-    if _holds(whole, text):
+    if _contains(whole, text):
       continue
     is_pair = (
       first.casefold() in columns_lib.INSTRUCTIONS
@@ -259,26 +260,28 @@ def _join_texts(texts: Mapping[str, str]) -> str:
     )
     if not is_pair:
       raise UnusableRow(
-        f'{first} and {name} ask different things: name one of them by '
-        'pool.prompt_column'
+        f'{first} and {name} differ: set pool.prompt_column to one of them'
       )
     whole = f'{whole}\n\n{text}'
   return whole
 
 
-def _holds(text: str, part: str) -> bool:
-  """Whether a text has a part, white space aside."""
+def _contains(text: str, part: str) -> bool:
+  """Whether a text contains another, up to white space."""
   return part in text or ' '.join(part.split()) in ' '.join(text.split())
 
 
 def _choices(name: str, value: Any) -> list[tuple[str, str]]:
-  """Labels and texts: a list, {'A': text}, or {'label': [...], 'text': [...]}.
+  """Reads a list, {'A': text}, or {'label': [...], 'text': [...]}.
+
+  Returns:
+    Pairs of label and text.
 
   Raises:
     UnusableRow: it is none of these.
   """
   wrong = UnusableRow(
-    f'{name} is not a list of texts: switch it off by pool.context_column=none'
+    f'{name} is not a list of texts: set pool.context_column=none to ignore it'
   )
   if isinstance(value, str):
     try:
@@ -299,7 +302,7 @@ def _choices(name: str, value: Any) -> list[tuple[str, str]]:
   if not plain or len(labels) < len(texts):
     raise wrong
   return [
-    (str(label), values.text_of(text, name))
+    (str(label), values.label_of(text, name))
     for label, text in zip(labels, texts, strict=False)
   ]
 
@@ -308,18 +311,18 @@ def _lines(choices: Sequence[tuple[str, str]]) -> str:
   return '\n'.join(f'{label}. {text}' for label, text in choices)
 
 
-def _holds_choices(whole: str, choices: Sequence[tuple[str, str]]) -> bool:
-  """Whether a prompt lists its choices already, each after the other."""
+def _lists_choices(whole: str, choices: Sequence[tuple[str, str]]) -> bool:
+  """Whether a prompt already lists the choices, one after the other."""
   between = r'\W+(?:\w{1,2}\W+)?'
   listed = between.join(re.escape(text.strip()) for _, text in choices)
   return re.search(listed, whole) is not None
 
 
 def _response_text(value: Any) -> str:
-  """An answer's text; '' where there is none.
+  """The text of an answer, or ''.
 
-  It may be a number, an object with a field for its text, a turn or a list of
-  one turn, or a list of which the first counts.
+  It may be text, a number, an object with a text field, a turn or a list of one
+  turn, or a list of several answers, of which the first is taken.
 
   Raises:
     UnusableRow: it is none of these.
@@ -333,13 +336,13 @@ def _response_text(value: Any) -> str:
   if isinstance(value, Mapping) and _is_turn(value):
     turns = conversations.Turns([value])
     if turns.messages[0]['role'] != 'assistant':
-      raise UnusableRow('the response is a turn of another than the assistant')
+      raise UnusableRow('the response is not a turn of the assistant')
     value = turns.messages[0]['content'] if turns.learnable else ''
   if isinstance(value, Mapping) and value:
     field = next((f for f in _TEXT_FIELDS if f in value), None)
     if field is None:
       raise UnusableRow(
-        'the response is an object with none of the fields '
+        'the response is an object without any of the fields '
         f'{", ".join(_TEXT_FIELDS)}'
       )
     value = value[field]
@@ -347,7 +350,7 @@ def _response_text(value: Any) -> str:
       value = value[0] if value else ''
   if values.is_missing(value):
     return ''
-  return values.text_of(value, 'the response')
+  return values.label_of(value, 'the response')
 
 
 def _is_turn(value: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Answers must not reach what scores and selects: where one may hide."""
+"""Finds answers in prompts and columns, to keep them from selection."""
 
 from collections.abc import Collection, Mapping, Sequence
 import dataclasses
@@ -9,17 +9,17 @@ from edsft_jax import errors, store
 from edsft_jax.pool import columns as columns_lib
 from edsft_jax.pool import duplicates, items, tables
 
-# A column is not a task when it is the answer in this share of answered rows.
+# A column that equals the answer in this share of answered rows is not a task.
 TASK_LEAK_SHARE = 0.01
 # A part of a response counts as a leak when it has this many words.
 _EXCERPT_WORDS = 5
-# Prompts of a pool in which its responses are looked for.
-_LOOKED_AT = 2000
+# Number of prompts to search for their responses.
+_SAMPLE_SIZE = 2000
 _WORD = re.compile(r'\w+')
 
 
 class Text:
-  """A text whose words are only told apart when they are needed.
+  """A text that is split into words only when needed.
 
   Attributes:
     raw: the text.
@@ -44,12 +44,12 @@ class Text:
       self._words = duplicates.words(self.raw)
     return self._words
 
-  def holds(self, part: 'Text') -> bool:
-    """Whether it has the words of `part` in a row, and `part` has any."""
+  def contains(self, part: 'Text') -> bool:
+    """Whether it contains the words of `part` in a row, if there are any."""
     if not part._first:
       return False
     if self._is_ascii and part._is_ascii:
-      # Nearly all are told apart by the first word already.
+      # Usually the first word decides.
       if part._first not in self._lower:
         return False
       if part._is_word:
@@ -58,7 +58,7 @@ class Text:
 
 
 def text_of(prompt: store.Prompt) -> Text:
-  """What a prompt says."""
+  """The text of a prompt."""
   if isinstance(prompt, str):
     return Text(prompt)
   return Text(' '.join(turn['content'] for turn in prompt))
@@ -67,35 +67,34 @@ def text_of(prompt: store.Prompt) -> Text:
 def refuse_answered_prompts(
   source: str, pool: Sequence[items.Item], columns: columns_lib.Columns
 ) -> None:
-  """Refuses a pool whose prompts hold their own responses.
+  """Rejects a pool whose prompts contain their own responses.
 
-  A response counts where it ends the prompt, or has many words; short answers
-  (a number, a name) may well stand in the text that is asked about.
+  Only responses at the end of the prompt or with several words count: short
+  answers, such as names, often occur in the text that the question is about.
 
   Raises:
-    InputError: more than half of the answered prompts hold theirs.
+    InputError: more than half of the answered prompts contain their response.
   """
   answered = [item for item in pool if item.response]
-  step = -(-len(answered) // _LOOKED_AT) or 1
-  looked_at = answered[::step]
-  count = sum(_holds_answer(item) for item in looked_at)
-  if count * 2 > len(looked_at):
+  step = -(-len(answered) // _SAMPLE_SIZE) or 1
+  sample = answered[::step]
+  count = sum(_contains_answer(item) for item in sample)
+  if count * 2 > len(sample):
     raise errors.InputError(
-      f'{source}: the prompt holds the response in {count:,} of '
-      f'{len(looked_at):,} answered rows, so that scores would read it: name '
-      f'the column without it by pool.prompt_column (the prompt is '
-      f'{" or ".join(columns.prompts)}), or if answers are meant to stand in '
-      "their prompts set pool.answer_in_prompt='keep'"
+      f'{source}: the prompt ({" or ".join(columns.prompts)}) contains the '
+      f'response in {count:,} of {len(sample):,} answered rows, where '
+      'selection would read it: set pool.prompt_column to a column without '
+      "it, or pool.answer_in_prompt='keep' if this is intended"
     )
 
 
-def _holds_answer(item: items.Item) -> bool:
-  # What was said before in a conversation may be said again.
+def _contains_answer(item: items.Item) -> bool:
+  # In a conversation, only the last turn counts: answers may be repeated.
   question = item.prompt
   if not isinstance(question, str):
     question = question[-1]['content']
   prompt, response = Text(question), Text(item.response)
-  if not prompt.holds(response):
+  if not prompt.contains(response):
     return False
   is_long = len(response.words.split()) >= _EXCERPT_WORDS
   return is_long or prompt.words.endswith(response.words)
@@ -106,8 +105,8 @@ class Columns:
   """The columns besides prompt, task and response.
 
   Attributes:
-    kept: those that tell no response, as long as the rows.
-    dropped: the others, with the reason.
+    kept: the columns that reveal no response, with a value per row.
+    dropped: the other columns, with the reason.
   """
 
   kept: dict[str, list[store.Scalar | None]]
@@ -119,16 +118,16 @@ def other_columns(
   read: Sequence[items.Item],
   used: Collection[str],
 ) -> Columns:
-  """Gathers the columns besides prompt, task and response that may be kept.
+  """Collects the other columns: those besides prompt, task and response.
 
-  A column is dropped, with a reason, where it is nested, not Unicode, or holds
-  a row's response (or a long part of one). A short part may be chance; in half
-  of the answered rows it is not.
+  A column is dropped, with a reason, if a value is nested, not Unicode, or
+  contains the row's response or a long part of it. A short part may occur by
+  chance; the column is only dropped if it does in half of the answered rows.
 
   Args:
-    rows: with all their columns.
-    read: what they say.
-    used: columns that are something already.
+    rows: the values by column name.
+    read: the items of these rows.
+    used: columns that have a role already.
   """
   names = dict.fromkeys(name for row in rows for name in row)
   answers = [Text(item.response) for item in read]
@@ -150,7 +149,7 @@ def other_columns(
 
 def _unfit_name(name: str) -> str:
   if columns_lib.may_be_answer(name):
-    return 'by its name it may be an answer'
+    return 'its name suggests an answer'
   if name.casefold() in ('id', 'prompt', 'task'):
     return 'its name is taken'
   return 'not Unicode' if store.damage(name) else ''
@@ -159,30 +158,30 @@ def _unfit_name(name: str) -> str:
 def _unfit(
   values: Sequence[Any], answers: Sequence[Text], read: Sequence[items.Item]
 ) -> str:
-  """Why the values of a column may not stand next to the prompts, or ''."""
+  """Why a column cannot be kept in the pool, or ''."""
   texts: dict[Any, Text] = {}
-  num_told = 0
+  num_revealing = 0
   for value, answer, item in zip(values, answers, read, strict=True):
     if value is None:
       continue
     if value is tables.UNREADABLE:
-      return 'it has values that cannot be read'
+      return 'it has unreadable values'
     if isinstance(value, list | dict | bytes):
       return 'nested'
     if (text := texts.get(value)) is None:
       text = texts[value] = Text(str(value))
       if reason := _unfit_text(text.raw):
         return reason
-    if text.holds(answer):
-      return 'it holds a response'
-    if answer.holds(text):
+    if text.contains(answer):
+      return 'it contains a response'
+    if answer.contains(text):
       if len(text.words.split()) >= _EXCERPT_WORDS:
-        return 'it holds a part of a response'
-      # What the prompt says already gives nothing away.
-      num_told += not text_of(item.prompt).holds(text)
+        return 'it contains a part of a response'
+      # What the prompt already says reveals nothing.
+      num_revealing += not text_of(item.prompt).contains(text)
   num_answered = sum(answer.raw != '' for answer in answers)
-  if num_told and num_told >= 0.5 * num_answered:
-    return f'it is part of the response in {num_told:,} rows'
+  if num_revealing and num_revealing >= 0.5 * num_answered:
+    return f'it is part of the response in {num_revealing:,} rows'
   return ''
 
 
@@ -190,7 +189,7 @@ def _unfit_text(text: str) -> str:
   if store.damage(text):
     return 'not Unicode'
   text = text.strip()
-  # JSON inside text: escapes would hide a response from the search.
+  # JSON inside text, whose escapes could hide a response.
   if len(text) > 1 and text[0] + text[-1] in ('{}', '[]'):
     return 'nested'
   return ''

@@ -1,4 +1,4 @@
-"""Prompts written out with the marks of roles, with or without their answer.
+"""Splits prompts that are conversations written as text with role markers.
 
 Alpaca    ### Instruction: ... ### Input: ... ### Response: ...
 Guanaco   ### Human: ... ### Assistant: ...
@@ -38,14 +38,14 @@ class Form:
   """A way to write a conversation as text.
 
   Attributes:
-    name: for messages.
-    mark: matches where a turn begins; its one group is the role's name.
-    needs: texts of which a written conversation has at least one.
-    end: matches what closes a turn or the whole, and is none of its text.
+    name: its name, for messages.
+    marker: matches the beginning of a turn; its only group is the role.
+    needs: substrings; a conversation in this form contains at least one.
+    end: matches the end of a turn or of the conversation, to be removed.
   """
 
   name: str
-  mark: re.Pattern[str]
+  marker: re.Pattern[str]
   needs: tuple[str, ...]
   end: re.Pattern[str] = re.compile(r'(?!)')
 
@@ -97,37 +97,37 @@ FORMS = (
     re.compile(r'</s>|<\|endoftext\|>'),
   ),
 )
-# Of prompts read to tell what form they have.
-_LOOKED_AT = 2000
+# Number of prompts to detect the form from.
+_SAMPLE_SIZE = 2000
 _SYSTEM_2 = re.compile(r'\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*', re.S)
 
 
 def find_form(texts: Iterable[str]) -> Form | None:
-  """The form that more than half of the texts are written in, or None."""
-  looked_at = list(itertools.islice(texts, _LOOKED_AT))
+  """The form of more than half of the texts, or None."""
+  sample = list(itertools.islice(texts, _SAMPLE_SIZE))
   for form in FORMS:
-    if sum(is_in(text, form) for text in looked_at) * 2 > len(looked_at):
+    if sum(is_in(text, form) for text in sample) * 2 > len(sample):
       return form
   return None
 
 
 def is_in(text: str, form: Form) -> bool:
-  """Whether a text has a user's and an assistant's mark of the form."""
+  """Whether a text has markers of a user and of an assistant."""
   if not any(need in text for need in form.needs):
     return False
-  roles = {_role(match) for match in form.mark.finditer(text)}
+  roles = {_role(match) for match in form.marker.finditer(text)}
   return {'user', 'assistant'} <= roles
 
 
 def parse(text: str, form: Form) -> list[dict[str, Any]]:
-  """The turns of a written conversation; what stands before them is a system's.
+  """Splits a text into turns; text before the first marker is a system turn.
 
-  An assistant's last turn without text is where the answer is to stand.
+  If the answer is missing, the last turn is the assistant's, without text.
   """
-  marks = list(form.mark.finditer(text))
-  ends = [match.start() for match in marks[1:]] + [len(text)]
-  turns = [{'role': 'system', 'content': text[: marks[0].start()]}]
-  for match, end in zip(marks, ends, strict=True):
+  matches = list(form.marker.finditer(text))
+  ends = [match.start() for match in matches[1:]] + [len(text)]
+  turns = [{'role': 'system', 'content': text[: matches[0].start()]}]
+  for match, end in zip(matches, ends, strict=True):
     turns.append({'role': _role(match), 'content': text[match.end() : end]})
   for turn in turns:
     turn['content'] = form.end.sub('', turn['content']).strip()
@@ -136,12 +136,12 @@ def parse(text: str, form: Form) -> list[dict[str, Any]]:
   return list(_joined(turns))
 
 
-def _role(mark: re.Match[str]) -> str:
-  return _ROLE_OF[mark[1].casefold()]
+def _role(match: re.Match[str]) -> str:
+  return _ROLE_OF[match[1].casefold()]
 
 
 def _llama2(turn: dict[str, Any]) -> list[dict[str, Any]]:
-  """Takes the system's text out of the first user turn."""
+  """Splits the system text off the first user turn."""
   match = _SYSTEM_2.match(turn['content'])
   if match is None:
     return [turn]
@@ -150,7 +150,7 @@ def _llama2(turn: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _joined(turns: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-  """Puts an instruction and its input into one turn, and leaves out blanks."""
+  """Joins consecutive turns of one role, and drops empty ones."""
   for role, group in itertools.groupby(turns, key=lambda turn: turn['role']):
     contents = [turn['content'] for turn in group if turn['content']]
     if contents or role == 'assistant':

@@ -1,7 +1,7 @@
-"""Rows out of a file: JSON lines, JSON, CSV, parquet, Arrow or a spreadsheet.
+"""Reads rows from files: JSON lines, JSON, CSV, parquet, Arrow, spreadsheets.
 
-Text may be plain, gzipped or compressed by zstd, in UTF-8 or, by its mark, in
-UTF-16.
+Text may be compressed with gzip or zstd; it is UTF-8, or UTF-16 with a byte
+order mark.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,10 +40,10 @@ class Row:
   """One record of a file.
 
   Attributes:
-    line: where it begins, from 1; the record's number in tables.
-    values: by column name; None where the record could not be read.
+    line: the line where it starts, from 1; the record's number in tables.
+    values: values by column name; None if the record could not be read.
     problem: why it could not be read, without its content.
-    file: its file's name, where there are several.
+    file: the name of its file, if there are several.
   """
 
   line: int
@@ -53,17 +53,17 @@ class Row:
 
   @property
   def place(self) -> str:
-    """Where a person finds it."""
+    """The position, for messages."""
     return (
       f'{self.file}, line {self.line}' if self.file else f'line {self.line}'
     )
 
 
 def find_format(path: pathlib.Path, override: str) -> str:
-  """The format by the file's ending, unless `override` names one.
+  """The format by the file extension, unless `override` names one.
 
   Raises:
-    InputError: the name or the ending is unknown.
+    InputError: the format or the extension is unknown.
   """
   names = tuple(dict.fromkeys(FORMATS.values()))
   if override != 'auto':
@@ -77,12 +77,12 @@ def find_format(path: pathlib.Path, override: str) -> str:
       f'{path} has no known extension ({", ".join(FORMATS)}; text also with '
       f'{" or ".join(COMPRESSED)} after it): set pool.format'
     )
-  return FORMATS[_ending(path)]
+  return FORMATS[_extension(path)]
 
 
 def is_known(path: pathlib.Path) -> bool:
-  """Whether a file's ending tells its format."""
-  return _ending(path) in FORMATS
+  """Whether the file extension is known."""
+  return _extension(path) in FORMATS
 
 
 def hash_rows(rows: Iterable[Row]) -> str:
@@ -94,8 +94,8 @@ def hash_rows(rows: Iterable[Row]) -> str:
   return digest.hexdigest()
 
 
-def _ending(path: pathlib.Path) -> str:
-  """The last ending, in small letters, but for that of a compression."""
+def _extension(path: pathlib.Path) -> str:
+  """The extension in lower case, without that of a compression."""
   suffixes = [s.lower() for s in path.suffixes]
   if suffixes and suffixes[-1] in COMPRESSED:
     suffixes.pop()
@@ -103,11 +103,13 @@ def _ending(path: pathlib.Path) -> str:
 
 
 def check_readable(path: pathlib.Path, option: str) -> None:
-  """Refuses a file that cannot be opened.
+  """Checks that a file can be opened.
 
   Raises:
     InputError: naming the option.
   """
+  if path.is_dir():
+    raise errors.InputError(f'{option}={path} is a folder: name a file')
   try:
     with path.open('rb') as f:
       f.read(1)
@@ -124,8 +126,8 @@ def check_readable(path: pathlib.Path, option: str) -> None:
 def read(path: pathlib.Path, fmt: str) -> Iterator[Row]:
   """Yields a file's records in order.
 
-  A record that is broken by itself comes as a Row with a problem; a file that
-  is broken as a whole raises InputError.
+  A broken record becomes a Row with a problem; a file that is broken as a whole
+  raises InputError.
   """
   from edsft_jax.pool import tables
 
@@ -141,7 +143,7 @@ def read(path: pathlib.Path, fmt: str) -> Iterator[Row]:
 
 
 def refuse_same_names(path: pathlib.Path, names: Sequence[str]) -> None:
-  """Refuses two columns of one name; unnamed ones are nobody's.
+  """Rejects two columns with the same name, unless it is empty.
 
   Raises:
     InputError: naming the column.
@@ -155,7 +157,7 @@ def refuse_same_names(path: pathlib.Path, names: Sequence[str]) -> None:
 
 
 def open_text(path: pathlib.Path) -> TextIO:
-  """Opens a text file whatever its compression; newlines stay as they are."""
+  """Opens a text file, compressed or not, without translating newlines."""
   with path.open('rb') as f:
     magic = f.read(4)
   codec = next((c for m, c in _MAGIC.items() if magic.startswith(m)), None)
@@ -167,14 +169,14 @@ def open_text(path: pathlib.Path) -> TextIO:
 
 @contextlib.contextmanager
 def _naming(path: pathlib.Path, lines: list[int]) -> Iterator[None]:
-  """Turns what goes wrong in reading text into one line."""
+  """Converts errors while reading text to one line."""
   try:
     yield
   except (UnicodeDecodeError, EOFError, OSError, zlib.error) as e:
     if isinstance(e, UnicodeError):
       raise errors.InputError(
         f'{path} is not text: it cannot be read as UTF-8 after line '
-        f'{lines[0]}: save it as UTF-8 or name its format by pool.format'
+        f'{lines[0]}: save it as UTF-8 or set pool.format'
       ) from None
     raise errors.InputError(
       f'{path} cannot be read after line {lines[0]} ({e}): '
@@ -191,12 +193,12 @@ def physical_lines(path: pathlib.Path) -> Iterator[str]:
   line = [0]
   with _naming(path, line), open_text(path) as f:
     head = f.read(4096)
-    # UTF-16 without a mark and most binary files are full of NUL bytes; text
-    # has none, or a stray one, whose row is refused later.
+    # UTF-16 without a mark and most binary files are full of NUL bytes. Text
+    # has none, or a stray one, and then its row is rejected later.
     if head.count('\0') * 10 > len(head):
       raise errors.InputError(
         f'{path} is not text: it is full of NUL bytes: save it as UTF-8 or '
-        'name its format by pool.format'
+        'set pool.format'
       )
     first = io.StringIO(head, newline='')
     pending = ''
@@ -222,7 +224,7 @@ def _read_jsonl(path: pathlib.Path) -> Iterator[Row]:
     if not text.strip():
       continue
     if line == 1 and text.lstrip().startswith('['):
-      # One array under the wrong ending, over one line or many.
+      # A JSON array with the wrong extension.
       yield from _json_rows(path, text + ''.join(lines))
       return
     yield _json_line(line, text)
@@ -231,7 +233,7 @@ def _read_jsonl(path: pathlib.Path) -> Iterator[Row]:
 def _json_line(line: int, text: str) -> Row:
   try:
     value = json.loads(text)
-  # ValueError: not JSON, or an integer beyond Python's limit of digits.
+  # ValueError: not JSON, or an integer with more digits than Python allows.
   except (ValueError, RecursionError) as e:
     problem = e.msg if isinstance(e, json.JSONDecodeError) else 'unreadable'
     return Row(line, None, f'broken JSON ({problem})')
@@ -252,7 +254,7 @@ def _json_type(value: Any) -> str:
 
 
 def _read_json(path: pathlib.Path) -> Iterator[Row]:
-  """A list of objects, or an object that holds one; else JSON lines."""
+  """Reads a list of objects, or an object that holds one, or JSON lines."""
   yield from _json_rows(path, ''.join(physical_lines(path)))
 
 
@@ -260,14 +262,14 @@ def _json_rows(path: pathlib.Path, text: str) -> Iterator[Row]:
   try:
     value = json.loads(text)
   except (ValueError, RecursionError) as e:
-    # Many a .json file holds JSON lines.
+    # Many .json files hold JSON lines.
     if isinstance(e, json.JSONDecodeError) and e.msg == 'Extra data':
       for line, one in enumerate(text.splitlines(), 1):
         if one.strip():
           yield _json_line(line, one)
       return
     raise errors.InputError(
-      f'{path} is not JSON ({e}): fix it or name its format by pool.format'
+      f'{path} is not JSON ({e}): fix it or set pool.format'
     ) from None
   if isinstance(value, dict):
     lists = [v for v in value.values() if _is_object_list(v)]
@@ -276,7 +278,7 @@ def _json_rows(path: pathlib.Path, text: str) -> Iterator[Row]:
   if not isinstance(value, list):
     raise errors.InputError(
       f'{path} holds {_json_type(value)}, not a list of objects: '
-      'make it one object per prompt'
+      'write one object per prompt'
     )
   for number, item in enumerate(value, 1):
     yield _object_row(number, item)
@@ -287,7 +289,7 @@ def _is_object_list(value: Any) -> bool:
 
 
 def _read_csv(path: pathlib.Path) -> Iterator[Row]:
-  """Rows by the header's names; an empty cell is None."""
+  """Reads rows by the header's names; an empty cell becomes None."""
   records = store.csv_records(path, physical_lines(path))
   _, header = next(records, (1, []))
   if isinstance(header, str):

@@ -1,4 +1,4 @@
-"""Where rows come from: the demo, a dataset, files."""
+"""Sources of rows: the demo, datasets, files."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -12,10 +12,10 @@ from edsft_jax import console, errors, store
 from edsft_jax.pool import demo, hub_dataset, readers, tfds_dataset
 
 DEMO = 'demo'
-# Bytes of files, or records of a dataset, from which on reading takes seconds.
+# From this size in bytes, or number of records, reading takes seconds.
 LARGE_FILES = 2**25
 LARGE_DATASET = 2**16
-# What datasets.save_to_disk writes next to a table's files, and above a dict's.
+# Files that datasets.save_to_disk writes, for a Dataset and a DatasetDict.
 _STATE, _DICT = 'state.json', 'dataset_dict.json'
 
 
@@ -30,13 +30,13 @@ class Source(Protocol):
 
 
 def open_source(path: str, fmt: str, option: str) -> Source:
-  """Opens what an option names.
+  """Opens the source that an option names.
 
   Args:
-    path: 'demo', 'tfds:NAME/SPLIT', 'hf:NAME/SPLIT', a file, with a scheme or
-      without, a folder of files, or a pattern with * for several.
-    fmt: of files; 'auto' goes by their ending.
-    option: the name of the option, for messages.
+    path: 'demo', 'tfds:NAME/SPLIT', 'hf:NAME/SPLIT', a file, with or without a
+      scheme, a folder of files, or a pattern with *.
+    fmt: format of files; 'auto' decides by their extension.
+    option: name of the option, for messages.
 
   Raises:
     InputError: it does not exist, cannot be read, or its format is unknown.
@@ -73,7 +73,7 @@ class Dataset:
     split: tfds_dataset.Split | hub_dataset.Split,
     large: int = LARGE_DATASET,
   ):
-    """Shows a bar from so many records on."""
+    """Rows show a bar from `large` records on."""
     self._split = split
     self._large = large
 
@@ -95,10 +95,10 @@ class Files:
   def __init__(
     self, paths: Sequence[pathlib.Path], fmt: str, large: int = LARGE_FILES
   ):
-    """Shows a bar from so many bytes on.
+    """Rows show a bar from `large` bytes on.
 
     Raises:
-      InputError: a file's format is not known.
+      InputError: the format of a file is unknown.
     """
     self._formats = {p: readers.find_format(p, fmt) for p in paths}
     self._large = large
@@ -124,7 +124,7 @@ class Files:
 
 
 def _find_files(path: str, fmt: str, option: str) -> list[pathlib.Path]:
-  """The files that a path names: itself, those inside, or those it matches.
+  """The file, the files in a folder, or the files that match a pattern.
 
   Raises:
     InputError: there is none, or one cannot be opened.
@@ -138,7 +138,9 @@ def _find_files(path: str, fmt: str, option: str) -> list[pathlib.Path]:
     files = sorted(map(pathlib.Path, glob.glob(path, recursive=True)))
     files = [file for file in files if file.is_file()]
     if not files:
-      raise errors.InputError(f'{option}={path} matches no file')
+      raise errors.InputError(
+        f'{option}={path} matches no file: check the pattern'
+      )
   else:
     files = [file]
   for file in files:
@@ -149,12 +151,12 @@ def _find_files(path: str, fmt: str, option: str) -> list[pathlib.Path]:
 def _files_inside(
   folder: pathlib.Path, fmt: str, option: str
 ) -> list[pathlib.Path]:
-  """The files of a folder, or of a dataset that was saved there."""
+  """The files in a folder, or of a dataset that was saved there."""
   if (folder / _DICT).exists():
     splits = json.loads((folder / _DICT).read_text())['splits']
     raise errors.InputError(
-      f'{option}={folder} has the splits {", ".join(splits)}: name one, as '
-      f'{folder / splits[0]}'
+      f'{option}={folder} has the splits {", ".join(splits)}: name one, such '
+      f'as {folder / splits[0]}'
     )
   if (folder / _STATE).exists():
     data = json.loads((folder / _STATE).read_text())['_data_files']
@@ -164,11 +166,11 @@ def _files_inside(
   known = [f for f in known if not f.name.startswith('.')]
   if not known:
     raise errors.InputError(
-      f'{option}={folder} has no file with a known ending '
-      f'({", ".join(readers.FORMATS)})'
+      f'{option}={folder} has no file with a known extension '
+      f'({", ".join(readers.FORMATS)}): add one, or set pool.format'
     )
   if ignored := len(files) - len(known):
     console.say(
-      'pool', f'{len(known)} files in {folder} are read, {ignored} ignored'
+      'pool', f'files in {folder}: {len(known)} read, {ignored} ignored'
     )
   return known

@@ -1,7 +1,7 @@
-"""The pool stage: prompts in, checked, without duplicates, answers set apart.
+"""The pool stage: reads and checks prompts, and separates the answers.
 
-Nothing under pool/ holds a response, so that what scores and selects cannot
-read one: answers go to annotations/ and, of held-out prompts, to heldout/.
+Nothing in pool/ contains a response, so scoring and selection cannot read one:
+answers go to annotations/ and, for held-out prompts, to heldout/.
 """
 
 import collections
@@ -16,7 +16,7 @@ from edsft_jax import console, errors, store
 from edsft_jax.pool import build, excluded, heldout, sources
 from edsft_jax.pool import columns as columns_lib
 
-# Options that an older workdir's fingerprint lacks count where they are set.
+# Newer options are in the fingerprint only if set: older workdirs lack them.
 _COLUMN_OPTIONS = (
   'id_column',
   'prompt_column',
@@ -24,7 +24,7 @@ _COLUMN_OPTIONS = (
   'response_column',
 )
 _NEWER_COLUMN_OPTIONS = ('context_column', 'system_column')
-# Tasks named on the terminal.
+# Number of tasks to print.
 _TASKS_SHOWN = 12
 
 
@@ -43,7 +43,7 @@ def check(
   if not 0 <= options.heldout_fraction < 1:
     raise errors.InputError(
       f'pool.heldout_fraction={options.heldout_fraction} is not in [0, 1): '
-      'give the share of the prompts to hold out'
+      'give the share of prompts to hold out'
     )
   if options.limit < 0:
     raise errors.InputError(
@@ -110,7 +110,6 @@ def _run_pool(
   )
   built = build.build(options.path, source.rows(options.limit), rules)
   counts = _count(built)
-  console.say('pool', f'columns: {built.columns}')
   for note in built.notes:
     console.say('pool', note)
   for name, reason in built.dropped.items():
@@ -244,6 +243,7 @@ def _count(built: build.Built) -> dict[str, Any]:
     'near_duplicates': len(built.duplicates) - built.num_merged,
     'quarantined': len(built.quarantine),
     'excluded': built.excluded,
+    'columns': str(built.columns),
     'columns_left_out': built.dropped,
     'largest_tasks': dict(tasks.most_common(_TASKS_SHOWN)),
   }
@@ -259,11 +259,14 @@ def _refuse_quarantined(
     first = store.read_jsonl(workdir.quarantine)[0]
     raise errors.InputError(
       f'{options.path}, line {first["line"]}: {first["reason"]}: fix it, or '
-      'leave such rows out by pool.strict=False'
+      'set pool.strict=False to leave out such rows'
     )
 
 
 def _say_pool(workdir: store.Workdir, counts: dict[str, Any]) -> None:
+  # Workdirs of older versions lack some of the counts.
+  if 'columns' in counts:
+    console.say('pool', f'columns: {counts["columns"]}')
   parts = [
     f'{console.count(counts["prompts"], "prompt")}, '
     f'{console.count(counts["answers"], "answer")} known',
@@ -271,7 +274,6 @@ def _say_pool(workdir: store.Workdir, counts: dict[str, Any]) -> None:
     _pointed(counts['duplicates'], 'merged', workdir.duplicates),
     _pointed(counts['quarantined'], 'quarantined', workdir.quarantine),
   ]
-  # Workdirs of older versions count no rows.
   if counts.get('excluded'):
     parts.append(f'{counts["excluded"]:,} excluded')
   rows = f'{console.count(counts["rows"], "row")}: ' if 'rows' in counts else ''
@@ -279,7 +281,7 @@ def _say_pool(workdir: store.Workdir, counts: dict[str, Any]) -> None:
   if near := counts.get('near_duplicates'):
     console.say(
       'pool',
-      f'{near:,} prompts have the words of another, and stay: '
+      f'{near:,} prompts have the same words as another one and are kept: '
       f'{workdir.duplicates}',
     )
   if largest := counts.get('largest_tasks'):
@@ -301,7 +303,7 @@ def _say_heldout(path: str, counts: dict[str, Any]) -> None:
     f'{counts["in_pool"]:,} in the pool',
     # Workdirs of older versions do not count the next two.
     f'{counts.get("near_pool", 0):,} with the words of a prompt in the pool',
-    f'{counts.get("in_conversation", 0):,} inside a conversation of the pool',
+    f'{counts.get("in_conversation", 0):,} inside a conversation in the pool',
     f'{counts["duplicates"]:,} merged',
     f'{counts["quarantined"]:,} quarantined',
   ]

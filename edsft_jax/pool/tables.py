@@ -1,7 +1,7 @@
-"""Rows out of files with typed columns: parquet, Arrow, spreadsheets.
+"""Reads rows from parquet and Arrow files and from spreadsheets.
 
-A column is converted by itself, so that one with values that Python has no
-type for (a date of the year 10000) costs only its own values.
+Each value is converted on its own, so a value without a Python equivalent, such
+as a date in the year 10000, does not affect other values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from edsft_jax import errors, store
 from edsft_jax.pool import readers
 
-# Rows converted at a time.
+# Rows per batch.
 _BATCH_ROWS = 16384
 
 
 class Unreadable:
-  """Stands for a value that cannot be converted."""
+  """A value that cannot be converted."""
 
   def __repr__(self) -> str:
     return 'a value that cannot be read'
@@ -34,9 +34,9 @@ def read_parquet(path: pathlib.Path) -> Iterator[readers.Row]:
   """Yields the rows of a parquet file, numbered from 1.
 
   Raises:
-    InputError: it is no parquet file, or it is damaged.
+    InputError: it is not a parquet file, or it is damaged.
   """
-  remedy = 'fetch it again, or name its format by pool.format'
+  remedy = 'fetch it again, or set pool.format'
   with store.refuse_damaged(path, remedy):
     file = pq.ParquetFile(path)
     names = _unique(path, file.schema_arrow.names)
@@ -50,9 +50,9 @@ def read_arrow(path: pathlib.Path) -> Iterator[readers.Row]:
   Raises:
     InputError: it is neither, or it is damaged.
   """
-  remedy = 'fetch it again, or name its format by pool.format'
+  remedy = 'fetch it again, or set pool.format'
   with store.refuse_damaged(path, remedy), pa.memory_map(str(path)) as source:
-    # Files begin with a mark; streams, which `datasets` writes, have none.
+    # Only files begin with this; `datasets` writes streams.
     if source.read(6) == b'ARROW1':
       file = pa.ipc.open_file(source)
       batches = map(file.get_batch, range(file.num_record_batches))
@@ -64,15 +64,15 @@ def read_arrow(path: pathlib.Path) -> Iterator[readers.Row]:
 
 
 def read_xlsx(path: pathlib.Path) -> Iterator[readers.Row]:
-  """Yields the rows of a workbook's one sheet under its first row's names.
+  """Yields the rows of a workbook with one sheet, below its header.
 
   Raises:
-    InputError: it is no workbook, or several of its sheets have rows.
+    InputError: it is not a workbook, or several of its sheets have rows.
   """
   import openpyxl
 
   try:
-    # Not read_only: then sheets by other programs than Excel may seem empty.
+    # With read_only, sheets from other programs than Excel may look empty.
     book = openpyxl.load_workbook(path, data_only=True)
   except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
     raise errors.InputError(
@@ -111,7 +111,14 @@ def _values(column: pa.Array) -> list[Any]:
       return pc.cast(column, pa.string()).to_pylist()
     return column.to_pylist()
   except (ValueError, OverflowError, pa.ArrowException):
-    return [UNREADABLE if valid else None for valid in column.is_valid()]
+    return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+  try:
+    return scalar.as_py()
+  except (ValueError, OverflowError, pa.ArrowException):
+    return UNREADABLE
 
 
 def _unique(path: pathlib.Path, names: Sequence[str]) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What may stand in a cell, and why a row cannot be used."""
+"""Reads single values of a row."""
 
 import ast
 import json
@@ -9,24 +9,22 @@ from edsft_jax.pool import tables
 
 
 class UnusableRow(Exception):
-  """Why a row cannot be used; never says what its response is."""
+  """Why a row cannot be used; the message never reveals its response."""
 
 
 def is_missing(value: Any) -> bool:
-  """Nothing, blank text, an empty list, or the NaN that some tools write."""
+  """Whether a value is None, blank, empty, or NaN, which some tools write."""
   if isinstance(value, str):
     return not value.strip()
   return value is None or value != value or value in ([], {})
 
 
 def text_of(value: Any, what: str) -> str:
-  """A text that is not damaged.
+  """Returns text that can be written.
 
   Raises:
-    UnusableRow: it is none.
+    UnusableRow: the value is not such text.
   """
-  if isinstance(value, bool | int | float):
-    return json.dumps(value)
   if value is tables.UNREADABLE:
     raise UnusableRow(f'{what} cannot be read')
   if not isinstance(value, str):
@@ -36,8 +34,15 @@ def text_of(value: Any, what: str) -> str:
   return value
 
 
+def label_of(value: Any, what: str) -> str:
+  """Like `text_of`, but also converts numbers and truth values to text."""
+  if isinstance(value, bool | int | float):
+    return json.dumps(value)
+  return text_of(value, what)
+
+
 def parse(text: str) -> Any:
-  """The list or object that a text is in JSON, or as Python prints it.
+  """Parses a list or object, in JSON or as printed by Python.
 
   Raises:
     ValueError: it is neither.

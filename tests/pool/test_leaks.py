@@ -1,8 +1,9 @@
-"""A kept column never holds a row's response."""
+"""A column that is kept never contains a row's response; prompts neither."""
 
 import pytest
 
-from edsft_jax.pool import leaks, schema
+from edsft_jax import errors
+from edsft_jax.pool import columns, items, leaks
 
 
 @pytest.mark.parametrize(
@@ -16,33 +17,36 @@ from edsft_jax.pool import leaks, schema
     ('7/37', '7', True),
     ('say "(hi)" loud', '(hi)', True),
     ('x', '', False),
+    ('x', '!', False),
     (
       'The result: is SECRET7, as shown',
       'the result is secret7 as shown.',
       True,
     ),
     ('no', 'yes', False),
+    ('stra\u00dfe', 'STRASSE', True),
+    ('caf\u00e9 noir', 'cafe\u0301', True),
+    ('caf\u00e9s', 'caf\u00e9', False),
   ],
 )
-def test_holds(text, response, expected):
-  text, response = leaks.normalize(text), leaks.normalize(response)
-  assert leaks.contains(text, response) == expected
+def test_contains(text, response, expected):
+  assert leaks.Text(text).contains(leaks.Text(response)) == expected
 
 
 def gather(rows):
-  columns = schema.Columns(prompt='prompt', response='response')
-  kept = leaks.KeptColumns(columns)
-  for row in rows:
-    kept.inspect(row, row['prompt'], row['response'])
-    kept.keep(row)
-  return kept.finish(), kept.dropped
+  read = [
+    items.Item(str(i), row['prompt'], '', row['response'], row['prompt'])
+    for i, row in enumerate(rows)
+  ]
+  found = leaks.other_columns(rows, read, {'prompt', 'response'})
+  return found.kept, found.dropped
 
 
 def test_columns_that_are_kept():
   rows = [
     {'prompt': 'p', 'response': 'Paris', 'source': 'wiki', 'level': 3},
     {'prompt': 'q', 'response': '', 'source': None, 'hard': True},
-    {'prompt': 'r', 'response': 'Rome', 'level': 0.5},
+    {'prompt': 'r', 'response': 'Rome', 'level': 0.5, '': 'x', 'none': None},
   ]
   kept, dropped = gather(rows)
   assert kept == {
@@ -124,3 +128,41 @@ def test_the_core_of_an_answer_is_dropped_and_a_chance_word_is_not():
   kept, dropped = gather(rows)
   assert list(kept) == ['source', 'how']
   assert list(dropped) == ['core']
+
+
+def refuses(*pairs):
+  rows = [
+    items.Item(str(i), prompt, '', response, str(i))
+    for i, (prompt, response) in enumerate(pairs)
+  ]
+  try:
+    leaks.refuse_answered_prompts('F', rows, columns.Columns(('prompt',)))
+  except errors.InputError as e:
+    assert 'pool.prompt_column' in str(e)
+    assert 'Cod is a fish' not in str(e)
+    return True
+  return False
+
+
+LONG = 'Cod is a fish of the sea.'
+
+
+def test_prompts_that_contain_their_responses():
+  assert refuses((f'Q: a fish? A: {LONG}', LONG))
+  assert refuses((f'{LONG} What is a cod?', LONG))
+  assert refuses(('Q: a fish? A: Cod', 'cod.'))
+  conversation = [{'role': 'user', 'content': f'a fish? {LONG}'}]
+  assert refuses((conversation, LONG))
+
+
+def test_prompts_that_do_not():
+  # What is asked about contains many a short answer.
+  assert not refuses(('Cod and eel are fish. Which is long?', 'Eel'))
+  assert not refuses((f'{LONG} What is a cod?', LONG), ('What is eel?', 'fish'))
+  assert not refuses(('Name a fish', ''))
+  said = [
+    {'role': 'user', 'content': 'a fish?'},
+    {'role': 'assistant', 'content': LONG},
+    {'role': 'user', 'content': 'Again?'},
+  ]
+  assert not refuses((said, LONG))

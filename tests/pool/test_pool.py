@@ -2,13 +2,15 @@
 
 import json
 import pathlib
+import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from configs import default
 from edsft_jax import errors, pool, store
-from edsft_jax.pool import build, demo, schema, sources
+from edsft_jax.pool import build, demo, sources
 
 
 class Study:
@@ -19,6 +21,7 @@ class Study:
     self.workdir = store.Workdir(folder / 'work')
 
   def write(self, rows, name='pool.jsonl'):
+    self.folder.mkdir(exist_ok=True)
     path = self.folder / name
     path.write_text(
       ''.join(
@@ -48,6 +51,10 @@ class Study:
   @property
   def quarantine(self):
     return store.read_jsonl(self.workdir.quarantine)
+
+  @property
+  def duplicates(self):
+    return store.read_jsonl(self.workdir.duplicates)
 
   def is_untouched(self):
     return not self.workdir.root.exists()
@@ -83,7 +90,9 @@ def test_what_is_written(study, capsys):
   assert study.quarantine == []
   assert not study.workdir.heldout.exists()
   out = capsys.readouterr().out
-  assert '3 prompts, 1 task, 3 answers known, 0 held out' in out
+  assert '3 rows: 3 prompts, 3 answers known, 0 held out, 0 merged' in out
+  assert '1 task: t 3' in out
+  assert 'columns: prompt prompt, context none' in out
 
 
 def test_duplicates_are_kept_once_and_counted(study, capsys):
@@ -93,12 +102,121 @@ def test_duplicates_are_kept_once_and_counted(study, capsys):
     {'prompt': 'Q'},
     {'prompt': 'Q'},
     {'id': 'c', 'prompt': 'P '},
+    {'id': 'd', 'prompt': 'p!'},
   ]
   prompts = study.run(rows)
-  assert prompts.prompts == ['P', 'Q', 'P ']
+  assert prompts.prompts == ['P', 'Q', 'p!']
   assert study.responses == {'a': 'first'}
-  assert study.counts['duplicates'] == 2
-  assert '2 duplicates' in capsys.readouterr().out
+  assert study.counts['duplicates'] == 3
+  assert study.counts['near_duplicates'] == 1
+  assert study.counts['rows'] == 6
+  assert f'3 merged ({study.workdir.duplicates})' in capsys.readouterr().out
+  assert study.duplicates == [
+    {
+      'line': 2,
+      'id': 'b',
+      'kept_id': 'a',
+      'merged': True,
+      'differs': ['response'],
+    },
+    {
+      'line': 4,
+      'id': prompts.ids[1],
+      'kept_id': prompts.ids[1],
+      'merged': True,
+      'differs': [],
+    },
+    {'line': 5, 'id': 'c', 'kept_id': 'a', 'merged': True, 'differs': []},
+    {
+      'line': 6,
+      'id': 'd',
+      'kept_id': 'a',
+      'merged': False,
+      'differs': ['prompt'],
+    },
+  ]
+
+
+def test_an_answered_duplicate_replaces_an_unanswered_one(study):
+  rows = [
+    {'id': 'a', 'prompt': 'P', 'level': 1},
+    {'id': 'z', 'prompt': 'Q'},
+    {'id': 'b', 'prompt': 'P', 'level': 2, 'response': 'yes'},
+    {'id': 'a', 'prompt': 'R'},
+  ]
+  prompts = study.run(rows)
+  # The id of the copy that was dropped is free again.
+  assert prompts.ids == ['b', 'z', 'a']
+  assert prompts.prompts == ['P', 'Q', 'R']
+  assert study.responses == {'b': 'yes'}
+  assert pq.read_table(study.workdir.pool)['level'].to_pylist()[0] == 2
+  assert [(d['line'], d['kept_id']) for d in study.duplicates] == [(1, 'b')]
+
+
+DIFFERING = [
+  {'prompt': f'Prompt {i}?', 'story': f'Passage {i}', 'url': f'h://{i}'}
+  for i in (0, 1)
+]
+
+
+def test_merged_rows_that_differ_in_a_column_of_text(study, capsys):
+  rows = [DIFFERING[0], {**DIFFERING[0], 'story': 'Another one'}]
+  with pytest.raises(errors.InputError, match=r'line 2.*another story'):
+    study.run(rows, strict=True)
+  assert study.is_untouched()
+  study.run([*rows, DIFFERING[1]])
+  assert '1 merged rows have another story' in capsys.readouterr().out
+  assert study.duplicates[0]['differs'] == ['story']
+
+
+def test_addresses_may_differ(study):
+  study.run([DIFFERING[0], {**DIFFERING[0], 'url': 'h://9'}], strict=True)
+
+
+def test_a_file_that_would_be_merged_away_is_refused(study):
+  rows = [
+    {'prompt': 'Happy or sad?', 'sentence': f'Sentence number {i}'}
+    for i in range(5)
+  ]
+  with pytest.raises(errors.InputError, match=r'4 of 5.*context_column'):
+    study.run(rows)
+  assert study.is_untouched()
+  assert len(study.run(rows, context_column='sentence')) == 5
+
+
+def test_every_row_is_counted_once(study):
+  rows = [
+    *numbered(10),
+    {'id': 'double', 'prompt': 'Prompt 3?'},
+    {'prompt': ''},
+    '{broken\n',
+    {'id': 'out', 'prompt': 'Excluded?'},
+  ]
+  (study.folder / 'exclude.txt').write_text('out\n')
+  exclude = str(study.folder / 'exclude.txt')
+  study.run(rows, 0.2, exclude=exclude)
+  counts = study.counts
+  names = ('prompts', 'heldout', 'duplicates', 'quarantined', 'excluded')
+  assert [counts[name] for name in names] == [8, 2, 1, 2, 1]
+  assert counts['rows'] == len(rows)
+
+
+def test_exclude(study):
+  table = study.write([{'id': 'i1'}, {'prompt_id': 'i3'}], 'out.jsonl')
+  assert study.run(numbered(5), exclude=table).ids == ['i0', 'i2', 'i4']
+  study.write([{'id': 'i1'}], 'out.jsonl')
+  with pytest.raises(errors.InputError, match=r'ids of pool\.exclude'):
+    study.run(exclude=table)
+
+
+def test_exclude_names_ids_that_do_not_exist(study):
+  table = study.write([{'id': 'i1'}, {'id': 'nope'}], 'out.jsonl')
+  with pytest.raises(errors.InputError, match=r'1 ids that are not .*: nope'):
+    study.run(numbered(3), exclude=table)
+  study.write([{'name': 'i1'}], 'out.jsonl')
+  with pytest.raises(errors.InputError, match='no id'):
+    study.run(numbered(3), exclude=table)
+  assert study.is_untouched()
 
 
 def test_same_id_with_another_prompt_is_refused(study):
@@ -160,6 +278,9 @@ def test_limit_reads_the_first_rows(study):
     ([{'prompt': 'p'}], {'heldout_fraction': -0.1}, 'pool.heldout_fraction'),
     ([{'prompt': 'p'}], {'heldout_path': 'no.csv'}, 'pool.heldout_path=no.csv'),
     (numbered(2), {'heldout_fraction': 0.9999}, 'all 2 are held out'),
+    ([{'prompt': 'p'}], {'answer_in_prompt': 'no'}, 'answer_in_prompt'),
+    ([{'prompt': 'p'}], {'exclude': 'no.txt'}, 'pool.exclude=no.txt'),
+    ([{'text': 'p'}], {}, 'may contain responses'),
     ([{'prompt': 'p'}], {'path': ''}, 'pool.path is empty'),
     ([{'prompt': 'p'}], {'path': '/no/file.csv'}, 'does not exist'),
   ],
@@ -204,6 +325,17 @@ LAYOUTS = {
     'prompt': f'Question {k}?',
     'messages': secret_turns(k),
     'category': 'x',
+  },
+  'ShareGPT': lambda k: {
+    'conversations': [
+      {'from': 'human', 'value': f'Question {k}?'},
+      {'from': 'gpt', 'value': SECRET.format(k)},
+    ]
+  },
+  'turns as text in prompt': lambda k: {'prompt': json.dumps(secret_turns(k))},
+  'turns as Python prints them': lambda k: {'prompt': repr(secret_turns(k))},
+  'role markers': lambda k: {
+    'text': f'### Human: Question {k}?### Assistant: {SECRET.format(k)}'
   },
   'turns as completion': lambda k: {
     'prompt': secret_turns(k)[:1],
@@ -311,24 +443,17 @@ def test_a_task_that_is_the_answer_by_chance(study):
 # Held-out prompts.
 
 
-def test_split_is_never_in_the_pool_and_stays(study, tmp_path):
+def test_split_is_never_in_the_pool(study):
   rows = numbered(300)
   rows += [{'id': f'n{k}', 'prompt': f'Unanswered {k}?'} for k in range(50)]
   prompts = study.run(rows, 0.2, limit=150)
   heldout = store.read_prompts(study.workdir.heldout)
-  assert 15 <= len(heldout) <= 45
+  assert len(heldout) == 30
   assert len(prompts) + len(heldout) == 150
   assert set(prompts.ids).isdisjoint(heldout.ids)
   assert set(study.responses).isdisjoint(heldout.ids)
   assert heldout.responses == [f'Answer {i[1:]}.' for i in heldout.ids]
   assert study.counts['heldout'] == len(heldout)
-
-  more = Study(tmp_path / 'more')
-  more.folder.mkdir()
-  prompts = more.run(rows, 0.2)
-  grown = store.read_prompts(more.workdir.heldout)
-  assert grown.ids[: len(heldout)] == heldout.ids
-  assert sum(i.startswith('n') for i in prompts.ids) == 50
 
 
 def test_nothing_to_split_off(study, capsys):
@@ -345,14 +470,21 @@ def test_heldout_file(study, capsys):
       {'question': 'Unanswered?'},
       {'question': 'New?', 'answer': 'Twice.'},
       {'question': ''},
+      {'question': 'prompt 2', 'answer': 'Nearly in the pool.'},
+      {'question': 'And?', 'answer': 'So.'},
     ],
     'held.jsonl',
   )
   held = str(study.folder / 'held.jsonl')
-  rows = numbered(3, prompts='x')
+  turns = [
+    {'role': 'user', 'content': 'And?'},
+    {'role': 'assistant', 'content': 'So.'},
+    {'role': 'user', 'content': 'Then?'},
+  ]
+  rows = [*numbered(3, prompts='x'), {'id': 'turns', 'messages': turns}]
   # A file needs no split: the fraction is not applied.
   prompts = study.run(rows, 0.9, heldout_path=held, id_column='id')
-  assert len(prompts) == 3
+  assert len(prompts) == 4
   heldout = store.read_prompts(study.workdir.heldout)
   assert heldout.prompts == ['New?']
   assert heldout.tasks == ['c']
@@ -361,6 +493,8 @@ def test_heldout_file(study, capsys):
     'prompts': 1,
     'without_response': 1,
     'in_pool': 1,
+    'near_pool': 1,
+    'in_conversation': 1,
     'duplicates': 1,
     'quarantined': 1,
   }
@@ -402,7 +536,7 @@ def test_large_files_show_a_bar(tmp_path, capsys):
   path = tmp_path / 'pool.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in numbered(20)))
   for large, shown in ((path.stat().st_size + 1, False), (100, True)):
-    file = sources.File(path, 'jsonl', large)
+    file = sources.Files([path], 'jsonl', large)
     assert len(list(file.rows(0))) == 20
     assert ('rows' in capsys.readouterr().err) == shown
 
@@ -480,7 +614,8 @@ def test_demo(study):
   sizes = {task: prompts.tasks.count(task) for task in set(prompts.tasks)}
   assert set(sizes) == set(demo.TASKS)
   assert 1800 < len(prompts) < 2400
-  assert 150 < len(heldout) < 350
+  rows = len(prompts) + len(heldout)
+  assert len(heldout) == round(0.1 * rows)
   assert max(sizes.values()) > 10 * min(sizes.values())
   assert study.counts['duplicates'] > 0
   assert study.counts['quarantined'] == 0
@@ -511,9 +646,86 @@ def test_real_pools(study, shared, name):
   assert not any(r in text for r in heldout.responses)
 
 
-def test_key_of_a_prompt_in_the_pool():
-  turns = [{'role': 'user', 'content': 'p'}]
-  pool_prompts = store.Prompts(['a'], [turns], None)
-  heldout = store.Prompts(['x', 'y'], ['p', 'q'], None, ['r', 'r'])
-  assert build.without_pool_prompts(heldout, pool_prompts).ids == ['y']
-  assert schema.Item('', turns, '', '').key == schema.Item('', 'p', '', '').key
+def test_files_of_a_folder_and_of_a_pattern(study, capsys):
+  folder = study.folder / 'parts'
+  folder.mkdir()
+  study.write(numbered(2), 'parts/b.jsonl')
+  study.write([{'prompt': 'First?'}, {'prompt': ''}], 'parts/a.jsonl')
+  (folder / 'README.md').write_text('x')
+  prompts = study.run(path=str(folder))
+  assert prompts.prompts == ['First?', 'Prompt 0?', 'Prompt 1?']
+  assert '2 read, 1 ignored' in capsys.readouterr().out
+  (refused,) = study.quarantine
+  assert (refused['file'], refused['line']) == ('a.jsonl', 2)
+  again = Study(study.folder / 'again')
+  assert again.run(path=str(folder / '*.jsonl')).ids == prompts.ids
+  with pytest.raises(errors.InputError, match='matches no file'):
+    again.run(path=str(folder / '*.csv'))
+  (study.folder / 'none').mkdir()
+  with pytest.raises(errors.InputError, match='no file with a known extension'):
+    again.run(path=str(study.folder / 'none'))
+
+
+def test_a_dataset_saved_to_disk(study):
+  table = pa.Table.from_pylist(numbered(3))
+  folder = study.folder / 'data' / 'train'
+  folder.mkdir(parents=True)
+  for i, part in enumerate((table[:2], table[2:])):
+    with pa.ipc.new_stream(folder / f'data-{i}.arrow', part.schema) as writer:
+      writer.write_table(part)
+  files = [{'filename': 'data-0.arrow'}, {'filename': 'data-1.arrow'}]
+  (folder / 'state.json').write_text(json.dumps({'_data_files': files}))
+  assert study.run(path=str(folder)).ids == ['i0', 'i1', 'i2']
+  splits = folder.with_name('dataset_dict.json')
+  splits.write_text(json.dumps({'splits': ['train', 'test']}))
+  with pytest.raises(errors.InputError, match='splits train, test: name one'):
+    study.run(path=str(folder.parent))
+
+
+def test_an_hf_dataset_without_its_package(study, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'datasets', None)
+  with pytest.raises(errors.InputError, match='pip install datasets'):
+    study.run(path='hf:owner/name/train')
+  with pytest.raises(errors.InputError, match='hf:NAME/SPLIT'):
+    study.run(path='hf:name')
+
+
+def test_prompts_that_contain_their_answers(study):
+  rows = [
+    {'prompt': f'Repeat the word w{i}', 'response': f'w{i}'} for i in range(9)
+  ]
+  with pytest.raises(errors.InputError, match='9 of 9 answered rows'):
+    study.run(rows)
+  assert study.is_untouched()
+  assert len(study.run(rows, answer_in_prompt='keep')) == 9
+
+
+def test_a_task_per_prompt_is_none(study, capsys):
+  rows = numbered(25)
+  for i, row in enumerate(rows):
+    row['task'] = f't{i}'
+  assert study.run(rows).tasks is None
+  assert 'each of the 25 prompts has its own task' in capsys.readouterr().out
+  named = Study(study.folder / 'named')
+  named.folder.mkdir()
+  with pytest.raises(errors.InputError, match='a column with a few labels'):
+    named.run(rows, task_column='task')
+
+
+def test_prompts_with_role_markers(study, capsys):
+  rows = [
+    {'text': f'### Human: Prompt {i}?### Assistant: Answer {i}.'}
+    for i in range(3)
+  ]
+  prompts = study.run([*rows, {'text': 'Prompt 9?'}])
+  assert prompts.prompts[0] == [{'role': 'user', 'content': 'Prompt 0?'}]
+  assert prompts.prompts[3] == 'Prompt 9?'
+  assert list(study.responses.values()) == [f'Answer {i}.' for i in range(3)]
+  assert '3 prompts are conversations' in capsys.readouterr().out
+
+
+def test_role_markers_in_a_few_prompts(study, capsys):
+  text = 'Continue.\n\nHuman: Hi?\n\nAssistant: Ho.'
+  prompts = study.run([*numbered(3), {'prompt': text}])
+  assert prompts.prompts[3] == text
+  assert '1 prompts contain role markers' in capsys.readouterr().out

@@ -4,12 +4,13 @@ import csv
 import gzip
 import json
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from edsft_jax import errors
-from edsft_jax.pool import readers
+from edsft_jax.pool import readers, tables
 
 ROWS = [
   {'id': 'a', 'prompt': 'Grüße,\n"zwei" Zeilen', 'response': 'ja'},
@@ -26,35 +27,66 @@ def write_csv(path, delimiter=',', encoding='utf-8'):
 
 def write(path):
   lines = ''.join(f'{json.dumps(row)}\n' for row in ROWS)
-  if path.suffix == '.jsonl':
+  if path.name.startswith('array'):
+    path.write_text(json.dumps(ROWS, indent=1))
+  elif path.name.startswith('utf16'):
+    write_csv(path, '\t', 'utf-16')
+  elif path.suffix == '.jsonl':
     path.write_text(lines)
   elif path.suffix == '.gz':
     path.write_bytes(gzip.compress(lines.encode()))
   elif path.suffix == '.json':
     path.write_text(json.dumps(ROWS))
+  elif path.suffix == '.zst':
+    path.write_bytes(pa.compress(lines.encode(), 'zstd', asbytes=True))
   elif path.suffix == '.csv':
     write_csv(path)
+  elif path.suffix == '.tsv':
+    write_csv(path, '\t')
+  elif path.suffix == '.arrow':
+    table = pa.Table.from_pylist(ROWS)
+    kind = pa.ipc.new_stream if 'stream' in path.name else pa.ipc.new_file
+    with kind(path, table.schema) as writer:
+      writer.write_table(table)
+  elif path.suffix == '.xlsx':
+    book = openpyxl.Workbook()
+    book.create_sheet('empty')
+    book.active.append(list(ROWS[0]))
+    for row in ROWS:
+      book.active.append(list(row.values()))
+    book.save(path)
   else:
     pq.write_table(pa.Table.from_pylist(ROWS), path)
   return path
 
 
-def read(path, fmt='auto', limit=0):
-  fmt = readers.find_format(path, fmt)
-  return list(readers.read(path, fmt, limit))
+def read(path, fmt='auto'):
+  return list(readers.read(path, readers.find_format(path, fmt)))
 
 
 @pytest.mark.parametrize(
-  'name', ['p.jsonl', 'p.jsonl.gz', 'p.json', 'p.csv', 'p.parquet', 'P.JSONL']
+  'name',
+  [
+    'p.jsonl',
+    'p.jsonl.gz',
+    'p.jsonl.zst',
+    'array.jsonl',
+    'p.json',
+    'p.csv',
+    'p.tsv',
+    'utf16.csv',
+    'p.parquet',
+    'p.arrow',
+    'stream.arrow',
+    'p.xlsx',
+    'P.JSONL',
+  ],
 )
 def test_formats_agree(tmp_path, name):
   path = write(tmp_path / name.lower())
   path = path.rename(tmp_path / name)
   rows = read(path)
   assert [row.values for row in rows] == ROWS
-  assert len(read(path, limit=1)) == 1
-  fmt = readers.find_format(path, 'auto')
-  assert readers.columns(path, fmt) == ['id', 'prompt', 'response']
 
 
 def test_lines_are_those_of_the_file(tmp_path):
@@ -166,11 +198,21 @@ BAD_FILES = {
   'utf16.csv': ('prompt,response\na,b\n'.encode('utf-16-le'), 'not text'),
   'picture.jsonl': (b'\x89PNG\r\n\x1a\n' + bytes(range(256)), 'not text'),
   'cut.jsonl.gz': (cut(gzip.compress(b'{"prompt": "a"}\n' * 99)), 'damaged'),
+  'cut.jsonl.zst': (
+    cut(pa.compress(b'{"prompt": "a"}\n' * 99, 'zstd', asbytes=True)),
+    'damaged',
+  ),
+  'latin1.csv.gz': (
+    gzip.compress('prompt\nGrüße\n'.encode('latin-1')),
+    'UTF-8',
+  ),
   'open.csv': (b'prompt\na\n"b\nc\nd\n', 'line 3 is never closed'),
   'twice.csv': (b'prompt,prompt\na,b\n', 'two columns'),
   'bad.json': (b'[{"prompt": "a"},', 'not JSON'),
   'number.json': (b'3', 'holds a number'),
-  'bad.parquet': (b'PAR1 but not really', 'as parquet'),
+  'bad.parquet': (b'PAR1 but not really', 'damaged'),
+  'bad.arrow': (b'ARROW1 but not really', 'damaged'),
+  'bad.xlsx': (b'PK but not really', 'not an .xlsx workbook'),
 }
 
 
@@ -190,3 +232,93 @@ def test_unreadable(tmp_path):
     readers.check_readable(tmp_path / 'none.jsonl', 'pool.path')
   with pytest.raises(errors.InputError, match='is a folder'):
     readers.check_readable(tmp_path, 'pool.path')
+
+
+def swallowed(delimiter, width, first, last):
+  """A file of ten records with a quote open from one record to another."""
+  rows = []
+  for i in range(10):
+    prompt = f'Name, say, item {i}' if delimiter == '\t' else f'Name item {i}'
+    if i == first:
+      prompt = f'"{prompt}'
+    if i == last:
+      prompt = f'{prompt}"'
+    cells = [str(i), prompt, f'x{i}'][-width:]
+    rows.append(delimiter.join(cells))
+  header = delimiter.join(['id', 'prompt', 'response'][-width:])
+  return '\n'.join([header, *rows, ''])
+
+
+@pytest.mark.parametrize('delimiter', ['\t', ',', ';'])
+@pytest.mark.parametrize('width', [2, 3])
+@pytest.mark.parametrize(('first', 'last'), [(2, 7), (3, 5), (0, 9)])
+def test_a_quote_that_swallows_records(tmp_path, delimiter, width, first, last):
+  path = tmp_path / 'p.csv'
+  path.write_text(swallowed(delimiter, width, first, last))
+  rows = read(path)
+  assert [row.line for row in rows] == list(range(2, 12))
+  broken = [row.line for row in rows if row.values is None]
+  assert broken == list(range(first + 2, last + 3))
+  assert f'line {first + 2}' in rows[first].problem
+
+
+def test_a_quote_that_swallows_records_and_closes_within_a_cell(tmp_path):
+  path = tmp_path / 'p.tsv'
+  text = swallowed('\t', 3, 2, None).replace('item 7', 'item "7" here')
+  path.write_text(text)
+  rows = read(path)
+  assert [row.line for row in rows] == list(range(2, 12))
+  assert [row.values is None for row in rows] == [
+    2 <= i <= 7 for i in range(10)
+  ]
+
+
+@pytest.mark.parametrize(
+  'cell',
+  [
+    'Dear Ann, Bob\nhow, say, are you?\nwell, I, am',
+    'one\n\ntwo',
+    'f(a,b)\nreturn',
+    'a,b,c\nd',
+    '1,2\n3',
+    'x\n' * 50,
+  ],
+)
+def test_cells_with_several_lines(tmp_path, cell):
+  for names in (['prompt', 'response'], ['id', 'prompt', 'response']):
+    path = tmp_path / 'p.csv'
+    with path.open('w', newline='') as f:
+      writer = csv.writer(f)
+      writer.writerow(names)
+      writer.writerow(['1', cell, 'x'][-len(names) :])
+    (row,) = read(path)
+    assert row.values['prompt'] == cell
+
+
+def test_values_without_a_python_equivalent(tmp_path):
+  """One such value makes neither the column nor the file unreadable."""
+  days = pa.array([0, 4_000_000, None], pa.int32()).cast(pa.date32())
+  nested = pa.ListArray.from_arrays(
+    pa.array([0, 1, 2, 2], pa.int32()), days[:2]
+  )
+  table = pa.table({'prompt': ['a', 'b', 'c'], 'due': days, 'at': nested})
+  pq.write_table(table, tmp_path / 'p.parquet')
+  rows = read(tmp_path / 'p.parquet')
+  assert [row.values['prompt'] for row in rows] == ['a', 'b', 'c']
+  assert [row.values['due'] for row in rows] == [
+    '1970-01-01',
+    '12921-08-18',
+    None,
+  ]
+  assert rows[1].values['at'] is tables.UNREADABLE
+  assert len(rows[0].values['at']) == 1
+
+
+def test_a_workbook_with_two_filled_sheets(tmp_path):
+  book = openpyxl.Workbook()
+  book.active.append(['prompt'])
+  book.active.append(['a'])
+  book.create_sheet('more').append(['prompt'])
+  book.save(tmp_path / 'p.xlsx')
+  with pytest.raises(errors.InputError, match='2 sheets with rows'):
+    read(tmp_path / 'p.xlsx')
