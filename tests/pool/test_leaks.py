@@ -130,39 +130,40 @@ def test_the_core_of_an_answer_is_dropped_and_a_chance_word_is_not():
   assert list(dropped) == ['core']
 
 
-def refuses(*pairs):
+def check(*pairs):
   rows = [
     items.Item(str(i), prompt, '', response, str(i))
     for i, (prompt, response) in enumerate(pairs)
   ]
-  try:
-    leaks.refuse_answered_prompts('F', rows, columns.Columns(('prompt',)))
-  except errors.InputError as e:
-    assert 'pool.prompt_column' in str(e)
-    assert 'Cod is a fish' not in str(e)
-    return True
-  return False
+  leaks.refuse_answered_prompts('FILE', rows, columns.Columns(('prompt',)))
 
 
 LONG = 'Cod is a fish of the sea.'
 
 
-def test_prompts_that_contain_their_responses():
-  assert refuses((f'Q: a fish? A: {LONG}', LONG))
-  assert refuses((f'{LONG} What is a cod?', LONG))
-  assert refuses(('Q: a fish? A: Cod', 'cod.'))
-  conversation = [{'role': 'user', 'content': f'a fish? {LONG}'}]
-  assert refuses((conversation, LONG))
+@pytest.mark.parametrize(
+  ('prompt', 'response'),
+  [
+    (f'Q: a fish? A: {LONG}', LONG),
+    (f'{LONG} What is a cod?', LONG),
+    ('Q: a fish? A: Cod', 'cod.'),
+    ([{'role': 'user', 'content': f'a fish? {LONG}'}], LONG),
+  ],
+)
+def test_prompts_that_contain_their_responses(prompt, response):
+  with pytest.raises(errors.InputError, match=r'1 of 1 .*prompt_column') as e:
+    check((prompt, response))
+  assert 'the sea' not in str(e.value)
 
 
 def test_prompts_that_do_not():
-  # What is asked about contains many a short answer.
-  assert not refuses(('Cod and eel are fish. Which is long?', 'Eel'))
-  assert not refuses((f'{LONG} What is a cod?', LONG), ('What is eel?', 'fish'))
-  assert not refuses(('Name a fish', ''))
+  # A question about a text that contains its short answer.
+  check(('Cod and eel are fish. Which is long?', 'Eel'))
+  check((f'{LONG} What is a cod?', LONG), ('What is eel?', 'fish'))
+  check(('Name a fish', ''))
   said = [
     {'role': 'user', 'content': 'a fish?'},
     {'role': 'assistant', 'content': LONG},
     {'role': 'user', 'content': 'Again?'},
   ]
-  assert not refuses((said, LONG))
+  check((said, LONG))

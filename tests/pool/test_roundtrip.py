@@ -1,4 +1,4 @@
-"""Generated pools in every format come back exactly, without answers in pool/."""
+"""Generated pools in every format come back exactly; pool/ has no answers."""
 
 import csv
 import gzip
@@ -15,8 +15,9 @@ from edsft_jax import pool, store
 
 _PIECES = (
   'Name', 'a', 'fish', ',', ';', '\t', '\n', '\r\n', '"', '""', "'", '=1+1',
-  '[', ']', '{', '}', '\\n', '\\', '###', 'Human', ':', 'é', 'e\u0301', '\u200b',
-  '\u4e2d\u6587', '\U0001f600', '  ', '-', '@', '0', '007', '1e5', 'NaN', 'None',
+  '[', ']', '{', '}', '\\n', '\\', '###', 'Human', ':', 'é', 'e\u0301',
+  '\u200b', '\u4e2d\u6587', '\U0001f600', '  ', '-', '@', '0', '007', '1e5',
+  'NaN', 'None',
   'null', '<b>', '&amp;', '|', '#', '%',
 )  # fmt: skip
 
@@ -163,10 +164,15 @@ def test_round_trip(tmp_path, name, seed):
 
   kept = store.read_prompts(workdir.pool)
   held = store.read_prompts(workdir.heldout)
-  got = dict(zip([*kept.ids, *held.ids], [*kept.prompts, *held.prompts]))
+  got = dict(
+    zip([*kept.ids, *held.ids], [*kept.prompts, *held.prompts], strict=True)
+  )
   assert got == prompts
   given = store.read_responses(workdir.pool_responses)
-  assert {**given, **dict(zip(held.ids, held.responses))} == answers
+  assert {
+    **given,
+    **dict(zip(held.ids, held.responses, strict=True)),
+  } == answers
   assert kept.tasks == [f't{int(i) % 3}' for i in kept.ids]
   counts = store.Manifest(workdir).counts('pool')
   assert counts['rows'] == len(rows)
