@@ -34,7 +34,7 @@ ROWS: tuple[dict[str, float], ...] = (
   },
   {'inference': 0.15, 'selection': 0.9},
   {'models': 0.3, 'study': 0.68},
-  {'mesh': 0.3, REGISTRY: 0.68},
+  {'mesh': 0.3, 'tables': 0.5, REGISTRY: 0.68},
   {name: 0.2 + 0.2 * i for i, name in enumerate(BOTTOM)},
 )
 

@@ -22,7 +22,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from edsft_jax import console, errors
-from edsft_jax.pool import readers, tfds_dataset
+from edsft_jax.pool import tfds_dataset
+from edsft_jax.tables import readers
 
 _NAME = flags.DEFINE_string(
   'name', None, "Name of the dataset: letters, digits, '_'.", required=True
@@ -56,7 +57,7 @@ class PromptFile(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     self.VERSION = tfds.core.Version(version)
     self._split = split
     self._rows = functools.partial(
-      readers.read, file, readers.find_format(file, 'auto')
+      readers.read, file, readers.find_format(file, 'auto', 'its extension')
     )
     self._kinds = _find_kinds(file, self._rows())
     super().__init__(data_dir=data_dir, file_format=tfds_dataset.FORMAT)

@@ -25,13 +25,22 @@ STAGES = (
   'reporting',
 )
 SERVES_ALL = {'console', 'errors', 'processes', 'store'}
-BELOW_STAGES = {'study', 'registry', 'inference', 'models', 'mesh', *SERVES_ALL}
+BELOW_STAGES = {
+  'study',
+  'registry',
+  'inference',
+  'models',
+  'mesh',
+  'tables',
+  *SERVES_ALL,
+}
 # Part of the package -> what it may import, besides itself.
 MAY_IMPORT = {
   'errors': set(),
   'processes': {'errors'},
   'console': {'processes'},
   'store': {'errors'},
+  'tables': {'errors', 'store'},
   'mesh': {'errors'},
   'models': {'mesh', *SERVES_ALL},
   'inference': {'models', 'mesh', *SERVES_ALL},
@@ -40,7 +49,7 @@ MAY_IMPORT = {
   'study': {'registry', *SERVES_ALL},
   'selection': set(),
   **{stage: BELOW_STAGES for stage in STAGES},
-  'preview': {'models', *SERVES_ALL},
+  'preview': {'models', 'study', *SERVES_ALL},
   'config': set(),
   # Stages are named in its table, and imported when their turn comes.
   'pipeline': {'config', 'study', *SERVES_ALL},

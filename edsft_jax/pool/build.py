@@ -20,9 +20,9 @@ from edsft_jax.pool import (
   items,
   leaks,
   markers,
-  readers,
   values,
 )
+from edsft_jax.tables import readers
 
 NO_TASK = 'none'
 # With at least this many prompts, one task per prompt is not a task.

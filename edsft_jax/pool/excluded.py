@@ -2,7 +2,7 @@
 
 from edsft_jax import errors, store
 from edsft_jax.pool import columns as columns_lib
-from edsft_jax.pool import readers
+from edsft_jax.tables import readers
 
 _OPTION = 'pool.exclude'
 
@@ -25,7 +25,8 @@ def read(path: str) -> frozenset[str]:
     lines = (line.strip() for line in readers.physical_lines(file))
     return frozenset(line for line in lines if line)
   ids = set()
-  for row in readers.read(file, readers.find_format(file, 'auto')):
+  fmt = readers.find_format(file, 'auto', _OPTION)
+  for row in readers.read(file, fmt):
     names = (name for name in columns_lib.IDS if name in (row.values or {}))
     name = next(names, None)
     if row.values is None or name is None:

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from edsft_jax import errors
-from edsft_jax.pool import readers
+from edsft_jax.tables import readers
 
 PREFIX = 'hf:'
 _PATH = re.compile(

@@ -7,7 +7,8 @@ from typing import Any
 
 from edsft_jax import errors, store
 from edsft_jax.pool import columns as columns_lib
-from edsft_jax.pool import duplicates, items, tables
+from edsft_jax.pool import duplicates, items
+from edsft_jax.tables import typed
 
 # A column that equals the answer in this share of answered rows is not a task.
 TASK_LEAK_SHARE = 0.01
@@ -164,7 +165,7 @@ def _unfit(
   for value, answer, item in zip(values, answers, read, strict=True):
     if value is None:
       continue
-    if value is tables.UNREADABLE:
+    if value is typed.UNREADABLE:
       return 'it has unreadable values'
     if isinstance(value, list | dict | bytes):
       return 'nested'

@@ -9,9 +9,12 @@ import pathlib
 from typing import Protocol
 
 from edsft_jax import console, errors, store
-from edsft_jax.pool import demo, hub_dataset, readers, tfds_dataset
+from edsft_jax.pool import demo, hub_dataset, tfds_dataset
+from edsft_jax.tables import readers
 
 DEMO = 'demo'
+# The option for messages about the format of a file.
+_OPTION = 'pool.format'
 # From this size in bytes, or number of records, reading takes seconds.
 LARGE_FILES = 2**25
 LARGE_DATASET = 2**16
@@ -100,7 +103,7 @@ class Files:
     Raises:
       InputError: the format of a file is unknown.
     """
-    self._formats = {p: readers.find_format(p, fmt) for p in paths}
+    self._formats = {p: readers.find_format(p, fmt, _OPTION) for p in paths}
     self._large = large
 
   def rows(self, limit: int) -> Iterator[readers.Row]:
@@ -117,7 +120,7 @@ class Files:
     return hashes[0] if len(hashes) == 1 else store.hash_json(hashes)
 
   def _rows_of(self, path: pathlib.Path) -> Iterator[readers.Row]:
-    for row in readers.read(path, self._formats[path]):
+    for row in readers.read(path, self._formats[path], _OPTION):
       if len(self._formats) > 1:
         row = dataclasses.replace(row, file=path.name)
       yield row

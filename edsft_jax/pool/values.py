@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from edsft_jax import store
-from edsft_jax.pool import tables
+from edsft_jax.tables import typed
 
 
 class UnusableRow(Exception):
@@ -25,7 +25,7 @@ def text_of(value: Any, what: str) -> str:
   Raises:
     UnusableRow: the value is not such text.
   """
-  if value is tables.UNREADABLE:
+  if value is typed.UNREADABLE:
     raise UnusableRow(f'{what} cannot be read')
   if not isinstance(value, str):
     raise UnusableRow(f'{what} is not text')

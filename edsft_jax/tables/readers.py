@@ -59,8 +59,13 @@ class Row:
     )
 
 
-def find_format(path: pathlib.Path, override: str) -> str:
+def find_format(path: pathlib.Path, override: str, option: str) -> str:
   """The format by the file extension, unless `override` names one.
+
+  Args:
+    path: the file.
+    override: a format, or 'auto'.
+    option: the option that sets it, for messages.
 
   Raises:
     InputError: the format or the extension is unknown.
@@ -68,14 +73,12 @@ def find_format(path: pathlib.Path, override: str) -> str:
   names = tuple(dict.fromkeys(FORMATS.values()))
   if override != 'auto':
     if override not in names:
-      raise errors.unknown(
-        f'pool.format={override!r}', override, ('auto', *names)
-      )
+      raise errors.unknown(f'{option}={override!r}', override, ('auto', *names))
     return override
   if not is_known(path):
     raise errors.InputError(
       f'{path} has no known extension ({", ".join(FORMATS)}; text also with '
-      f'{" or ".join(COMPRESSED)} after it): set pool.format'
+      f'{" or ".join(COMPRESSED)} after it): set {option}'
     )
   return FORMATS[_extension(path)]
 
@@ -123,23 +126,28 @@ def check_readable(path: pathlib.Path, option: str) -> None:
     ) from None
 
 
-def read(path: pathlib.Path, fmt: str) -> Iterator[Row]:
+def read(path: pathlib.Path, fmt: str, option: str = '') -> Iterator[Row]:
   """Yields a file's records in order.
 
   A broken record becomes a Row with a problem; a file that is broken as a whole
   raises InputError.
-  """
-  from edsft_jax.pool import tables
 
-  readers: dict[str, Callable[[pathlib.Path], Iterator[Row]]] = {
+  Args:
+    path: the file.
+    fmt: one of the values of FORMATS.
+    option: the option that sets the format, for messages; '' if there is none.
+  """
+  from edsft_jax.tables import typed
+
+  readers: dict[str, Callable[[pathlib.Path, str], Iterator[Row]]] = {
     'jsonl': _read_jsonl,
     'json': _read_json,
     'csv': _read_csv,
-    'parquet': tables.read_parquet,
-    'arrow': tables.read_arrow,
-    'xlsx': tables.read_xlsx,
+    'parquet': typed.read_parquet,
+    'arrow': typed.read_arrow,
+    'xlsx': typed.read_xlsx,
   }
-  return readers[fmt](path)
+  return readers[fmt](path, f' or set {option}' if option else '')
 
 
 def refuse_same_names(path: pathlib.Path, names: Sequence[str]) -> None:
@@ -168,7 +176,7 @@ def open_text(path: pathlib.Path) -> TextIO:
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path, lines: list[int]) -> Iterator[None]:
+def _naming(path: pathlib.Path, lines: list[int], hint: str) -> Iterator[None]:
   """Converts errors while reading text to one line."""
   try:
     yield
@@ -176,7 +184,7 @@ def _naming(path: pathlib.Path, lines: list[int]) -> Iterator[None]:
     if isinstance(e, UnicodeError):
       raise errors.InputError(
         f'{path} is not text: it cannot be read as UTF-8 after line '
-        f'{lines[0]}: save it as UTF-8 or set pool.format'
+        f'{lines[0]}: save it as UTF-8{hint}'
       ) from None
     raise errors.InputError(
       f'{path} cannot be read after line {lines[0]} ({e}): '
@@ -184,21 +192,20 @@ def _naming(path: pathlib.Path, lines: list[int]) -> Iterator[None]:
     ) from None
 
 
-def physical_lines(path: pathlib.Path) -> Iterator[str]:
-  """Yields lines with their newlines.
+def physical_lines(path: pathlib.Path, hint: str = '') -> Iterator[str]:
+  """Yields lines with their newlines; `hint` is added to some messages.
 
   Raises:
     InputError: the file is not text, or its compressed stream is damaged.
   """
   line = [0]
-  with _naming(path, line), open_text(path) as f:
+  with _naming(path, line, hint), open_text(path) as f:
     head = f.read(4096)
     # UTF-16 without a mark and most binary files are full of NUL bytes. Text
     # has none, or a stray one, and then its row is rejected later.
     if head.count('\0') * 10 > len(head):
       raise errors.InputError(
-        f'{path} is not text: it is full of NUL bytes: save it as UTF-8 or '
-        'set pool.format'
+        f'{path} is not text: it is full of NUL bytes: save it as UTF-8{hint}'
       )
     first = io.StringIO(head, newline='')
     pending = ''
@@ -218,14 +225,14 @@ def physical_lines(path: pathlib.Path) -> Iterator[str]:
       yield text
 
 
-def _read_jsonl(path: pathlib.Path) -> Iterator[Row]:
-  lines = physical_lines(path)
+def _read_jsonl(path: pathlib.Path, hint: str) -> Iterator[Row]:
+  lines = physical_lines(path, hint)
   for line, text in enumerate(lines, 1):
     if not text.strip():
       continue
     if line == 1 and text.lstrip().startswith('['):
       # A JSON array with the wrong extension.
-      yield from _json_rows(path, text + ''.join(lines))
+      yield from _json_rows(path, text + ''.join(lines), hint)
       return
     yield _json_line(line, text)
 
@@ -253,12 +260,12 @@ def _json_type(value: Any) -> str:
   return names.get(type(value), 'a number')
 
 
-def _read_json(path: pathlib.Path) -> Iterator[Row]:
+def _read_json(path: pathlib.Path, hint: str) -> Iterator[Row]:
   """Reads a list of objects, or an object that holds one, or JSON lines."""
-  yield from _json_rows(path, ''.join(physical_lines(path)))
+  yield from _json_rows(path, ''.join(physical_lines(path, hint)), hint)
 
 
-def _json_rows(path: pathlib.Path, text: str) -> Iterator[Row]:
+def _json_rows(path: pathlib.Path, text: str, hint: str) -> Iterator[Row]:
   try:
     value = json.loads(text)
   except (ValueError, RecursionError) as e:
@@ -268,9 +275,7 @@ def _json_rows(path: pathlib.Path, text: str) -> Iterator[Row]:
         if one.strip():
           yield _json_line(line, one)
       return
-    raise errors.InputError(
-      f'{path} is not JSON ({e}): fix it or set pool.format'
-    ) from None
+    raise errors.InputError(f'{path} is not JSON ({e}): fix it{hint}') from None
   if isinstance(value, dict):
     lists = [v for v in value.values() if _is_object_list(v)]
     # An object without a list of objects is a single record.
@@ -288,9 +293,9 @@ def _is_object_list(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(v, dict) for v in value)
 
 
-def _read_csv(path: pathlib.Path) -> Iterator[Row]:
+def _read_csv(path: pathlib.Path, hint: str) -> Iterator[Row]:
   """Reads rows by the header's names; an empty cell becomes None."""
-  records = store.csv_records(path, physical_lines(path))
+  records = store.csv_records(path, physical_lines(path, hint))
   _, header = next(records, (1, []))
   if isinstance(header, str):
     raise errors.InputError(f'{path}: the header is broken: {header}')

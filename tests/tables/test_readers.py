@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from edsft_jax import errors
-from edsft_jax.pool import readers, tables
+from edsft_jax.tables import readers, typed
 
 ROWS = [
   {'id': 'a', 'prompt': 'Grüße,\n"zwei" Zeilen', 'response': 'ja'},
@@ -61,7 +61,7 @@ def write(path):
 
 
 def read(path, fmt='auto'):
-  return list(readers.read(path, readers.find_format(path, fmt)))
+  return list(readers.read(path, readers.find_format(path, fmt, 'pool.format')))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_values_without_a_python_equivalent(tmp_path):
     '12921-08-18',
     None,
   ]
-  assert rows[1].values['at'] is tables.UNREADABLE
+  assert rows[1].values['at'] is typed.UNREADABLE
   assert len(rows[0].values['at']) == 1
 
 

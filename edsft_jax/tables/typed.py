@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from edsft_jax import errors, store
-from edsft_jax.pool import readers
+from edsft_jax.tables import readers
 
 # Rows per batch.
 _BATCH_ROWS = 16384
@@ -30,27 +30,34 @@ class Unreadable:
 UNREADABLE = Unreadable()
 
 
-def read_parquet(path: pathlib.Path) -> Iterator[readers.Row]:
+def read_parquet(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
   """Yields the rows of a parquet file, numbered from 1.
+
+  Args:
+    path: the file.
+    hint: added to the remedy in messages.
 
   Raises:
     InputError: it is not a parquet file, or it is damaged.
   """
-  remedy = 'fetch it again, or set pool.format'
-  with store.refuse_damaged(path, remedy):
+  with store.refuse_damaged(path, f'fetch it again{hint}'):
     file = pq.ParquetFile(path)
     names = _unique(path, file.schema_arrow.names)
     batches = file.iter_batches(_BATCH_ROWS)
     yield from _rows(names, batches)
 
 
-def read_arrow(path: pathlib.Path) -> Iterator[readers.Row]:
+def read_arrow(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
   """Yields the rows of an Arrow file or stream, numbered from 1.
+
+  Args:
+    path: the file.
+    hint: added to the remedy in messages.
 
   Raises:
     InputError: it is neither, or it is damaged.
   """
-  remedy = 'fetch it again, or set pool.format'
+  remedy = f'fetch it again{hint}'
   with store.refuse_damaged(path, remedy), pa.memory_map(str(path)) as source:
     # Only files begin with this; `datasets` writes streams.
     if source.read(6) == b'ARROW1':
@@ -63,8 +70,12 @@ def read_arrow(path: pathlib.Path) -> Iterator[readers.Row]:
       yield from _rows(_unique(path, stream.schema.names), stream)
 
 
-def read_xlsx(path: pathlib.Path) -> Iterator[readers.Row]:
+def read_xlsx(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
   """Yields the rows of a workbook with one sheet, below its header.
+
+  Args:
+    path: the file.
+    hint: added to the remedy in messages.
 
   Raises:
     InputError: it is not a workbook, or several of its sheets have rows.
@@ -76,7 +87,7 @@ def read_xlsx(path: pathlib.Path) -> Iterator[readers.Row]:
     book = openpyxl.load_workbook(path, data_only=True)
   except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
     raise errors.InputError(
-      f'{path} is not an .xlsx workbook ({e}): save it again, or as CSV'
+      f'{path} is not an .xlsx workbook ({e}): save it again{hint}'
     ) from None
   sheets = [s for s in book.worksheets if s.max_row > 1 or s['A1'].value]
   if len(sheets) > 1:

@@ -1,0 +1,1 @@
+"""Reads rows from the files that people have, whatever their format."""
