@@ -140,9 +140,29 @@ def get_config() -> ml_collections.ConfigDict:
   c.study.full_pool = True
 
   c.annotation = ml_collections.ConfigDict()
-  # annotations/todo.csv or todo.jsonl with the answers filled in, for a pool
-  # that came without responses.
+  # A file of answers, for a pool that came without responses: a todo with the
+  # answers filled in (as CSV, TSV, XLSX, JSON, JSONL or Parquet), or an export
+  # of Label Studio, Argilla or Prodigy. The format is found by the content.
   c.annotation.answers_path = ''
+  # What an answer costs, in your currency: a price per answer, and a price per
+  # word of its prompt, for annotators who are paid by the text that they read.
+  # They are only printed.
+  c.annotation.price_per_answer = 0.0
+  c.annotation.price_per_word = 0.0
+  # Ask only for the picks of this strategy for the first seed: exactly the
+  # largest budget. '': all that the study needs to compare its strategies.
+  c.annotation.buy = ''
+  # If several annotators answered a prompt differently: 'refuse' the file, or
+  # take the 'first', the 'last' or the 'longest' answer.
+  c.annotation.duplicates = 'refuse'
+  # True: the file may change answers and rejections that were read before.
+  # Cells made from the old answers are finetuned again.
+  c.annotation.amend = False
+
+  c.preview = ml_collections.ConfigDict()
+  # Show the first prompts that this strategy chose for the first seed; '': the
+  # first prompts of the pool.
+  c.preview.strategy = ''
 
   c.finetuning = ml_collections.ConfigDict()
   # 'lora' | 'full'.

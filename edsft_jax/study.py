@@ -1,7 +1,8 @@
 """The study: its grid of cells, strategy x budget x seed."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -95,7 +96,122 @@ def _check_integers(name: str, values: Sequence[int], least: int) -> None:
     )
 
 
+# What a prompt that annotators rejected is called in a selection file.
+CHOSEN, REJECTED = 'chosen', 'rejected'
+
+
+def rejected_ids(workdir: store.Workdir) -> frozenset[str]:
+  """Ids of prompts that annotators rejected; no cell uses them."""
+  if not workdir.rejected.exists():
+    return frozenset()
+  return frozenset(row['id'] for row in store.read_jsonl(workdir.rejected))
+
+
+def picks(
+  workdir: store.Workdir, strategy: str, seed: int
+) -> list[dict[str, Any]]:
+  """Rows of a selection in greedy order, with their present `status`.
+
+  annotations/rejected.jsonl decides on the status: the selection file itself
+  follows when the select stage runs next.
+  """
+  rejected = rejected_ids(workdir)
+  return [
+    {**row, 'status': REJECTED if row['id'] in rejected else CHOSEN}
+    for row in store.read_jsonl(workdir.selection(strategy, seed))
+  ]
+
+
 def selected_ids(workdir: store.Workdir, strategy: str, seed: int) -> list[str]:
-  """Ids in greedy order, up to the largest budget selected so far."""
-  path = workdir.selection(strategy, seed)
-  return [row['id'] for row in store.read_jsonl(path)]
+  """Ids in greedy order, without rejected ones; budget k is the first k."""
+  rows = picks(workdir, strategy, seed)
+  return [row['id'] for row in rows if row['status'] == CHOSEN]
+
+
+def cell_ids(
+  config: ml_collections.ConfigDict, workdir: store.Workdir
+) -> dict[Cell, list[str]]:
+  """Ids of the prompts of every cell, in greedy order.
+
+  There are fewer than the budget if picks were rejected and the select stage
+  has not replaced them yet.
+
+  Raises:
+    InputError: a selection is shorter than a budget for another reason.
+  """
+  orders: dict[tuple[str, int], list[dict[str, Any]]] = {}
+  ids = {}
+  for cell in cells(config):
+    key = cell.strategy, cell.seed
+    if key not in orders:
+      orders[key] = picks(workdir, *key)
+    rows = orders[key]
+    if len(rows) < cell.budget:
+      raise errors.InputError(
+        f'{workdir.selection(*key)} has {len(rows)} prompts, study.budgets '
+        f'needs {cell.budget}: run the select stage again'
+      )
+    chosen = [row['id'] for row in rows if row['status'] == CHOSEN]
+    ids[cell] = chosen[: cell.budget]
+  return ids
+
+
+def num_missing(
+  cell: Cell, ids: Sequence[str], answered: Container[str]
+) -> int:
+  """How many answers a cell lacks, replacements of rejected picks included."""
+  return cell.budget - sum(i in answered for i in ids)
+
+
+def hash_examples(
+  ids: Sequence[str],
+  prompts: Mapping[str, store.Prompt],
+  answers: Mapping[str, str],
+) -> str:
+  """Hash of a cell's prompts and answers, for its fingerprint."""
+  return store.hash_json([(i, prompts[i], answers[i]) for i in ids])
+
+
+def outdated(workdir: store.Workdir) -> list[Cell]:
+  """Cells in the workdir whose answers were corrected since they were made.
+
+  Only cells with a prompt in annotations/amended.jsonl are examined: other
+  changes of answers are errors, which the finetune stage reports.
+  """
+  if not workdir.amended.exists():
+    return []
+  amended = {row['id'] for row in store.read_jsonl(workdir.amended)}
+  pool = store.read_prompts(workdir.pool)
+  prompts = dict(zip(pool.ids, pool.prompts, strict=True))
+  answers = store.read_responses(workdir.responses)
+  found = []
+  for path in sorted(workdir.runs.glob('*/cell.json')):
+    made = store.read_json(path)
+    cell = Cell(made['strategy'], made['budget'], made['seed'])
+    ids, once = _present_ids(workdir, cell, pool.ids)
+    if amended.isdisjoint(once):
+      continue
+    complete = len(ids) == cell.budget and all(i in answers for i in ids)
+    old = made['fingerprint'].get('prompts and answers')
+    if not complete or hash_examples(ids, prompts, answers) != old:
+      found.append(cell)
+  return found
+
+
+def _present_ids(
+  workdir: store.Workdir, cell: Cell, pool_ids: Sequence[str]
+) -> tuple[list[str], list[str]]:
+  """A cell's ids, and these with the rejected ones before its last pick."""
+  if cell.strategy == FULL_POOL:
+    return list(pool_ids), list(pool_ids)
+  if not workdir.selection(cell.strategy, cell.seed).exists():
+    return [], []
+  ids: list[str] = []
+  seen = []
+  for row in picks(workdir, cell.strategy, cell.seed):
+    if len(ids) == cell.budget:
+      break
+    seen.append(row['id'])
+    if row['status'] == CHOSEN:
+      ids.append(row['id'])
+  return ids, seen

@@ -134,12 +134,21 @@ def prompt_table(
   return _table(columns)
 
 
-def response_table(responses: Mapping[str, str]) -> pa.Table:
-  """Makes a table of answers by id, for `read_responses`."""
+def response_table(
+  responses: Mapping[str, str],
+  others: Mapping[str, list[Scalar | None]] | None = None,
+) -> pa.Table:
+  """Makes a table of answers by id, for `read_responses`.
+
+  Args:
+    responses: the answers.
+    others: further columns, with a value per answer.
+  """
   return _table(
     {
       'id': (list(responses), pa.string()),
       'response': (list(responses.values()), pa.string()),
+      **_other_columns(others or {}),
     }
   )
 

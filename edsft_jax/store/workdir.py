@@ -57,6 +57,16 @@ class Workdir:
     return self.root / 'annotations' / 'responses.parquet'
 
   @property
+  def rejected(self) -> pathlib.Path:
+    """Prompts that annotators rejected; no cell uses them."""
+    return self.root / 'annotations' / 'rejected.jsonl'
+
+  @property
+  def amended(self) -> pathlib.Path:
+    """Answers and rejections that a later delivery changed."""
+    return self.root / 'annotations' / 'amended.jsonl'
+
+  @property
   def todo(self) -> pathlib.Path:
     """Prompts that still need an answer; todo.csv is next to it."""
     return self.root / 'annotations' / 'todo.jsonl'

@@ -1,0 +1,88 @@
+"""Words and marks by which people and tools accept, reject or skip a prompt."""
+
+from typing import Any
+
+from edsft_jax.annotation.formats.format import Verdict
+
+_WORDS = {
+  Verdict.ANSWERED: (
+    'accept accepted answered approve approved complete completed done '
+    'finished keep ok submitted valid'
+  ),
+  Verdict.REJECTED: (
+    'decline declined discard discarded exclude excluded invalid refuse '
+    'refused reject rejected replace unanswerable unusable'
+  ),
+  Verdict.SKIPPED: (
+    'assigned cancel canceled cancelled draft ignore ignored in_progress open '
+    'pending postponed skip skipped todo unanswered'
+  ),
+}
+_OF_WORD = {
+  word: verdict for verdict, words in _WORDS.items() for word in words.split()
+}
+# Columns that hold one of these words.
+COLUMNS = ('status', 'verdict', 'decision')
+# Columns that hold a yes or a no, and what yes and no mean.
+FLAGS = {
+  'accepted': (Verdict.ANSWERED, Verdict.REJECTED),
+  'rejected': (Verdict.REJECTED, Verdict.ANSWERED),
+  'discarded': (Verdict.REJECTED, Verdict.ANSWERED),
+  'skipped': (Verdict.SKIPPED, Verdict.ANSWERED),
+  'ignored': (Verdict.SKIPPED, Verdict.ANSWERED),
+  'cancelled': (Verdict.SKIPPED, Verdict.ANSWERED),
+  'canceled': (Verdict.SKIPPED, Verdict.ANSWERED),
+  'was_cancelled': (Verdict.SKIPPED, Verdict.ANSWERED),
+}
+_YES = frozenset('1 t true x y yes'.split())
+_NO = frozenset('0 f false n no'.split())
+# A rejection outweighs a skip, which outweighs an answer.
+_WEIGHT = (Verdict.ANSWERED, Verdict.SKIPPED, Verdict.REJECTED)
+
+
+class UnknownVerdict(Exception):
+  """A value in a column of verdicts that means nothing known."""
+
+
+def of_word(column: str, value: Any) -> Verdict:
+  """The verdict that a word stands for; an empty cell is none.
+
+  Raises:
+    UnknownVerdict: naming the column and the word.
+  """
+  word = _plain(value)
+  if not word:
+    return Verdict.ANSWERED
+  if word not in _OF_WORD:
+    raise UnknownVerdict(f'{column}={value}')
+  return _OF_WORD[word]
+
+
+def of_flag(column: str, value: Any) -> Verdict:
+  """The verdict that a yes or a no in a column of FLAGS stands for.
+
+  Raises:
+    UnknownVerdict: it is neither; naming the column and the value.
+  """
+  word = _plain(value)
+  if word in _YES:
+    return FLAGS[column][0]
+  if word in _NO:
+    return FLAGS[column][1]
+  if word:
+    raise UnknownVerdict(f'{column}={value}')
+  return Verdict.ANSWERED
+
+
+def heaviest(found: list[Verdict]) -> Verdict:
+  """The one that counts if several columns say something."""
+  return max(found, key=_WEIGHT.index, default=Verdict.ANSWERED)
+
+
+def _plain(value: Any) -> str:
+  """The value in lower case; '' for nothing, '1' for 1.0."""
+  if value is None or value != value:
+    return ''
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  return '_'.join(str(value).casefold().split())
