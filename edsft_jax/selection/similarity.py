@@ -12,7 +12,7 @@ gains are equal.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from edsft_jax.selection.errors import SelectionError
 
 GRID = 2.0**24
 _ROWS = 8192
+# Squared distances are sums of four numbers that do not exceed this.
+_LARGEST = float(np.finfo(np.float32).max) / 4
 
 
 class Similarity(Protocol):
@@ -61,6 +63,7 @@ class Rbf:
 
   @property
   def formula(self) -> str:
+    """Name of the elementwise part."""
     return 'rbf'
 
   def points(self, features: np.ndarray) -> np.ndarray:
@@ -70,13 +73,19 @@ class Rbf:
     pool's mean is subtracted first, or an offset would eat the digits.
     """
     mean_D, mean_square_distance = moments(features)
-    if self.gamma is not None:
-      factor = self.gamma
-    elif mean_square_distance > 0:
-      factor = 1 / (self.width * mean_square_distance)
-    else:
-      factor = 0.0
-    return _shift_and_scale(features, mean_D, np.sqrt(factor))
+    # What overflows is refused below.
+    with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
+      if self.gamma is not None:
+        factor = self.gamma
+      elif self.width is not None and mean_square_distance > 0:
+        factor = 1 / (self.width * mean_square_distance)
+      else:
+        factor = 0.0
+      points = _shift_and_scale(features, mean_D, np.sqrt(factor))
+      # No row's squared norm exceeds half the sum of squared distances.
+      if not len(features) * mean_square_distance * factor <= 2 * _LARGEST:
+        _check_norms(points)
+    return points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +102,7 @@ class Cosine:
 
   @property
   def formula(self) -> str:
+    """Name of the elementwise part."""
     return f'cosine_{self.transform}'
 
   def points(self, features: np.ndarray) -> np.ndarray:
@@ -131,6 +141,17 @@ def _shift_and_scale(
     block = features[start : start + _ROWS] - mean_D
     points[start : start + _ROWS] = block * scale
   return points
+
+
+def _check_norms(points: np.ndarray) -> None:
+  """Refuses rows whose squared norms are too large for float32."""
+  good_N = squared_norms(points) <= _LARGEST
+  if not good_N.all():
+    raise SelectionError(
+      f'features: row {int(np.argmin(good_N))} is so far from the mean that '
+      'its squared distance in units of the Rbf overflows float32: a larger '
+      'width or a smaller gamma is needed'
+    )
 
 
 def squared_norms(points: np.ndarray) -> np.ndarray:
@@ -235,7 +256,7 @@ def _rows_equal(points: np.ndarray, other_N: np.ndarray) -> bool:
   )
 
 
-def check(value: Any) -> Similarity:
+def check(value: object) -> Similarity:
   """Returns the value if it is a similarity."""
   if not isinstance(value, (Rbf, Cosine)):
     raise SelectionError(
