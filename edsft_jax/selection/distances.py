@@ -75,8 +75,9 @@ class Distances:
     # paper are equal here. A power of two, so that scaled pools scale.
     scale = int(np.floor(np.log2(2 * self._norm_N.mean() or 1.0)))
     self._steps = np.float64(2.0 ** (44 - scale))
-    # Float32 has the same pool in units of about the mean distance.
-    self._unit = 2.0 ** (scale // 2)
+    # Float32 has the same pool in units of about the mean distance; times the
+    # unit, float64 has its bounds without overflow.
+    self._unit = np.float64(2.0 ** (scale // 2))
     self._put_on_devices()
 
     # Squared distances are never above `bound`, -1 where nothing may be picked.
@@ -97,7 +98,7 @@ class Distances:
     norm_N = np.empty(len(self._feature_NxD))
     for part in self._parts():
       norm_N[part] = similarity_lib.squared_norms(self._points(part))
-    self._progress.working()
+      self._progress.working()
     return norm_N
 
   def _put_on_devices(self) -> None:
@@ -112,6 +113,7 @@ class Distances:
     point_NxD = np.empty((n, d), np.float32)
     for part in self._parts():
       point_NxD[part] = self._points(part) / self._unit
+      self._progress.working()
 
     def tiles(array: np.ndarray) -> jax.Array:
       return sharding.tiles(array, self._mesh, tile_rows=self._sizes.tile_rows)
@@ -119,7 +121,7 @@ class Distances:
     self.point_TxRxD = tiles(point_NxD)
     self._large_TxR = tiles(self._large_N)
     self._bound_TxR = tiles(np.full(n, np.inf, np.float32))
-    self._progress.working()
+    self._progress.wait(self.point_TxRxD)
 
   def _parts(self) -> list[slice]:
     """Cuts the pool into parts whose float64 points are few."""
@@ -333,12 +335,12 @@ def squares_to_chosen(
 
   def one_batch(b: jax.Array, least_R: jax.Array) -> jax.Array:
     first = start + b * batch
-    partial_BxR = _partial_squares(
+    partial_MxR = _partial_squares(
       jax.lax.dynamic_slice_in_dim(chosen_KxD, first, batch),
       jax.lax.dynamic_slice_in_dim(norm_K, first, batch),
       point_RxD,
     )
-    return jnp.minimum(least_R, partial_BxR.min(axis=0))
+    return jnp.minimum(least_R, partial_MxR.min(axis=0))
 
   batches = (end - start + batch - 1) // batch
   least_R = jnp.full(len(point_RxD), jnp.inf, point_RxD.dtype)

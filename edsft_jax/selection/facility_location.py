@@ -35,7 +35,7 @@ def facility_location(
 
   >>> result = facility_location([[0.0], [1.0], [1.0], [5.0]], budget=2)
   >>> result.indices.tolist(), result.gains.round(2).tolist()
-  ([1, 3], [2.79, 1.0])
+  ([1, 3], [2.99, 0.89])
 
   Args:
     features: [N, D] numbers.

@@ -85,7 +85,7 @@ def farthest_first(
   free = checks.choosable(n, chosen)
   distances = Distances(
     feature_NxD,
-    _distinct(feature_NxD, free, chosen),
+    _distinct(feature_NxD, free, chosen, report),
     budget + len(initial_I),
     mesh,
     report,
@@ -111,14 +111,18 @@ def farthest_first(
 
 
 def _distinct(
-  feature_NxD: np.ndarray, free: np.ndarray, chosen: np.ndarray
+  feature_NxD: np.ndarray,
+  free: np.ndarray,
+  chosen: np.ndarray,
+  report: Progress,
 ) -> np.ndarray:
   """Returns the free positions that stand for all free rows.
 
   Copies of what is chosen are at distance 0; of other equal rows the first
   stands for all.
   """
-  group_N = similarity_lib.distinct_rows(feature_NxD).group_N
+  distinct = similarity_lib.distinct_rows(feature_NxD, report.working)
+  group_N = distinct.group_N
   open_N = free[~np.isin(group_N[free], group_N[chosen])]
   _, where = np.unique(group_N[open_N], return_index=True)
   return open_N[where]

@@ -19,9 +19,9 @@ from edsft_jax.selection.inputs import Features, Positions
 from edsft_jax.selection.progress import Callback, Progress
 from edsft_jax.selection.result import Selection
 
-# What one call of the program may read while somebody waits to hear of it: a
-# fraction of a second.
-_BYTES_PER_REPORT = 2**31
+# What the program may read between two reports: that takes a fraction of a
+# second.
+BYTES_PER_REPORT = 2**31
 
 
 def log_determinant(
@@ -36,9 +36,9 @@ def log_determinant(
 ) -> Selection:
   """Picks prompts that maximise log det of their similarities, greedily.
 
-  >>> result = log_determinant([[0.0], [0.1], [5.0]], budget=3, jitter=0.01)
+  >>> result = log_determinant([[0.0], [0.1], [5.0]], budget=3, jitter=0.1)
   >>> result.indices.tolist(), result.gains.round(2).tolist()
-  ([0, 2, 1], [0.01, 0.01, -3.91])
+  ([0, 2, 1], [0.1, 0.09, -1.65])
 
   Args:
     features: [N, D] numbers.
@@ -72,8 +72,8 @@ def log_determinant(
   _check_memory(budget + len(initial_I), n, memory.limit(memory_limit, mesh))
   report = Progress(progress, budget)
   report.working()
-  rows = _Rows.of(similarity, feature_NxD, mesh)
-  picks, gains = _greedy_map(rows, initial_I, budget, jitter, report)
+  rows = Rows.of(similarity, feature_NxD, mesh, report)
+  picks, gains = greedy_map(rows, initial_I, budget, jitter, report)
   return Selection(
     picks[len(initial_I) :], gains[len(initial_I) :], float(gains.sum())
   )
@@ -88,7 +88,7 @@ def _check_memory(rank: int, n: int, limit: int) -> None:
     )
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
   """The pool on devices.
 
   Attributes:
@@ -110,9 +110,10 @@ class _Rows(NamedTuple):
     similarity: similarity_lib.Similarity,
     feature_NxD: np.ndarray,
     mesh: jax.sharding.Mesh,
-  ) -> '_Rows':
+    report: Progress,
+  ) -> 'Rows':
     """Shards the rows."""
-    point_NxD = similarity.points(feature_NxD)
+    point_NxD = similarity.points(feature_NxD, report.working)
     norm_N = similarity_lib.squared_norms(point_NxD)
     self_N = similarity_lib.self_similarity(similarity.formula, norm_N)
     return cls(
@@ -151,12 +152,13 @@ _STATE = State._make(
 )
 
 
-def _greedy_map(
-  rows: _Rows,
+def greedy_map(
+  rows: Rows,
   initial_I: np.ndarray,
   budget: int,
   jitter: float,
   report: Progress,
+  bytes_per_report: int = BYTES_PER_REPORT,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns initial positions and picks, int64, and their gains."""
   rank = len(initial_I) + budget
@@ -165,28 +167,51 @@ def _greedy_map(
     return np.zeros(0, np.int64), np.zeros(0)
   forced_M = np.full(rank, -1, np.int32)
   forced_M[: len(initial_I)] = initial_I
-  steps = rank
-  if report.heard:
-    bytes_per_step = (rank * 8 + rows.tiles[0].shape[-1] * 4) * rows.n
-    steps = max(_BYTES_PER_REPORT // bytes_per_step, 1)
+  n, formula, mesh = np.int32(rows.n), rows.formula, rows.mesh
   with jax.enable_x64(True):
-    n, jitter = np.int32(rows.n), np.float64(jitter)
-    state = start(rows.tiles[2], n, jitter, rank=rank, mesh=rows.mesh)
+    jitter = np.float64(jitter)
+    if not report.active:
+      picks, gains = all_steps(
+        *rows.tiles, forced_M, n, jitter, formula=formula, mesh=mesh
+      )
+      return np.asarray(picks), np.asarray(gains)
+    bytes_per_step = (rank * 8 + rows.tiles[0].shape[-1] * 4) * rows.n
+    steps = max(bytes_per_report // bytes_per_step, 1)
+    state = start(rows.tiles[2], n, jitter, rank=rank, mesh=mesh)
     for m in range(0, rank, steps):
+      ends = np.int32(m), np.int32(min(m + steps, rank))
       state = extend(
-        state,
-        *rows.tiles,
-        forced_M,
-        n,
-        jitter,
-        np.int32(m),
-        np.int32(min(m + steps, rank)),
-        formula=rows.formula,
-        mesh=rows.mesh,
+        *(state, *rows.tiles, forced_M, n, jitter, *ends),
+        formula=formula,
+        mesh=mesh,
       )
       report.wait(state.gain_M)
-      report.picked(min(m + steps, rank) - len(initial_I))
+      report.picked(int(ends[1]) - len(initial_I))
     return np.asarray(state.pick_M), np.asarray(state.gain_M)
+
+
+@functools.partial(jax.jit, static_argnames=('formula', 'mesh'))
+def all_steps(
+  point_TxRxD: jax.Array,
+  norm_TxR: jax.Array,
+  self_TxR: jax.Array,
+  forced_M: jax.Array,
+  n: jax.Array,
+  jitter: jax.Array,
+  *,
+  formula: str,
+  mesh: jax.sharding.Mesh,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns picks and gains, in one program that keeps the factor inside."""
+  rank = len(forced_M)
+  state = start(self_TxR, n, jitter, rank=rank, mesh=mesh)
+  state = extend(
+    *(state, point_TxRxD, norm_TxR, self_TxR, forced_M, n, jitter),
+    *(jnp.int32(0), jnp.int32(rank)),
+    formula=formula,
+    mesh=mesh,
+  )
+  return state.pick_M, state.gain_M
 
 
 @functools.partial(jax.jit, static_argnames=('rank', 'mesh'))

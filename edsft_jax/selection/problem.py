@@ -59,10 +59,8 @@ class Problem:
     weight_N = checks.weights(weights, n)
 
     progress.start(budget)
-    point_NxD = similarity.points(feature_NxD)
-    progress.working()
-    distinct = similarity_lib.distinct_rows(point_NxD)
-    progress.working()
+    point_NxD = similarity.points(feature_NxD, progress.working)
+    distinct = similarity_lib.distinct_rows(point_NxD, progress.working)
     group_N = distinct.group_N
     _, first = np.unique(group_N[free], return_index=True)
     pick_C = free[np.sort(first)]

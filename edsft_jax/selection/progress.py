@@ -23,7 +23,7 @@ class Progress:
     """Starts with no picks.
 
     Args:
-      callback: None: nobody listens, which costs nothing.
+      callback: None: nothing is reported, which costs nothing.
       budget: picks in all.
     """
     if callback is not None and not callable(callback):
@@ -33,8 +33,8 @@ class Progress:
     self._picks = 0
 
   @property
-  def heard(self) -> bool:
-    """Whether anybody listens."""
+  def active(self) -> bool:
+    """Whether there is a callback."""
     return self._callback is not None
 
   def start(self, budget: int) -> None:
@@ -53,13 +53,13 @@ class Progress:
     if self._callback is not None:
       self._callback(self._picks, self._budget)
 
-  def wait(self, array: jax.Array | None) -> None:
+  def wait(self, array: jax.Array) -> None:
     """Says so once a device has computed the array.
 
     Devices are handed work ahead of time: without waiting, all of it would be
-    reported when it is handed over. Nobody listening, nothing waits.
+    reported when it is handed over. Without a callback nothing waits.
     """
-    if self._callback is not None and array is not None:
+    if self._callback is not None:
       jax.block_until_ready(array)
       self._callback(self._picks, self._budget)
 

@@ -14,7 +14,7 @@ def random(
   """Picks at random without replacement; budgets nest for one seed.
 
   >>> random(n=6, budget=3, seed=0).indices.tolist()
-  [4, 3, 2]
+  [3, 2, 5]
 
   Args:
     n: prompts in the pool.

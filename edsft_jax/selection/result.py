@@ -66,12 +66,12 @@ class Selection:
   def upper_bound_at(self, m: int) -> float | None:
     """What no set of m picks (besides `initial`) can exceed; None if unknown.
 
-    In the unit of `objective`, of which it is an upper bound at the budget.
+    In units of `objective`, which the bound at the budget is never below.
 
     >>> from edsft_jax import selection
     >>> result = selection.facility_location([[0.0], [1.0], [5.0]], budget=2)
     >>> round(result.objective, 2), round(result.upper_bound_at(2), 2)
-    (2.9, 2.9)
+    (2.9, 3.0)
     >>> selection.random(n=3, budget=2, seed=0).upper_bound_at(2) is None
     True
 

@@ -36,6 +36,7 @@ class Search:
     cache = SimilarityCache(
       problem.formula, problem.point_UxD, problem.weight_U, plan
     )
+    plan.progress.working()
     cache.cover(problem.initial_I)
     return cls(
       problem=problem,

@@ -89,12 +89,12 @@ class SimilarityCache:
     """Returns [C, U] of a few candidates, given as rows, on the host."""
     batch = self.options.batch
     parts = np.split(row_C, range(batch, len(row_C), batch))
-    return np.concatenate(
-      [
-        sharding.on_host(self.compute(part, batch))[: len(part)]
-        for part in parts
-      ]
-    )
+    similarities = []
+    for part in parts:
+      s_CxU = sharding.on_host(self.compute(part, batch))
+      similarities.append(s_CxU[: len(part)])
+      self._plan.progress.working()
+    return np.concatenate(similarities)
 
   def panels(
     self, row_C: np.ndarray

@@ -175,35 +175,36 @@ def wrong_at_last(cache, row_C, gain_U, guessed):
 
 
 LISTED = dict(kernel_rows=0, small_residuals=0)
-# Options that send small pools through every way that there is, and what only
-# this way enters, and does not.
+HOST = ('stale gains over residuals', 'fresh gains over residuals')
+# Options that send small pools through every way that there is; regimes that
+# are then used, and some that are not.
 WAYS = {
   'kernel': (Options(), {'all similarities'}, {'look-ahead'}),
   'residuals first': (
     LARGE,
-    {'pass for residuals'},
+    {'pass for residuals', *HOST},
     {'look-ahead', 'lazy over the cache'},
   ),
   'right guess': (
     Options(**LISTED),
-    {'look-ahead', 'refreshed gains', 'stale gains over residuals'},
+    {'look-ahead', 'refreshed gains', *HOST},
     {'pass for residuals', 'all similarities'},
   ),
   'wrong guess': (
     Options(**LISTED, guess=wrong_at_last),
-    {'look-ahead', 'refreshed gains', 'pass for residuals'},
+    {'look-ahead', 'refreshed gains', 'pass for residuals', *HOST},
     {'all similarities'},
   ),
   'residuals later': (
     Options(**LISTED, symmetric=False),
-    {'refreshed gains', 'pass for residuals'},
+    {'refreshed gains', 'pass for residuals', *HOST},
     {'look-ahead'},
   ),
   'no residuals': (
     # Two batches fit the cache: they push one another out.
     Options(**LISTED, use_residuals=False, max_cached=128),
     {'lazy over the cache'},
-    {'pass for residuals', 'stale gains over residuals', 'all similarities'},
+    {'pass for residuals', 'all similarities', *HOST},
   ),
 }
 
