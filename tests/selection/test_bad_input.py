@@ -135,6 +135,7 @@ def test_similarities_refuse(make, message):
     make()
 
 
+@pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('scale', [1e-30, 1e18, 3e38])
 @pytest.mark.parametrize(
   'similarity', [selection.Rbf(width=1.0), selection.Cosine()]

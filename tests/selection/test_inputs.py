@@ -73,6 +73,9 @@ def test_features_of_pyarrow_tensors_of_fixed_shape():
   tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(VECTORS)
   assert_same_picks(tensors)
   assert_same_picks(pa.chunked_array([tensors, tensors[:0]]))
+  assert np.shares_memory(
+    inputs.matrix('features', tensors), tensors.storage.flatten().to_numpy()
+  )
 
 
 @pytest.mark.parametrize('kind', [pa.list_(pa.float32(), 4), LISTS[2]], ids=str)

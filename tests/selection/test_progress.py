@@ -115,17 +115,21 @@ def test_nothing_to_gain_and_nothing_to_pick():
       calls.check(budget)
 
 
-def test_k_center():
+@pytest.mark.parametrize(('farthest', 'exact'), [(8, 1), (64, 4)])
+def test_k_center(farthest, exact):
   calls = Calls()
-  # 29 more blocks of initial positions, and 300 rows to look at exactly.
-  sizes = Sizes(farthest=8, batch=4, small_batch=2, exact=16, tile_rows=16)
+  sizes = Sizes(farthest, batch=4, small_batch=2, exact=16, tile_rows=16)
   arguments = FEATURES, 50, range(240), 0, None
   expected = farthest_first(*arguments, None, sizes)
   assert_equal(farthest_first(*arguments, calls, sizes), expected)
   calls.check(50)
-  assert len({picks for picks, _ in calls}) >= 6
-  # 19 parts twice when distances are prepared, 30 blocks of initial ones.
-  assert calls.before_any_pick() >= 2 * 19 + 30
+  # Told of: 19 parts, twice, when distances are prepared; blocks of initial
+  # positions; parts of 16 looked at exactly, of the 60 rows that are left or of
+  # 8; the block of the first picks. Besides: the start, equal rows, and what is
+  # put on devices.
+  blocks = -(-240 // farthest) + 1
+  assert calls.before_any_pick() == 2 * 19 + blocks + exact + 3
+  assert len({picks for picks, _ in calls}) >= 50 // farthest
 
 
 def test_log_determinant():
@@ -138,19 +142,21 @@ def test_log_determinant():
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_log_determinant_in_steps(devices):
-  expected = selection.log_determinant(FEATURES, 50, initial=[3])
+  initial = np.arange(20)
+  expected = selection.log_determinant(FEATURES, 50, initial=initial)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
   calls = Calls()
   report = Progress(calls, 50)
   rows = Rows.of(selection.Rbf(width=1.0), FEATURES, mesh, report)
-  # Seven steps of 51 float64 and 4 float32 for each of 300 rows.
-  seven = 7 * 300 * (51 * 8 + 4 * 4)
-  picks, gains = greedy_map(rows, np.array([3]), 50, 1e-6, report, seven)
-  np.testing.assert_array_equal(picks[1:], expected.indices)
-  np.testing.assert_array_equal(gains[1:], expected.gains)
-  assert sorted({picks for picks, _ in calls}) == [
-    *(0, 6, 13, 20, 27, 34, 41, 48, 50)
-  ]
+  # Seven steps of 70 float64 and 4 float32 for each of 300 rows.
+  seven = 7 * 300 * (70 * 8 + 4 * 4)
+  picks, gains = greedy_map(rows, initial, 50, 1e-6, report, seven)
+  np.testing.assert_array_equal(picks[20:], expected.indices)
+  np.testing.assert_array_equal(gains[20:], expected.gains)
+  # Initial positions are not picks.
+  picks = [picks for picks, _ in calls]
+  assert picks == sorted(picks)
+  assert set(picks) == {0, 1, 8, 15, 22, 29, 36, 43, 50}
 
 
 def test_gains_curves_count_the_picks_of_all_widths():
