@@ -41,9 +41,9 @@ FIELDS = (
   'beyond_features_gib',
   'bound_gib',
 )
-# What facility location may use for a row beside its memory limit, d being 64:
-# points, columns to guess from, a panel, and what numpy needs beside them.
-BYTES_A_ROW = 12 * 2**10
+# What facility location may use per row besides its memory limit, d being 64:
+# points, similarities to guess from, a panel, and what numpy needs for them.
+BYTES_PER_ROW = 12 * 2**10
 
 
 def clustered_pool(n: int, d: int) -> np.ndarray:
@@ -148,7 +148,7 @@ def ours_k_center(features, budget) -> Contestant:
 
 
 def numpy_k_center(features, budget) -> Contestant:
-  """One product with the last pick, a step."""
+  """One product with the last pick per step."""
 
   def run() -> float:
     x = features - features.mean(axis=0)
@@ -268,7 +268,7 @@ def measure_size(n: int, d: int) -> list[dict]:
     cpu_seconds = time.process_time() - cpu_start
     peak = peak_kib()
     beyond = (peak - before) / 2**20
-    bound = (limit + BYTES_A_ROW * n) / 2**30
+    bound = (limit + BYTES_PER_ROW * n) / 2**30
     rows.append(
       dict(
         case=f'size N={n} d={d} k={n // 10}',
@@ -289,7 +289,7 @@ def size_cases():
   """Peak memory and growth, each size in a process of its own.
 
   A second call compiles nothing: its ratio is to that of the smallest size,
-  and N^2 stands beside it.
+  and that of N^2 stands next to it.
   """
   context = multiprocessing.get_context('spawn')
   sizes = (20_000, 50_000, 100_000)

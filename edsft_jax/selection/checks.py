@@ -13,10 +13,10 @@ import numpy as np
 from edsft_jax.selection import inputs
 from edsft_jax.selection.errors import SelectionError
 
-# Rows looked at in one go: bounds the temporary arrays, not the result.
+# Rows looked at together: bounds the temporary arrays, not the result.
 _ROWS = 8192
-# Devices hold float32: features beyond it, or whose squares are beyond float64,
-# have no similarities and no distances.
+# Similarities and distances are computed in float32 on devices; in float64, the
+# squares of what float32 holds do not overflow.
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -33,7 +33,7 @@ def features(values: object) -> np.ndarray:
       f'features have dtype {array.dtype}: numbers are needed'
     )
   if array.dtype.kind == 'O':
-    # Python's integers have no limit, so that they are looked at in float64.
+    # Python's integers have no limit: they could become infinite in float32.
     array = _as_floats('features have', array)
     _check_range(array)
     return array.astype(np.float32)

@@ -54,8 +54,8 @@ def facility_location(
     epsilon: of method 'threshold', between 0 and 1.
     mesh: rows are sharded over its axis 'data'; the picks are the same for
       every number of devices. None: the first device.
-    memory_limit: bytes to use beside the features, for similarities; a smaller
-      one costs time, never exactness. None: a fraction of what is free.
+    memory_limit: bytes to use besides the features, for similarities; a
+      smaller one costs time, never exactness. None: a fraction of what is free.
     progress: called with (picks, budget) all along; see `progress.Progress`.
 
   Returns:

@@ -63,13 +63,14 @@ def greedy(problem: Problem, plan: Plan) -> Order:
 
 
 def _of_an_empty_pool(problem: Problem) -> Order:
+  """Returns no picks, and the bound that nothing can be reached."""
   order = Order.of_nothing()
   order.certificates.append(Certificate.of(0.0, np.zeros(0), problem.budget))
   return order
 
 
 def _all_similarities_pay(problem: Problem, plan: Plan) -> bool:
-  """Whether it takes less to keep all similarities than to find the few."""
+  """Whether to keep all similarities: they fit, and there are few rows."""
   tile_rows = plan.options.tile_rows
   padded = -(-problem.num_rows // tile_rows) * tile_rows
   fit = 4 * padded**2 <= plan.memory_limit
@@ -105,7 +106,7 @@ class _Switch:
     self._alive = self._too_many = np.inf
 
   def residuals(self) -> SparseResiduals | None:
-    """Returns residuals at the coverage of now, or None: not yet."""
+    """Returns residuals at the current coverage, or None: not yet."""
     search, ahead = self._search, self._ahead
     picked = search.order.candidates
     ahead.compare(picked)
@@ -113,19 +114,23 @@ class _Switch:
     if search.plan.slack:
       # Residuals end the slack: at the same pick for any number of devices,
       # though only one device looks ahead.
-      pay = len(picked) >= search.options.refreshed_picks and self._pay()
+      refreshed = len(picked) >= search.options.refreshed_picks
+      pay = refreshed and self._pay_now()
       if came_true and not pay:
         ahead.residuals = None
-    if ahead.residuals is not None:
-      gain_C = ahead.gains_after(picked)
-      if came_true and gain_C is not None:
-        search.refresh(gain_C)
-      return ahead.residuals if came_true else None
-    if not search.plan.slack:
-      pay = self._pay()
-    return self._made() if pay else None
+    else:
+      pay = ahead.residuals is None and self._pay_now()
+    if ahead.residuals is None:
+      return self._make() if pay else None
+    if not came_true:
+      return None
+    gain_C = ahead.gains_after(picked)
+    if gain_C is not None:
+      search.refresh(gain_C)
+    return ahead.residuals
 
-  def _pay(self) -> bool:
+  def _pay_now(self) -> bool:
+    """Whether residuals would pay, by the sample."""
     alive = np.count_nonzero(self._sample_CxU > self._search.current_U)
     self._alive = alive / len(self._sample_CxU)
     fewer = bool(self._alive < self._too_many)
@@ -133,14 +138,15 @@ class _Switch:
       self._alive, self._search.problem, self._search.plan
     )
 
-  def _made(self) -> SparseResiduals | None:
+  def _make(self) -> SparseResiduals | None:
+    """Makes residuals in one pass; None: they do not fit."""
     search = self._search
     search.enter('pass for residuals')
     residuals, gain_C = make_residuals(
       search.problem, search.cache, search.plan
     )
     if residuals is None:
-      # The sample was misleading: not again before half of it is gone.
+      # The sample was misleading: try again once half of what it saw is gone.
       search.enter('residuals do not fit')
       self._too_many = self._alive / 2
     else:
@@ -151,8 +157,8 @@ class _Switch:
 def over_all_similarities(search: Search) -> Order:
   """Picks lazily over all similarities of a small pool, to the end.
 
-  Used up to Options.kernel_rows rows, on one device: there, a look at a whole
-  row takes less than finding out what is left of it. The first picks lower
+  Used up to Options.kernel_rows rows, on one device: there, looking at a whole
+  row takes less time than finding what is left of it. The first picks lower
   nearly every gain, so all are computed again after each of these.
   """
   search.enter('all similarities')
@@ -295,6 +301,7 @@ def with_fresh_gains(
 def _pick_until(
   search: Search, gains: StaleGains | FreshGains, until: int
 ) -> bool:
+  """Picks until so many are picked; False: nothing is left to do."""
   while search.num_picked < until:
     if not _pick(search, gains):
       return False

@@ -174,7 +174,7 @@ def greedy_map(
       picks, gains = all_steps(
         *rows.tiles, forced_M, n, jitter, formula=formula, mesh=mesh
       )
-      return np.asarray(picks), np.asarray(gains)
+      return np.array(picks), np.array(gains)
     bytes_per_step = (rank * 8 + rows.tiles[0].shape[-1] * 4) * rows.n
     steps = max(bytes_per_report // bytes_per_step, 1)
     state = start(rows.tiles[2], n, jitter, rank=rank, mesh=mesh)
@@ -187,7 +187,7 @@ def greedy_map(
       )
       report.wait(state.gain_M)
       report.picked(int(ends[1]) - len(initial_I))
-    return np.asarray(state.pick_M), np.asarray(state.gain_M)
+    return np.array(state.pick_M), np.array(state.gain_M)
 
 
 @functools.partial(jax.jit, static_argnames=('formula', 'mesh'))

@@ -108,7 +108,7 @@ def likely_pick(
   options = cache.options
   gain_C = sampled_gain_U[row_C]
   gain_C[guessed] = -np.inf
-  most = max(options.panel, len(row_C) // options.promising)
+  most = max(options.panel, len(row_C) // options.promising_one_in)
   promising = np.sort(largest(gain_C, most))
   return int(promising[np.argmax(cache.panel_gains(row_C[promising]))])
 

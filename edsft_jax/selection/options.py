@@ -38,9 +38,9 @@ class Options:
     refreshed_picks: before each of so many first picks all gains are computed
       again, because these picks lower nearly every gain.
     use_residuals: False: sparse residuals are never made.
-    residual_share: sparse residuals pay where at most one entry in so many can
-      still count,
-    small_residuals: or where no more entries than this can.
+    sparse_one_in: sparse residuals pay where one entry in so many, or fewer,
+      can still count,
+    small_residuals: or at most so many entries in all.
     fresh_entries: residuals per candidate, on average, up to which all gains
       are kept fresh: a pick then changes about the square of it.
     symmetric: False: no pair of rows is computed once for both of its sides.
@@ -48,18 +48,19 @@ class Options:
     guess_above: another pick is guessed while more than this share of all
       entries can still count,
     guess_drop: and the guess before it lowered that share by more than this.
-    refresh_before: how many picks are made before those picks for which the
-      pass computes all gains; later picks lower few of them.
-    min_guess_rows: rows sampled at least to guess from,
+    refresh_before: the pass computes all gains as they are after so many of the
+      guessed picks; later picks lower few of them.
+    min_guess_rows: rows in the sample to guess from, at least,
     max_guess_rows: and at most.
-    promising: one candidate in so many is looked at closely for a guess.
+    promising_one_in: one candidate in so many is looked at closely for a guess.
     guess: how a pick is guessed; None: look_ahead.likely_pick.
-    sampled_candidates: candidates that tell which share can still count.
-    batch: candidates looked at in one go,
-    panel: and on the way through all of them.
+    sampled_candidates: candidates in the sample that tells how many entries can
+      still count.
+    batch: candidates looked at together,
+    panel: and when all of them are looked at.
     max_cached: candidates whose similarities are kept at most: lazy picks
       rarely look at more of them before there are sparse residuals.
-    pairs: pairs of tiles computed in one go,
+    pairs: pairs of tiles computed together,
     in_flight: and how many such batches are computed at the same time, since
       one does not keep two cores busy.
     tile_rows: rows per tile.
@@ -68,7 +69,7 @@ class Options:
   kernel_rows: int = 3000
   refreshed_picks: int = 2
   use_residuals: bool = True
-  residual_share: int = 4
+  sparse_one_in: int = 4
   small_residuals: int = 2**18
   fresh_entries: int = 256
   symmetric: bool = True
@@ -78,7 +79,7 @@ class Options:
   refresh_before: tuple[int, ...] = (0, 1, 2, 4)
   min_guess_rows: int = 64
   max_guess_rows: int = 512
-  promising: int = 128
+  promising_one_in: int = 128
   guess: Guess | None = None
   sampled_candidates: int = 64
   batch: int = 64

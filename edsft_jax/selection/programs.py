@@ -27,7 +27,7 @@ def all_similarities(
 
   def against_all(tile: tuple[jax.Array, ...]) -> jax.Array:
     point_RxD, norm_R, self_R, number_R = tile
-    # Tile by tile, as everywhere else, but all rounded off in one go.
+    # Products tile by tile, as everywhere else; the rest for all tiles at once.
     products = [similarity_lib.products(point_RxD, p) for p in point_TxRxD]
     product_RxU = jnp.concatenate(products, axis=1)
     s_RxU = similarity_lib.from_products(formula, product_RxU, norm_R, norm_U)

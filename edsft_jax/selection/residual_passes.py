@@ -11,9 +11,9 @@ from edsft_jax.selection.problem import Problem
 from edsft_jax.selection.residuals import Panel, SparseResiduals
 from edsft_jax.selection.similarity_cache import SimilarityCache
 
-# One entry: row and similarity, and what making it takes besides.
+# An entry's row and similarity, and a share of what cutting it out takes.
 _ENTRY_BYTES = 10
-# Of the memory limit: an estimate may be wrong by the rest.
+# The part of the memory limit that an estimate may fill: it may be too low.
 _SAFE = 0.8
 
 
@@ -29,7 +29,7 @@ def residuals_pay(alive: float, problem: Problem, plan: Plan) -> bool:
   count = len(problem.row_C)
   entries = alive * count
   few = max(
-    options.small_residuals, count * problem.num_rows // options.residual_share
+    options.small_residuals, count * problem.num_rows // options.sparse_one_in
   )
   fit = entries * _ENTRY_BYTES <= _SAFE * plan.memory_limit
   return bool(options.use_residuals and entries <= few and fit)
@@ -38,11 +38,11 @@ def residuals_pay(alive: float, problem: Problem, plan: Plan) -> bool:
 def make_residuals(
   problem: Problem, cache: SimilarityCache, plan: Plan
 ) -> tuple[SparseResiduals | None, np.ndarray]:
-  """Makes residuals at the coverage of now.
+  """Makes residuals at the current coverage.
 
   Returns:
-    The residuals, or None if they do not fit; then the second does not count.
-    [C] fresh gains of all candidates.
+    The residuals and [C] fresh gains of all candidates; or None, and nothing
+    of use, if the residuals do not fit.
   """
   cache.forget()
   if cache.symmetric(problem.row_C):

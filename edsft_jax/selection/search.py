@@ -32,7 +32,7 @@ class Search:
 
   @classmethod
   def of(cls, problem: Problem, plan: Plan) -> 'Search':
-    """Starts with the initial rows, of which there is at least one in all."""
+    """Starts with the initial rows covered; the pool must not be empty."""
     cache = SimilarityCache(
       problem.formula, problem.point_UxD, problem.weight_U, plan
     )

@@ -67,7 +67,7 @@ class SimilarityCache:
     self.forget()
 
   def forget(self) -> None:
-    """Gives the memory of what is kept back."""
+    """Frees what is kept."""
     self._cache_SxU: jax.Array | None = None
     self._slot_U = np.full(len(self._point_UxD), -1, np.int32)
     self._row_S = np.full(self._num_slots, -1, np.int64)

@@ -285,17 +285,17 @@ SLACK = {
   'residuals later': (dict(), 5 * 10**4, False),
   # A sample of the row whose similarities to all others are 0 misleads.
   'residuals made in vain': (
-    dict(residual_share=100, min_guess_rows=1, max_guess_rows=1),
+    dict(sparse_one_in=100, min_guess_rows=1, max_guess_rows=1),
     4 * 10**5,
     False,
   ),
   'residuals outgrown at first': (
-    dict(residual_share=1, sampled_candidates=1),
+    dict(sparse_one_in=1, sampled_candidates=1),
     4 * 10**5,
     True,
   ),
   # Several devices would use slack to the end.
-  'all similarities': (dict(residual_share=100), 10**7, True),
+  'all similarities': (dict(sparse_one_in=100), 10**7, True),
 }
 
 
