@@ -170,13 +170,14 @@ def over_all_similarities(search: Search) -> Order:
     problem.row_C,
   )
   search.current_U = kernel.current_U
-  while search.num_picked < search.goal:
-    if search.num_picked <= search.options.refreshed_picks:
-      search.refresh(kernel.gains())
-      search.certify()
-      stale = StaleGains(kernel, search.bound_C)
-    if not _pick(search, stale):
-      break
+  more = True
+  while more and search.num_picked <= search.options.refreshed_picks:
+    search.refresh(kernel.gains())
+    search.certify()
+    stale = StaleGains(kernel, search.bound_C)
+    more = _pick_until(search, stale, search.num_picked + 1)
+  if more:
+    _pick_until(search, stale, search.goal)
   # Picks gain nothing any more: no need to leave them out.
   search.certify(kernel.gains())
   return search.order
@@ -302,20 +303,13 @@ def _pick_until(
   search: Search, gains: StaleGains | FreshGains, until: int
 ) -> bool:
   """Picks until so many are picked; False: nothing is left to do."""
-  while search.num_picked < until:
-    if not _pick(search, gains):
+  for _ in range(search.num_picked, until):
+    candidate, gain = gains.best()
+    if gain <= 0.0:
       return False
+    gains.pick(candidate)
+    search.take(candidate, gain)
   return search.num_picked < search.goal
-
-
-def _pick(search: Search, gains: StaleGains | FreshGains) -> bool:
-  """Picks the best on the host; False: nothing gains any more."""
-  candidate, gain = gains.best()
-  if gain <= 0.0:
-    return False
-  gains.pick(candidate)
-  search.take(candidate, gain)
-  return True
 
 
 def _cover(search: Search, candidate: int) -> bool:
