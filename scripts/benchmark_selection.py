@@ -42,7 +42,7 @@ FIELDS = (
   'bound_gib',
 )
 # Bytes per row that facility location may use besides its memory limit at d=64:
-# points, columns to guess from, a panel, and temporary numpy arrays.
+# points, similarities to guess from, a panel, and temporary numpy arrays.
 BYTES_PER_ROW = 12 * 2**10
 
 

@@ -1,12 +1,14 @@
 """Choose prompts from a feature matrix: arrays in, Selection out.
 
-Stands on jax and numpy alone, and on scipy, which comes with jax.
-README.md beside this file explains the algorithms and what they guarantee.
+Needs jax and numpy alone, and scipy, which comes with jax. README.md in this
+folder explains the algorithms, what they guarantee, and the letters that array
+names carry.
 """
 
 from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.facility_location import facility_location
 from edsft_jax.selection.gains_curves import GainsCurves, gains_curves
+from edsft_jax.selection.inputs import Features, Positions, Values
 from edsft_jax.selection.k_center import k_center
 from edsft_jax.selection.log_determinant import log_determinant
 from edsft_jax.selection.ranking import random, top
@@ -16,11 +18,14 @@ from edsft_jax.selection.tasks import cluster_tasks, task_diversity
 
 __all__ = [
   'Cosine',
+  'Features',
   'GainsCurves',
+  'Positions',
   'Rbf',
   'Selection',
   'SelectionError',
   'Similarity',
+  'Values',
   'cluster_tasks',
   'facility_location',
   'gains_curves',

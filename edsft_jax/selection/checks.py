@@ -1,63 +1,100 @@
 """Refuses arguments that cannot mean anything, before any compilation.
 
-Every function raises ValueError in one line that names the argument.
+Every function raises SelectionError in one line that names the argument.
 """
 
 from collections.abc import Sequence
 import operator
-from typing import Any
+from typing import SupportsFloat, SupportsIndex
 
 import jax
 import numpy as np
 
+from edsft_jax.selection import inputs
 from edsft_jax.selection.errors import SelectionError
 
-# Rows looked at in one go: bounds the temporary arrays, not the result.
+# Rows looked at together: bounds the temporary arrays, not the result.
 _ROWS = 8192
+# Similarities and distances are computed in float32 on devices; in float64, the
+# squares of what float32 holds do not overflow.
+_LARGEST = float(np.finfo(np.float32).max)
 
 
-def features(values: Any) -> np.ndarray:
-  """Returns [N, D] floating-point features, finite, on the host."""
-  array = np.asarray(values)
+def features(values: object) -> np.ndarray:
+  """Returns [N, D] float32 or float64 features on the host.
+
+  All are finite and within float32's range.
+  """
+  array = inputs.matrix('features', values)
   if array.ndim != 2:
     raise SelectionError(f'features have shape {array.shape}: [N, D] is needed')
-  if array.dtype.kind in 'iub':
-    array = array.astype(np.float32)
-  elif array.dtype.kind != 'f' or array.dtype.itemsize < 4:
-    # float16 and bfloat16 (whose kind is 'V') are exact in float32.
-    try:
-      array = array.astype(np.float32)
-    except (TypeError, ValueError):
-      raise SelectionError(
-        f'features have dtype {array.dtype}: numbers are needed'
-      ) from None
-  else:
+  if not _may_be_numbers(array):
+    raise SelectionError(
+      f'features have dtype {array.dtype}: numbers are needed'
+    )
+  if array.dtype.kind == 'O':
+    # Python's integers have no limit: they could become infinite in float32.
+    array = _as_floats('features have', array)
+    _check_range(array)
+    return array.astype(np.float32)
+  if array.dtype.kind == 'f' and array.dtype.itemsize >= 4:
+    _check_range(array)
     # In this machine's byte order.
     single = array.dtype.itemsize == 4
-    array = array.astype(np.float32 if single else np.float64, copy=False)
-  for start in range(0, len(array), _ROWS):
-    block = array[start : start + _ROWS]
-    finite = np.isfinite(block)
-    if not finite.all():
-      row = start + int(np.argmin(finite.all(axis=1)))
-      raise SelectionError(f'features have NaN or infinity, first in row {row}')
+    return array.astype(np.float32 if single else np.float64, copy=False)
+  # float16 and bfloat16 are exact in float32.
+  array = array.astype(np.float32)
+  _check_range(array)
   return array
 
 
-def integer(name: str, value: Any, least: int = 0) -> int:
+def _may_be_numbers(array: np.ndarray) -> bool:
+  """Whether it is not text, complex or a date: numpy would convert these."""
+  # bfloat16 and its like have the kind of bytes without a name, 'V'.
+  return array.dtype.kind in 'biufOV' and array.dtype.names is None
+
+
+def _as_floats(name: str, array: np.ndarray) -> np.ndarray:
+  """Returns float64; `name` comes with its verb, as in 'weights has'."""
+  if _may_be_numbers(array):
+    try:
+      return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+      pass
+  raise SelectionError(f'{name} dtype {array.dtype}: numbers are needed')
+
+
+def _check_range(array: np.ndarray) -> None:
+  """Refuses what is not finite, or overflows float32."""
+  for start in range(0, len(array), _ROWS):
+    block = array[start : start + _ROWS]
+    # NaN is neither above nor below.
+    if block.min(initial=0) >= -_LARGEST and block.max(initial=0) <= _LARGEST:
+      continue
+    for what, good in (
+      ('have NaN or infinity', np.isfinite(block)),
+      ('overflow float32', np.abs(block) <= _LARGEST),
+    ):
+      if not good.all():
+        row = start + int(np.argmin(good.all(axis=1)))
+        raise SelectionError(f'features {what}, first in row {row}')
+
+
+def integer(name: str, value: object, least: int = 0) -> int:
   """Returns a whole number of at least `least`."""
+  if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
+    raise SelectionError(f'{name} {value!r} is not a whole number')
   try:
-    if isinstance(value, (bool, np.bool_)):
-      raise TypeError
     number = operator.index(value)
   except TypeError:
+    # An array of several numbers looks as if it could be one.
     raise SelectionError(f'{name} {value!r} is not a whole number') from None
   if number < least:
     raise SelectionError(f'{name} {number} is below {least}')
   return number
 
 
-def budget(value: Any, available: int) -> int:
+def budget(value: object, available: int) -> int:
   """Returns a budget that `available` prompts can fill."""
   number = integer('budget', value)
   if number > available:
@@ -67,9 +104,9 @@ def budget(value: Any, available: int) -> int:
   return number
 
 
-def indices(name: str, values: Any, n: int) -> np.ndarray:
+def indices(name: str, values: object, n: int) -> np.ndarray:
   """Returns distinct positions in a pool of n, int64, in the order given."""
-  array = np.asarray(values)
+  array = inputs.array(name, values)
   if array.ndim != 1:
     raise SelectionError(
       f'{name} has shape {array.shape}: a sequence is needed'
@@ -90,7 +127,7 @@ def indices(name: str, values: Any, n: int) -> np.ndarray:
 
 
 def choosable(
-  n: int, initial: np.ndarray, candidates: Any = None
+  n: int, initial: np.ndarray, candidates: np.ndarray | None = None
 ) -> np.ndarray:
   """Returns the positions that may be picked, ascending, int64."""
   free = np.zeros(n, bool)
@@ -99,24 +136,19 @@ def choosable(
   return np.flatnonzero(free)
 
 
-def row_values(name: str, values: Any, n: int) -> np.ndarray:
-  """Returns one float64 a prompt; NaN is refused."""
-  array = np.asarray(values)
+def row_values(name: str, values: object, n: int) -> np.ndarray:
+  """Returns one float64 per prompt; NaN is refused."""
+  array = inputs.array(name, values)
   if array.shape != (n,):
     raise SelectionError(f'{name} has shape {array.shape}: ({n},) is needed')
-  try:
-    array = array.astype(np.float64)
-  except (TypeError, ValueError):
-    raise SelectionError(
-      f'{name} has dtype {array.dtype}: numbers are needed'
-    ) from None
+  array = _as_floats(f'{name} has', array)
   if np.isnan(array).any():
     raise SelectionError(f'{name} has NaN at {int(np.argmax(np.isnan(array)))}')
   return array
 
 
-def weights(values: Any, n: int) -> np.ndarray:
-  """Returns one finite weight of at least 0 a prompt, float64."""
+def weights(values: object, n: int) -> np.ndarray:
+  """Returns one finite weight of at least 0 per prompt, float64."""
   if values is None:
     return np.ones(n)
   array = row_values('weights', values, n)
@@ -124,31 +156,36 @@ def weights(values: Any, n: int) -> np.ndarray:
     raise SelectionError(f'weights has {array.min()}: none may be negative')
   if not np.isfinite(array).all():
     raise SelectionError('weights has infinity')
+  with np.errstate(over='ignore'):
+    if not np.isfinite(array.sum()):
+      raise SelectionError('weights overflow float64 when they are summed')
   return array
 
 
-def positive(name: str, value: Any) -> float:
+def positive(name: str, value: object) -> float:
   """Returns a finite number above 0."""
+  if not isinstance(value, SupportsFloat | SupportsIndex):
+    raise SelectionError(f'{name} {value!r} is not a number')
   try:
     number = float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     raise SelectionError(f'{name} {value!r} is not a number') from None
   if not (0 < number < np.inf):
     raise SelectionError(f'{name} {value!r} is not above 0 and finite')
   return number
 
 
-def one_of(name: str, value: Any, options: Sequence[str]) -> str:
+def one_of(name: str, value: object, options: Sequence[str]) -> str:
   """Returns a value that is among the options."""
-  if value not in options:
+  if not isinstance(value, str) or value not in options:
     raise SelectionError(f'{name} {value!r} is none of {", ".join(options)}')
   return value
 
 
-def mesh(value: Any) -> jax.sharding.Mesh:
+def mesh(value: object) -> jax.sharding.Mesh:
   """Returns a mesh with an axis 'data'; by default of the first device here."""
   if value is None:
     return jax.sharding.Mesh(np.asarray(jax.local_devices()[:1]), ('data',))
   if not isinstance(value, jax.sharding.Mesh) or 'data' not in value.shape:
-    raise SelectionError(f"mesh {value!r} is no Mesh with an axis 'data'")
+    raise SelectionError(f"mesh {value!r} is not a Mesh with an axis 'data'")
   return value

@@ -5,7 +5,7 @@ plot. The rule below is how this library looks at it.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from edsft_jax.selection import checks
 from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.facility_location import facility_location
+from edsft_jax.selection.inputs import Features
+from edsft_jax.selection.progress import Callback, Progress
 from edsft_jax.selection.similarity import Rbf
 
 # A gain is counted in prompts: 1 is one prompt wholly covered, by itself say.
@@ -24,7 +26,7 @@ class GainsCurves(NamedTuple):
   """Gains of facility location for several RBF widths.
 
   Attributes:
-    curves: [W, budget] float64 marginal gains, one row a width as given.
+    curves: [W, budget] float64 marginal gains, one row per width as given.
     degenerate: for each width '', 'flat' or 'collapsed'; '' (false) is good.
     suggested: the width to use.
   """
@@ -35,13 +37,19 @@ class GainsCurves(NamedTuple):
 
 
 def gains_curves(
-  features: Any,
+  features: Features,
   budget: int,
   widths: Sequence[float],
   mesh: jax.sharding.Mesh | None = None,
   memory_limit: int | None = None,
+  progress: Callback | None = None,
 ) -> GainsCurves:
   """Runs facility location at each width and judges its gains.
+
+  >>> features = [[0.0], [0.2], [1.0], [1.2], [5.0], [5.2]]
+  >>> result = gains_curves(features, budget=4, widths=[1e-6, 0.1, 1e6])
+  >>> result.degenerate, result.suggested
+  (('flat', '', 'collapsed'), 0.1)
 
   The rule. With g the gains in pick order, a width is
     'flat' if over the second half of the picks g stays within 0.1 of 1: they
@@ -57,11 +65,14 @@ def gains_curves(
     features: [N, D] numbers.
     budget: picks to look ahead, at least 1: the budget that will be spent.
     widths: distinct numbers above 0, as in Rbf(width=...).
-    mesh: as in facility_location.
-    memory_limit: as in facility_location.
+    mesh, memory_limit: as in facility_location.
+    progress: called with picks and their number in all, over all widths.
 
   Returns:
     Curves, flags and the suggested width.
+
+  Raises:
+    SelectionError: naming the argument that is wrong.
   """
   feature_NxD = checks.features(features)
   budget = checks.budget(
@@ -70,23 +81,25 @@ def gains_curves(
   widths = [checks.positive('width', width) for width in widths]
   if not widths:
     raise SelectionError('widths is empty: name at least one')
-  curve_WxM = np.stack(
-    [
-      facility_location(
-        feature_NxD,
-        budget,
-        Rbf(width=width),
-        mesh=mesh,
-        memory_limit=memory_limit,
-      ).gains
-      for width in widths
-    ]
-  )
+  report = Progress(progress, budget * len(widths))
+  curves: list[np.ndarray] = []
+  for width in widths:
+    one = facility_location(
+      feature_NxD,
+      budget,
+      Rbf(width=width),
+      mesh=mesh,
+      memory_limit=memory_limit,
+      progress=report.after(budget * len(curves)),
+    )
+    curves.append(one.gains)
+  curve_WxM = np.stack(curves)
   flags = tuple(_degenerate(curve_M) for curve_M in curve_WxM)
   return GainsCurves(curve_WxM, flags, _suggest(widths, curve_WxM, flags))
 
 
 def _degenerate(curve_M: np.ndarray) -> str:
+  """Returns what is wrong with a width, '' if nothing is."""
   if curve_M[-1] < _COLLAPSED:
     return 'collapsed'
   second_half = curve_M[len(curve_M) // 2 :]
@@ -96,6 +109,7 @@ def _degenerate(curve_M: np.ndarray) -> str:
 def _suggest(
   widths: Sequence[float], curve_WxM: np.ndarray, flags: Sequence[str]
 ) -> float:
+  """Returns the width that the rule says."""
   good = [w for w, flag in enumerate(flags) if not flag]
   if good:
     half = curve_WxM.shape[1] // 2

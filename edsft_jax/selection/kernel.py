@@ -1,18 +1,17 @@
-"""Greedy facility location over all similarities of a small pool.
+"""Facility location over all similarities of a small pool, on the host.
 
-Below a few thousand rows, finding what can still count takes longer than to
-look at everything again: the first gains are taken from the device, and the
-rest is lazy on the host.
+Below a few thousand rows, finding what can still count takes longer than
+looking at everything again: only the first gains are taken from the device.
 """
 
 import jax
 import numpy as np
 
-from edsft_jax.selection import columns
+from edsft_jax.selection import programs
 
 
 class Kernel:
-  """All similarities among rows, and how well they are covered.
+  """All similarities among rows, and how well the rows are covered.
 
   Attributes:
     current_U: float32, each row's largest similarity to a chosen one.
@@ -24,12 +23,12 @@ class Kernel:
     current_U: np.ndarray,
     weight_U: np.ndarray,
     row_C: np.ndarray,
-  ):
-    """Takes similarities as `Columns.kernel` makes them.
+  ) -> None:
+    """Takes similarities as `SimilarityCache.all_similarities` makes them.
 
     Args:
-      s_UxU: [padded rows, padded rows] similarities.
-      current_U: [padded rows]; padding counts as covered.
+      s_UxU: similarities, padding included.
+      current_U: padding included, which counts as covered.
       weight_U: float64, what covering each row is worth.
       row_C: the candidates as rows.
     """
@@ -38,7 +37,7 @@ class Kernel:
     self._device_s_UxU = s_UxU
     # On a host that is its own device this copies nothing.
     self._s_UxU = np.asarray(s_UxU)
-    self._weight_U = None
+    self._weight_U: np.ndarray | None = None
     if (weight_U != 1).any():
       self._weight_U = np.zeros(len(current_U))
       self._weight_U[: len(weight_U)] = weight_U
@@ -73,6 +72,6 @@ def _gains(
   s_UxU: jax.Array, current_U: jax.Array, weight_U: jax.Array | None
 ) -> jax.Array:
   """Returns [U] float64 sums over rows of what each row would add."""
-  worth_UxU, had = columns.worth(s_UxU, current_U, weight_U)
-  # A sum along the fast axis goes one by one: 16 side by side are vectors.
-  return worth_UxU.reshape(len(s_UxU), -1, 16).sum(1).sum(1) - had
+  summand_UxU, before = programs.summands(s_UxU, current_U, weight_U)
+  # 16 sums at a time along the last axis fill a vector register.
+  return summand_UxU.reshape(len(s_UxU), -1, 16).sum(1).sum(1) - before

@@ -1,7 +1,7 @@
 """How much memory a selection may use when the caller does not say."""
 
+from collections.abc import Callable
 import os
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,13 +15,24 @@ _MOST_ON_HOST = 5 * 2**29
 _ACCELERATOR_FRACTION = 1 / 2
 
 
-def limit(value: Any, mesh: jax.sharding.Mesh) -> int:
-  """Returns the bytes to use: the caller's, or a fraction of what is free."""
+def limit(
+  value: int | None,
+  mesh: jax.sharding.Mesh,
+  free_on_host: Callable[[], int] | None = None,
+) -> int:
+  """Returns the bytes to use: the caller's, or a fraction of what is free.
+
+  Args:
+    value: what the caller says; None: nothing.
+    mesh: the devices to use.
+    free_on_host: how much is free; None: what the operating system says.
+  """
   if value is not None:
     return checks.integer('memory_limit', value)
   devices = mesh.devices.flatten()
   if devices[0].platform == 'cpu':
-    own = min(int(free_on_host() * _HOST_FRACTION), _MOST_ON_HOST)
+    free = (free_on_host or _free_on_host)()
+    own = min(int(free * _HOST_FRACTION), _MOST_ON_HOST)
   else:
     free = 0
     for device in mesh.local_devices:
@@ -31,15 +42,15 @@ def limit(value: Any, mesh: jax.sharding.Mesh) -> int:
     own = int(free * share * _ACCELERATOR_FRACTION)
   if len(mesh.local_devices) == len(devices):
     return own
-  # All processes have to take the same way.
+  # All processes have to make the same decisions.
   from jax.experimental import multihost_utils
 
   mebibytes = multihost_utils.process_allgather(np.int32(own // 2**20))
   return int(mebibytes.min()) * 2**20
 
 
-def free_on_host() -> int:
-  """Returns bytes that new work can have without swapping."""
+def _free_on_host() -> int:
+  """Returns the bytes that new work can have without swapping."""
   try:
     with open('/proc/meminfo') as lines:
       for line in lines:

@@ -64,7 +64,16 @@ class Selection:
     return self.upper_bound_at(len(self.indices))
 
   def upper_bound_at(self, m: int) -> float | None:
-    """What no set of m picks (beside `initial`) can exceed; None if unknown.
+    """What no set of m picks (besides `initial`) can exceed; None if unknown.
+
+    In units of `objective`, which the bound at the budget is never below.
+
+    >>> from edsft_jax import selection
+    >>> result = selection.facility_location([[0.0], [1.0], [5.0]], budget=2)
+    >>> round(result.objective, 2), round(result.upper_bound_at(2), 2)
+    (2.9, 3.0)
+    >>> selection.random(n=3, budget=2, seed=0).upper_bound_at(2) is None
+    True
 
     Raises:
       SelectionError: m is not between 0 and the budget.

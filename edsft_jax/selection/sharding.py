@@ -3,31 +3,37 @@
 import jax
 import numpy as np
 
+# Where the rows of the pool are an array's first axis, or its second one.
 ROWS = jax.sharding.PartitionSpec('data')
-COLUMNS = jax.sharding.PartitionSpec(None, 'data')
+ROWS_SECOND = jax.sharding.PartitionSpec(None, 'data')
 EVERYWHERE = jax.sharding.PartitionSpec()
 
-# Rows of a tile. Tiles have the same shapes for every caller and every number
+# Rows per tile. Tiles have the same shapes for every caller and every number
 # of devices, so every inner product is summed in the same order.
 TILE_ROWS = 512
 
 
-def padded(n: int, mesh: jax.sharding.Mesh) -> int:
+def padded(n: int, mesh: jax.sharding.Mesh, tile_rows: int = TILE_ROWS) -> int:
   """Returns n rounded up to whole tiles on every device."""
-  step = TILE_ROWS * mesh.shape['data']
+  step: int = tile_rows * mesh.shape['data']
   return -(-n // step) * step
 
 
 def tiles(
-  array: np.ndarray, mesh: jax.sharding.Mesh, padding: float = 0.0
+  array: np.ndarray,
+  mesh: jax.sharding.Mesh,
+  padding: float = 0.0,
+  tile_rows: int = TILE_ROWS,
 ) -> jax.Array:
-  """Cuts rows into [T, R, ...] and puts on each device its share of them."""
-  shape = (padded(len(array), mesh) // TILE_ROWS, TILE_ROWS, *array.shape[1:])
+  """Cuts rows into [T, R, ...] and puts its share of them on each device."""
+  num_tiles = padded(len(array), mesh, tile_rows) // tile_rows
+  shape = (num_tiles, tile_rows, *array.shape[1:])
 
-  def part(index: tuple[slice, ...]) -> np.ndarray:
-    start, stop, _ = index[0].indices(shape[0])
-    own = array[start * TILE_ROWS : stop * TILE_ROWS]
-    missing = (stop - start) * TILE_ROWS - len(own)
+  def part(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None
+    start, stop, _ = index[0].indices(num_tiles)
+    own = array[start * tile_rows : stop * tile_rows]
+    missing = (stop - start) * tile_rows - len(own)
     if missing:
       tail = np.full((missing, *array.shape[1:]), padding, array.dtype)
       own = np.concatenate([own, tail])

@@ -11,8 +11,9 @@ neither block sizes nor the number of devices can change a gain, and equal
 gains are equal.
 """
 
+from collections.abc import Callable, Iterator
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,11 @@ from edsft_jax.selection.errors import SelectionError
 
 GRID = 2.0**24
 _ROWS = 8192
+# Squared distances are sums of four numbers that do not exceed this.
+_LARGEST = float(np.finfo(np.float32).max) / 4
+
+# Called after every block of rows, so that a caller can say that work goes on.
+Working: TypeAlias = Callable[[], None] | None
 
 
 class Similarity(Protocol):
@@ -32,7 +38,7 @@ class Similarity(Protocol):
   def formula(self) -> str:
     """Name of the elementwise part: a branch of `from_products`."""
 
-  def points(self, features: np.ndarray) -> np.ndarray:
+  def points(self, features: np.ndarray, working: Working = None) -> np.ndarray:
     """Returns [N, D] float32 points for [N, D] checked features."""
 
 
@@ -61,22 +67,29 @@ class Rbf:
 
   @property
   def formula(self) -> str:
+    """Name of the elementwise part."""
     return 'rbf'
 
-  def points(self, features: np.ndarray) -> np.ndarray:
+  def points(self, features: np.ndarray, working: Working = None) -> np.ndarray:
     """Centres and scales so that s = exp(-squared distance of points).
 
     Distances are taken as differences of large norms by inner products; the
     pool's mean is subtracted first, or an offset would eat the digits.
     """
-    mean_D, mean_square_distance = moments(features)
-    if self.gamma is not None:
-      factor = self.gamma
-    elif mean_square_distance > 0:
-      factor = 1 / (self.width * mean_square_distance)
-    else:
-      factor = 0.0
-    return _shift_and_scale(features, mean_D, np.sqrt(factor))
+    mean_D, mean_square_distance = moments(features, working)
+    # What overflows is refused below.
+    with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
+      if self.gamma is not None:
+        factor = self.gamma
+      elif self.width is not None and mean_square_distance > 0:
+        factor = 1 / (self.width * mean_square_distance)
+      else:
+        factor = 0.0
+      points = _shift_and_scale(features, mean_D, np.sqrt(factor), working)
+      # No row's squared norm exceeds half the sum of squared distances.
+      if not len(features) * mean_square_distance * factor <= 2 * _LARGEST:
+        _check_norms(points)
+    return points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +106,13 @@ class Cosine:
 
   @property
   def formula(self) -> str:
+    """Name of the elementwise part."""
     return f'cosine_{self.transform}'
 
-  def points(self, features: np.ndarray) -> np.ndarray:
+  def points(self, features: np.ndarray, working: Working = None) -> np.ndarray:
     """Scales every row to length 1; rows of zeros stay."""
     points = np.empty(features.shape, np.float32)
-    for start in range(0, len(features), _ROWS):
+    for start in _starts(len(features), working):
       block = features[start : start + _ROWS].astype(np.float64)
       # By the largest entry first: squares neither overflow nor vanish.
       largest = np.abs(block).max(axis=1, keepdims=True, initial=0.0)
@@ -112,25 +126,46 @@ class Cosine:
 DEFAULT = Rbf(width=1.0)
 
 
-def moments(features: np.ndarray) -> tuple[np.ndarray, float]:
+def _starts(n: int, working: Working) -> Iterator[int]:
+  """Yields where blocks of rows start, and reports each after its turn."""
+  for start in range(0, n, _ROWS):
+    yield start
+    if working is not None:
+      working()
+
+
+def moments(
+  features: np.ndarray, working: Working = None
+) -> tuple[np.ndarray, float]:
   """Returns the mean row [D] and the mean squared distance of row pairs."""
   if not len(features):
     return np.zeros(features.shape[1]), 0.0
   mean_D = features.mean(axis=0, dtype=np.float64)
   total = 0.0
-  for start in range(0, len(features), _ROWS):
+  for start in _starts(len(features), working):
     total += np.square(features[start : start + _ROWS] - mean_D).sum()
   return mean_D, 2 * total / len(features)
 
 
 def _shift_and_scale(
-  features: np.ndarray, mean_D: np.ndarray, scale: float
+  features: np.ndarray, mean_D: np.ndarray, scale: float, working: Working
 ) -> np.ndarray:
   points = np.empty(features.shape, np.float32)
-  for start in range(0, len(features), _ROWS):
+  for start in _starts(len(features), working):
     block = features[start : start + _ROWS] - mean_D
     points[start : start + _ROWS] = block * scale
   return points
+
+
+def _check_norms(points: np.ndarray) -> None:
+  """Refuses rows whose squared norms are too large for float32."""
+  good_N = squared_norms(points) <= _LARGEST
+  if not good_N.all():
+    raise SelectionError(
+      f'features: row {int(np.argmin(good_N))} is so far from the mean that '
+      'its squared distance in units of the Rbf overflows float32: a larger '
+      'width or a smaller gamma is needed'
+    )
 
 
 def squared_norms(points: np.ndarray) -> np.ndarray:
@@ -195,7 +230,7 @@ class Distinct:
   group_N: np.ndarray
 
 
-def distinct_rows(points: np.ndarray) -> Distinct:
+def distinct_rows(points: np.ndarray, working: Working = None) -> Distinct:
   """Finds bitwise equal rows by hashing, and verifies them."""
   n = len(points)
   word = {4: np.uint32, 8: np.uint64}[points.itemsize]
@@ -204,7 +239,7 @@ def distinct_rows(points: np.ndarray) -> Distinct:
   )
   multiplier_D = 2 * multiplier_D + 1
   hash_N = np.empty(n, np.uint64)
-  for start in range(0, n, _ROWS):
+  for start in _starts(n, working):
     # -0.0 and 0.0 are the same number but not the same bits.
     block = np.ascontiguousarray(points[start : start + _ROWS]) + 0.0
     bits = block.view(word).astype(np.uint64, copy=False)
@@ -235,7 +270,7 @@ def _rows_equal(points: np.ndarray, other_N: np.ndarray) -> bool:
   )
 
 
-def check(value: Any) -> Similarity:
+def check(value: object) -> Similarity:
   """Returns the value if it is a similarity."""
   if not isinstance(value, (Rbf, Cosine)):
     raise SelectionError(

@@ -1,18 +1,19 @@
-import importlib
-from unittest import mock
+import dataclasses
 
 import hypothesis
 from hypothesis import strategies as st
+from inner_selection import posed, select, traced
 import jax
 import numpy as np
 import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
-from edsft_jax.selection import checks, memory, sharding
-
-module = importlib.import_module('edsft_jax.selection.facility_location')
-columns = importlib.import_module('edsft_jax.selection.columns')
+from edsft_jax.selection import checks, memory
+from edsft_jax.selection.greedy import greedy
+from edsft_jax.selection.look_ahead import likely_pick
+from edsft_jax.selection.options import METHODS, Options
+from edsft_jax.selection.partitioned import partitioned
 
 SIMILARITIES = (
   selection.Rbf(width=0.3),
@@ -57,9 +58,8 @@ def problems(draw, sizes=UP_TO_24):
   )
 
 
-def few_rows(rows):
-  """Says how many rows are few enough to keep all their similarities."""
-  return mock.patch.object(module, '_FEW_ROWS', rows)
+# Sends small pools the way of large ones.
+LARGE = Options(kernel_rows=0)
 
 
 @hypothesis.settings(max_examples=80, deadline=None)
@@ -67,8 +67,7 @@ def few_rows(rows):
   problems(), st.sampled_from(SIMILARITIES), st.sampled_from([0, 3000])
 )
 def test_equals_plain_greedy_on_small_pools(problem, similarity, few):
-  with few_rows(few):
-    result = selection.facility_location(similarity=similarity, **problem)
+  result = select(Options(kernel_rows=few), similarity=similarity, **problem)
   s = reference.similarities_in_use(problem.pop('features'), similarity)
   indices, gains, objective = reference.facility_location(s, **problem)
   np.testing.assert_array_equal(result.indices, indices)
@@ -93,10 +92,10 @@ def test_cuts_top_ups_and_scales_change_no_pick(
 ):
   def picks(**changes):
     arguments = {**problem, **changes}
-    with few_rows(few):
-      return selection.facility_location(
-        similarity=similarity, **arguments
-      ).indices.tolist()
+    result = select(
+      Options(kernel_rows=few), similarity=similarity, **arguments
+    )
+    return result.indices.tolist()
 
   whole = picks()
   cut = round(share * problem['budget'])
@@ -107,25 +106,26 @@ def test_cuts_top_ups_and_scales_change_no_pick(
   assert picks(features=scaled) == whole
 
 
+# Of 16 rows per tile, so that several devices have some.
 BLOCKS = (
-  dict(BATCH=8, PANEL=8, _PAIRS=2, _LANES=1),
-  dict(BATCH=24, PANEL=24, _PAIRS=1, _LANES=3, _MOST_KEPT=24),
+  dict(batch=8, panel=8, pairs=2, in_flight=1, tile_rows=16),
+  dict(batch=24, panel=24, pairs=1, in_flight=3, max_cached=24, tile_rows=16),
 )
 
 
 @hypothesis.settings(max_examples=50, deadline=None)
 @hypothesis.given(
   problem=problems(st.sampled_from([9, 60])),
-  method=st.sampled_from(module.METHODS),
+  method=st.sampled_from(METHODS),
   memory_limit=st.sampled_from([None, 2000, 10**4]),
   # So few that most programs are compiled once.
   devices_and_blocks=st.sampled_from([(1, 0), (1, 1), (4, 0), (8, 1)]),
   way=st.sampled_from(
     [
-      dict(_FEW_ROWS=3000),
-      dict(_FEW_ROWS=0),
-      dict(_FEW_ROWS=0, _SMALL=0),
-      dict(_FEW_ROWS=0, _lists_pay=lambda *args: False),
+      dict(kernel_rows=3000),
+      dict(kernel_rows=0),
+      dict(kernel_rows=0, small_residuals=0),
+      dict(kernel_rows=0, use_residuals=False),
     ]
   ),
 )
@@ -135,18 +135,13 @@ def test_block_sizes_and_devices_change_no_pick(
   devices, blocks = devices_and_blocks
   problem |= dict(similarity=selection.Rbf(width=0.3), method=method)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
-  # Of 16 rows, so that several devices have some.
-  with mock.patch.object(sharding, 'TILE_ROWS', 16):
-    expected = selection.facility_location(**problem)
-    with (
-      mock.patch.multiple(columns, **BLOCKS[blocks]),
-      mock.patch.multiple(module, **way),
-    ):
-      problem |= dict(memory_limit=memory_limit)
-      result = selection.facility_location(mesh=mesh, **problem)
-      if method == 'threshold':
-        # How much slack is used depends on all but the devices.
-        expected = selection.facility_location(**problem)
+  expected = select(Options(tile_rows=16), **problem)
+  options = Options(**BLOCKS[blocks], **way)
+  problem |= dict(memory_limit=memory_limit)
+  result = select(options, mesh=mesh, **problem)
+  if method == 'threshold':
+    # How much slack is used depends on all but the devices.
+    expected = select(options, **problem)
   np.testing.assert_array_equal(result.indices, expected.indices)
   np.testing.assert_array_equal(result.gains, expected.gains)
   assert result.objective == expected.objective
@@ -172,47 +167,62 @@ def test_similarities_sum_exactly_in_any_order(similarity):
   np.testing.assert_array_equal(s - s[:, :1], exact)
 
 
-@pytest.fixture
-def large_pool(monkeypatch):
-  """Sends small pools the way of large ones."""
-  monkeypatch.setattr(module, '_FEW_ROWS', 0)
+def wrong_at_last(cache, row_C, gain_U, guessed):
+  """Guesses right at first, then the last candidate that is left."""
+  if guessed:
+    return len(row_C) - len(guessed)
+  return likely_pick(cache, row_C, gain_U, [])
 
 
-@pytest.fixture(
-  params=[
-    'kernel',
-    'lists_at_once',
-    'guessed',
-    'wrong_guess',
-    'lists_later',
-    'no_lists',
-  ]
-)
-def way(request, monkeypatch):
-  """Sends small pools through every way that there is."""
-  if request.param == 'kernel':
-    return
-  monkeypatch.setattr(module, '_FEW_ROWS', 0)
-  if request.param != 'lists_at_once':
-    monkeypatch.setattr(module, '_SMALL', 0)
-  if request.param == 'wrong_guess':
-    # Right at first, then the last candidate that is left.
-    likely = module._likely_pick
-    monkeypatch.setattr(
-      module,
-      '_likely_pick',
-      lambda columns, row_C, gain_U, picked: (
-        len(row_C) - len(picked)
-        if picked
-        else likely(columns, row_C, gain_U, [])
-      ),
-    )
-  if request.param == 'lists_later':
-    monkeypatch.setattr(columns.Columns, 'symmetric', lambda *args: False)
-  if request.param == 'no_lists':
-    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
-    # Two batches of columns fit: they push one another out.
-    monkeypatch.setattr(columns, '_MOST_KEPT', 128)
+LISTED = dict(kernel_rows=0, small_residuals=0)
+HOST = ('stale gains over residuals', 'fresh gains over residuals')
+# Options that send small pools through every way that there is; regimes that
+# are then used, and some that are not.
+WAYS = {
+  'kernel': (Options(), {'all similarities'}, {'look-ahead'}),
+  'residuals first': (
+    LARGE,
+    {'pass for residuals', *HOST},
+    {'look-ahead', 'lazy over the cache'},
+  ),
+  'right guess': (
+    Options(**LISTED),
+    {'look-ahead', 'refreshed gains', *HOST},
+    {'pass for residuals', 'all similarities'},
+  ),
+  'wrong guess': (
+    Options(**LISTED, guess=wrong_at_last),
+    {'look-ahead', 'refreshed gains', 'pass for residuals', *HOST},
+    {'all similarities'},
+  ),
+  'residuals later': (
+    Options(**LISTED, symmetric=False),
+    {'refreshed gains', 'pass for residuals', *HOST},
+    {'look-ahead'},
+  ),
+  'no residuals': (
+    # Two batches fit the cache: they push one another out.
+    Options(**LISTED, use_residuals=False, max_cached=128),
+    {'lazy over the cache'},
+    {'pass for residuals', 'all similarities', *HOST},
+  ),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+  """Options of one of all ways."""
+  return WAYS[request.param][0]
+
+
+@pytest.mark.parametrize('name', WAYS)
+def test_options_lead_to_the_regimes_that_are_meant(name):
+  options, entered, avoided = WAYS[name]
+  _, trace = traced(
+    options, clustered(300), 120, selection.Cosine(), initial=[5, 7]
+  )
+  assert entered <= set(trace)
+  assert not avoided & set(trace)
 
 
 @pytest.mark.parametrize('similarity', SIMILARITIES)
@@ -220,8 +230,8 @@ def test_every_way_picks_the_same(similarity, way):
   features = clustered(300)
   features[::7] = features[0]
   weights = np.random.default_rng(1).integers(0, 4, size=300)
-  result = selection.facility_location(
-    features, 120, similarity, initial=[5, 7], weights=weights
+  result = select(
+    way, features, 120, similarity, initial=[5, 7], weights=weights
   )
   s = reference.similarities_in_use(features, similarity)
   indices, gains, objective = reference.facility_location(
@@ -232,16 +242,18 @@ def test_every_way_picks_the_same(similarity, way):
   assert result.objective == objective
 
 
-def test_a_guess_in_another_order_serves_as_well(large_pool, monkeypatch):
+def test_a_guess_in_another_order_serves_as_well():
   features = clustered(300)
   expected = selection.facility_location(features, 100)
   guesses = iter(expected.indices[[0, 1, 4, 2, 5, 3, 6, 8]].tolist())
-  monkeypatch.setattr(module, '_SMALL', 0)
-  monkeypatch.setattr(module, '_WORTH_A_GUESS', -1.0)
-  monkeypatch.setattr(module, '_MOST_GUESSED', 7)
-  monkeypatch.setattr(module, '_likely_pick', lambda *args: next(guesses))
-  monkeypatch.setattr(module, '_short_lists', None)  # Lists are not made again.
-  result = selection.facility_location(features, 100)
+  options = Options(
+    **LISTED,
+    guess_drop=-1.0,
+    max_guesses=7,
+    guess=lambda *args: next(guesses),
+  )
+  result, trace = traced(options, features, 100)
+  assert 'pass for residuals' not in trace
   np.testing.assert_array_equal(result.indices, expected.indices)
   np.testing.assert_array_equal(result.gains, expected.gains)
 
@@ -255,60 +267,49 @@ def test_memory_limit_changes_nothing(memory_limit):
   np.testing.assert_array_equal(result.gains, expected.gains)
 
 
-def test_lists_that_outgrow_the_limit_are_given_up(large_pool, monkeypatch):
+def test_residuals_that_outgrow_the_limit_are_given_up():
   features = np.concatenate([[[99.0] * 6], clustered(1200)])
   similarity = selection.Rbf(gamma=0.02)
   expected = selection.facility_location(features, 150, similarity)
-  made = []
-  short_lists = module._short_lists
-
-  def noted(*args):
-    made.append(short_lists(*args))
-    return made[-1]
-
-  monkeypatch.setattr(module, '_short_lists', noted)
   # The only candidate of the sample covers nothing but itself.
-  monkeypatch.setattr(module, '_sample', lambda row_C: row_C[:1])
-  result = selection.facility_location(
-    features, 150, similarity, memory_limit=2 * 10**5
+  options = dataclasses.replace(LARGE, sampled_candidates=1)
+  result, trace = traced(
+    options, features, 150, similarity, memory_limit=2 * 10**5
   )
-  assert made[0][0] is None
+  first = trace.index('pass for residuals')
+  assert trace[first + 1] == 'residuals do not fit'
   np.testing.assert_array_equal(result.indices, expected.indices)
 
 
-@pytest.mark.parametrize(
-  ('way', 'is_exact'),
-  [
-    ('lists later', False),
-    ('lists made in vain', False),
-    ('lists outgrown at first', True),
-    ('all similarities', True),
-  ],
-)
-def test_slack_ends_at_one_pick_for_any_number_of_devices(
-  way, is_exact, monkeypatch
-):
-  monkeypatch.setattr(module, '_SMALL', 0)
+SLACK = {
+  'residuals later': (dict(), 5 * 10**4, False),
+  # A sample of the row whose similarities to all others are 0 misleads.
+  'residuals made in vain': (
+    dict(sparse_one_in=100, min_guess_rows=1, max_guess_rows=1),
+    4 * 10**5,
+    False,
+  ),
+  'residuals outgrown at first': (
+    dict(sparse_one_in=1, sampled_candidates=1),
+    4 * 10**5,
+    True,
+  ),
+  # Several devices would use slack to the end.
+  'all similarities': (dict(sparse_one_in=100), 10**7, True),
+}
+
+
+@pytest.mark.parametrize('name', SLACK)
+def test_slack_ends_at_one_pick_for_any_number_of_devices(name):
+  changes, memory_limit, is_exact = SLACK[name]
+  options = Options(small_residuals=0, **changes)
   features = np.random.default_rng(0).normal(size=(250, 12))
-  # Its similarities to all others are 0: as a sample it misleads.
   features[0] = 99
-  memory_limit = 4 * 10**5
-  if way == 'lists later':
-    memory_limit = 5 * 10**4
-  if way == 'lists made in vain':
-    monkeypatch.setattr(module, '_SPARSE', 100)
-    monkeypatch.setattr(module, '_sample_rows', lambda *args: np.array([0]))
-  if way == 'lists outgrown at first':
-    monkeypatch.setattr(module, '_SPARSE', 1)
-    monkeypatch.setattr(module, '_sample', lambda row_C: row_C[:1])
-  if way == 'all similarities':
-    # Several devices would use slack to the end.
-    monkeypatch.setattr(module, '_SPARSE', 100)
-    memory_limit = 10**7
   similarity = selection.Rbf(gamma=0.04)
-  exact = selection.facility_location(features, 20, similarity)
+  exact = select(options, features, 20, similarity)
   one, four = (
-    selection.facility_location(
+    select(
+      options,
       features,
       20,
       similarity,
@@ -327,7 +328,7 @@ def test_slack_ends_at_one_pick_for_any_number_of_devices(
 def test_all_candidates_picked_before_nothing_gains(way):
   features = clustered(40)
   for method in ('greedy', 'threshold', 'partitioned'):
-    result = selection.facility_location(features, 40, method=method)
+    result = select(way, features, 40, method=method)
     assert sorted(result.indices.tolist()) == list(range(40))
 
 
@@ -359,10 +360,10 @@ def test_scaling_by_a_power_of_two_changes_nothing(scale):
 
 @pytest.mark.parametrize('offset', [0.0, 30.0, 1000.0])
 @pytest.mark.parametrize('width', [0.05, 1.0])
-def test_regret_in_a_float64_replay(offset, width, large_pool):
+def test_regret_in_a_float64_replay(offset, width):
   features = clustered(900).astype(np.float64) + offset
   similarity = selection.Rbf(width=width)
-  result = selection.facility_location(features, 200, similarity)
+  result = select(LARGE, features, 200, similarity)
   s = reference.exact_similarities(features, similarity)
   assert reference.worst_regret(s, result.indices) < 1e-5
   covered = s[:, result.indices].max(axis=1).sum()
@@ -453,7 +454,7 @@ def test_bounds_hold_and_greedy_keeps_its_promise(seed, similarity):
 
 
 def test_bounds_are_useful(way):
-  result = selection.facility_location(clustered(900), 90)
+  result = select(way, clustered(900), 90)
   assert result.objective >= 0.85 * result.upper_bound
   with pytest.raises(ValueError, match='exceeds the budget'):
     result.upper_bound_at(91)
@@ -463,8 +464,8 @@ def test_bounds_are_useful(way):
 def test_threshold_picks_nearly_the_best(epsilon, way):
   features = clustered(400)
   similarity = selection.Rbf(width=0.2)
-  result = selection.facility_location(
-    features, 100, similarity, method='threshold', epsilon=epsilon
+  result = select(
+    way, features, 100, similarity, method='threshold', epsilon=epsilon
   )
   assert len(set(result.indices.tolist())) == 100
   s = reference.exact_similarities(features, similarity)
@@ -475,8 +476,8 @@ def test_threshold_picks_nearly_the_best(epsilon, way):
     assert noted == pytest.approx(gain[pick], abs=1e-4)
     covered = np.maximum(covered, s[:, pick])
   assert result.objective == pytest.approx(covered.sum(), rel=1e-5)
-  part = selection.facility_location(
-    features, 30, similarity, method='threshold', epsilon=epsilon
+  part = select(
+    way, features, 30, similarity, method='threshold', epsilon=epsilon
   )
   np.testing.assert_array_equal(part.indices, result.indices[:30])
 
@@ -511,13 +512,14 @@ def clumps(draw, most):
 )
 def test_threshold_keeps_its_promise(features, epsilon, initial, first):
   similarity = selection.Rbf(gamma=0.2)
-  # Without lists, and after as few exact picks as there can be, all is slack.
-  with mock.patch.multiple(
-    module, _FEW_ROWS=0, _FIRST=first, _lists_pay=lambda *args: False
-  ):
-    result = selection.facility_location(
-      features, 5, similarity, initial, method='threshold', epsilon=epsilon
-    )
+  # Without residuals, and after as few exact picks as there can be, all is
+  # slack.
+  result = select(
+    Options(kernel_rows=0, refreshed_picks=first, use_residuals=False),
+    *(features, 5, similarity, initial),
+    method='threshold',
+    epsilon=epsilon,
+  )
   s = reference.exact_similarities(features, similarity)
   best = reference.best_sets(s, 5, initial)
   before = best[0]
@@ -543,24 +545,25 @@ def test_partitioned_keeps_its_promise(features, initial, random):
   s = reference.exact_similarities(features, similarity)
   best = reference.best_sets(s, 2, initial)
   reached = []
-  # The partition is of positions: permuted rows are parted anew.
+  # The partition is of positions: permuted rows are parted differently.
   for _ in range(8):
     order = list(range(len(features)))
     random.shuffle(order)
     runs = []
 
-    def noted(problem, *args, greedy=module._greedy, runs=runs):
-      runs.append((problem.pick_C, greedy(problem, *args)))
+    def noted(problem, plan, runs=runs):
+      runs.append((problem.pick_C, greedy(problem, plan)))
       return runs[-1][1]
 
-    with mock.patch.object(module, '_greedy', noted):
-      result = selection.facility_location(
-        features[order],
-        2,
-        similarity,
-        [order.index(i) for i in initial],
-        method='partitioned',
-      )
+    problem, plan = posed(
+      Options(),
+      features[order],
+      2,
+      similarity,
+      [order.index(i) for i in initial],
+      method='partitioned',
+    )
+    result = partitioned(problem, plan, run=noted).selection(problem)
     *parts, (union, _) = runs
     assert len(parts) >= 2
     offered = np.concatenate([picks for picks, _ in parts])
@@ -593,10 +596,9 @@ def test_other_methods_on_pools_that_run_out(method):
   assert empty.indices.tolist() == []
 
 
-def test_a_large_host_does_not_raise_the_memory_limit(monkeypatch):
+def test_a_large_host_does_not_raise_the_memory_limit():
   mesh = checks.mesh(None)
-  monkeypatch.setattr(memory, 'free_on_host', lambda: 6 * 2**30)
-  assert memory.limit(None, mesh) == 2**30
-  monkeypatch.setattr(memory, 'free_on_host', lambda: 2**40)
-  assert memory.limit(None, mesh) == 2.5 * 2**30
+  assert memory.limit(None, mesh, lambda: 6 * 2**30) == 2**30
+  assert memory.limit(None, mesh, lambda: 2**40) == 2.5 * 2**30
   assert memory.limit(2**40, mesh) == 2**40
+  assert 0 < memory.limit(None, mesh) <= 2.5 * 2**30

@@ -1,6 +1,3 @@
-import importlib
-from unittest import mock
-
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -9,9 +6,8 @@ import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
-from edsft_jax.selection import sharding
-
-module = importlib.import_module('edsft_jax.selection.k_center')
+from edsft_jax.selection.distances import Sizes
+from edsft_jax.selection.k_center import farthest_first
 
 
 def pool(n, d=5, seed=0):
@@ -117,19 +113,21 @@ def test_differences_that_float32_cannot_tell_decide():
 
 
 @pytest.mark.parametrize('block', [2, 3, 7])
-def test_ties_across_the_edge_of_a_block(block, monkeypatch):
-  monkeypatch.setattr(module, '_BLOCK', block)
+def test_ties_across_the_edge_of_a_block(block):
   for seed in range(6):
     features = np.random.default_rng(seed).integers(0, 4, size=(60, 3))
     features = np.unique(features, axis=0)[::-1]
-    result = selection.k_center(features, len(features))
+    result = farthest_first(
+      features, len(features), (), 0, None, None, Sizes(farthest=block)
+    )
     indices, _, _ = reference.k_center(features, len(features))
     np.testing.assert_array_equal(result.indices, indices)
 
 
-BLOCKS = (
-  dict(_BLOCK=3, _BATCH=8, _SMALL_BATCH=4, _TILE=5),
-  dict(_BLOCK=16, _BATCH=2, _SMALL_BATCH=1, _TILE=40),
+# Of 16 rows per tile, so that several devices have some.
+SIZES = (
+  Sizes(farthest=3, batch=8, small_batch=4, exact=5, tile_rows=16),
+  Sizes(farthest=16, batch=2, small_batch=1, exact=40, tile_rows=16),
 )
 
 
@@ -147,12 +145,9 @@ def test_block_sizes_and_devices_change_no_pick(data, n, devices_and_blocks):
   initial = data.draw(st.permutations(range(n)))[: data.draw(st.integers(0, 3))]
   first = data.draw(st.integers(0, n - 1))
   arguments = features, n - len(initial), initial, first
-  # Of 16 rows, so that several devices have some.
-  with mock.patch.object(sharding, 'TILE_ROWS', 16):
-    expected = selection.k_center(*arguments)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
-    with mock.patch.multiple(module, **BLOCKS[blocks]):
-      result = selection.k_center(*arguments, mesh=mesh)
+  expected = farthest_first(*arguments, None, None, Sizes(tile_rows=16))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ('data',))
+  result = farthest_first(*arguments, mesh, None, SIZES[blocks])
   np.testing.assert_array_equal(result.indices, expected.indices)
   np.testing.assert_array_equal(result.gains, expected.gains)
   assert result.objective == expected.objective

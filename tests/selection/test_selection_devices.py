@@ -1,21 +1,20 @@
 """The same picks on any number of devices, and true float32 on all."""
 
-import importlib
 import json
 import re
 
+from inner_selection import posed, select
 import jax
 import numpy as np
 import pytest
 import two_processes
 
 from edsft_jax import selection
-from edsft_jax.selection import sharding
-
-module = importlib.import_module('edsft_jax.selection.facility_location')
-columns = importlib.import_module('edsft_jax.selection.columns')
-center = importlib.import_module('edsft_jax.selection.k_center')
-log_determinant = importlib.import_module('edsft_jax.selection.log_determinant')
+from edsft_jax.selection import distances, pair_pass, programs, sharding
+from edsft_jax.selection.log_determinant import extend, start
+from edsft_jax.selection.options import Options
+from edsft_jax.selection.progress import Progress
+from edsft_jax.selection.search import Search
 
 # In every process: the same calls, which print picks and gains.
 SELECTIONS = """
@@ -64,19 +63,16 @@ def mesh_of(devices):
   )
 
 
-@pytest.mark.parametrize('lists', [True, False])
+@pytest.mark.parametrize('residuals', [True, False])
 @pytest.mark.parametrize('method', ['greedy', 'threshold'])
-def test_facility_location_on_any_number_of_devices(method, lists, monkeypatch):
-  features, budget = pool(), 200
-  if not lists:
-    monkeypatch.setattr(module, '_lists_pay', lambda *args: False)
-    budget = 12
-  expected = selection.facility_location(
-    features, budget, initial=[3], method=method
-  )
+def test_facility_location_on_any_number_of_devices(method, residuals):
+  features, budget = pool(), 200 if residuals else 12
+  options = Options(use_residuals=residuals)
+  arguments = dict(initial=[3], method=method)
+  expected = select(options, features, budget, **arguments)
   for devices in (4, 8):
-    result = selection.facility_location(
-      features, budget, initial=[3], method=method, mesh=mesh_of(devices)
+    result = select(
+      options, features, budget, mesh=mesh_of(devices), **arguments
     )
     np.testing.assert_array_equal(result.indices, expected.indices)
     np.testing.assert_array_equal(result.gains, expected.gains)
@@ -110,14 +106,18 @@ def test_each_device_holds_its_share_of_the_factor():
   points = np.ones((4096, 3), np.float32)
   mesh = mesh_of(8)
   with jax.enable_x64(True):
-    program = log_determinant._greedy_map.lower(
-      *(sharding.tiles(array, mesh) for array in (points, *points.T[:2])),
-      np.full(7, -1, np.int32),
-      np.int32(4096),
-      np.float64(1),
+    n, jitter = np.int32(4096), np.float64(1)
+    rows = [sharding.tiles(array, mesh) for array in (points, *points.T[:2])]
+    state = start(rows[2], n, jitter, rank=7, mesh=mesh)
+    program = extend.lower(
+      *(state, *rows, np.full(7, -1, np.int32), n, jitter),
+      *(np.int32(0), np.int32(7)),
       formula='rbf',
       mesh=mesh,
     ).compile()
+  assert {s.data.shape for s in state.factor_MxU.addressable_shards} == {
+    (7, 512)
+  }
   text = program.as_text()
   assert 'f64[7,512]' in text
   assert '4096' not in re.sub('metadata={.*?}', '', text)
@@ -125,12 +125,19 @@ def test_each_device_holds_its_share_of_the_factor():
 
 def test_each_device_holds_its_share():
   points = pool(4096).astype(np.float32)
-  held = columns.Columns('rbf', points, np.ones(len(points)), mesh_of(8), 10**8)
-  distances = center._Distances(points, np.arange(4096), 1, mesh_of(8))
+  problem, plan = posed(
+    Options(), points, 1, mesh=mesh_of(8), memory_limit=10**8
+  )
+  cache = Search.of(problem, plan).cache
+  center = distances.Distances(
+    *(points, np.arange(4096), 1, mesh_of(8)),
+    Progress(None),
+    distances.Sizes(),
+  )
   for array in (
-    held._point_TxRxD,
-    held._compute(np.arange(3), 64),
-    distances._point_TxRxD,
+    cache.rows.point_TxRxD,
+    cache.compute(np.arange(3), 64),
+    center.point_TxRxD,
   ):
     sizes = {shard.data.size for shard in array.addressable_shards}
     assert sizes == {array.size // 8}
@@ -161,11 +168,11 @@ def test_products_are_true_float32():
   row = np.arange(64, dtype=np.int32)
   with jax.enable_x64(True):
     lowered = [
-      columns._columns.lower(
+      programs.similarities.lower(
         tiles, rows, points, norms, norms, row, formula='rbf', mesh=mesh
       ),
-      columns._kernel.lower(tiles, rows, rows, formula='rbf'),
-      columns._symmetric_gains.lower(
+      programs.all_similarities.lower(tiles, rows, rows, formula='rbf'),
+      pair_pass.add_pairs.lower(
         tiles,
         rows,
         rows,
@@ -177,8 +184,10 @@ def test_products_are_true_float32():
         formula='rbf',
         keep=True,
       ),
-      center._nearest.lower(tiles, rows, rows, points, norms, mesh=mesh),
-      center._squares.lower(
+      distances.lowered_bounds.lower(
+        tiles, rows, rows, points, norms, mesh=mesh
+      ),
+      distances.squares_to_chosen.lower(
         points,
         norms,
         np.ones((200, 3), np.float32),
@@ -186,15 +195,19 @@ def test_products_are_true_float32():
         np.int32(0),
         np.int32(64),
         np.float32(1),
+        batch=128,
       ),
-      center._pairs.lower(points, norms, np.float32(1)),
-      log_determinant._greedy_map.lower(
+      distances.squares_among.lower(points, norms, np.float32(1)),
+      extend.lower(
+        start(rows, np.int32(64), np.float64(1), rank=64, mesh=mesh),
         tiles,
         rows,
         rows,
         row,
         np.int32(64),
-        np.float32(1),
+        np.float64(1),
+        np.int32(0),
+        np.int32(64),
         formula='rbf',
         mesh=mesh,
       ),

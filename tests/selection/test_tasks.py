@@ -117,6 +117,8 @@ def test_seeds_change_prompts_and_not_tasks():
     (dict(budget=-1), 'budget -1'),
     (dict(confidence=[1, 1]), 'confidence has shape'),
     (dict(confidence=[1, 0, 1]), 'confidence has values'),
+    (dict(confidence=[1, 1e-320, 1e-320]), 'confidence or its inverse'),
+    (dict(confidence=[1e308, 1e308, 1]), 'confidence or its inverse'),
     (dict(confidence=[1, np.nan, 1]), 'confidence has NaN'),
     (dict(initial=[3]), 'initial has 3'),
     (dict(seed=-1), 'seed -1'),
