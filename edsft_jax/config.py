@@ -42,6 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
   # A file of ids to leave out of the pool: a table with a column id, or text
   # with one id per line; '' leaves out none.
   c.pool.exclude = ''
+  # True: pool.path may have new rows. They are appended to the pool and scored;
+  # what was chosen and is asked for or answered stays chosen, budgets stay
+  # totals, and the held-out set stays as it is. Old rows may not change.
+  c.pool.append = False
   # Prompts with reference responses to evaluate on: like pool.path ...
   c.pool.heldout_path = ''
   # ... or, without such a file, this share of the pool's answered prompts,

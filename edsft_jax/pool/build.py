@@ -5,13 +5,12 @@ excluded.
 """
 
 import collections
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
-import dataclasses
 import gc
 from typing import Any
 
-from edsft_jax import errors, store
+from edsft_jax import errors
 from edsft_jax.pool import columns as columns_lib
 from edsft_jax.pool import (
   conversations,
@@ -22,82 +21,13 @@ from edsft_jax.pool import (
   markers,
   values,
 )
+from edsft_jax.pool.built import Built, Rules, of_places
 from edsft_jax.tables import readers
 
-NO_TASK = 'none'
 # With at least this many prompts, one task per prompt is not a task.
 _FEW_PROMPTS = 20
 # Number of prompts to detect their form from.
 _SAMPLE_SIZE = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-  """The options of the user.
-
-  Attributes:
-    named: column names.
-    named_if_there: whether to detect a column if the named one does not exist.
-    strict: whether to fail on a row that would be quarantined, or merged with
-      a row that has other text in some column.
-    answers_in_prompts: whether prompts may contain their responses.
-    heldout_fraction: the share of answered prompts to hold out.
-    excluded: ids to leave out.
-  """
-
-  named: columns_lib.Named = dataclasses.field(
-    default_factory=columns_lib.Named
-  )
-  named_if_there: bool = False
-  strict: bool = False
-  answers_in_prompts: bool = False
-  heldout_fraction: float = 0.0
-  excluded: Collection[str] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Built:
-  """The contents of a file.
-
-  Attributes:
-    columns: their roles.
-    num_rows: how many rows were read.
-    pool: the prompts to choose from, with the answers that came with them.
-    heldout: the prompts split off for evaluation.
-    with_tasks: whether the task column holds tasks.
-    kept: other columns of the pool.
-    dropped: columns left out, with the reason.
-    quarantine: rejected rows: line, id, reason.
-    duplicates: rows merged into another, and prompts nearly equal to another:
-      line, id, kept_id, merged, and the names of columns that differ.
-    excluded: number of rows left out by their id.
-    notes: messages for the user.
-  """
-
-  columns: columns_lib.Columns
-  num_rows: int
-  pool: list[items.Item]
-  heldout: list[items.Item]
-  with_tasks: bool
-  kept: dict[str, list[store.Scalar | None]]
-  dropped: dict[str, str]
-  quarantine: list[dict[str, Any]]
-  duplicates: list[dict[str, Any]]
-  excluded: int
-  notes: list[str]
-
-  @property
-  def num_merged(self) -> int:
-    """Number of rows merged into another."""
-    return sum(row['merged'] for row in self.duplicates)
-
-  def prompts(self) -> store.Prompts:
-    """The pool with its answers."""
-    return as_prompts(self.pool, self.with_tasks)
-
-  def heldout_prompts(self) -> store.Prompts:
-    """The held-out set."""
-    return as_prompts(self.heldout, self.with_tasks)
 
 
 def build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
@@ -140,17 +70,6 @@ def _build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
   for row in read:
     sorter.add(row)
   return sorter.finish()
-
-
-def as_prompts(rows: Sequence[items.Item], with_tasks: bool) -> store.Prompts:
-  """Converts items to what other stages read."""
-  has_tasks = with_tasks and any(item.task for item in rows)
-  return store.Prompts(
-    ids=[item.id for item in rows],
-    prompts=[item.prompt for item in rows],
-    tasks=[item.task or NO_TASK for item in rows] if has_tasks else None,
-    responses=[item.response for item in rows],
-  )
 
 
 def _find_form(
@@ -321,7 +240,9 @@ class _Sorter:
       pool=pool,
       heldout=held,
       with_tasks=not problem,
-      kept=_only_pool(others.kept, chosen),
+      kept=of_places(
+        others.kept, [i for i, out in enumerate(chosen) if not out]
+      ),
       dropped=dropped,
       quarantine=self._quarantine,
       duplicates=self._duplicates,
@@ -464,17 +385,6 @@ def _place(row: readers.Row) -> Mapping[str, Any]:
   """The position of a row, for quarantine.jsonl and duplicates.jsonl."""
   file = {'file': row.file} if row.file else {}
   return {**file, 'line': row.line}
-
-
-def _only_pool(
-  columns: Mapping[str, list[store.Scalar | None]], heldout: Sequence[bool]
-) -> dict[str, list[store.Scalar | None]]:
-  """The columns without held-out rows, if they have any value left."""
-  left = {
-    name: [v for v, out in zip(values, heldout, strict=True) if not out]
-    for name, values in columns.items()
-  }
-  return {n: vs for n, vs in left.items() if any(v is not None for v in vs)}
 
 
 def _is_prose(value: Any) -> bool:

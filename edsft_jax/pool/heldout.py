@@ -31,7 +31,10 @@ def split(rows: Sequence[items.Item], fraction: float) -> list[bool]:
   first_of: dict[int, int] = {}
   said_by: dict[_Pair, int] = {}
   for i, item in enumerate(rows):
-    groups.join(first_of.setdefault(_beginning(item), i), i)
+    # `near` is kept with the item; the pool needs it again.
+    is_text = isinstance(item.prompt, str)
+    beginning = item.near if is_text else _beginning(item.prompt)
+    groups.join(first_of.setdefault(beginning, i), i)
     for pair in _pairs_said(item.prompt):
       groups.join(said_by.setdefault(pair, i), i)
   if said_by:
@@ -86,19 +89,34 @@ def separate(
   return Separated(kept, in_pool, near_pool, in_conversation)
 
 
-def _beginning(item: items.Item) -> int:
+def revealing(rows: Sequence[items.Item], heldout: store.Prompts) -> list[bool]:
+  """Which rows would have been grouped with a held-out prompt."""
+  beginnings = {_beginning(prompt) for prompt in heldout.prompts}
+  answers = heldout.responses or []
+  pairs = set(map(_pair, heldout.prompts, answers))
+  said = {pair for prompt in heldout.prompts for pair in _pairs_said(prompt)}
+  return [
+    _beginning(item.prompt) in beginnings
+    or not pairs.isdisjoint(_pairs_said(item.prompt))
+    or bool(said and _own_pair(item) in said)
+    for item in rows
+  ]
+
+
+def _beginning(prompt: store.Prompt) -> int:
   """Equal for prompts whose first user turns have the same words."""
-  if isinstance(item.prompt, str):
-    return item.near
-  first = next(m['content'] for m in item.prompt if m['role'] == 'user')
-  return duplicates.near_key(first)
+  if not isinstance(prompt, str):
+    prompt = next(m['content'] for m in prompt if m['role'] == 'user')
+  return duplicates.near_key(prompt)
 
 
 def _own_pair(item: items.Item) -> _Pair:
-  question = item.prompt
-  if not isinstance(question, str):
-    question = question[-1]['content']
-  return duplicates.near_key(question), duplicates.near_key(item.response)
+  return _pair(item.prompt, item.response)
+
+
+def _pair(prompt: store.Prompt, response: str) -> _Pair:
+  question = prompt if isinstance(prompt, str) else prompt[-1]['content']
+  return duplicates.near_key(question), duplicates.near_key(response)
 
 
 def _pairs_said(prompt: store.Prompt) -> Iterator[_Pair]:

@@ -13,8 +13,10 @@ from typing import Any
 import ml_collections
 
 from edsft_jax import console, errors, store
+from edsft_jax.pool import append as append_lib
 from edsft_jax.pool import build, excluded, heldout, sources
 from edsft_jax.pool import columns as columns_lib
+from edsft_jax.pool.built import Built, Rules, as_prompts
 
 # Newer options are in the fingerprint only if set: older workdirs lack them.
 _COLUMN_OPTIONS = (
@@ -24,6 +26,7 @@ _COLUMN_OPTIONS = (
   'response_column',
 )
 _NEWER_COLUMN_OPTIONS = ('context_column', 'system_column')
+_FILE = 'file of pool.path'
 # Number of tasks to print.
 _TASKS_SHOWN = 12
 
@@ -97,7 +100,9 @@ def _run_pool(
   source = _open_pool(options)
   fraction = _split_fraction(options, manifest)
   fingerprint = _fingerprint(options, source, fraction)
-  if manifest.is_done('pool') and workdir.pool.exists():
+  done = manifest.is_done('pool') and workdir.pool.exists()
+  appends = done and options.append and _has_new_file(manifest, fingerprint)
+  if done and not appends:
     manifest.begin('pool', fingerprint)
     _refuse_quarantined(options, workdir, manifest.counts('pool'))
     _say_pool(workdir, manifest.counts('pool'))
@@ -105,10 +110,13 @@ def _run_pool(
 
   rules = dataclasses.replace(
     _rules(options),
-    heldout_fraction=fraction,
+    heldout_fraction=0.0 if appends else fraction,
     excluded=excluded.read(options.exclude),
   )
   built = build.build(options.path, source.rows(options.limit), rules)
+  if appends:
+    was_split = manifest.counts('pool')['heldout'] > 0
+    built = append_lib.append(options.path, built, workdir, was_split)
   counts = _count(built)
   for note in built.notes:
     console.say('pool', note)
@@ -119,25 +127,85 @@ def _run_pool(
   if fraction and not counts['answers'] and not counts['heldout']:
     console.say('pool', 'no row has a response: nothing is held out')
 
-  manifest.restart('pool', fingerprint)
+  if appends:
+    # The old record stays until the new pool is written.
+    counts['rounds'] = _begin_round(workdir, manifest, len(built.pool))
+    _write(workdir, built)
+    seconds = time.monotonic() - start
+    manifest.update('pool', fingerprint, counts, seconds)
+  else:
+    manifest.restart('pool', fingerprint)
+    # An interrupted run may have left one.
+    workdir.heldout.unlink(missing_ok=True)
+    if built.heldout:
+      store.write_parquet(
+        workdir.heldout, store.prompt_table(built.heldout_prompts())
+      )
+    _write(workdir, built)
+    manifest.finish('pool', counts, seconds=time.monotonic() - start)
+  _say_pool(workdir, counts)
+
+
+def _write(workdir: store.Workdir, built: Built) -> None:
+  """Writes the pool without its answers last: it marks the pool as written."""
   prompts = built.prompts()
   answered = prompts.answered()
   answers = dict(zip(answered.ids, answered.responses or (), strict=True))
   store.write_parquet(workdir.pool_responses, store.response_table(answers))
-  # A run cut short may have left one.
-  workdir.heldout.unlink(missing_ok=True)
-  if built.heldout:
-    store.write_parquet(
-      workdir.heldout, store.prompt_table(built.heldout_prompts())
-    )
   store.write_jsonl(workdir.quarantine, built.quarantine)
   store.write_jsonl(workdir.duplicates, built.duplicates)
   without_answers = dataclasses.replace(prompts, responses=None)
   store.write_parquet(
     workdir.pool, store.prompt_table(without_answers, built.kept)
   )
-  manifest.finish('pool', counts, seconds=time.monotonic() - start)
-  _say_pool(workdir, counts)
+
+
+def _has_new_file(
+  manifest: store.Manifest, fingerprint: dict[str, Any]
+) -> bool:
+  """Whether prompts are to be appended: the file changed, and nothing else.
+
+  Raises:
+    InputError: options have changed too, or scoring is not finished.
+  """
+  known = manifest.stages['pool'].fingerprint
+  store.refuse_change(
+    'the pool in this workdir',
+    {**known, _FILE: fingerprint[_FILE]},
+    fingerprint,
+    'set it back or use another --workdir',
+  )
+  if known[_FILE] == fingerprint[_FILE]:
+    return False
+  if 'score' in manifest.stages and not manifest.is_done('score'):
+    raise errors.InputError(
+      'pool.append: the present pool is not scored completely: finish the '
+      'score stage with the old file first'
+    )
+  return True
+
+
+def _begin_round(
+  workdir: store.Workdir, manifest: store.Manifest, num_prompts: int
+) -> list[dict[str, Any]]:
+  """Records what the pool is now, and returns the record of all rounds.
+
+  An interrupted run has recorded it already; its pool may be written or not.
+  """
+  old = store.hash_file(workdir.pool)
+  num_old = len(store.read_prompts(workdir.pool))
+  rounds = [
+    dataclasses.asdict(r)
+    for r in store.earlier_rounds(manifest)
+    if r.prompts < num_old
+  ]
+  if num_old < num_prompts:
+    rounds.append({'prompts': num_old, 'hash': old})
+  record = manifest.stages['pool']
+  manifest.update(
+    'pool', record.fingerprint, {**record.counts, 'rounds': rounds}
+  )
+  return rounds
 
 
 def _split_fraction(
@@ -161,7 +229,7 @@ def _fingerprint(
   names = ('format', 'limit', *_COLUMN_OPTIONS)
   newer = [name for name in _NEWER_COLUMN_OPTIONS if options[name]]
   fingerprint = {
-    'file of pool.path': source.hash(),
+    _FILE: source.hash(),
     **{f'pool.{name}': options[name] for name in (*names, *newer)},
     'pool.heldout_fraction': fraction,
   }
@@ -172,9 +240,9 @@ def _fingerprint(
   return fingerprint
 
 
-def _rules(options: ml_collections.ConfigDict) -> build.Rules:
+def _rules(options: ml_collections.ConfigDict) -> Rules:
   columns = (*_COLUMN_OPTIONS, *_NEWER_COLUMN_OPTIONS)
-  return build.Rules(
+  return Rules(
     named=columns_lib.Named(
       **{name.removesuffix('_column'): options[name] for name in columns}
     ),
@@ -224,13 +292,13 @@ def _run_heldout(
   manifest.restart('heldout', fingerprint)
   quarantine = workdir.heldout.with_name('quarantine.jsonl')
   store.write_jsonl(quarantine, built.quarantine)
-  prompts = build.as_prompts(separated.kept, built.with_tasks)
+  prompts = as_prompts(separated.kept, built.with_tasks)
   store.write_parquet(workdir.heldout, store.prompt_table(prompts))
   manifest.finish('heldout', counts, seconds=time.monotonic() - start)
   _say_heldout(path, counts)
 
 
-def _count(built: build.Built) -> dict[str, Any]:
+def _count(built: Built) -> dict[str, Any]:
   prompts = built.prompts()
   tasks = collections.Counter(prompts.tasks or ())
   return {
@@ -264,6 +332,12 @@ def _refuse_quarantined(
 
 
 def _say_pool(workdir: store.Workdir, counts: dict[str, Any]) -> None:
+  if rounds := counts.get('rounds'):
+    new = counts['prompts'] - rounds[-1]['prompts']
+    console.say(
+      'pool',
+      f'{console.count(new, "prompt")} appended to {rounds[-1]["prompts"]:,}',
+    )
   # Workdirs of older versions lack some of the counts.
   if 'columns' in counts:
     console.say('pool', f'columns: {counts["columns"]}')

@@ -66,8 +66,16 @@ def to_generate(
   options: ml_collections.ConfigDict,
   tasks: Sequence[str] | None,
   num_prompts: int,
+  sampled: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Chooses the prompts to continue.
+
+  Args:
+    options: of scoring.
+    tasks: a label for each prompt, or None.
+    num_prompts: N.
+    sampled: bool, the prompts scored earlier (the first of the pool) that a
+      task's confidence is estimated from; they stay.
 
   Returns:
     bool [N], the prompts to continue; and bool [N], the prompts that a task's
@@ -85,16 +93,29 @@ def to_generate(
       f'scoring.confidence_prompts_per_task is {per_task}, but the pool has no '
       'tasks: name the task column by pool.task_column, or leave it at 0'
     )
-  in_sample = draw(tasks, per_task)
+  in_sample = draw(tasks, per_task, sampled)
   return in_sample | options.generate, in_sample
 
 
-def draw(tasks: Sequence[str], per_task: int) -> np.ndarray:
-  """Draws up to `per_task` prompts at random from each task; bool [N]."""
+def draw(
+  tasks: Sequence[str], per_task: int, earlier: np.ndarray | None = None
+) -> np.ndarray:
+  """Draws up to `per_task` prompts at random from each task; bool [N].
+
+  Args:
+    tasks: a label for each prompt.
+    per_task: how many.
+    earlier: bool, what was drawn from the first prompts; they are not drawn
+      from again.
+  """
   rng = np.random.default_rng(0)
   names, task_N = np.unique(tasks, return_inverse=True)
   drawn_N = np.zeros(len(task_N), bool)
+  num_earlier = 0 if earlier is None else len(earlier)
+  drawn_N[:num_earlier] = False if earlier is None else earlier
   for task in range(len(names)):
     members = np.flatnonzero(task_N == task)
-    drawn_N[rng.permutation(members)[:per_task]] = True
+    missing = per_task - drawn_N[members].sum()
+    new = members[members >= num_earlier]
+    drawn_N[rng.permutation(new)[: max(missing, 0)]] = True
   return drawn_N

@@ -39,13 +39,34 @@ def write(path: pathlib.Path, scores: pa.Table, features: np.ndarray) -> None:
     store.write_npy(partial / 'features.npy', features)
 
 
+def earlier(shards: pathlib.Path) -> pathlib.Path:
+  """The path of the shard of all prompts scored before the pool grew."""
+  return shards / 'earlier'
+
+
+def num_prompts(path: pathlib.Path) -> int:
+  """Number of prompts in a shard; 0 if it does not exist."""
+  if not path.exists():
+    return 0
+  return int(pq.read_metadata(path / 'scores.parquet').num_rows)
+
+
+def confidence_sample(path: pathlib.Path) -> np.ndarray:
+  """Which prompts of a shard a task's confidence is estimated from; bool."""
+  table = pq.read_table(path / 'scores.parquet', columns=['confidence_sample'])
+  return table['confidence_sample'].to_numpy()
+
+
 def part(items: Sequence[T], index: int, count: int) -> Sequence[T]:
   """The index-th of `count` contiguous parts of nearly equal size."""
   return items[len(items) * index // count : len(items) * (index + 1) // count]
 
 
 def join_features(
-  workdir: store.Workdir, num_shards: int, index: int, count: int
+  workdir: store.Workdir,
+  folders: Sequence[pathlib.Path],
+  index: int,
+  count: int,
 ) -> None:
   """Joins the index-th of `count` parts of the shards into a features file.
 
@@ -53,27 +74,25 @@ def join_features(
   never in memory and few files are open.
   """
 
-  def read(number: int) -> np.ndarray:
-    path = folder(workdir.score_shards, number)
+  def read(path: pathlib.Path) -> np.ndarray:
     return np.load(path / 'features.npy', mmap_mode='r')
 
-  mine = part(range(num_shards), index, count)
+  mine = part(folders, index, count)
   path = workdir.features
   if count > 1:
     path = workdir.features_part(index, count)
-  shape = (sum(len(read(i)) for i in mine), read(0).shape[1])
+  shape = (sum(len(read(i)) for i in mine), read(folders[0]).shape[1])
   store.write_rows(path, shape, np.float32, map(read, mine))
 
 
-def join_scores(workdir: store.Workdir, num_shards: int) -> None:
+def join_scores(
+  workdir: store.Workdir, folders: Sequence[pathlib.Path]
+) -> None:
   """Joins the shards into scores.parquet."""
   store.write_parquet(
     workdir.scores,
     pa.concat_tables(
-      (
-        pq.read_table(folder(workdir.score_shards, i) / 'scores.parquet')
-        for i in range(num_shards)
-      ),
+      (pq.read_table(path / 'scores.parquet') for path in folders),
       # A shard without a continued prompt has no columns of continuations.
       promote_options='default',
     ),

@@ -17,6 +17,7 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax.inference.throughput import Rate
 from edsft_jax.scoring import shards, table
 from edsft_jax.scoring.encoding import EncodedPool, to_generate
+from edsft_jax.scoring.plan import ShardPlan, begin
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
 
@@ -98,32 +99,32 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   check(config, workdir, frozenset())
   path = models.resolve(config.model.path)
   pool = store.read_prompts(workdir.pool)
-  ranges = shards.bounds(len(pool), config.scoring.shard_prompts)
-  folders = [shards.folder(workdir.score_shards, i) for i in range(len(ranges))]
   manifest = store.Manifest(workdir)
   first = processes.is_first()
   # The first process decides for all what is left to do, because a network file
   # system may show each a different state. Nothing else is written before that.
-  todo = processes.from_first(
+  size = len(pool), config.scoring.shard_prompts
+  begun = processes.from_first(
     'shards to score',
-    lambda: _begin(
-      manifest, _fingerprint(config, workdir, path, pool), workdir, folders
+    lambda: begin(
+      manifest, _fingerprint(config, workdir, path, pool), workdir, *size
     ),
   )
-  if todo is None:
+  if begun is None:
     console.say('score', 'already done')
     return
+  plan = ShardPlan.of(workdir, *size, *begun)
   with manifest.timed('score') if first else contextlib.nullcontext():
-    notes = _score_shards(config, path, pool, ranges, folders, todo)
+    notes = _score_shards(config, path, pool, plan)
     processes.barrier('scored')
-    processes.await_files(folders)
+    processes.await_files(plan.all_folders)
     shards.join_features(
-      workdir, len(ranges), processes.index(), processes.count()
+      workdir, plan.all_folders, processes.index(), processes.count()
     )
     processes.barrier('joined')
     if not first:
       return
-    shards.join_scores(workdir, len(ranges))
+    shards.join_scores(workdir, plan.all_folders)
   counts = table.counts(workdir)
   manifest.finish('score', {**counts, 'notes': notes})
   shutil.rmtree(workdir.score_shards)
@@ -166,40 +167,19 @@ def _fingerprint(
   }
 
 
-def _begin(
-  manifest: store.Manifest,
-  fingerprint: dict[str, Any],
-  workdir: store.Workdir,
-  folders: Sequence[pathlib.Path],
-) -> list[int] | None:
-  """Numbers of the shards left to score; None if the stage is done."""
-  shards_done = any(workdir.score_shards.glob('[0-9]*'))
-  if not manifest.is_done('score') and not shards_done:
-    manifest.forget('score')  # There are no shards to mix with other inputs.
-  done = manifest.begin('score', fingerprint)
-  if done and workdir.scores.exists() and store.feature_files(workdir):
-    shutil.rmtree(workdir.score_shards, ignore_errors=True)
-    return None
-  # Left by an interrupted join, perhaps with another number of processes.
-  for path in workdir.features.parent.glob('features*.npy'):
-    path.unlink()
-  return [i for i, path in enumerate(folders) if not path.exists()]
-
-
-def _bar(
-  ranges: Sequence[tuple[int, int]], todo: Sequence[int], work: Sequence[int]
-) -> tqdm.tqdm:
-  """A progress bar over the pool, or over this process's part of it."""
+def _bar(plan: ShardPlan, mine: Sequence[int]) -> tqdm.tqdm:
+  """A progress bar over all shards, or over those of this process."""
 
   def prompts(numbers: Sequence[int]) -> int:
-    return sum(ranges[i][1] - ranges[i][0] for i in numbers)
+    return sum(plan.ranges[i][1] - plan.ranges[i][0] for i in numbers)
 
-  if len(work) == len(todo):
-    total = ranges[-1][1]
-    return console.bar('score', total, 'prompts', initial=total - prompts(todo))
+  if len(mine) == len(plan.todo):
+    total = plan.ranges[-1][1] if plan.ranges else 0
+    done = total - prompts(plan.todo)
+    return console.bar('score', total, 'prompts', initial=done)
   num = processes.count()
   return console.bar(
-    'score', prompts(work), f'prompts in one of {num} processes'
+    'score', prompts(mine), f'prompts in one of {num} processes'
   )
 
 
@@ -207,9 +187,7 @@ def _score_shards(
   config: ml_collections.ConfigDict,
   path: pathlib.Path,
   pool: store.Prompts,
-  ranges: Sequence[tuple[int, int]],
-  folders: Sequence[pathlib.Path],
-  todo: Sequence[int],
+  plan: ShardPlan,
 ) -> list[str]:
   """Scores this process's part of the shards; returns the manifest's notes."""
   c = config.scoring
@@ -219,7 +197,8 @@ def _score_shards(
   )
   for note in notes:
     console.say('score', note)
-  generate, in_sample = to_generate(c, pool.tasks, len(pool))
+  generate, in_sample = _to_generate(c, pool, plan)
+  pool = pool.after(plan.num_earlier)
   mesh = mesh_lib.model_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
   encoded = EncodedPool.of(
@@ -230,17 +209,17 @@ def _score_shards(
   max_rows = min(c.shard_prompts, len(pool))
   scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, max_rows)
 
-  mine = shards.part(todo, processes.index(), processes.count())
-  work = todo if mesh.is_multi_process else mine
-  if 0 < len(todo) < processes.count() and not mesh.is_multi_process:
-    shards_text = console.count(len(todo), 'shard')
+  mine = shards.part(plan.todo, processes.index(), processes.count())
+  computed = plan.todo if mesh.is_multi_process else mine
+  if 0 < len(plan.todo) < processes.count() and not mesh.is_multi_process:
+    shards_text = console.count(len(plan.todo), 'shard')
     text = f'{shards_text} for {processes.count()} processes: some stay idle'
     console.say('score', text)
   sizes = [c.batch_tokens, c.batch_tokens // 2]
-  with _bar(ranges, todo, work) as bar:
+  with _bar(plan, computed) as bar:
     rate = Rate(bar, mesh)
-    for i in work:
-      part = slice(*ranges[i])
+    for i in computed:
+      part = slice(*plan.ranges[i])
       scores = _within_memory(
         scorer_of,
         sizes,
@@ -259,9 +238,21 @@ def _score_shards(
         if in_sample is not None:
           columns['confidence_sample'] = in_sample[part]
         rows = table.make_table(columns, scores, prompt_format)
-        shards.write(folders[i], rows, scores.features)
+        shards.write(plan.folders[i], rows, scores.features)
   _say_programs(scorer_of(sizes[0]).num_programs, shapes, bool(generate.any()))
   return notes
+
+
+def _to_generate(
+  options: ml_collections.ConfigDict, pool: store.Prompts, plan: ShardPlan
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """`to_generate` for the prompts that were not scored earlier."""
+  sampled = None
+  if plan.num_earlier and options.confidence_prompts_per_task:
+    sampled = shards.confidence_sample(plan.all_folders[0])
+  generate, in_sample = to_generate(options, pool.tasks, len(pool), sampled)
+  new = slice(plan.num_earlier, None)
+  return generate[new], None if in_sample is None else in_sample[new]
 
 
 def _scorers(

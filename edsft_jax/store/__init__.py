@@ -43,6 +43,7 @@ from edsft_jax.store.prompts import (
   response_table,
 )
 from edsft_jax.store.remote import local
+from edsft_jax.store.rounds import Round, earlier_rounds, round_of
 from edsft_jax.store.text import csv_records, damage
 from edsft_jax.store.workdir import (
   Run,
@@ -58,6 +59,7 @@ __all__ = [
   'Message',
   'Prompt',
   'Prompts',
+  'Round',
   'Run',
   'Scalar',
   'StageRecord',
@@ -66,6 +68,7 @@ __all__ = [
   'claimed',
   'csv_records',
   'damage',
+  'earlier_rounds',
   'feature_files',
   'has_scheme',
   'hash_features',
@@ -87,6 +90,7 @@ __all__ = [
   'replacing',
   'require',
   'response_table',
+  'round_of',
   'versions',
   'write_json',
   'write_jsonl',

@@ -127,6 +127,28 @@ class Manifest:
     total = round(self._stages[stage].seconds + seconds, 3)
     self._change(stage, done=True, counts=plain(counts), seconds=total)
 
+  def update(
+    self,
+    stage: str,
+    fingerprint: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    seconds: float = 0.0,
+  ) -> None:
+    """Replaces the record of a done stage whose results were extended.
+
+    Args:
+      stage: its name.
+      fingerprint: its options and input hashes, by name.
+      counts: its counts, by name.
+      seconds: wall time to add.
+    """
+    self._change(
+      stage,
+      fingerprint=plain(fingerprint),
+      counts=plain(counts),
+      seconds=round(self._stages[stage].seconds + seconds, 3),
+    )
+
   @contextlib.contextmanager
   def timed(self, stage: str) -> Iterator[None]:
     """Adds the block's wall seconds to the stage, even if it fails."""

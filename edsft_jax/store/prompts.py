@@ -57,6 +57,10 @@ class Prompts:
     """The first `count` prompts, or all if there are fewer."""
     return self.where([i < count for i in range(len(self))])
 
+  def after(self, count: int) -> 'Prompts':
+    """All but the first `count` prompts."""
+    return self.where([i >= count for i in range(len(self))])
+
   def answered(self) -> 'Prompts':
     """The prompts that have a response."""
     if self.responses is None:

@@ -59,23 +59,10 @@ def csv_records(
   while True:
     line = reader.line_num + 1
     read.clear()
-    # Restored at once: it is the whole program's.
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-      fields = next(reader)
-    except StopIteration:
+    found = _next_record(path, reader, line)
+    if found is None:
       return
-    except csv.Error as e:
-      if 'unexpected end of data' in str(e):
-        raise errors.InputError(
-          f'{path}: the quote that opens in the record of line {line} is '
-          'never closed: fix that line'
-        ) from None
-      fields, problem = [], str(e)
-    else:
-      problem = ''
-    finally:
-      csv.field_size_limit(limit)
+    fields, problem = found
     width = width or len(fields)
     if len(read) > 1 and _are_records(read, delimiter, width):
       last = line + len(read) - 1
@@ -89,6 +76,31 @@ def csv_records(
       yield line, problem
     elif fields:
       yield line, fields
+
+
+def _next_record(
+  path: pathlib.Path, reader: Iterator[list[str]], line: int
+) -> tuple[list[str], str] | None:
+  """The fields of the next record, and what is wrong with it; None at the end.
+
+  Raises:
+    InputError: its quote is never closed.
+  """
+  # Restored at once: it is the whole program's.
+  limit = csv.field_size_limit(sys.maxsize)
+  try:
+    return next(reader), ''
+  except StopIteration:
+    return None
+  except csv.Error as e:
+    if 'unexpected end of data' in str(e):
+      raise errors.InputError(
+        f'{path}: the quote that opens in the record of line {line} is '
+        'never closed: fix that line'
+      ) from None
+    return [], str(e)
+  finally:
+    csv.field_size_limit(limit)
 
 
 def _are_records(lines: list[str], delimiter: str, width: int) -> bool:

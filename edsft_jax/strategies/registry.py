@@ -94,7 +94,9 @@ def _k_center(view: View, budget: int, seed: int) -> Selection:
     'random': lambda: int(selection.random(len(view.pool), 1, seed).indices[0]),
     'medoid': lambda: _medoid(features),
   }[view.k_center_first]()
-  return selection.k_center(features, budget, first=first, mesh=view.mesh)
+  return selection.k_center(
+    features, budget, first=first, mesh=view.mesh, progress=view.progress
+  )
 
 
 def _medoid(features: np.ndarray) -> int:
@@ -115,6 +117,7 @@ def _facility_location(view: View, budget: int, seed: int) -> Selection:
     similarity=view.similarity,
     mesh=view.mesh,
     memory_limit=view.memory_limit,
+    progress=view.progress,
   )
 
 
@@ -130,6 +133,7 @@ def _log_determinant(view: View, budget: int, seed: int) -> Selection:
     similarity=view.similarity,
     mesh=view.mesh,
     memory_limit=view.memory_limit,
+    progress=view.progress,
   )
 
 

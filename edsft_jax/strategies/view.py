@@ -1,6 +1,6 @@
 """The inputs of a strategy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 import jax
@@ -24,6 +24,7 @@ class View:
     k_center_first: 'zero' | 'random' | 'medoid'.
     memory_limit: bytes that a selection may use; None: depends on what is free.
     mesh: the devices.
+    progress: to be called with (picks made, budget) during long work, or None.
   """
 
   pool: store.Prompts
@@ -35,3 +36,4 @@ class View:
   k_center_first: str
   memory_limit: int | None
   mesh: jax.sharding.Mesh
+  progress: Callable[[int, int], None] | None = None

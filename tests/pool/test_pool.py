@@ -10,7 +10,7 @@ import pytest
 
 from configs import default
 from edsft_jax import errors, pool, store
-from edsft_jax.pool import build, demo, sources
+from edsft_jax.pool import built, demo, sources
 
 
 class Study:
@@ -406,7 +406,7 @@ def test_text_and_conversations_in_one_file(study):
 
 def test_rows_without_a_task(study):
   prompts = study.run([{'prompt': 'p', 'task': 'a'}, {'prompt': 'q'}])
-  assert prompts.tasks == ['a', build.NO_TASK]
+  assert prompts.tasks == ['a', built.NO_TASK]
   assert study.counts['tasks'] == 2
 
 

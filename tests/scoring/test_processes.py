@@ -342,8 +342,9 @@ def test_features_of_more_processes_than_shards(tmp_path):
       pa.table({'id': [str(x) for x in range(start, end)]}),
       expected[start:end],
     )
+  folders = [shards.folder(workdir.score_shards, i) for i in range(2)]
   for i in range(3):
-    shards.join_features(workdir, 2, i, 3)
+    shards.join_features(workdir, folders, i, 3)
   np.testing.assert_array_equal(store.read_features(workdir), expected)
 
 

@@ -525,13 +525,14 @@ def test_a_conversation_that_the_template_refuses_is_named(workdir):
 
 def test_more_shards_than_files_may_be_open(workdir):
   parts = [np.full((1, 2), i, np.float32) for i in range(80)]
-  for i, rows in enumerate(parts):
-    shards.write(shards.folder(workdir.score_shards, i), pa.table({}), rows)
+  folders = [shards.folder(workdir.score_shards, i) for i in range(80)]
+  for path, rows in zip(folders, parts, strict=True):
+    shards.write(path, pa.table({}), rows)
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   in_use = len(os.listdir('/proc/self/fd'))
   resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 40, hard))
   try:
-    shards.join_features(workdir, len(parts), 0, 1)
+    shards.join_features(workdir, folders, 0, 1)
   finally:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
   np.testing.assert_array_equal(

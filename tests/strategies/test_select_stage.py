@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from configs import default
-from edsft_jax import errors, selection, store, study
+from edsft_jax import console, errors, selection, store, study
 from edsft_jax.strategies import stage
 from edsft_jax.strategies.registry import STRATEGIES
 
@@ -555,3 +555,18 @@ def test_scores_of_prompts_that_will_not_be_are_refused_before_scoring(
     stage.check(*arguments)
   config.selection.strategies = ('random', 'min_margin')
   stage.check(*arguments)
+
+
+def test_one_bar_counts_the_picks_of_all_orders(workdir, monkeypatch):
+  made = []
+  bar = console.bar
+
+  def kept(*args, **kwargs):
+    made.append(bar(*args, **kwargs))
+    return made[-1]
+
+  monkeypatch.setattr(console, 'bar', kept)
+  stage.run(_config('random', 'facility_location', 'k_center'), workdir)
+  # Two seeds of random choice; the other two depend on no seed.
+  (drawn,) = made
+  assert drawn.n == drawn.total == 4 * BUDGET
