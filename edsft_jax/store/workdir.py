@@ -57,6 +57,11 @@ class Workdir:
     return self.root / 'annotations' / 'responses.parquet'
 
   @property
+  def asked(self) -> pathlib.Path:
+    """The ids in every todo."""
+    return self.root / 'annotations' / 'asked.json'
+
+  @property
   def rejected(self) -> pathlib.Path:
     """Prompts that annotators rejected; no cell uses them."""
     return self.root / 'annotations' / 'rejected.jsonl'

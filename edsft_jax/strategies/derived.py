@@ -34,27 +34,41 @@ def tasks(features: np.ndarray, num_clusters: int) -> list[str]:
   return [f'cluster {label}' for label in labels]
 
 
+def with_scale(width: float, features: np.ndarray) -> selection.Rbf:
+  """The kernel of this width for a pool with these features [N, D].
+
+  It stays the same when other prompts join the pool.
+  """
+  # Over all N^2 pairs, as in selection.Rbf.
+  mean_square_distance = 2 * features.var(axis=0, dtype=np.float64).sum()
+  if not mean_square_distance > 0:
+    return selection.Rbf(width=width)
+  return selection.Rbf(gamma=float(1 / (width * mean_square_distance)))
+
+
 def kernel_width(
   workdir: store.Workdir,
   features: np.ndarray,
   budget: int,
   features_hash: str,
+  grown: bool,
 ) -> float:
   """Returns the width that the gains curves suggest.
 
-  The curves are computed once per workdir. A larger budget keeps the first
-  width, since another one would give a different order, without some of the
-  prompts already bought.
+  The curves are computed once per workdir. A larger budget or pool keeps the
+  first width, since another one would give a different order, without some of
+  the prompts already bought.
 
   Args:
     workdir: has selections/gains_curves.json, which is read or written.
     features: [N, D].
     budget: the largest budget of the study.
     features_hash: hash of the features, stored with the curves.
+    grown: whether prompts were appended to the pool.
   """
   if workdir.gains_curves.exists():
     known = store.read_json(workdir.gains_curves)
-    if known['features'] == features_hash:
+    if grown or known['features'] == features_hash:
       return known['suggested']
   n = len(features)
   sample = np.unique(

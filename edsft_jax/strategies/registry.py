@@ -65,7 +65,7 @@ def _at_random(view: View, budget: int, seed: int) -> Selection:
   """A uniformly random order of the pool."""
   from edsft_jax import selection
 
-  return selection.random(len(view.pool), budget, seed)
+  return selection.random(len(view.pool), budget, seed, initial=view.initial)
 
 
 def _by_score(
@@ -80,7 +80,7 @@ def _by_score(
   from edsft_jax.strategies import scores as scores_lib
 
   values = scores_lib.complete(view.scores, view.pool.ids, column)
-  return selection.top(values, budget, largest=largest)
+  return selection.top(values, budget, largest=largest, initial=view.initial)
 
 
 def _k_center(view: View, budget: int, seed: int) -> Selection:
@@ -95,7 +95,12 @@ def _k_center(view: View, budget: int, seed: int) -> Selection:
     'medoid': lambda: _medoid(features),
   }[view.k_center_first]()
   return selection.k_center(
-    features, budget, first=first, mesh=view.mesh, progress=view.progress
+    features,
+    budget,
+    initial=view.initial,
+    first=first,
+    mesh=view.mesh,
+    progress=view.progress,
   )
 
 
@@ -115,6 +120,7 @@ def _facility_location(view: View, budget: int, seed: int) -> Selection:
     view.features,
     budget,
     similarity=view.similarity,
+    initial=view.initial,
     mesh=view.mesh,
     memory_limit=view.memory_limit,
     progress=view.progress,
@@ -131,6 +137,7 @@ def _log_determinant(view: View, budget: int, seed: int) -> Selection:
     view.features,
     budget,
     similarity=view.similarity,
+    initial=view.initial,
     mesh=view.mesh,
     memory_limit=view.memory_limit,
     progress=view.progress,
@@ -155,7 +162,11 @@ def _task_diversity(
       view.scores, view.pool.ids, view.tasks, view.task_confidence
     )
   return selection.task_diversity(
-    view.tasks, budget, confidence=confidence, seed=seed
+    view.tasks,
+    budget,
+    confidence=confidence,
+    seed=seed,
+    initial=view.initial,
   )
 
 

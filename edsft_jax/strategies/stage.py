@@ -3,24 +3,24 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import operator
-import os
-import pathlib
 import time
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 import tqdm
 
 from edsft_jax import console, errors, selection, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.strategies import derived, registry
+from edsft_jax.strategies import derived, orders, registry
 from edsft_jax.strategies import scores as scores_lib
 from edsft_jax.strategies.checks import check, clusters_tasks
 from edsft_jax.strategies.view import View
 
 __all__ = ['check', 'run']
+
+# What changes as the pool grows.
+_GROWING = ('pool', 'scores', 'features')
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
@@ -42,29 +42,31 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   with manifest.timed('select'):
     pool = store.read_prompts(workdir.pool)
     inputs = _Inputs.of(workdir, pool, rows)
-    todo = {
-      row: record
-      for row in rows
-      if (record := _pending(config, workdir, row, budget, inputs))
-    }
+    rounds = store.earlier_rounds(manifest)
+    found = [
+      _pending(config, workdir, row, len(pool), inputs, rounds) for row in rows
+    ]
+    todo = [pending for pending in found if pending]
     if not todo:
       console.say('select', 'already done')
       return
-    view = _view(config, workdir, pool, budget, inputs, list(todo))
+    view = _view(
+      config, workdir, pool, inputs, [p.row for p in todo], bool(rounds)
+    )
     num_picks = sum(
-      max(budget, record['budget'])
-      * (len(config.study.seeds) if row.is_seeded(config) else 1)
-      for row, record in todo.items()
+      p.budget * (len(config.study.seeds) if p.row.is_seeded(config) else 1)
+      for p in todo
     )
     with console.bar('select', num_picks, 'picks') as bar:
-      for row in todo:
-        bar.set_postfix_str(row.name)
-        _select(config, workdir, row, todo[row], view, bar)
+      for pending in todo:
+        bar.set_postfix_str(pending.row.name)
+        _select(config, workdir, pending, view, len(rounds), bar)
   manifest.finish('select', {'strategies': len(rows), 'budget': budget})
+  names = ', '.join(pending.row.name for pending in todo)
   console.say(
     'select',
-    f'{budget:,} of {console.count(len(view.pool), "prompt")} by '
-    f'{", ".join(row.name for row in todo)} -> {workdir.selections}',
+    f'{budget:,} of {console.count(len(pool), "prompt")} by {names} -> '
+    f'{workdir.selections}',
   )
 
 
@@ -113,25 +115,61 @@ class _Inputs:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+  """A strategy whose orders are to be made or extended.
+
+  Attributes:
+    row: the strategy.
+    fingerprint: of its inputs and options.
+    budget: the largest one so far.
+    num_scale_prompts: number of prompts that the scale of the kernel comes
+      from: the first ones of the pool.
+    settled: if the pool grew since, ids that are asked for or answered.
+  """
+
+  row: registry.Strategy
+  fingerprint: dict[str, Any]
+  budget: int
+  num_scale_prompts: int
+  settled: frozenset[str] | None = None
+
+
 def _pending(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   row: registry.Strategy,
-  budget: int,
+  num_prompts: int,
   inputs: _Inputs,
-) -> dict[str, Any] | None:
-  """The record to complete, or None if all files exist."""
+  rounds: Sequence[store.Round],
+) -> _Pending | None:
+  """What is left to do for a strategy, or None if all files exist.
+
+  Raises:
+    InputError: its files were made from other inputs.
+  """
   fingerprint = inputs.fingerprint(config, row)
+  budget = max(config.study.budgets)
   path = workdir.selection_record(row.name)
-  record = {'fingerprint': fingerprint, 'budget': 0}
-  if path.exists():
-    record = store.read_json(path)
-    store.refuse_change(
-      f'the selection {row.name} in this workdir',
-      record['fingerprint'],
-      fingerprint,
-      'set it back or use another --workdir',
-    )
+  if not path.exists():
+    return _Pending(row, fingerprint, budget, num_prompts)
+  record = store.read_json(path)
+  known = record['fingerprint']
+  before = next((r for r in rounds if r.hash == known['pool']), None)
+  grown = _GROWING if before else ()
+  store.refuse_change(
+    f'the selection {row.name} in this workdir',
+    {name: value for name, value in known.items() if name not in grown},
+    {name: value for name, value in fingerprint.items() if name not in grown},
+    'set it back or use another --workdir',
+  )
+  pending = _Pending(
+    row,
+    fingerprint,
+    max(budget, record['budget']),
+    record.get('num_scale_prompts', before.prompts if before else num_prompts),
+    orders.settled_ids(workdir) if before else None,
+  )
   # The record may be from a command with a larger budget but other seeds.
   lengths = [
     len(study.selected_ids(workdir, row.name, seed))
@@ -139,16 +177,16 @@ def _pending(
     else 0
     for seed in config.study.seeds
   ]
-  return None if min(lengths) >= budget else record
+  return None if not before and min(lengths) >= budget else pending
 
 
 def _view(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   pool: store.Prompts,
-  budget: int,
   inputs: _Inputs,
   rows: Sequence[registry.Strategy],
+  grown: bool,
 ) -> View:
   c = config.selection
   clustered = clusters_tasks(pool, rows)
@@ -162,7 +200,11 @@ def _view(
     if 'kernel' in reads:
       similarity = _similarity(c.kernel) or selection.Rbf(
         width=derived.kernel_width(
-          workdir, features, budget, inputs.hashes['features']
+          workdir,
+          features,
+          max(config.study.budgets),
+          inputs.hashes['features'],
+          grown,
         )
       )
   mesh = mesh_lib.model_mesh(**config.mesh)
@@ -197,138 +239,108 @@ def _similarity(
 def _select(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
-  row: registry.Strategy,
-  record: dict[str, Any],
+  pending: _Pending,
   view: View,
+  number: int,
   bar: tqdm.tqdm,
 ) -> None:
   """Writes one strategy's files; the record last, since it marks completion."""
   start = time.monotonic()
-  budgets = config.study.budgets
-  budget = max(*budgets, record['budget'])
-
+  row = pending.row
+  num_scale = pending.num_scale_prompts
+  if num_scale < len(view.pool) and 'kernel' in row.reads:
+    view = dataclasses.replace(view, similarity=_as_before(view, num_scale))
   first, *others = config.study.seeds
-  chosen = _choose(workdir, row, view, budget, first, bar)
+  order, chosen = _extend(workdir, pending, view, number, first, bar)
   for seed in others:
     if row.is_seeded(config):
-      chosen = _choose(workdir, row, view, budget, seed, bar)
+      order, chosen = _extend(workdir, pending, view, number, seed, bar)
     else:
       source = workdir.selection(row.name, first)
-      _link(source, workdir.selection(row.name, seed))
+      orders.link(source, workdir.selection(row.name, seed))
   of_tasks = 'tasks' in row.reads
   store.write_json(
     workdir.selection_record(row.name),
     {
-      'fingerprint': record['fingerprint'],
-      'budget': budget,
+      'fingerprint': pending.fingerprint,
+      'budget': pending.budget,
       'similarity': str(view.similarity) if 'kernel' in row.reads else None,
+      'num_scale_prompts': num_scale,
       'task_clusters': len(set(view.tasks or ()))
       if of_tasks and view.pool.tasks is None
       else None,
-      'bounds': _bounds(chosen, sorted({*budgets, budget})),
+      'bounds': orders.bounds(
+        chosen, order, sorted({*config.study.budgets, pending.budget})
+      ),
       'seconds': round(time.monotonic() - start, 3),
     },
   )
   if of_tasks and view.tasks:
-    _say_tasks_left_out(row.name, view.tasks, chosen)
+    _say_tasks_left_out(row.name, view.tasks, order)
+
+
+def _extend(
+  workdir: store.Workdir,
+  pending: _Pending,
+  view: View,
+  number: int,
+  seed: int,
+  bar: tqdm.tqdm,
+) -> tuple[orders.Rows, selection.Selection | None]:
+  """Makes or extends the order of one seed; also returns its new picks."""
+  name = pending.row.name
+  extended = orders.extension(
+    workdir, name, seed, pending.budget, number, pending.settled
+  )
+  before = bar.n
+  chosen = None
+  if count := extended.num_new(view.pool.ids):
+    place = {prompt_id: i for i, prompt_id in enumerate(view.pool.ids)}
+    initial = [place[pick['id']] for pick in extended.initial]
+
+    def progress(picks: int, _: int) -> None:
+      done = min(len(initial) + picks, pending.budget)
+      bar.update(before + done - bar.n)
+
+    chosen = _choose(
+      pending.row,
+      dataclasses.replace(view, initial=initial, progress=progress),
+      count,
+      seed,
+    )
+  bar.update(before + pending.budget - bar.n)
+  order = orders.extend(view, pending.row, chosen, extended, number)
+  orders.write(workdir.selection(name, seed), order, extended)
+  return order, chosen
 
 
 def _choose(
-  workdir: store.Workdir,
-  row: registry.Strategy,
-  view: View,
-  budget: int,
-  seed: int,
-  bar: tqdm.tqdm,
+  row: registry.Strategy, view: View, count: int, seed: int
 ) -> selection.Selection:
-  """Chooses prompts for one seed and writes the picks."""
-  before = bar.n
-
-  def progress(picks: int, _: int) -> None:
-    bar.update(before + picks - bar.n)
-
+  """Chooses that many prompts for one seed."""
   try:
-    chosen = row.choose(
-      dataclasses.replace(view, progress=progress), budget, seed
-    )
-    progress(budget, budget)
+    return row.choose(view, count, seed)
   except selection.SelectionError as e:
     raise errors.InputError(f'strategy {row.name}: {e}') from e
-  path = workdir.selection(row.name, seed)
-  picks = _picks(view, row, chosen)
-  _refuse_other_picks(path, picks)
-  store.write_jsonl(path, picks)
-  return chosen
+
+
+def _as_before(view: View, num_prompts: int) -> selection.Similarity | None:
+  """The kernel as it was before the pool grew."""
+  kernel = view.similarity
+  if not isinstance(kernel, selection.Rbf) or kernel.width is None:
+    return kernel
+  assert view.features is not None
+  return derived.with_scale(kernel.width, view.features[:num_prompts])
 
 
 def _say_tasks_left_out(
-  name: str, tasks: Sequence[str], chosen: selection.Selection
+  name: str, tasks: Sequence[str], order: orders.Rows
 ) -> None:
-  picked = {tasks[i] for i in chosen.indices}
+  picked = {pick['task'] for pick in order}
   if left := sorted(set(tasks) - picked):
     console.say(
       'select',
       f'{name}: {len(left)} tasks get no prompt at budget '
-      f'{len(chosen.indices)}: '
+      f'{len(order)}: '
       f'{", ".join(left[:10])}{" ..." if len(left) > 10 else ""}',
     )
-
-
-def _bounds(
-  chosen: selection.Selection, budgets: list[int]
-) -> list[dict[str, Any]]:
-  """Objective at each budget, and the upper bound for sets of that size."""
-  if chosen.upper_bound is None:
-    return []
-  return [
-    {
-      'budget': m,
-      'objective': float(chosen.gains[:m].sum()),
-      'upper_bound': chosen.upper_bound_at(m),
-    }
-    for m in budgets
-  ]
-
-
-def _number(x: float) -> float | None:
-  """The number, or None if it is not finite: JSON has no NaN."""
-  return float(x) if np.isfinite(x) else None
-
-
-def _picks(
-  view: View, row: registry.Strategy, chosen: selection.Selection
-) -> list[dict[str, Any]]:
-  scores = view.scores[row.column] if row.column else None
-  tasks = view.tasks if 'tasks' in row.reads else view.pool.tasks
-  return [
-    {
-      'rank': rank,
-      'id': view.pool.ids[i],
-      'gain': _number(chosen.gains[rank]),
-      'score': None if scores is None else _number(scores[i]),
-      'task': tasks[i] if tasks else None,
-    }
-    for rank, i in enumerate(chosen.indices)
-  ]
-
-
-def _refuse_other_picks(
-  path: pathlib.Path, picks: list[dict[str, Any]]
-) -> None:
-  """An order may be extended, but not changed: answers may be bought."""
-  if path.exists():
-    old = [pick['id'] for pick in store.read_jsonl(path)]
-    if old != [pick['id'] for pick in picks[: len(old)]]:
-      raise errors.InputError(
-        f'{path} has picks that differ from what its inputs give now: keep it '
-        'and use another --workdir, or remove it'
-      )
-
-
-def _link(source: pathlib.Path, path: pathlib.Path) -> None:
-  """Hard-links a file, or copies it if the file system cannot link."""
-  with store.replacing(path) as partial:
-    try:
-      os.link(source, partial)
-    except OSError:
-      partial.write_bytes(source.read_bytes())

@@ -24,6 +24,7 @@ class View:
     k_center_first: 'zero' | 'random' | 'medoid'.
     memory_limit: bytes that a selection may use; None: depends on what is free.
     mesh: the devices.
+    initial: positions already chosen, which a strategy does not choose again.
     progress: to be called with (picks made, budget) during long work, or None.
   """
 
@@ -36,4 +37,5 @@ class View:
   k_center_first: str
   memory_limit: int | None
   mesh: jax.sharding.Mesh
+  initial: Sequence[int] = ()
   progress: Callable[[int, int], None] | None = None

@@ -199,7 +199,8 @@ def test_rows_are_strict_json_with_rank_gain_score_and_task(workdir):
     lines = workdir.selection(name, 0).read_text().splitlines()
     rows = [json.loads(x, parse_constant=no_constant) for x in lines]
     assert [row['rank'] for row in rows] == list(range(BUDGET))
-    assert set(rows[0]) == {'rank', 'id', 'gain', 'score', 'task'}
+    columns = {'rank', 'id', 'gain', 'score', 'task', 'round', 'status'}
+    assert set(rows[0]) == columns
     assert rows[1]['task'] == _tasks()[int(rows[1]['id'][1:])]
     assert (rows[1]['score'] is not None) == (name == 'min_margin')
   k_center = store.read_jsonl(workdir.selection('k_center', 0))
