@@ -37,7 +37,7 @@ class Stage:
     uses_study: whether it reads strategies, budgets and seeds.
     shared: whether several processes work on it together.
     single_process: whether it must run in one process, on all devices.
-    needs_answers: whether it waits until every prompt is answered.
+    needs_answers: whether it waits until some cell has all its answers.
     also_checks: stages whose options are checked first; a preview must not
       show what they would reject.
   """
@@ -255,8 +255,12 @@ def _run_stages(
     if COMMANDS[name].shared:
       processes.barrier(name)
     COMMANDS[name].load().run(config, workdir)
+    if name == 'annotate' and 'select' in stages and _picks_missing(workdir):
+      # Annotators rejected prompts: replaces them, and asks for the new ones.
+      for again in ('select', 'annotate'):
+        STAGES[again].load().run(config, workdir)
     waiting = [s for s in stages[i + 1 :] if COMMANDS[s].needs_answers]
-    if name == 'annotate' and waiting and _answers_missing(workdir):
+    if name == 'annotate' and waiting and _no_cell_is_complete(workdir):
       console.say(name, f'waiting for the answers: {", ".join(waiting)}')
       break
   # A preview may try options that differ from the study's.
@@ -266,8 +270,13 @@ def _run_stages(
   console.say('done', f'in {time.monotonic() - start:.1f} s')
 
 
-def _answers_missing(workdir: store.Workdir) -> bool:
-  return store.Manifest(workdir).counts('annotate').get('missing', 0) > 0
+def _picks_missing(workdir: store.Workdir) -> bool:
+  """Whether picks were rejected, and not replaced yet."""
+  return store.Manifest(workdir).counts('annotate')['unreplaced'] > 0
+
+
+def _no_cell_is_complete(workdir: store.Workdir) -> bool:
+  return store.Manifest(workdir).counts('annotate')['complete_cells'] == 0
 
 
 def _devices() -> dict[str, list[str]]:

@@ -1,5 +1,7 @@
 """Shows the first prompts as the model will see them, before any work.
 
+The first ones of the pool, or, once they are selected, of a strategy.
+
 The text is decoded from the tokens that scoring and finetuning use, special
 tokens included, so a doubled BOS, a missing generation prompt or a misplaced
 answer shows up here.
@@ -9,8 +11,9 @@ import functools
 
 import ml_collections
 
-from edsft_jax import console, errors, models, store
+from edsft_jax import console, errors, models, store, study
 from edsft_jax.models import responses
+from edsft_jax.strategies import registry
 
 NUM_PROMPTS = 3
 # Printed around the supervised tokens.
@@ -34,10 +37,18 @@ def check(
   models.check(path)
   models.load_prompt_format(path, **config.prompt)
   store.require(workdir.pool, 'pool', planned)
+  if strategy := config.preview.strategy:
+    study.check(config)
+    if strategy not in registry.STRATEGIES:
+      raise errors.unknown(
+        f'preview.strategy={strategy!r}', strategy, registry.STRATEGIES
+      )
+    selection = workdir.selection(strategy, config.study.seeds[0])
+    store.require(selection, 'select', planned)
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Prints the first prompts of the pool, for scoring and for finetuning.
+  """Prints some prompts, for scoring and for finetuning.
 
   A placeholder stands in for an unknown answer.
 
@@ -52,9 +63,9 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   context = models.read_config(path).context
   pool = store.read_prompts(workdir.pool)
   answers = _answers(workdir)
-  for prompt_id, prompt in zip(
-    pool.ids[:NUM_PROMPTS], pool.prompts[:NUM_PROMPTS], strict=True
-  ):
+  prompts = dict(zip(pool.ids, pool.prompts, strict=True))
+  for prompt_id in _shown_ids(config, workdir, pool):
+    prompt = prompts[prompt_id]
     with errors.about_prompt(prompt_id):
       ids, truncated = prompt_format.encode_prompt(
         prompt, context - config.scoring.max_new_tokens, for_response=False
@@ -80,6 +91,25 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       notes,
       marked(prompt_format, example),
     )
+
+
+def _shown_ids(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  pool: store.Prompts,
+) -> list[str]:
+  """Ids of the first prompts of the pool, or of a strategy."""
+  strategy = config.preview.strategy
+  if not strategy:
+    return pool.ids[:NUM_PROMPTS]
+  seed = config.study.seeds[0]
+  ids = study.selected_ids(workdir, strategy, seed)[:NUM_PROMPTS]
+  console.say(
+    'preview',
+    f'the first of {max(config.study.budgets):,} prompts chosen by {strategy} '
+    f'for seed {seed}: {", ".join(ids)}',
+  )
+  return ids
 
 
 def _show(head: str, notes: list[str], text: str) -> None:

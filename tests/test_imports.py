@@ -49,7 +49,7 @@ MAY_IMPORT = {
   'study': {'registry', *SERVES_ALL},
   'selection': set(),
   **{stage: BELOW_STAGES for stage in STAGES},
-  'preview': {'models', 'study', *SERVES_ALL},
+  'preview': {'models', 'registry', 'study', *SERVES_ALL},
   'config': set(),
   # Stages are named in its table, and imported when their turn comes.
   'pipeline': {'config', 'study', *SERVES_ALL},
@@ -169,6 +169,7 @@ HEAVY = ('jax', 'transformers', 'orbax', 'tensorboardX', 'torch', 'tensorflow')
     'import edsft_jax.main',
     'from edsft_jax.strategies import registry',
     'from edsft_jax import pipeline; pipeline.STAGES["pool"].load()',
+    'from edsft_jax import pipeline; pipeline.STAGES["annotate"].load()',
   ],
 )
 def test_what_answers_at_once_loads_nothing_heavy(code):

@@ -88,7 +88,7 @@ def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
   said = capsys.readouterr().out
   workdir = store.Workdir(root)
   todo = store.read_jsonl(workdir.todo)
-  ids = [row['id'] for row in todo]
+  ids = [row['prompt_id'] for row in todo]
   wanted = set(study.selected_ids(workdir, 'random', 0)[:6]) | set(
     study.selected_ids(workdir, 'min_margin', 0)[:6]
   )
@@ -104,7 +104,7 @@ def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
     writer = csv.DictWriter(f, table[0].keys())
     writer.writeheader()
     for row in table:
-      writer.writerow({**row, 'response': f'answer to {row["id"]}'})
+      writer.writerow({**row, 'response': f'answer to {row["prompt_id"]}'})
   options['annotation.answers_path'] = str(filled)
   with tiny_study.on_one_device():
     pipeline.run(small(**options), store.Workdir(root))

@@ -1,21 +1,19 @@
 """Writes the todo files of prompts to answer, and records what each lists.
 
-A todo that an annotator has edited is never overwritten: the hashes of what was
-written here show whether a file was edited. annotations/asked.json records the
-ids of every version, so copies of older versions stay valid.
+A todo is written in every format that annotators may use. One that an annotator
+has edited is never overwritten: the hashes of what was written here show
+whether a file was edited. annotations/asked.json records the ids of every
+version, so copies of older versions stay valid.
 """
 
 from collections.abc import Sequence
-import csv
 import hashlib
-import io
-import json
 import pathlib
 from typing import Any
 
 from edsft_jax import store
-
-_COLUMNS = ('id', 'task', 'prompt', 'response')
+from edsft_jax.annotation import formats
+from edsft_jax.annotation.formats import Task
 
 
 class Ledger:
@@ -29,13 +27,17 @@ class Ledger:
 
   def __init__(self, workdir: store.Workdir):
     self._workdir = workdir
-    self._path = workdir.todo.with_name('asked.json')
     self.versions: list[dict[str, Any]] = []
     self.hashes: list[str] = []
-    if self._path.exists():
-      contents = store.read_json(self._path)
+    if workdir.asked.exists():
+      contents = store.read_json(workdir.asked)
       self.versions = contents['versions']
       self.hashes = contents['hashes']
+
+  def has_asked(self, ids: Sequence[str]) -> bool:
+    """Whether every one of these ids was in some todo."""
+    asked = {i for version in self.versions for i in version['ids']}
+    return asked.issuperset(ids)
 
   def ask(
     self, pool: store.Prompts, missing: Sequence[str]
@@ -64,11 +66,13 @@ class Ledger:
       if not still_open.isdisjoint(ids)
     ]
 
-  def _files(self, number: int) -> tuple[pathlib.Path, pathlib.Path]:
-    """todo.csv and todo.jsonl, todo-2.csv and todo-2.jsonl, ..."""
+  def _files(self, number: int) -> list[pathlib.Path]:
+    """todo.csv, todo.jsonl ..., todo-2.csv, todo-2.jsonl ..., and so on."""
     name = 'todo' if number == 1 else f'todo-{number}'
-    jsonl = self._workdir.todo.with_name(f'{name}.jsonl')
-    return jsonl.with_suffix('.csv'), jsonl
+    return [
+      self._workdir.todo.with_name(f'{name}.{form.extension}')
+      for form in formats.written()
+    ]
 
   def _is_edited(self, number: int) -> bool:
     return any(
@@ -77,35 +81,43 @@ class Ledger:
     )
 
   def _write(self, number: int, pool: store.Prompts, ids: list[str]) -> None:
-    rows = _rows(pool, ids)
-    contents = (_csv_text(rows), _jsonl_text(rows))
+    rows = tasks(pool, ids)
+    contents = {
+      path: form.write(rows)
+      for path, form in zip(self._files(number), formats.written(), strict=True)
+      if form.write
+    }
     version = {'number': number, 'ids': ids}
     if version not in self.versions:
       self.versions.append(version)
-    for text in contents:
+    for text in contents.values():
       digest = hashlib.sha256(text.encode()).hexdigest()
       if digest not in self.hashes:
         self.hashes.append(digest)
     # The ledger comes first: after an interruption, the next run knows the
     # hashes of whatever was written, and rewrites it.
     store.write_json(
-      self._path, {'versions': self.versions, 'hashes': self.hashes}
+      self._workdir.asked, {'versions': self.versions, 'hashes': self.hashes}
     )
-    for path, text in zip(self._files(number), contents, strict=True):
+    for form in formats.written():
+      for name, text in form.companions.items():
+        contents[self._workdir.todo.with_name(name)] = text
+    for path, text in contents.items():
       with store.replacing(path) as partial:
         partial.write_bytes(text.encode())
 
 
-def _rows(pool: store.Prompts, ids: Sequence[str]) -> list[dict[str, str]]:
+def tasks(pool: store.Prompts, ids: Sequence[str]) -> list[Task]:
+  """What annotators are asked, in the order of `ids`."""
   place = {prompt_id: i for i, prompt_id in enumerate(pool.ids)}
   return [
-    {
-      'id': prompt_id,
-      'task': pool.tasks[place[prompt_id]] if pool.tasks else '',
-      'prompt': readable(pool.prompts[place[prompt_id]]),
-      'response': '',
-    }
-    for prompt_id in ids
+    Task(
+      prompt_id,
+      rank,
+      pool.tasks[place[prompt_id]] or '' if pool.tasks else '',
+      readable(pool.prompts[place[prompt_id]]),
+    )
+    for rank, prompt_id in enumerate(ids, 1)
   ]
 
 
@@ -118,15 +130,3 @@ def readable(prompt: store.Prompt) -> str:
   return '\n\n'.join(
     f'{turn["role"].capitalize()}: {turn["content"]}' for turn in prompt
   )
-
-
-def _csv_text(rows: Sequence[dict[str, str]]) -> str:
-  file = io.StringIO(newline='')
-  writer = csv.DictWriter(file, _COLUMNS)
-  writer.writeheader()
-  writer.writerows(rows)
-  return file.getvalue()
-
-
-def _jsonl_text(rows: Sequence[dict[str, str]]) -> str:
-  return ''.join(f'{json.dumps(row, ensure_ascii=False)}\n' for row in rows)

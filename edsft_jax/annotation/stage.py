@@ -1,27 +1,37 @@
 """The annotate stage: answers for the prompts that the study's cells chose.
 
-If the answers came with the pool, they are looked up. If not,
-annotations/todo.csv and todo.jsonl list the prompts to answer, and the later
-stages wait:
+If the answers came with the pool, they are looked up. If not, annotations/todo
+lists the prompts to answer, in several formats, and the later stages wait:
 
   1. annotate writes the todo: each prompt once over all cells, those of the
-     smallest budgets first.
-  2. An annotator fills the `response` column, in place or in a copy.
-  3. annotate with --config.annotation.answers_path=FILE reads the answers, one
-     for each prompt of that todo, and keeps them in the workdir.
-  4. When budgets, seeds or strategies are added, annotate lists only the new
+     smallest budgets first, or the picks of one strategy (annotation.buy).
+  2. Annotators fill the `response` column, in place or in a copy, or answer in
+     a tool that reads one of the other files.
+  3. annotate with --config.annotation.answers_path=FILE reads what they
+     delivered, all of it or part of it, and keeps it in the workdir. A file
+     with a row that does not fit is refused as a whole.
+  4. Rejected prompts are replaced: the select stage extends every order, and
+     annotate asks for the new picks.
+  5. When budgets, seeds or strategies are added, annotate lists only the new
      prompts, in todo-2.csv if todo.csv has been edited. Earlier answers may be
      repeated but need not be; one file may answer several todos.
 """
 
+from collections.abc import Mapping, Sequence
 import pathlib
 import time
+from typing import Any
 
 import ml_collections
 
 from edsft_jax import console, errors, store, study
-from edsft_jax.annotation import answers
+from edsft_jax.annotation import delivery as delivery_lib
+from edsft_jax.annotation import formats, purchase
 from edsft_jax.annotation import ledger as ledger_lib
+from edsft_jax.annotation.records import Records
+
+_STAGE = 'annotate'
+_NAMES_SHOWN = 10
 
 
 def check(
@@ -29,14 +39,26 @@ def check(
   workdir: store.Workdir,
   planned: frozenset[str],
 ) -> None:
-  """Rejects a missing answers file, pool or selection.
+  """Rejects bad options, and a missing answers file, pool or selection.
 
   Raises:
-    InputError: naming what is missing.
+    InputError: naming the option, or what is missing.
   """
   study.check(config)
-  if path := config.annotation.answers_path:
-    answers.check(store.local(path, 'annotation.answers_path'))
+  c = config.annotation
+  if c.answers_path:
+    path = store.local(c.answers_path, 'annotation.answers_path')
+    if not path.is_file():
+      raise errors.InputError(
+        f'annotation.answers_path={path} is not a file: check the path'
+      )
+  if c.duplicates not in delivery_lib.CHOICES:
+    raise errors.unknown(
+      f'annotation.duplicates={c.duplicates!r}',
+      c.duplicates,
+      delivery_lib.CHOICES,
+    )
+  purchase.check(config)
   store.require(workdir.pool, 'pool', planned)
   for cell in study.cells(config):
     path = workdir.selection(cell.strategy, cell.seed)
@@ -44,107 +66,172 @@ def check(
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Writes annotations/responses.parquet, and a todo of what is missing.
+  """Reads a delivery, and writes a todo of what is missing.
 
   Raises:
-    InputError: the answers do not match the prompts; nothing is written.
+    InputError: the delivery does not match the prompts; nothing is written.
   """
   check(config, workdir, frozenset())
   start = time.monotonic()
   manifest = store.Manifest(workdir)
   pool = store.read_prompts(workdir.pool)
+  ids = study.cell_ids(config, workdir)
   from_pool = store.read_responses(workdir.pool_responses)
-  taken = store.read_responses(workdir.responses)
-  chosen = chosen_ids(config, workdir)
-  ledger = ledger_lib.Ledger(workdir)
-
-  known = {**from_pool, **taken}
-  given: dict[str, str] = {}
+  before = Records.read(workdir)
+  records = before
+  delivery = None
   if config.annotation.answers_path:
-    path = store.local(
-      config.annotation.answers_path, 'annotation.answers_path'
-    )
-    given = answers.take(
-      path,
-      answers.read(path),
-      pool_ids=set(pool.ids),
-      known=known,
-      unanswered=[i for i in chosen if i not in known],
-      asked=[version['ids'] for version in ledger.versions],
-    )
-    known |= given
+    delivery = _take(config, pool, _known(from_pool, before), before)
+    records = before.updated(delivery, _name(config.annotation.answers_path))
 
-  manifest.begin(
-    'annotate', {'pool/pool.parquet': store.hash_file(workdir.pool)}
-  )
-  needed = list(chosen)
+  _begin(manifest, workdir)
+  known = _known(from_pool, records)
+  needed = dict.fromkeys(i for some in ids.values() for i in some)
   if config.study.full_pool and all(i in known for i in pool.ids):
-    needed = pool.ids
-  missing = [i for i in needed if i not in known]
+    needed = dict.fromkeys(pool.ids)
   # Answers taken earlier stay, even if no cell needs them any more.
-  keep = {i: known[i] for i in needed if i in known} | taken | given
-  if keep != taken or not workdir.responses.exists():
-    store.write_parquet(workdir.responses, store.response_table(keep))
-  files = ledger.ask(pool, missing)
+  records = records.with_responses({i: known[i] for i in needed if i in known})
+  records.write(workdir, before)
+  if delivery is not None:
+    _say_delivery(delivery, workdir)
 
-  counts = {
-    'prompts': len(needed),
-    'answers': len(needed) - len(missing),
+  ids = study.cell_ids(config, workdir)
+  ledger = ledger_lib.Ledger(workdir)
+  asked, num_unreplaced = purchase.wanted(config, ids)
+  missing = [i for i in asked if i not in known]
+  if missing:
+    tasks = ledger_lib.tasks(pool, missing)
+    if delivery is None or not ledger.has_asked(missing):
+      purchase.say_union(config, ids, known)
+    purchase.say_cost(config, workdir, tasks)
+  files = ledger.ask(pool, missing)
+  counts: dict[str, Any] = {
+    'prompts': len(asked),
+    'answers': len(asked) - len(missing),
     'missing': len(missing),
+    'rejected': len(records.rejected),
+    'unreplaced': num_unreplaced,
+    'cells': len(ids),
+    'complete_cells': sum(
+      not study.num_missing(cell, some, known) for cell, some in ids.items()
+    ),
     'todo': [str(f.relative_to(workdir.root)) for f in files],
   }
-  manifest.finish('annotate', counts, seconds=time.monotonic() - start)
-  _say(len(needed), len(given), missing, files)
+  manifest.finish(_STAGE, counts, seconds=time.monotonic() - start)
+  _say_missing(counts, files)
 
 
 def missing(workdir: store.Workdir) -> int:
-  """Number of answers still missing before finetuning can start."""
-  return store.Manifest(workdir).counts('annotate').get('missing', 0)
+  """Number of answers asked for and still missing."""
+  return store.Manifest(workdir).counts(_STAGE).get('missing', 0)
 
 
-def chosen_ids(
-  config: ml_collections.ConfigDict, workdir: store.Workdir
-) -> list[str]:
-  """Ids chosen by any cell, each once, those of small budgets first.
+def _known(from_pool: Mapping[str, str], records: Records) -> dict[str, str]:
+  """All answers, by id."""
+  known = {**from_pool, **records.responses}
+  return {i: text for i, text in known.items() if i not in records.rejected}
+
+
+def _name(path: str) -> str:
+  return path.rpartition('/')[2]
+
+
+def _begin(manifest: store.Manifest, workdir: store.Workdir) -> None:
+  """Begins the stage.
 
   Raises:
-    InputError: a selection is shorter than a budget.
+    InputError: it was run with another pool, which did not grow into this one.
   """
-  cells = study.cells(config)
-  orders = {
-    (cell.strategy, cell.seed): study.selected_ids(
-      workdir, cell.strategy, cell.seed
-    )
-    for cell in cells
-  }
-  chosen: dict[str, None] = {}
-  for cell in sorted(cells, key=lambda cell: cell.budget):
-    order = orders[cell.strategy, cell.seed]
-    if len(order) < cell.budget:
-      path = workdir.selection(cell.strategy, cell.seed)
-      raise errors.InputError(
-        f'{path} has {len(order)} prompts, study.budgets needs {cell.budget}: '
-        'run the select stage again'
-      )
-    chosen.update(dict.fromkeys(order[: cell.budget]))
-  return list(chosen)
+  fingerprint = {'pool/pool.parquet': store.hash_file(workdir.pool)}
+  record = manifest.stages.get(_STAGE)
+  old = record.fingerprint.get('pool/pool.parquet', '') if record else ''
+  if store.round_of(manifest, old):
+    manifest.restart(_STAGE, fingerprint)
+  manifest.begin(_STAGE, fingerprint)
 
 
-def _say(
-  num_needed: int, num_given: int, missing: list[str], files: list[pathlib.Path]
+def _take(
+  config: ml_collections.ConfigDict,
+  pool: store.Prompts,
+  known: Mapping[str, str],
+  records: Records,
+) -> delivery_lib.Delivery:
+  """Reads annotation.answers_path.
+
+  Raises:
+    InputError: it cannot be read, or does not match the prompts.
+  """
+  c = config.annotation
+  path = store.local(c.answers_path, 'annotation.answers_path')
+  delivered = formats.read(path)
+  taken = delivery_lib.take(
+    path,
+    delivered.rows,
+    pool,
+    known,
+    records.rejected,
+    delivery_lib.Rules(c.duplicates, c.amend),
+  )
+  for note in delivered.notes:
+    console.say(_STAGE, f'{path}: {note}')
+  return taken
+
+
+def _say_delivery(
+  delivery: delivery_lib.Delivery, workdir: store.Workdir
 ) -> None:
-  if num_given:
-    console.say('annotate', f'{num_given:,} new answers read')
-  if not missing:
-    console.say('annotate', f'all {num_needed:,} answers are known')
+  """Says what a delivery had, and which cells it makes obsolete."""
+  parts = [
+    console.count(len(delivery.answers.keys() - delivery.amended), 'new answer')
+  ]
+  numbers = {
+    'rejected': len(delivery.rejections),
+    'corrected': len(delivery.amended),
+    'skipped': delivery.counts['skipped'],
+    'without an answer yet': delivery.counts['empty'],
+    'known before': delivery.counts['known'],
+    'with several answers, of which one was taken': delivery.counts['several'],
+  }
+  parts += [f'{number:,} {what}' for what, number in numbers.items() if number]
+  console.say(_STAGE, f'read: {", ".join(parts)}')
+  if delivery.rejections:
+    console.say(_STAGE, f'rejected prompts are listed in {workdir.rejected}')
+  if delivery.amended:
+    console.say(_STAGE, f'corrected: {_listed(list(delivery.amended))}')
+  if outdated := study.outdated(workdir):
+    console.say(
+      _STAGE,
+      f'{console.count(len(outdated), "cell")} made from old answers, which '
+      'the finetune stage makes again: '
+      f'{_listed([cell.name for cell in outdated])}',
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+  more = len(names) - _NAMES_SHOWN
+  tail = f' and {more:,} more' if more > 0 else ''
+  return ', '.join(names[:_NAMES_SHOWN]) + tail
+
+
+def _say_missing(counts: Mapping[str, Any], files: list[pathlib.Path]) -> None:
+  if counts['unreplaced']:
+    console.say(
+      _STAGE,
+      f'rejected picks to be replaced: {counts["unreplaced"]}: run the stages '
+      'select and annotate',
+    )
+  if not counts['missing']:
+    console.say(_STAGE, f'all {counts["prompts"]:,} answers are known')
     return
   names = ', '.join(str(f) for f in files)
+  others = [f'.{form.extension}' for form in formats.written()[1:]]
   console.say(
-    'annotate',
-    f'{len(missing):,} of {num_needed:,} answers are missing: '
-    f'fill the column response of {names} (or of the .jsonl next to it)',
+    _STAGE,
+    f'{counts["missing"]:,} of {counts["prompts"]:,} answers are missing: '
+    f'fill the column response of {names} (or use '
+    f'{", ".join(others[:-1])} or {others[-1]} next to it)',
   )
   console.say(
-    'annotate',
+    _STAGE,
     f'then run again with --config.annotation.answers_path={files[0]}',
   )

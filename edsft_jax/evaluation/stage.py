@@ -134,9 +134,12 @@ def _cells(
   """The base model, then every finished cell of the study."""
   num_prompts = len(store.read_prompts(workdir.pool))
   cells = study.cells(config)
-  unfinished = [
-    cell for cell in cells if not workdir.run(cell.name).model.exists()
-  ]
+  outdated = study.outdated(workdir)
+
+  def is_finished(cell: study.Cell) -> bool:
+    return cell not in outdated and workdir.run(cell.name).model.exists()
+
+  unfinished = [cell for cell in cells if not is_finished(cell)]
   if unfinished:
     console.say(
       'evaluate',
@@ -144,10 +147,7 @@ def _cells(
       f'finetune stage (the first is {unfinished[0].name})',
     )
   cells += study.full_pool_cells(config, num_prompts)
-  return [
-    study.no_finetuning_cell(),
-    *(cell for cell in cells if workdir.run(cell.name).model.exists()),
-  ]
+  return [study.no_finetuning_cell(), *filter(is_finished, cells)]
 
 
 def _options(

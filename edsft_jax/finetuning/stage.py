@@ -103,6 +103,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   path = models.resolve(config.model.path)
   options = _options(config, hyperparameters, path)
   cells = _cells(config, workdir)
+  _remove_outdated(workdir, cells)
   manifest = store.Manifest(workdir)
   if not any(workdir.runs.glob('*/model')):
     manifest.forget('finetune')
@@ -139,29 +140,31 @@ _Triples = list[tuple[str, store.Prompt, str]]
 def _cells(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> dict[study.Cell, _Triples]:
-  """Every cell with its examples, in the order of its selection."""
+  """Every cell that has its answers with its examples, in greedy order.
+
+  Raises:
+    InputError: no cell has all of its answers.
+  """
   pool = store.read_prompts(workdir.pool)
   prompts = dict(zip(pool.ids, pool.prompts, strict=True))
   answers = store.read_responses(workdir.responses)
 
-  def triples(cell: study.Cell, ids: Sequence[str]) -> _Triples:
-    missing = [i for i in ids if i not in answers]
-    if missing:
-      raise errors.InputError(
-        f'{cell.name}: {len(missing)} of {len(ids)} prompts have no answer, '
-        f'the first is {missing[0]!r}: run the annotate stage'
-      )
+  def triples(ids: Sequence[str]) -> _Triples:
     return [(i, prompts[i], answers[i]) for i in ids]
 
   result = {}
-  for cell in study.cells(config):
-    ids = study.selected_ids(workdir, cell.strategy, cell.seed)
-    if len(ids) < cell.budget:
-      raise errors.InputError(
-        f'{workdir.selection(cell.strategy, cell.seed)} has {len(ids)} '
-        f'prompts, {cell.name} needs {cell.budget}: run the select stage'
+  waiting = {}
+  for cell, ids in study.cell_ids(config, workdir).items():
+    if missing := study.num_missing(cell, ids, answers):
+      first = next((repr(i) for i in ids if i not in answers), '')
+      waiting[cell.name] = (
+        f'{missing:,} of {cell.budget:,} prompts'
+        f'{f", the first is {first}" if first else ", rejected ones"}'
       )
-    result[cell] = triples(cell, ids[: cell.budget])
+    else:
+      result[cell] = triples(ids)
+  if waiting:
+    _say_waiting(waiting, num_complete=len(result))
   full_pool = study.full_pool_cells(config, len(pool))
   unanswered = sum(i not in answers for i in pool.ids)
   if full_pool and unanswered:
@@ -171,7 +174,42 @@ def _cells(
       'prompts have no answer',
     )
     return result
-  return result | {cell: triples(cell, pool.ids) for cell in full_pool}
+  return result | {cell: triples(pool.ids) for cell in full_pool}
+
+
+def _say_waiting(waiting: Mapping[str, str], num_complete: int) -> None:
+  """Names the cells that cannot be finetuned yet, with what they lack.
+
+  Raises:
+    InputError: no other cell can be.
+  """
+  names = [f'{name} (lacks {what})' for name, what in waiting.items()]
+  more = len(names) - _NAMES_SHOWN
+  listed = ', '.join(names[:_NAMES_SHOWN])
+  listed += f' and {more:,} more' if more > 0 else ''
+  if not num_complete:
+    raise errors.InputError(
+      f'no cell has all of its answers: {listed}: run the annotate stage'
+    )
+  console.say(
+    'finetune',
+    f'{console.count(len(waiting), "cell")} of '
+    f'{len(waiting) + num_complete:,} wait for answers: {listed}',
+  )
+
+
+_NAMES_SHOWN = 5
+
+
+def _remove_outdated(
+  workdir: store.Workdir, cells: Mapping[study.Cell, _Triples]
+) -> None:
+  """Removes cells of the study whose answers were corrected since."""
+  for cell in study.outdated(workdir):
+    run = workdir.run(cell.name)
+    if cell in cells and run.model.exists():
+      console.say('finetune', f'{cell.name}: corrected answers, made again')
+      shutil.rmtree(run.root)
 
 
 def _options(

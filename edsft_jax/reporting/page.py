@@ -156,6 +156,7 @@ def _about(
     ),
     'coverage': _coverage(config, found),
     'absent': results.absent_lines(found.absent),
+    'rejected': len(study.rejected_ids(workdir)),
     'counts': {
       stage: _flat(manifest.counts(stage))
       for stage in timing.STAGES

@@ -153,7 +153,11 @@ def read_results(
   evaluations, absent = {}, []
   metrics: dict[str, Metric] = {}
   versions: dict[str, tuple[int, pathlib.Path]] = {}
+  outdated = study.outdated(workdir)
   for cell in cells(config, workdir, num_prompts):
+    if cell in outdated:
+      absent.append(cell)
+      continue
     evaluation = Evaluation()
     for path in evaluation_files(workdir.run(cell.name)):
       contents = _read_evaluation(path, cell)
@@ -253,12 +257,19 @@ def _add(
 def read_selections(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> dict[tuple[str, int], list[dict[str, Any]]]:
-  """(strategy, seed) -> rows in greedy order, for selections that exist."""
+  """(strategy, seed) -> rows in greedy order, without rejected prompts.
+
+  Only for selections that exist.
+  """
   return {
-    (strategy, seed): store.read_jsonl(path)
+    (strategy, seed): [
+      row
+      for row in study.picks(workdir, strategy, seed)
+      if row['status'] == study.CHOSEN
+    ]
     for strategy in config.selection.strategies
     for seed in config.study.seeds
-    if (path := workdir.selection(strategy, seed)).exists()
+    if workdir.selection(strategy, seed).exists()
   }
 
 
@@ -303,6 +314,8 @@ def input_files(
   """The existing files that the page is made from."""
   paths = [
     workdir.pool,
+    workdir.rejected,
+    workdir.amended,
     workdir.gains_curves,
     *(workdir.selection_record(s) for s in config.selection.strategies),
     *(

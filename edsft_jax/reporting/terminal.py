@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from edsft_jax import store, study
+from edsft_jax import console, store, study
 from edsft_jax.reporting import (
   comparison,
   results,
@@ -63,6 +63,11 @@ def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
   lines += comparison.conclusions(
     comparisons, comparison.RANDOM in found.strategies
   )
+  if rejected := len(study.rejected_ids(workdir)):
+    lines.append(
+      f'{console.count(rejected, "prompt")} rejected by annotators: the next '
+      'picks of each strategy took their places'
+    )
   lines += [
     f'Not evaluated yet: {line}' for line in results.absent_lines(found.absent)
   ]

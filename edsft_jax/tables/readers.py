@@ -271,7 +271,8 @@ def _json_rows(path: pathlib.Path, text: str, hint: str) -> Iterator[Row]:
   except (ValueError, RecursionError) as e:
     # Many .json files hold JSON lines.
     if isinstance(e, json.JSONDecodeError) and e.msg == 'Extra data':
-      for line, one in enumerate(text.splitlines(), 1):
+      # Text in JSON may hold other line ends than \n as they are.
+      for line, one in enumerate(text.split('\n'), 1):
         if one.strip():
           yield _json_line(line, one)
       return

@@ -4,7 +4,7 @@ Each value is converted on its own, so a value without a Python equivalent, such
 as a date in the year 10000, does not affect other values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import pathlib
 from typing import Any
 import zipfile
@@ -70,12 +70,18 @@ def read_arrow(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
       yield from _rows(_unique(path, stream.schema.names), stream)
 
 
-def read_xlsx(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
+def read_xlsx(
+  path: pathlib.Path,
+  hint: str,
+  value_of: Callable[[Any, Any], Any] | None = None,
+) -> Iterator[readers.Row]:
   """Yields the rows of a workbook with one sheet, below its header.
 
   Args:
     path: the file.
     hint: added to the remedy in messages.
+    value_of: makes a value of an openpyxl cell, which may be a formula, and the
+      cell's value; None: the value as it is.
 
   Raises:
     InputError: it is not a workbook, or several of its sheets have rows.
@@ -84,7 +90,9 @@ def read_xlsx(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
 
   try:
     # With read_only, sheets from other programs than Excel may look empty.
-    book = openpyxl.load_workbook(path, data_only=True)
+    values = openpyxl.load_workbook(path, data_only=True)
+    # Only a second copy has the formulas.
+    book = openpyxl.load_workbook(path) if value_of else values
   except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
     raise errors.InputError(
       f'{path} is not an .xlsx workbook ({e}): save it again{hint}'
@@ -96,12 +104,19 @@ def read_xlsx(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
       f'({", ".join(sheet.title for sheet in sheets)}): keep one of them'
     )
   for sheet in sheets:
-    rows = sheet.iter_rows(values_only=True)
-    header = ['' if v is None else str(v).strip() for v in next(rows)]
+    rows = zip(
+      sheet.iter_rows(),
+      values[sheet.title].iter_rows(values_only=True),
+      strict=True,
+    )
+    header = ['' if v is None else str(v).strip() for v in next(rows)[1]]
     names = _unique(path, header)
-    for number, cells in enumerate(rows, 2):
-      if any(cell is not None for cell in cells):
-        yield readers.Row(number, dict(zip(names, cells, strict=True)))
+    for number, (cells, found) in enumerate(rows, 2):
+      row = list(found)
+      if value_of:
+        row = [value_of(c, v) for c, v in zip(cells, found, strict=True)]
+      if any(value is not None for value in row):
+        yield readers.Row(number, dict(zip(names, row, strict=True)))
 
 
 def _rows(

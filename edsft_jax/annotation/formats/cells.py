@@ -31,10 +31,11 @@ _MONTH = re.compile(
   re.IGNORECASE,
 )
 # Truth values in several languages, and what pandas reads as missing.
-_CONVERTED_WORDS = frozenset(
+_WORDS = (
   'true false wahr falsch vrai faux verdadero falso verdadeiro vero waar '
-  'onwaar na nan null none inf infinity nil n.a.'.split()
+  'onwaar na nan null none inf infinity nil n.a.'
 )
+_CONVERTED_WORDS = frozenset(_WORDS.split())
 # Errors are in capitals, in the language of the program.
 _ERROR = re.compile(
   r'#[¡¿]?[A-ZÀ-Þ_/0]+[!?]|#N/[AD]|#NV|#GETTING_DATA|Err:5\d\d'
@@ -110,16 +111,26 @@ class Converted:
   kind: str
 
   def __str__(self) -> str:
-    return f'{self.kind} ({self.text}), made by the spreadsheet'
+    shown = f' ({self.text})' if self.text else ''
+    return f'{self.kind}{shown}, made by the spreadsheet'
 
 
-def value(cell: Any) -> str | Converted | None:
-  """The value of a workbook's cell, from openpyxl, as its annotator saw it.
+def value(cell: Any, found: Any) -> str | Converted | None:
+  """The value of a workbook's cell as its annotator saw it.
+
+  Args:
+    cell: the cell, from openpyxl.
+    found: its value; that of a formula may be missing.
 
   Returns:
     Text; None for an empty cell; Converted if the program shows another text.
   """
-  found = cell.value
+  if cell.data_type == 'f':
+    # Spreadsheets store a formula's result. Without one, another program wrote
+    # text that only looks like a formula.
+    if found is None and isinstance(cell.value, str):
+      return cell.value
+    return Converted('' if found is None else str(found), 'a formula')
   if found is None or isinstance(found, str):
     return found
   if isinstance(found, bool):

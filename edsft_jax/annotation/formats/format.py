@@ -26,6 +26,11 @@ class Task:
   task: str
   prompt: str
 
+  @property
+  def words(self) -> int:
+    """Number of words of the prompt, separated by white space."""
+    return len(self.prompt.split())
+
   def columns(self) -> dict[str, Any]:
     """All that annotators are shown, by name."""
     return {
@@ -33,7 +38,7 @@ class Task:
       'rank': self.rank,
       'task': self.task,
       'prompt': self.prompt,
-      'words': len(self.prompt.split()),
+      'words': self.words,
       'characters': len(self.prompt),
     }
 
@@ -58,7 +63,8 @@ class Row:
       text has to identify it.
     prompt: the prompt as written; None if the file does not tell.
     response: the answer; '' for none.
-    verdict: what the annotator decided.
+    verdict: what the annotator decided; None if the file does not say, and then
+      a response is an answer.
     reason: why the prompt was rejected.
     annotator: who answered, '' if unknown.
     others: further columns: annotator, times, costs ...
@@ -69,7 +75,7 @@ class Row:
   id: str | None = None
   prompt: str | None = None
   response: str = ''
-  verdict: Verdict = Verdict.ANSWERED
+  verdict: Verdict | None = None
   reason: str = ''
   annotator: str = ''
   others: Mapping[str, store.Scalar] = dataclasses.field(default_factory=dict)
@@ -82,17 +88,17 @@ class Format:
 
   Attributes:
     name: the tool or the kind of file, for messages.
-    extension: of the todo: 'csv' for todo.csv.
-    write: the todo's text, for tasks.
     recognises: whether the records of a delivered file are in this format.
     read: their annotations, and messages for the user.
+    write: the todo's text, for tasks; None if no todo is written.
+    extension: of the todo: 'csv' for todo.csv.
     companions: further files next to the todo, by name, such as the
       configuration of a tool.
   """
 
   name: str
-  extension: str
-  write: Callable[[Sequence[Task]], str]
   recognises: Callable[[Sequence[readers.Row]], bool]
   read: Callable[[Sequence[readers.Row]], tuple[list[Row], list[str]]]
+  write: Callable[[Sequence[Task]], str] | None = None
+  extension: str = ''
   companions: Mapping[str, str] = dataclasses.field(default_factory=dict)

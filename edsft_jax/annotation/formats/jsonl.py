@@ -1,4 +1,4 @@
-"""todo.jsonl: an object per prompt, with the columns of todo.csv as they are."""
+"""todo.jsonl: an object per prompt, with the columns of todo.csv."""
 
 from collections.abc import Sequence
 import json
@@ -14,9 +14,9 @@ def _write(tasks: Sequence[Task]) -> str:
 
 FORMAT = Format(
   name='JSON lines',
-  extension='jsonl',
-  write=_write,
   # Read as any other table.
   recognises=lambda records: False,
   read=table.read,
+  write=_write,
+  extension='jsonl',
 )

@@ -86,7 +86,9 @@ class _Reader:
     self._records = records
     names = list(dict.fromkeys(n for r in records for n in r.values or () if n))
     # Lower case -> the name as it is spelt in the file.
-    self._spelt = {name.strip().casefold(): name for name in reversed(names)}
+    self._spelt: dict[str, str] = {}
+    for name in names:
+      self._spelt.setdefault(name.strip().casefold(), name)
     self._ids = self._find(schema.ids)[:1]
     self._prompts = self._find(schema.prompts)[:1]
     self._responses = self._find(schema.responses)
@@ -158,7 +160,7 @@ class _Reader:
       return None
     return as_text(values[self._prompts[0]], 'the prompt')
 
-  def _verdict(self, values: Mapping[str, Any]) -> Verdict:
+  def _verdict(self, values: Mapping[str, Any]) -> Verdict | None:
     found = [verdicts.of_word(n, values.get(n)) for n in self._verdicts]
     found += [verdicts.of_flag(n, values.get(n)) for n in self._flags]
     return verdicts.heaviest(found)
@@ -250,9 +252,9 @@ def _write(tasks: Sequence[Task]) -> str:
 
 FORMAT = Format(
   name='a table',
-  extension='csv',
-  write=_write,
   # The format of whatever no other format recognises.
   recognises=lambda records: True,
   read=read,
+  write=_write,
+  extension='csv',
 )

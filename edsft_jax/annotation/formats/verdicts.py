@@ -1,5 +1,6 @@
 """Words and marks by which people and tools accept, reject or skip a prompt."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from edsft_jax.annotation.formats.format import Verdict
@@ -23,19 +24,20 @@ _OF_WORD = {
 }
 # Columns that hold one of these words.
 COLUMNS = ('status', 'verdict', 'decision')
-# Columns that hold a yes or a no, and what yes and no mean.
-FLAGS = {
+# Columns that hold a yes or a no, and what yes and no mean. A prompt that is
+# not rejected need not be answered yet.
+FLAGS: Mapping[str, tuple[Verdict, Verdict | None]] = {
   'accepted': (Verdict.ANSWERED, Verdict.REJECTED),
-  'rejected': (Verdict.REJECTED, Verdict.ANSWERED),
-  'discarded': (Verdict.REJECTED, Verdict.ANSWERED),
-  'skipped': (Verdict.SKIPPED, Verdict.ANSWERED),
-  'ignored': (Verdict.SKIPPED, Verdict.ANSWERED),
-  'cancelled': (Verdict.SKIPPED, Verdict.ANSWERED),
-  'canceled': (Verdict.SKIPPED, Verdict.ANSWERED),
-  'was_cancelled': (Verdict.SKIPPED, Verdict.ANSWERED),
+  'rejected': (Verdict.REJECTED, None),
+  'discarded': (Verdict.REJECTED, None),
+  'skipped': (Verdict.SKIPPED, None),
+  'ignored': (Verdict.SKIPPED, None),
+  'cancelled': (Verdict.SKIPPED, None),
+  'canceled': (Verdict.SKIPPED, None),
+  'was_cancelled': (Verdict.SKIPPED, None),
 }
-_YES = frozenset('1 t true x y yes'.split())
-_NO = frozenset('0 f false n no'.split())
+_YES = frozenset(('1', 't', 'true', 'x', 'y', 'yes'))
+_NO = frozenset(('0', 'f', 'false', 'n', 'no'))
 # A rejection outweighs a skip, which outweighs an answer.
 _WEIGHT = (Verdict.ANSWERED, Verdict.SKIPPED, Verdict.REJECTED)
 
@@ -44,39 +46,41 @@ class UnknownVerdict(Exception):
   """A value in a column of verdicts that means nothing known."""
 
 
-def of_word(column: str, value: Any) -> Verdict:
-  """The verdict that a word stands for; an empty cell is none.
+def of_word(column: str, value: Any) -> Verdict | None:
+  """The verdict that a word stands for; None for an empty cell.
 
   Raises:
     UnknownVerdict: naming the column and the word.
   """
   word = _plain(value)
   if not word:
-    return Verdict.ANSWERED
+    return None
   if word not in _OF_WORD:
     raise UnknownVerdict(f'{column}={value}')
   return _OF_WORD[word]
 
 
-def of_flag(column: str, value: Any) -> Verdict:
-  """The verdict that a yes or a no in a column of FLAGS stands for.
+def of_flag(column: str, value: Any) -> Verdict | None:
+  """The verdict that a yes or a no in a column of FLAGS stands for, if any.
 
   Raises:
     UnknownVerdict: it is neither; naming the column and the value.
   """
   word = _plain(value)
+  if_yes, if_no = FLAGS[column.strip().casefold()]
   if word in _YES:
-    return FLAGS[column][0]
+    return if_yes
   if word in _NO:
-    return FLAGS[column][1]
+    return if_no
   if word:
     raise UnknownVerdict(f'{column}={value}')
-  return Verdict.ANSWERED
+  return None
 
 
-def heaviest(found: list[Verdict]) -> Verdict:
-  """The one that counts if several columns say something."""
-  return max(found, key=_WEIGHT.index, default=Verdict.ANSWERED)
+def heaviest(found: Iterable[Verdict | None]) -> Verdict | None:
+  """The one that counts if several columns say something; None if none do."""
+  said = (verdict for verdict in found if verdict)
+  return max(said, key=_WEIGHT.index, default=None)
 
 
 def _plain(value: Any) -> str:
