@@ -256,9 +256,7 @@ def _run_stages(
       processes.barrier(name)
     COMMANDS[name].load().run(config, workdir)
     if name == 'annotate' and 'select' in stages and _picks_missing(workdir):
-      # Annotators rejected prompts: replaces them, and asks for the new ones.
-      for again in ('select', 'annotate'):
-        STAGES[again].load().run(config, workdir)
+      _replace_rejected(config, workdir)
     waiting = [s for s in stages[i + 1 :] if COMMANDS[s].needs_answers]
     if name == 'annotate' and waiting and _no_cell_is_complete(workdir):
       console.say(name, f'waiting for the answers: {", ".join(waiting)}')
@@ -268,6 +266,17 @@ def _run_stages(
     store.write_json(workdir.config, config.to_dict())
   store.Manifest(workdir).describe(**_devices())
   console.say('done', f'in {time.monotonic() - start:.1f} s')
+
+
+def _replace_rejected(
+  config: ml_collections.ConfigDict, workdir: store.Workdir
+) -> None:
+  """Extends the orders, and asks for the new picks."""
+  STAGES['select'].load().run(config, workdir)
+  # The delivery has been read.
+  config = ml_collections.ConfigDict(config.to_dict())
+  config.annotation.answers_path = ''
+  STAGES['annotate'].load().run(config, workdir)
 
 
 def _picks_missing(workdir: store.Workdir) -> bool:

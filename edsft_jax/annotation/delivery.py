@@ -90,10 +90,11 @@ def take(
       taken.counts['skipped' if is_skip else 'empty'] += 1
       continue
     row, differ = _choose(decided, rules.duplicates)
-    if differ and rules.duplicates == 'refuse':
-      faults.blame(_SEVERAL, prompt_id)
-      continue
-    taken.counts['several'] += differ
+    if differ:
+      taken.counts['several'] += 1
+      if rules.duplicates == 'refuse':
+        faults.blame(_SEVERAL, prompt_id)
+        continue
     change = _change(row, known.get(prompt_id), prompt_id in rejected)
     if change is None:
       taken.counts['known'] += 1

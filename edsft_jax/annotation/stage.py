@@ -95,11 +95,12 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   if delivery is not None:
     _say_delivery(delivery, workdir)
 
+  # Without the picks that are now rejected.
   ids = study.cell_ids(config, workdir)
   ledger = ledger_lib.Ledger(workdir)
   asked, num_unreplaced = purchase.wanted(config, ids)
   missing = [i for i in asked if i not in known]
-  if missing:
+  if missing and not num_unreplaced:
     tasks = ledger_lib.tasks(pool, missing)
     if delivery is None or not ledger.has_asked(missing):
       purchase.say_union(config, ids, known)
@@ -217,9 +218,10 @@ def _say_missing(counts: Mapping[str, Any], files: list[pathlib.Path]) -> None:
   if counts['unreplaced']:
     console.say(
       _STAGE,
-      f'rejected picks to be replaced: {counts["unreplaced"]}: run the stages '
-      'select and annotate',
+      f'{console.count(counts["unreplaced"], "rejected pick")} not replaced '
+      'yet: the select stage chooses others, and annotate asks for them',
     )
+    return
   if not counts['missing']:
     console.say(_STAGE, f'all {counts["prompts"]:,} answers are known')
     return

@@ -89,10 +89,12 @@ def read_xlsx(
   import openpyxl
 
   try:
-    # With read_only, sheets from other programs than Excel may look empty.
-    values = openpyxl.load_workbook(path, data_only=True)
-    # Only a second copy has the formulas.
-    book = openpyxl.load_workbook(path) if value_of else values
+    # As a file: openpyxl refuses paths by their extension. With read_only,
+    # sheets from other programs than Excel may look empty.
+    with path.open('rb') as f:
+      values = openpyxl.load_workbook(f, data_only=True)
+      # Only a second copy has the formulas.
+      book = openpyxl.load_workbook(f) if value_of else values
   except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
     raise errors.InputError(
       f'{path} is not an .xlsx workbook ({e}): save it again{hint}'

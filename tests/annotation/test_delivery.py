@@ -408,7 +408,7 @@ def test_replacements_that_are_to_be_selected_first(study, tmp_path, capsys):
   """The orders have six picks."""
   deliver(study, tmp_path / 'a.csv', reject('p0', 'p1'), budgets=(2, 5))
   assert study.counts['unreplaced'] == 1
-  assert 'run the stages select and annotate' in capsys.readouterr().out
+  assert '1 rejected pick not replaced yet' in capsys.readouterr().out
   # Random's sixth pick for seed 0, and the new ones of others.
   assert study.ids() == ['p9', 'p6']
 
