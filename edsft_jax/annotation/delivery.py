@@ -111,6 +111,7 @@ def take(
 
 _UNKNOWN = 'unknown'
 _CHANGED_ID = 'with an id that a spreadsheet changed'
+_SEVERAL_IDS = 'without a prompt, and with an id that fits several'
 _OTHER = 'with another prompt than the pool'
 _BLANK = 'without the text of the prompt'
 _AMBIGUOUS = 'without an id, and with the text of several prompts'
@@ -186,13 +187,20 @@ class _Finder:
     if not found:
       self._blame_id(row.id, name)
       return None
-    if row.prompt is not None and not self._is_prompt(row.prompt, found[0]):
+    if row.prompt is None:
+      # One may be another one as todo.csv writes it.
+      if len(set(found)) > 1:
+        self._faults.blame(_SEVERAL_IDS, f'{name}: {" or ".join(found)}')
+        return None
+      return found[0]
+    fitting = [i for i in found if self._is_prompt(row.prompt, i)]
+    if not fitting:
       fault = _OTHER if row.prompt.strip() else _BLANK
       if damage := cells.damage(row.prompt):
         fault, name = _DAMAGED, f'{name}: {damage} as the prompt'
       self._faults.blame(fault, name)
       return None
-    return found[0]
+    return fitting[0]
 
   def _is_prompt(self, cell: str, prompt_id: str) -> bool:
     prompt = _normalise(readable(self._pool.prompts[self._place[prompt_id]]))

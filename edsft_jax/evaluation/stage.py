@@ -144,7 +144,8 @@ def _cells(
     console.say(
       'evaluate',
       f'{len(unfinished)} of {len(cells)} cells have no model yet: run the '
-      f'finetune stage (the first is {unfinished[0].name})',
+      'finetune stage, when their prompts are answered (the first is '
+      f'{unfinished[0].name})',
     )
   cells += study.full_pool_cells(config, num_prompts)
   return [study.no_finetuning_cell(), *filter(is_finished, cells)]

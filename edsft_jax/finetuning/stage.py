@@ -135,6 +135,9 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
 
 # A cell's examples: id, prompt and answer.
 _Triples = list[tuple[str, store.Prompt, str]]
+# Cells that wait for answers, with how many they lack, and the first prompt of
+# these; None if rejected picks have not been replaced.
+_Waiting = list[tuple[study.Cell, int, str | None]]
 
 
 def _cells(
@@ -153,14 +156,11 @@ def _cells(
     return [(i, prompts[i], answers[i]) for i in ids]
 
   result = {}
-  waiting = {}
+  waiting: _Waiting = []
   for cell, ids in study.cell_ids(config, workdir).items():
     if missing := study.num_missing(cell, ids, answers):
-      first = next((repr(i) for i in ids if i not in answers), '')
-      waiting[cell.name] = (
-        f'{missing:,} of {cell.budget:,} prompts'
-        f'{f", the first is {first}" if first else ", rejected ones"}'
-      )
+      first = next((i for i in ids if i not in answers), None)
+      waiting.append((cell, missing, first))
     else:
       result[cell] = triples(ids)
   if waiting:
@@ -177,19 +177,24 @@ def _cells(
   return result | {cell: triples(pool.ids) for cell in full_pool}
 
 
-def _say_waiting(waiting: Mapping[str, str], num_complete: int) -> None:
-  """Names the cells that cannot be finetuned yet, with what they lack.
+def _say_waiting(waiting: _Waiting, num_complete: int) -> None:
+  """Names the cells that cannot be finetuned yet.
 
   Raises:
     InputError: no other cell can be.
   """
-  names = [f'{name} (lacks {what})' for name, what in waiting.items()]
+  names = [
+    f'{cell.name} (lacks {missing:,} of {cell.budget:,} prompts)'
+    for cell, missing, _ in waiting
+  ]
   more = len(names) - _NAMES_SHOWN
   listed = ', '.join(names[:_NAMES_SHOWN])
   listed += f' and {more:,} more' if more > 0 else ''
   if not num_complete:
+    first = waiting[0][2]
+    named = '' if first is None else f'; the first of them is {first!r}'
     raise errors.InputError(
-      f'no cell has all of its answers: {listed}: run the annotate stage'
+      f'no cell has all of its answers: {listed}{named}: run the annotate stage'
     )
   console.say(
     'finetune',

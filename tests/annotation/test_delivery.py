@@ -523,8 +523,12 @@ def test_a_workbook_as_people_fill_it(study, tmp_path):
   column = list(rows[0]).index('response') + 1
   for line, answer in enumerate(answers, 2):
     sheet.cell(line, column).value = answer
+  for line, cost in enumerate(['cost', 1, 2.5, None, 4], 1):
+    sheet.cell(line, column + 1).value = cost
   book.save(tmp_path / 'a.xlsx')
   study.run(answers_path=tmp_path / 'a.xlsx')
+  table = pq.read_table(study.workdir.responses)
+  assert table['cost'].to_pylist() == [1.0, 2.5, None, 4.0]
   assert [study.responses[i] for i in SMALLEST] == [
     'Text',
     '42',

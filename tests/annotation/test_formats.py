@@ -27,7 +27,8 @@ _PIECES = (
 IDS = (
   '123456789012345676', '007', '1e5', '1.0', '-1', '=A1', '+7', '@x', 'TRUE',
   'null', 'NaN', 'MAR1', 'mar-1', '1-2', '1/2', '2026-11-26', '12:30', "'q",
-  'id:7', ' a', 'ü7', 'p-6', 'a.b', 'E5', '0x1F', '1E400', '€5', '5%', 'sept',
+  'id:7', '7', 'dolly:7', ' a', 'ü7', 'p-6', 'a.b', 'E5', '0x1F', '1E400',
+  '€5', '5%', 'sept',
 )  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def test_nothing_in_the_csv_is_run_or_converted(seed):
   for row, prompt_id, prompt in zip(rows, pool.ids, pool.prompts, strict=True):
     for cell in row.values():
       assert not re.match('[=+\\-@\t\r\n\uff1d]', cell)
-    assert re.fullmatch('id:.*|[A-Za-z_][^/: ]*', row['prompt_id'])
+    assert re.fullmatch('id:.*|[A-Za-z_][^/ ]*', row['prompt_id'])
     if prompt_id.lower() in ('mar1', 'sept', 'true', 'null', 'e5x'):
       assert row['prompt_id'].startswith('id:')
     assert cells.restore(row['prompt']) == ledger.readable(prompt)
@@ -212,6 +213,18 @@ def test_what_annotators_are_shown(extension):
     assert (row['rank'], row['task']) == (rank, pool.tasks[rank - 1])
     assert row['words'] == len(prompt.split())
     assert row['characters'] == len(prompt)
+
+
+def test_an_id_that_fits_two_prompts_needs_the_prompt(tmp_path):
+  pool = store.Prompts(['7', 'id:7'], ['Seven?', 'Other?'], None)
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(as_jsonl([{'prompt_id': 'id:7', 'response': 'x'}]))
+  with pytest.raises(errors.InputError, match='id:7: 7 or id:7'):
+    take(path, pool)
+  for prompt, prompt_id in (('Seven?', '7'), ('Other?', 'id:7')):
+    row = {'prompt_id': 'id:7', 'prompt': prompt, 'response': 'x'}
+    path.write_bytes(as_jsonl([row]))
+    assert list(take(path, pool)[1].answers) == [prompt_id]
 
 
 def test_one_table_of_formats():

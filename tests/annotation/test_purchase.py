@@ -1,7 +1,7 @@
 """What is said before anything is bought."""
 
-import pytest
 from annotation_study import Study, read_csv
+import pytest
 
 from edsft_jax import errors, store
 

@@ -22,7 +22,7 @@ ID_PREFIX = 'id:'
 # Characters at the start of a formula, also in full width, and those after
 # which some programs still find one (OWASP: CSV Injection).
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_SAFE_ID = re.compile(r'[A-Za-z_][A-Za-z0-9_.\-]*')
+_SAFE_ID = re.compile(r'[A-Za-z_][A-Za-z0-9_.:\-]*')
 # Months in several languages, with or without a day.
 _MONTH = re.compile(
   r'(jan|gen|ene|feb|fev|mar|mrz|maa|apr|abr|avr|may|mai|mei|mag|maj|jun|jui|'
@@ -58,6 +58,7 @@ def protect_id(prompt_id: str) -> str:
   """The id as a cell that no spreadsheet converts."""
   is_safe = (
     _SAFE_ID.fullmatch(prompt_id)
+    and not prompt_id.startswith(ID_PREFIX)
     and not _MONTH.fullmatch(prompt_id)
     and prompt_id.lower() not in _CONVERTED_WORDS
   )
@@ -96,6 +97,23 @@ def shortened_forms(prompt_id: str) -> set[str]:
   if len(significant) < 300:
     forms.add(str(int(float(significant))))
   return forms - {prompt_id}
+
+
+class Number(str):
+  """A number of a workbook, as it is shown.
+
+  Attributes:
+    value: the number.
+  """
+
+  __slots__ = ('value',)
+  value: int | float
+
+
+def _number(text: str, value: int | float) -> Number:
+  number = Number(text)
+  number.value = value
+  return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,4 +158,4 @@ def value(cell: Any, found: Any) -> str | Converted | None:
   text = f'{found:.15G}' if isinstance(found, float) else str(found)
   if cell.number_format not in ('General', '@', '0'):
     return Converted(text, f'a number in the form {cell.number_format}')
-  return text
+  return _number(text, found)

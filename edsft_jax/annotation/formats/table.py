@@ -214,6 +214,8 @@ def as_id(value: Any) -> str:
 
 def as_scalar(value: Any) -> store.Scalar | None:
   """A further column's value; None if it is a list, an object or the like."""
+  if isinstance(value, cells.Number):
+    return value.value
   if isinstance(value, str | int | float | bool):
     return value
   if isinstance(value, cells.Converted):
