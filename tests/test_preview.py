@@ -155,3 +155,31 @@ def test_a_prompt_that_the_template_refuses_is_named(config, tmp_path, capsys):
     preview(config, tmp_path, capsys)
   second = store.read_prompts(store.Workdir(tmp_path / 'w').pool).ids[1]
   assert str(raised.value).startswith(f'prompt {second!r}: ')
+
+
+def test_the_prompts_that_a_strategy_chose(config, tmp_path, capsys):
+  workdir = store.Workdir(tmp_path / 'w')
+  config.preview.strategy = 'random'
+  config.study.budgets = (4,)
+  config.study.seeds = (1, 0)
+  with pytest.raises(errors.InputError, match='run the select stage'):
+    preview(config, tmp_path, capsys)
+  pipeline.run(config, workdir, ['pool'])
+  ids = store.read_prompts(workdir.pool).ids
+  order = [ids[i] for i in (20, 7, 3, 11)]
+  rows = [{'rank': r, 'id': i} for r, i in enumerate(order)]
+  store.write_jsonl(workdir.selection('random', 1), rows)
+  store.write_jsonl(workdir.rejected, [{'id': order[1]}])
+  chosen = [order[0], *order[2:]]
+  lines = preview(config, tmp_path, capsys)
+  (said,) = (line for line in lines if 'chosen by' in line)
+  assert said == (
+    'preview   the first of 4 prompts chosen by random for seed 1: '
+    + ', '.join(chosen)
+  )
+  heads = [line for line in lines if line.startswith('preview   prompt ')]
+  assert [head.split()[2] for head in heads[::2]] == chosen
+  assert '[user]more of it 18[assistant]' in lines
+  config.preview.strategy = 'randon'
+  with pytest.raises(errors.InputError, match="did you mean 'random'"):
+    preview(config, tmp_path, capsys)

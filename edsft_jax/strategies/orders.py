@@ -172,6 +172,15 @@ def write(path: pathlib.Path, order: Rows, extended: Extension) -> None:
   store.write_jsonl(path, order)
 
 
+def refresh(workdir: store.Workdir, name: str, seed: int) -> None:
+  """Rewrites an order that need not be extended, if a status has changed."""
+  path = workdir.selection(name, seed)
+  rows = study.picks(workdir, name, seed)
+  old = [row.get('status', study.CHOSEN) for row in store.read_jsonl(path)]
+  if old != [row['status'] for row in rows]:
+    store.write_jsonl(path, rows)
+
+
 def link(source: pathlib.Path, path: pathlib.Path) -> None:
   """Hard-links an order, or copies it if the file system cannot link."""
   with store.replacing(path) as partial:

@@ -47,6 +47,9 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       _pending(config, workdir, row, len(pool), inputs, rounds) for row in rows
     ]
     todo = [pending for pending in found if pending]
+    for row, pending in zip(rows, found, strict=True):
+      for seed in config.study.seeds if not pending else ():
+        orders.refresh(workdir, row.name, seed)
     if not todo:
       console.say('select', 'already done')
       return

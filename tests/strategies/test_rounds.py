@@ -316,3 +316,20 @@ def test_an_older_file_has_neither_round_nor_status(workdir):
   assert [row['id'] for row in got[:BUDGET]] == [row['id'] for row in rows]
   assert [row['round'] for row in got] == [0] * BUDGET + [1] * 3
   assert orders.settled_ids(workdir) == {row['id'] for row in rows}
+
+
+def test_a_status_follows_where_no_pick_is_missing(workdir):
+  """The order is long enough for the budget, or a rejection is taken back."""
+  _select(workdir, 'random', 'k_center', budget=20)
+  before = {n: _ids(workdir, n) for n in ('random', 'k_center')}
+  second = before['random'][1]
+  _reject(workdir, second)
+  _select(workdir, 'random', 'k_center')
+  assert _ids(workdir, 'random') == before['random']
+  assert [
+    row['id'] for row in _rows(workdir, 'random') if row['status'] == 'rejected'
+  ] == [second]
+  _reject(workdir)
+  _select(workdir, 'random', 'k_center')
+  assert {row['status'] for row in _rows(workdir, 'random')} == {'chosen'}
+  assert {n: _ids(workdir, n) for n in before} == before
