@@ -130,7 +130,7 @@ _REMEDIES = {
   _ANSWERED: _AMEND,
   _REJECTED: _AMEND,
 }
-_GENERAL_REMEDY = 'correct these rows by the todo'
+_GENERAL_REMEDY = 'compare these rows with the todo and correct them'
 
 
 class _Faults:

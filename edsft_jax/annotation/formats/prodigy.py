@@ -1,4 +1,4 @@
-"""Prodigy: the output of `prodigy db-out`, as in Prodigy 1.18.
+"""Prodigy: the output of `prodigy db-out`, as documented for Prodigy 1.
 
 The prompt is in `text`, its id in `prompt_id` or in `meta`, the answer in the
 text input's field (`user_input` unless its block has a field_id), and the
