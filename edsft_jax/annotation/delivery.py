@@ -102,7 +102,7 @@ def take(
     if change and not rules.amend:
       faults.blame(change, prompt_id)
     if change:
-      taken.amended[prompt_id] = change
+      taken.amended[prompt_id] = _CORRECTIONS[change]
     is_rejection = _verdict(row) is Verdict.REJECTED
     (taken.rejections if is_rejection else taken.answers)[prompt_id] = row
   faults.refuse()
@@ -122,6 +122,13 @@ _SEVERAL = 'with several different answers or verdicts'
 _DIFFERENT = 'already answered differently'
 _ANSWERED = 'already answered, and rejected now'
 _REJECTED = 'rejected before, and answered now'
+
+# What the same is called in amended.jsonl.
+_CORRECTIONS = {
+  _DIFFERENT: 'another answer',
+  _ANSWERED: 'rejected instead of answered',
+  _REJECTED: 'answered instead of rejected',
+}
 
 _AMEND = 'set annotation.amend=True if this delivery is a correction'
 _REMEDIES = {

@@ -319,7 +319,7 @@ def test_a_correction_is_taken_only_if_it_is_meant_to_be_one(
   deliver(study, path, correct, amend=True)
   assert study.responses == {i: f'A {i}' for i in SMALLEST} | {'p0': 'better'}
   assert store.read_jsonl(study.workdir.amended) == [
-    {'id': 'p0', 'source': 'a.csv', 'what': 'already answered differently'}
+    {'id': 'p0', 'source': 'a.csv', 'what': 'another answer'}
   ]
   assert 'corrected: p0' in capsys.readouterr().out
   before = contents(study)
