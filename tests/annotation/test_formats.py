@@ -460,6 +460,7 @@ def test_prodigy_verdicts(tmp_path, place):
   )
   delivered, taken = take(path, argilla_pool())
   assert delivered.format == 'Prodigy'
+  assert [row.id for row in delivered.rows] == ['p0', 'p1', 'p2']
   assert {i: r.response for i, r in taken.answers.items()} == {'p0': 'A 0'}
   assert set(taken.rejections) == {'p1'}
   assert taken.counts['skipped'] == 1
