@@ -5,7 +5,7 @@
 #
 #   scripts/try_label_studio.sh [--keep=FOLDER]   FOLDER gets the exports
 #
-# LABEL_STUDIO_VENV names the environment (default .venv-label-studio; 1.4 GB),
+# LABEL_STUDIO_VENV names the environment (default .venv-label-studio; 1 GB),
 # PORT the server's port. Needs the environment of scripts/setup.sh, too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
