@@ -254,6 +254,14 @@ def _choose(
     progress(budget, budget)
   except selection.SelectionError as e:
     raise errors.InputError(f'strategy {row.name}: {e}') from e
+  distinct = set(chosen.indices.tolist())
+  if not len(distinct) == len(chosen.indices) == budget or not distinct <= set(
+    range(len(view.pool))
+  ):
+    raise RuntimeError(
+      f'strategy {row.name} chose {len(distinct)} different prompts in '
+      f'{len(chosen.indices)} picks instead of {budget}'
+    )
   path = workdir.selection(row.name, seed)
   picks = _picks(view, row, chosen)
   _refuse_other_picks(path, picks)
