@@ -92,7 +92,7 @@ def test_the_pool_stage_runs_where_another_configs_is(command, tmp_path):
   result = _run(command, *words, '--config.pool.path=p.jsonl', cwd=tmp_path)
   assert '1 prompt,' in result.stdout
   result = _run(command, '--workdir=x', '--config=no.py', cwd=tmp_path, code=2)
-  assert "the repository's folder configs by its path" in result.stderr
+  assert "the path of a file in the repository's configs" in result.stderr
 
 
 def test_the_demo_runs_from_the_wheel(command, tmp_path):

@@ -72,7 +72,10 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
   known = tasks_lib.metrics(config.evaluation.tasks)
   metric = config.report.metric
   if metric not in known:
-    raise errors.unknown(f'report.metric {metric!r}', metric, known)
+    tasks = ', '.join(config.evaluation.tasks)
+    raise errors.unknown(
+      f'report.metric {metric!r} for evaluation.tasks ({tasks})', metric, known
+    )
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
@@ -104,7 +107,11 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       name: _evaluate(config, workdir, path, name, some)
       for name, some in todo.items()
     }
-  manifest.finish('evaluate', {'models': len(cells), **_flat(counts)})
+  # Other tasks were counted by earlier runs.
+  known_counts = manifest.counts('evaluate')
+  manifest.finish(
+    'evaluate', {**known_counts, 'models': len(cells), **_flat(counts)}
+  )
   for name, count in counts.items():
     console.say(
       'evaluate',
@@ -112,6 +119,16 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       f'{console.count(count.pop("items"), "item")} of {name}'
       f'{_listed(count)} -> {workdir.runs}',
     )
+
+
+# What every row of items.jsonl has besides id, task, reference and metrics.
+_ITEM_COLUMNS = (
+  'prediction',
+  'num_prompt_tokens',
+  'num_generated_tokens',
+  'truncated',
+  'finish',
+)
 
 
 def _flat(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
@@ -282,7 +299,10 @@ def _write(
     }
     for item, given in zip(task.items, responses, strict=True)
   ]
+  needed = {*_ITEM_COLUMNS, *task.metrics}
   for row in rows:
+    if lacking := sorted(needed - row.keys()):
+      raise TypeError(f'the rows of task {task.name} have no {lacking}')
     for name in task.metrics:
       if not np.isfinite(row[name]):
         raise errors.InputError(

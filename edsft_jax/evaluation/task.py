@@ -158,4 +158,8 @@ class Task(Protocol):
     """The options and inputs that affect results, by name."""
 
   def score(self, item: Item, responses: Sequence[Response]) -> dict[str, Any]:
-    """Returns an item's columns besides id, task and reference."""
+    """Returns an item's columns besides id, task and reference.
+
+    These are prediction, num_prompt_tokens, num_generated_tokens, truncated,
+    finish, a number for each metric, and whatever else is worth keeping.
+    """

@@ -294,8 +294,7 @@ class _Sorter:
     marked = [
       item.id
       for item in self._items
-      if isinstance(item.prompt, str)
-      and any(markers.is_in(item.prompt, form) for form in markers.FORMS)
+      if isinstance(item.prompt, str) and markers.is_in_any(item.prompt)
     ]
     if marked:
       notes.append(

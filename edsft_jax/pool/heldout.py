@@ -34,9 +34,11 @@ def split(rows: Sequence[items.Item], fraction: float) -> list[bool]:
     # `near` is kept with the item; the pool needs it again.
     is_text = isinstance(item.prompt, str)
     beginning = item.near if is_text else _beginning(item.prompt)
-    groups.join(first_of.setdefault(beginning, i), i)
-    for pair in _pairs_said(item.prompt):
-      groups.join(said_by.setdefault(pair, i), i)
+    if (first := first_of.setdefault(beginning, i)) != i:
+      groups.join(first, i)
+    if not is_text:
+      for pair in _pairs_said(item.prompt):
+        groups.join(said_by.setdefault(pair, i), i)
   if said_by:
     for i, item in enumerate(rows):
       groups.join(said_by.get(_own_pair(item), i), i)

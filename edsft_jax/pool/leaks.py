@@ -171,7 +171,7 @@ def _unfit(
       return 'nested'
     if (text := texts.get(value)) is None:
       text = texts[value] = Text(str(value))
-      if reason := _unfit_text(text.raw):
+      if isinstance(value, str) and (reason := _unfit_text(value)):
         return reason
     if text.contains(answer):
       return 'it contains a response'

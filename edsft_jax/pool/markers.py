@@ -97,6 +97,8 @@ FORMS = (
     re.compile(r'</s>|<\|endoftext\|>'),
   ),
 )
+# Each form has one of these characters; most prompts have none.
+_BEGINNINGS = frozenset(need[0] for form in FORMS for need in form.needs)
 # Number of prompts to detect the form from.
 _SAMPLE_SIZE = 2000
 _SYSTEM_2 = re.compile(r'\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*', re.S)
@@ -117,6 +119,13 @@ def is_in(text: str, form: Form) -> bool:
     return False
   roles = {_role(match) for match in form.marker.finditer(text)}
   return {'user', 'assistant'} <= roles
+
+
+def is_in_any(text: str) -> bool:
+  """Whether a text has markers of some form."""
+  return any(c in text for c in _BEGINNINGS) and any(
+    is_in(text, form) for form in FORMS
+  )
 
 
 def parse(text: str, form: Form) -> list[dict[str, Any]]:

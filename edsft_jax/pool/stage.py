@@ -368,7 +368,8 @@ def _say_pool(workdir: store.Workdir, counts: dict[str, Any]) -> None:
 
 
 def _pointed(count: int, what: str, path: pathlib.Path) -> str:
-  return f'{count:,} {what}' + (f' ({path})' if count else '')
+  # Workdirs of older versions do not list what was merged.
+  return f'{count:,} {what}' + (f' ({path})' if count and path.exists() else '')
 
 
 def _say_heldout(path: str, counts: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Arrays of other libraries as numpy arrays, without importing the libraries.
 
-Who hands over a torch tensor or a pyarrow array has imported torch or pyarrow:
+A caller with a torch tensor or a pyarrow array has imported torch or pyarrow:
 their types are looked up among the modules that are loaded. Sparse matrices,
 nulls and rows of unequal length are refused by name.
 """

@@ -83,18 +83,19 @@ def _check_scoring(
 ) -> None:
   """Rejects strategies that need scores which scoring will not compute."""
   c = config.scoring
+  options = {row: scores_lib.needed_option(row.column) for row in rows}
   for row in rows:
-    if row.column.startswith('prompt_') and not c.prompt_scores:
+    needs_prompt_scores = row.column and options[row] == 'prompt_scores'
+    if needs_prompt_scores and not c.prompt_scores:
       raise errors.InputError(
         f'{row.name} needs scores of prompts, and scoring.prompt_scores is '
         'False: set it to True, or leave the strategy out'
       )
   for row in rows:
-    needs_continuations = 'scores' in row.reads and not row.column.startswith(
-      'prompt_'
-    )
-    sampled = not row.column and c.confidence_prompts_per_task
-    if needs_continuations and not c.generate and not sampled:
+    ranks_continuations = row.column and options[row] == 'generate'
+    sampled = c.confidence_prompts_per_task
+    needs_more = row.reads_confidence and not sampled
+    if (ranks_continuations or needs_more) and not c.generate:
       raise errors.InputError(
         f'{row.name} needs continuations, and scoring.generate is False: set '
         'it to True, or leave the strategy out (prompt_ scores need none)'
@@ -132,7 +133,7 @@ def _check_pool(
     for row in rows:
       if row.column:
         scores_lib.complete(scores, pool.ids, row.column)
-      elif 'scores' in row.reads and pool.tasks is not None:
+      elif row.reads_confidence and pool.tasks is not None:
         scores_lib.confidence(
           scores, pool.ids, pool.tasks, config.selection.task_confidence
         )

@@ -32,7 +32,7 @@ class Strategy:
     marker: its matplotlib marker on the page.
     reads: the inputs that it needs besides the pool, some of 'scores',
       'features', 'kernel' (over the features) and 'tasks'; the view has them.
-    column: the score that it ranks by; '' for none.
+    column: the score that it ranks by, which its picks list; '' for none.
     options: further options that it reads, by dotted name.
     seeded: whether the seed changes its picks.
     seeded_if: option -> the value with which the seed changes its picks.
@@ -52,6 +52,11 @@ class Strategy:
   def needs_scoring(self) -> bool:
     """Whether it needs the score stage, whatever the pool has."""
     return bool(self.reads & {'scores', 'features', 'kernel'})
+
+  @property
+  def reads_confidence(self) -> bool:
+    """Whether it needs each task's confidence."""
+    return 'selection.task_confidence' in self.options
 
   def is_seeded(self, config: ml_collections.ConfigDict) -> bool:
     """Whether the seed changes its picks under this config."""

@@ -6,6 +6,8 @@ import numpy as np
 
 from edsft_jax import console, errors, store
 
+# Columns that scores.parquet has whatever the options of scoring.
+_ALWAYS = ('num_prompt_tokens', 'truncated')
 # The column that marks the prompts that a task's confidence comes from.
 _SAMPLE = 'confidence_sample'
 
@@ -35,6 +37,13 @@ def read_scores(
   }
 
 
+def needed_option(column: str) -> str:
+  """The option of scoring that makes this column, or ''."""
+  if column in _ALWAYS:
+    return ''
+  return 'prompt_scores' if column.startswith('prompt_') else 'generate'
+
+
 def complete(
   scores: Mapping[str, np.ndarray], ids: Sequence[str], column: str
 ) -> np.ndarray:
@@ -43,14 +52,15 @@ def complete(
   Raises:
     InputError: the column or some of its values are missing.
   """
-  is_prompt_score = column.startswith('prompt_')
-  option = 'prompt_scores' if is_prompt_score else 'generate'
+  option = needed_option(column)
   remedy = f'score with scoring.{option}=True in a new --workdir'
+  if not option:
+    remedy = 'score again in a new --workdir'
   if column not in scores:
     raise errors.InputError(f'scores.parquet has no {column}: {remedy}')
   values = scores[column]
   if absent := np.flatnonzero(np.isnan(values)).tolist():
-    if is_prompt_score:
+    if option == 'prompt_scores':
       remedy = 'prompts of a single token have none, leave the strategy out'
     raise errors.InputError(
       f'scores.parquet has no {column} for '

@@ -322,9 +322,17 @@ def _choose(
 ) -> selection.Selection:
   """Chooses that many prompts for one seed."""
   try:
-    return row.choose(view, count, seed)
+    chosen = row.choose(view, count, seed)
   except selection.SelectionError as e:
     raise errors.InputError(f'strategy {row.name}: {e}') from e
+  picked = chosen.indices.tolist()
+  free = set(range(len(view.pool))) - {*view.initial}
+  if not len({*picked} & free) == len(picked) == count:
+    raise RuntimeError(
+      f'strategy {row.name} chose {len({*picked} & free)} different prompts '
+      f'that were free, in {len(picked)} picks instead of {count}'
+    )
+  return chosen
 
 
 def _as_before(view: View, num_prompts: int) -> selection.Similarity | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edsft_jax import models
+from edsft_jax.inference import shapes
 
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
@@ -54,7 +55,7 @@ def test_transformers_reads_what_we_save(golden, tmp_path, with_source):
 def test_generate_with_a_cache_writes_the_same(golden):
   """Padded on the left, which windows and positions must not depend on."""
   tokens = golden.values['tokens']
-  padded, mask = models.pad_left(tokens.tolist(), tokens.shape[1] + 3)
+  padded, mask = shapes.pad_left(tokens.tolist(), tokens.shape[1] + 3)
   new = live_model(golden.path).generate(
     torch.tensor(padded.astype(np.int64)),
     attention_mask=torch.tensor(mask.astype(np.int64)),

@@ -80,3 +80,12 @@ def test_a_form_needs_more_than_half_of_the_prompts():
   texts = [WRITTEN['Guanaco'], 'Name a fish.']
   assert markers.find_form(texts) is None
   assert markers.find_form([*texts, WRITTEN['Guanaco']]) == FORMS['Guanaco']
+
+
+@pytest.mark.parametrize('name', WRITTEN)
+def test_every_form_is_found_among_all(name):
+  assert markers.is_in_any(WRITTEN[name])
+
+
+def test_plain_text_has_no_form():
+  assert not markers.is_in_any('Human: no.\n# A heading [1] <b> of Assistant')

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+from matplotlib import figure as figure_lib
 from places import REPOSITORY
 import pytest
 from scipy import stats
@@ -23,7 +24,7 @@ from edsft_jax.reporting import (
   timing,
   wording,
 )
-from edsft_jax.reporting.plots import efficiency
+from edsft_jax.reporting.plots import efficiency, style
 from edsft_jax.strategies.registry import STRATEGIES
 
 SAME = 'not distinguishable from random'
@@ -685,9 +686,27 @@ def test_durations():
 # The plots.
 
 
-def test_every_strategy_has_its_own_colour_and_marker():
+def test_every_strategy_has_its_own_colour():
   colours = {row.colour for row in STRATEGIES.values()}
   assert len(colours) == len(STRATEGIES)
+
+
+@pytest.mark.parametrize('means', [(0.5, 0.501), (3.0, 4.0), (-3.0, -4.0)])
+def test_labels_of_near_references_do_not_overlap(means):
+  figure = figure_lib.Figure(figsize=(4, 3))
+  axes = figure.subplots()
+  references = {
+    name: statistics.Interval(mean, None, None, 1)
+    for name, mean in zip(style.REFERENCES, means, strict=False)
+  }
+  efficiency.reference_lines(axes, references, (0.0, 1.0))
+  axes.set_ylim(0.0, 1.0)
+  figure.canvas.draw()
+  boxes = [text.get_window_extent() for text in axes.texts]
+  panel = axes.get_window_extent()
+  assert len(boxes) == 2
+  assert not boxes[0].overlaps(boxes[1])
+  assert all(panel.y0 <= box.y0 and box.y1 <= panel.y1 for box in boxes)
 
 
 def test_labels_are_moved_apart_and_keep_their_order():

@@ -1,5 +1,6 @@
 """The select stage: every strategy by name against a few lines of numpy."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from configs import default
 from edsft_jax import console, errors, selection, store, study
+from edsft_jax.strategies import scores as scores_lib
 from edsft_jax.strategies import stage
 from edsft_jax.strategies.registry import STRATEGIES
 
@@ -42,8 +44,11 @@ def _write(workdir: store.Workdir, tasks: bool = True) -> None:
       *BY_SCORE,
       'mean_confidence',
       'first_token_confidence',
+      'log_probability',
     )
   }
+  for column in ('num_prompt_tokens', 'num_generated_tokens'):
+    scores[column] = rng.integers(1, 50, size=N)
   store.write_parquet(
     workdir.scores, pa.table({'id': ids, 'generation': ids, **scores})
   )
@@ -571,3 +576,58 @@ def test_one_bar_counts_the_picks_of_all_orders(workdir, monkeypatch):
   # Two seeds of random choice; the other two depend on no seed.
   (drawn,) = made
   assert drawn.n == drawn.total == 4 * BUDGET
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('seed', [0, 1])
+def test_orders_are_nested(tmp_path, name, seed):
+  orders = []
+  for budget in (BUDGET, 5):
+    workdir = store.Workdir(tmp_path / str(budget))
+    _write(workdir)
+    stage.run(_config(name, budgets=(budget,), seeds=(seed,)), workdir)
+    orders.append(_picks(workdir, name, seed))
+  assert len(orders[0]) == BUDGET
+  assert orders[0][:5] == orders[1]
+
+
+@pytest.mark.parametrize(
+  'indices', [[0] * BUDGET, list(range(BUDGET - 1)), [*range(BUDGET - 1), N]]
+)
+def test_a_wrong_chooser_is_named(workdir, monkeypatch, indices):
+  """That is a bug, not something that the user has to fix."""
+
+  def choose(*_):
+    return selection.Selection(
+      np.array(indices), np.zeros(len(indices)), objective=0.0
+    )
+
+  row = dataclasses.replace(STRATEGIES['random'], choose=choose)
+  monkeypatch.setitem(STRATEGIES, 'random', row)
+  with pytest.raises(RuntimeError, match='strategy random chose'):
+    stage.run(_config('random'), workdir)
+  assert not workdir.selection('random', 0).exists()
+
+
+def test_a_strategy_may_read_what_is_there_without_generation(
+  workdir, monkeypatch
+):
+  def choose(view, budget, seed):
+    lengths = scores_lib.complete(
+      view.scores, view.pool.ids, 'num_prompt_tokens'
+    )
+    return selection.top(lengths, budget)
+
+  row = dataclasses.replace(
+    STRATEGIES['random'], choose=choose, reads=frozenset({'scores'})
+  )
+  monkeypatch.setitem(STRATEGIES, 'random', row)
+  table = store.read_parquet(workdir.scores)
+  lengths = table['num_prompt_tokens'].to_numpy()
+  store.write_parquet(workdir.scores, table.select(['id', 'num_prompt_tokens']))
+  config = _config('random')
+  config.scoring.generate = False
+  stage.check(config, workdir, frozenset({'score'}))
+  stage.run(config, workdir)
+  expected = np.argsort(-lengths, kind='stable')[:BUDGET].tolist()
+  assert _picks(workdir, 'random') == expected

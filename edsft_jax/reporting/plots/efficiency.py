@@ -8,6 +8,9 @@ from edsft_jax.reporting import statistics
 from edsft_jax.reporting.plots import style
 from edsft_jax.strategies.registry import RANDOM, STRATEGIES
 
+# Height of a line of text, as a share of a panel.
+_LABEL_GAP = 0.06
+
 
 def label_efficiency(
   label: str,
@@ -54,7 +57,7 @@ def label_efficiency(
         axes.set_title(strategy, color=STRATEGIES[strategy].colour)
       _budget_axis(axes, budgets)
       axes.set_ylim(*y_range)
-      _reference_lines(axes, references, y_range)
+      reference_lines(axes, references, y_range)
       if i % num_columns == 0:
         axes.set_ylabel(label)
       if i >= len(panels) - num_columns:
@@ -178,32 +181,45 @@ def _budget_axis(axes: Any, budgets: Sequence[int]) -> None:
   axes.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
 
 
-def _reference_lines(
+def reference_lines(
   axes: Any,
   references: Mapping[str, statistics.Interval],
   limits: tuple[float, float],
 ) -> None:
+  """Draws a labelled line per reference; labels do not overlap.
+
+  Args:
+    axes: a panel.
+    references: values by name.
+    limits: of the panel's y axis.
+  """
   low, high = limits
-  inside = {'fontsize': 8, 'color': style.INK, 'va': 'bottom', 'ha': 'left'}
+  texts, places = [], []
   for name, reference in references.items():
     colour, dashes, label = style.REFERENCES[name]
     text = f'{label} {reference.mean:.3f}'
-    if low < reference.mean < high:
+    place = (reference.mean - low) / (high - low)
+    if 0 < place < 1:
       axes.axhline(reference.mean, color=colour, linestyle=dashes, linewidth=1)
-      upper = (reference.mean - low) / (high - low) > 0.92
-      axes.annotate(
-        text,
-        (0.012, reference.mean),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(0, -2 if upper else 2),
-        textcoords='offset points',
-        **{**inside, 'va': 'top' if upper else 'bottom'},
-      )
+      # Above the line, unless the plot ends there.
+      place += _LABEL_GAP / 2 if place < 0.92 else -_LABEL_GAP / 2
     else:
-      above = reference.mean >= high
-      axes.annotate(
-        f'{"↑" if above else "↓"} {text} (beyond the plot)',
-        (0.012, 0.985 if above else 0.015),
-        xycoords='axes fraction',
-        **{**inside, 'va': 'top' if above else 'bottom'},
-      )
+      text = f'{"↑" if place >= 1 else "↓"} {text} (beyond the plot)'
+    texts.append(text)
+    places.append(min(max(place, 0.0), 1.0))
+  spread = style.spread(places, _LABEL_GAP)
+  # Those moved beyond the panel come back into it.
+  lowest = min(spread, default=0.5) - _LABEL_GAP / 2
+  highest = max(spread, default=0.5) + _LABEL_GAP / 2
+  shift = max(-lowest, 0.0) - max(highest - 1, 0.0)
+  for text, place in zip(texts, spread, strict=True):
+    axes.text(
+      0.012,
+      place + shift,
+      text,
+      transform=axes.transAxes,
+      fontsize=8,
+      color=style.INK,
+      va='center',
+      ha='left',
+    )
