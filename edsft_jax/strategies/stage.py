@@ -50,7 +50,10 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     if not todo:
       console.say('select', 'already done')
       return
-    view = _view(config, workdir, pool, budget, inputs, list(todo))
+    try:
+      view = _view(config, workdir, pool, budget, inputs, list(todo))
+    except selection.SelectionError as e:
+      raise errors.InputError(f'{workdir.features}: {e}') from e
     num_picks = sum(
       max(budget, record['budget'])
       * (len(config.study.seeds) if row.is_seeded(config) else 1)
