@@ -53,7 +53,8 @@ def cli() -> None:
     print(f'edsft-jax {edsft_jax.__version__}')
     return
   argv = _drop_repeated(sys.argv)
-  if not any(word.lstrip('-').startswith('config=') for word in argv):
+  words = [word.lstrip('-') for word in argv if word.startswith('-')]
+  if not any(word == 'config' or word.startswith('config=') for word in words):
     # Overrides are only parsed after a --config.
     argv.insert(1, f'--config={config_lib.__file__}')
   config_flags.DEFINE_config_file(

@@ -177,6 +177,8 @@ def run(
   Raises:
     InputError: a bad option or file; finished stages stay finished.
   """
+  if unknown := [name for name in stages if name not in COMMANDS]:
+    raise errors.unknown(f'stage {unknown[0]!r}', unknown[0], COMMANDS)
   if processes.count() > 1:
     _refuse_single_process(stages)
     _refuse_other_commands(config, stages)

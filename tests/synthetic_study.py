@@ -75,6 +75,10 @@ def evaluation(
     'seed': seed,
     'task': 'heldout',
     'version': 1,
+    'fingerprint': {
+      'evaluation.limit': 0,
+      'cell': f'{strategy}-k{budget}-seed{seed}',
+    },
     'metrics': {
       name: {
         **mean,

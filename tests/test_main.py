@@ -109,6 +109,26 @@ def test_what_needs_no_device_does_not_wait_for_jax(tmp_path, words, code):
   )
 
 
+def test_a_refused_command_leaves_no_folder(tmp_path):
+  workdir = tmp_path / 'a' / 'b' / 'c'
+  (tmp_path / 'a').mkdir()
+  words = ('--config.pool.path=none.jsonl', f'--workdir={workdir}')
+  assert _command('pool', *words).returncode == 2
+  assert list((tmp_path / 'a').iterdir()) == []
+
+
+def test_options_may_follow_a_space(tmp_path):
+  (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+  result = _command(
+    'pool',
+    *('--config', 'configs/default.py'),
+    *('--workdir', str(tmp_path / 'w')),
+    *('--config.pool.path', str(tmp_path / 'p.jsonl')),
+  )
+  assert result.returncode == 0, result.stderr
+  assert '2 prompts' in result.stdout
+
+
 def test_an_option_given_twice_takes_the_last(tmp_path):
   result = _command(
     '--config.pool.path=none.jsonl',

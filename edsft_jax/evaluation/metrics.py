@@ -61,7 +61,8 @@ def aggregate(
 def _mean(value_N: np.ndarray, weight_N: np.ndarray) -> dict[str, Any]:
   """Weighted mean; its standard error is that of a ratio of two sums."""
   n = len(value_N)
-  total = max(float(weight_N.sum()), 1.0)
+  # If no item has weight, the mean is 0.
+  total = float(weight_N.sum()) or 1.0
   mean = math.fsum(value_N * weight_N) / total
   error = None
   if n > 1:

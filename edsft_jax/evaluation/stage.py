@@ -100,6 +100,9 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     if (some := _pending(workdir, name, cells, options[name]))
   }
   if not todo:
+    manifest.finish(
+      'evaluate', {**manifest.counts('evaluate'), 'models': len(cells)}
+    )
     console.say('evaluate', f'{len(cells)} models, all already done')
     return
   with manifest.timed('evaluate'):
@@ -209,7 +212,7 @@ def _pending(
     if path.exists():
       store.refuse_change(
         f'the evaluation of {cell.name} on {task}',
-        store.read_json(path)['fingerprint'],
+        store.read_evaluation(path)['fingerprint'],
         fingerprint,
         f'set it back, remove {path} (and those of other cells) to evaluate '
         'again, or use another --workdir',

@@ -206,7 +206,16 @@ class Engine:
       weights: weights of a decoder with the constructor's structure.
       targets: contexts with their continuations.
       progress: called with the work done since its last call.
+
+    Raises:
+      ValueError: a target has no context.
     """
+    for i, target in enumerate(targets):
+      if not 0 <= target.num_targets < len(target.tokens):
+        raise ValueError(
+          f'target {i} has {target.num_targets} targets among '
+          f'{len(target.tokens)} tokens: give fewer than all'
+        )
     found = Rows(len(targets))
     report = Reporter(self._costs, progress)
     tokens = [target.tokens for target in targets]
@@ -247,7 +256,12 @@ class Engine:
       prompts: ids of each prompt.
       progress: called with the work done since its last call.
       stop: strings that end a continuation, besides the end ids.
+
+    Raises:
+      ValueError: a prompt has no tokens.
     """
+    if empty := [i for i, ids in enumerate(prompts) if not len(ids)]:
+      raise ValueError(f'prompt {empty[0]} has no tokens')
     result = Collector(
       [len(ids) for ids in prompts],
       Reporter(self._costs, progress),

@@ -60,12 +60,29 @@ class Shapes:
     return cls(tuple(chosen.tolist()), tuple(caches.tolist()))
 
   def length(self, num_tokens: int) -> int:
-    """The padded length of a prompt."""
-    return next(size for size in self.lengths if num_tokens <= size)
+    """The padded length of a prompt.
+
+    Raises:
+      ValueError: it is longer than all prompts that the shapes are for.
+    """
+    return _smallest(self.lengths, num_tokens)
 
   def cache_length(self, num_tokens: int) -> int:
-    """The cache-length bucket that a prompt is decoded in."""
-    return next(size for size in self.cache_lengths if num_tokens <= size)
+    """The cache-length bucket that a prompt is decoded in.
+
+    Raises:
+      ValueError: it is longer than all prompts that the shapes are for.
+    """
+    return _smallest(self.cache_lengths, num_tokens)
+
+
+def _smallest(sizes: Sequence[int], num_tokens: int) -> int:
+  for size in sizes:
+    if num_tokens <= size:
+      return size
+  raise ValueError(
+    f'a prompt has {num_tokens} tokens, the shapes are for at most {sizes[-1]}'
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,7 @@ def label_efficiency(
   }
   if not dots:
     return None
-  lines = found.references()
+  lines = found.references(metric)
   intervals = {
     (strategy, budget): statistics.mean_interval(
       found.values(strategy, budget, metric), confidence
@@ -57,8 +57,9 @@ def label_efficiency(
   rows = []
   for (strategy, budget), interval in intervals.items():
     for seed, evaluation in found.at(strategy, budget).items():
-      value = evaluation.metrics.get(metric)
-      rows.append((strategy, budget, seed, value, *_ends(interval)))
+      if metric in evaluation.metrics:
+        value = evaluation.metrics[metric]
+        rows.append((strategy, budget, seed, value, *_ends(interval)))
   about = found.metrics[metric]
   means = '; '.join(
     f'{strategy} at {budget}: {intervals[strategy, budget].mean:.3f}'
@@ -226,7 +227,7 @@ def task_quality(found: results.Results, metric: str) -> Exhibit | None:
   budget = evaluated[-1]
   lines = [
     *((s, budget) for s in found.strategies if found.at(s, budget)),
-    *found.references(),
+    *found.references(metric),
   ]
   about = found.metrics[metric]
   # The csv has all metrics of the evaluation task.
@@ -249,12 +250,14 @@ def task_quality(found: results.Results, metric: str) -> Exhibit | None:
       f'{about.label} with {budget:,} answers (mean over seeds; '
       f'{about.direction})',
       references={
-        name: means[name] for name, _ in found.references() if name in means
+        name: means[name]
+        for name, _ in found.references(metric)
+        if name in means
       },
     ),
     columns=('task', 'num_prompts', 'strategy', 'budget', 'seed', *columns),
     rows=rows,
-    note=f'{hidden} tasks with fewer held-out prompts are only in the csv.'
+    note=f'{hidden} tasks with fewer items are only in the csv.'
     if hidden > 0
     else '',
   )
@@ -275,7 +278,10 @@ def _group_rows(
       strategy,
       budget,
       seed,
-      *(evaluation.groups[name][task][0] for name in columns),
+      *(
+        evaluation.groups.get(name, {}).get(task, (None,))[0]
+        for name in columns
+      ),
     )
     for seed, evaluation in found.at(strategy, budget).items()
     for task, (_, size) in evaluation.groups.get(metric, {}).items()

@@ -181,7 +181,8 @@ def _headline(
       compared[metric], comparison.RANDOM in found.strategies
     ),
     'other_conclusions': _other_metrics(found, compared, metric),
-    'num_heldout': _num_items(found, found.metrics[metric].task),
+    'num_items': _num_items(found, found.metrics[metric].task),
+    'items': _items(found.metrics[metric].task),
     'rows': [
       _row(found, strategy, metric, confidence, compared[metric])
       for strategy in found.strategies
@@ -192,7 +193,7 @@ def _headline(
         budget,
         _cell(found, name, budget, metric, confidence),
       )
-      for name, budget in found.references()
+      for name, budget in found.references(metric)
     ],
   }
 
@@ -242,11 +243,20 @@ def _row(
 def _num_items(found: results.Results, task: str) -> str:
   """Number of items of a task; a range if cells differ."""
   sizes = sorted(
-    {e.num_items[task] for e in found.evaluations.values() if e.num_items}
+    {
+      evaluation.num_items[task]
+      for evaluation in found.evaluations.values()
+      if task in evaluation.num_items
+    }
   )
   if len(sizes) == 1:
     return f'{sizes[0]:,}'
   return f'{sizes[0]:,} to {sizes[-1]:,}'
+
+
+def _items(task: str) -> str:
+  """What the items of a task are called."""
+  return 'held-out prompts' if task == results.HELDOUT else f'items of {task}'
 
 
 def _other_metrics(
@@ -295,7 +305,7 @@ def _coverage(
     )
   return [
     *sentences,
-    'They do not cover the choice of held-out prompts, pool or model.',
+    'They do not cover the choice of evaluation items, pool or model.',
   ]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import math
 import pathlib
 from typing import Any
 
@@ -93,10 +92,10 @@ class Results:
       if metric in evaluation.metrics
     ]
 
-  def references(self) -> list[tuple[str, int]]:
-    """(name, budget) of the full-pool and no-finetuning cells, if evaluated."""
+  def references(self, metric: str) -> list[tuple[str, int]]:
+    """(name, budget) of the full-pool and no-finetuning cells that have it."""
     lines = ((study.FULL_POOL, self.pool_size), (study.NO_FINETUNING, 0))
-    return [line for line in lines if self.at(*line)]
+    return [line for line in lines if self.values(*line, metric)]
 
 
 def pool_size(workdir: store.Workdir) -> int:
@@ -152,7 +151,7 @@ def read_results(
   num_prompts = pool_size(workdir)
   evaluations, absent = {}, []
   metrics: dict[str, Metric] = {}
-  versions: dict[str, tuple[int, pathlib.Path]] = {}
+  firsts: dict[str, tuple[pathlib.Path, Mapping[str, Any]]] = {}
   outdated = study.outdated(workdir)
   for cell in cells(config, workdir, num_prompts):
     if cell in outdated:
@@ -162,13 +161,8 @@ def read_results(
     for path in evaluation_files(workdir.run(cell.name)):
       contents = _read_evaluation(path, cell)
       _add(contents, evaluation, metrics)
-      first = versions.setdefault(contents['task'], (contents['version'], path))
-      if first[0] != contents['version']:
-        raise errors.InputError(
-          f'{path} and {first[1]} were made by different versions of the task: '
-          f'remove {workdir.runs}/*/evaluations/{contents["task"]} and run the '
-          'evaluate stage again'
-        )
+      first = firsts.setdefault(contents['task'], (path, contents))
+      _refuse_mixed(first, (path, contents))
     if evaluation.metrics:
       evaluations[cell] = evaluation
     else:
@@ -204,30 +198,45 @@ def _read_evaluation(path: pathlib.Path, cell: study.Cell) -> dict[str, Any]:
   Raises:
     InputError: it is damaged or belongs to another cell.
   """
-  remedy = 'delete it and run the evaluate stage again'
-  try:
-    contents = store.read_json(path)
-    named = study.Cell(
-      contents['strategy'], contents['budget'], contents['seed']
-    )
-    values = [
-      metric['value']
-      for metrics in (contents['metrics'], *contents['by_task'].values())
-      for metric in metrics.values()
-    ]
-    finite = all(map(math.isfinite, values))
-    contents['task'], contents['version']
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise errors.InputError(
-      f'{path} is not a complete evaluation ({error!r}): {remedy}'
-    ) from error
+  contents = store.read_evaluation(path)
+  named = study.Cell(contents['strategy'], contents['budget'], contents['seed'])
   if named != cell:
-    raise errors.InputError(f'{path} belongs to cell {named.name}: {remedy}')
-  if not finite:
     raise errors.InputError(
-      f'{path} has a metric that is not a number: {remedy}'
+      f'{path} belongs to cell {named.name}: delete it and run the evaluate '
+      'stage again'
     )
   return contents
+
+
+def _refuse_mixed(
+  first: tuple[pathlib.Path, Mapping[str, Any]],
+  other: tuple[pathlib.Path, Mapping[str, Any]],
+) -> None:
+  """Rejects two evaluations on a task that cannot be compared.
+
+  Raises:
+    InputError: the versions of the task, its options or its inputs differ.
+  """
+  (path, old), (other_path, new) = first, other
+  remedy = (
+    f"remove the task's folder in {path.parents[3]}/*/evaluations and run the "
+    'evaluate stage again'
+  )
+  if old['version'] != new['version']:
+    raise errors.InputError(
+      f'{path} and {other_path} were made by different versions of the task: '
+      f'{remedy}'
+    )
+  # Every cell has its own model.
+  before, after = (
+    {
+      name: value
+      for name, value in one['fingerprint'].items()
+      if name != 'cell'
+    }
+    for one in (old, new)
+  )
+  store.refuse_change(f'{other_path}, unlike {path},', before, after, remedy)
 
 
 def _add(

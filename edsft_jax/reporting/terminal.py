@@ -49,7 +49,7 @@ def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
   ]
   references = [
     [name, mean_text(found.values(*line, metric), confidence)]
-    for line, name in reference_names(found).items()
+    for line, name in reference_names(found, metric).items()
   ]
   lines = [
     f'{about.label}: {wording.over_seeds(len(found.seeds), confidence)}; '
@@ -88,13 +88,15 @@ def mean_text(values: list[float], confidence: float) -> str:
   return f'{interval.mean:.3f} ± {interval.half_width:.3f}'
 
 
-def reference_names(found: results.Results) -> dict[tuple[str, int], str]:
+def reference_names(
+  found: results.Results, metric: str
+) -> dict[tuple[str, int], str]:
   """(name, budget) of the evaluated reference cells -> their label."""
   names = {
     study.FULL_POOL: f'full pool ({found.pool_size:,} answers)',
     study.NO_FINETUNING: 'no finetuning',
   }
-  return {line: names[line[0]] for line in found.references()}
+  return {line: names[line[0]] for line in found.references(metric)}
 
 
 def _align(table: list[list[str]], references: list[list[str]]) -> list[str]:

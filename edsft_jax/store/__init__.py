@@ -5,6 +5,7 @@ package. Files are written atomically, and the manifest records what each stage
 was made from, so a second run skips what is done and rejects changed inputs.
 """
 
+from edsft_jax.store.evaluations import read_evaluation
 from edsft_jax.store.features import (
   feature_files,
   hash_features,
@@ -79,6 +80,7 @@ __all__ = [
   'open_workdir',
   'plain',
   'prompt_table',
+  'read_evaluation',
   'read_features',
   'read_json',
   'read_jsonl',

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import glob
 import pathlib
 import shutil
 import tempfile
@@ -28,6 +29,11 @@ def local(path: str, option: str) -> pathlib.Path:
 
 @functools.cache
 def _fetch(path: str, option: str) -> pathlib.Path:
+  if glob.has_magic(path):
+    raise errors.InputError(
+      f'{option}={path} has wildcards: with a scheme, name a single file, or '
+      'copy the files here'
+    )
   try:
     import fsspec
   except ImportError:

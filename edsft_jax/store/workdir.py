@@ -193,7 +193,8 @@ def open_workdir(path: str) -> Workdir:
   Raises:
     InputError: the path is not in a file system.
   """
-  if has_scheme(path):
+  # With a single slash, it is a slip of the pen, and no folder gs: is meant.
+  if re.match(r'[A-Za-z][A-Za-z0-9+.-]+:/', path):
     raise errors.InputError(
       f'--workdir={path} is not in a file system, which a workdir needs to '
       'lock and rename files: name a local folder, and copy it there when done'
@@ -215,12 +216,13 @@ def require(path: pathlib.Path, stage: str, planned: Set[str]) -> None:
 
 @contextlib.contextmanager
 def claimed(workdir: Workdir) -> Iterator[None]:
-  """Locks a workdir; removes it at the end if it is empty.
+  """Locks a workdir; removes it and parents made for it if it stays empty.
 
   Raises:
     InputError: another command is using it, or it cannot be written to.
   """
   lock = workdir.root / '.lock'
+  made = [p for p in (workdir.root, *workdir.root.parents) if not p.exists()]
   try:
     workdir.root.mkdir(parents=True, exist_ok=True)
     file = lock.open('a')
@@ -243,3 +245,5 @@ def claimed(workdir: Workdir) -> Iterator[None]:
       if [p.name for p in workdir.root.iterdir()] == [lock.name]:
         lock.unlink()
         workdir.root.rmdir()
+        for parent in made[1:]:
+          parent.rmdir()

@@ -53,9 +53,11 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     if not todo:
       console.say('select', 'already done')
       return
-    view = _view(
-      config, workdir, pool, inputs, [p.row for p in todo], bool(rounds)
-    )
+    strategies = [pending.row for pending in todo]
+    try:
+      view = _view(config, workdir, pool, inputs, strategies, bool(rounds))
+    except selection.SelectionError as e:
+      raise errors.InputError(f'{workdir.features}: {e}') from e
     num_picks = sum(
       p.budget * (len(config.study.seeds) if p.row.is_seeded(config) else 1)
       for p in todo

@@ -10,7 +10,7 @@ import pytest
 import tiny_study
 
 from edsft_jax import errors, evaluation, finetuning, models, store
-from edsft_jax.evaluation import metrics, stage
+from edsft_jax.evaluation import metrics, stage, tasks
 from edsft_jax.evaluation.runner import Runner
 from edsft_jax.mesh import make_mesh
 
@@ -192,6 +192,40 @@ def test_what_is_done_is_not_done_again(workdir, no_evaluation, capsys):
   assert '3 models, all already done' in capsys.readouterr().out
   workdir.run(CELLS[1]).evaluation('heldout').unlink()
   with pytest.raises(AssertionError, match='a model was evaluated'):
+    evaluation.run(_config(), workdir)
+
+
+def test_the_manifest_is_completed(workdir, no_evaluation):
+  """Killed after the last eval.json; or counts of other tasks are there."""
+  manifest = store.Manifest(workdir)
+  manifest.forget('evaluate')
+  manifest.begin('evaluate', {})
+  manifest.finish('evaluate', {'quiz_items': 9})
+  evaluation.run(_config(), workdir)
+  record = store.Manifest(workdir).stages['evaluate']
+  assert record.done
+  assert record.counts == {'quiz_items': 9, 'models': 3}
+
+
+@pytest.mark.parametrize('text', ['', '{}', '{"metrics": {}'])
+def test_a_damaged_evaluation_is_named(workdir, no_evaluation, text):
+  workdir.run(CELLS[1]).evaluation('heldout').write_text(text)
+  with pytest.raises(errors.InputError, match=r'eval\.json is not a complete'):
+    evaluation.run(_config(), workdir)
+
+
+def test_rows_without_a_column_name_the_task(workdir, monkeypatch):
+  """A task's mistake is a bug, not something that the user has to fix."""
+  score = tasks.TASKS['heldout'].score
+
+  def without(self, item, responses):
+    row = score(self, item, responses)
+    del row['finish']
+    return row
+
+  monkeypatch.setattr(tasks.TASKS['heldout'], 'score', without)
+  workdir.run(CELLS[1]).evaluation('heldout').unlink()
+  with pytest.raises(TypeError, match=r"task heldout have no \['finish'\]"):
     evaluation.run(_config(), workdir)
 
 

@@ -73,6 +73,16 @@ def test_means_weigh_items_as_the_metric_says():
   }
 
 
+def test_small_weights_do_not_shrink_the_mean():
+  rows = [
+    {'loss': 1.0, 'num_tokens': 0.1, 'match': 1.0},
+    {'loss': 3.0, 'num_tokens': 0.1, 'match': 1.0},
+  ]
+  assert metrics.aggregate(rows, METRICS)['loss']['value'] == pytest.approx(2)
+  rows = [{**row, 'num_tokens': 0} for row in rows]
+  assert metrics.aggregate(rows, METRICS)['loss']['value'] == 0
+
+
 def test_standard_errors_are_the_spread_of_means_over_samples_of_items():
   """Against 4,000 samples; a loss weighed by tokens is a ratio of sums."""
   rng = np.random.default_rng(0)

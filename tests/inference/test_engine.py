@@ -128,6 +128,22 @@ def test_likelihood_does_not_depend_on_blocks_of_logits(
   np.testing.assert_allclose(found['nll'], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('num_targets', [-1, 3, 5])
+def test_a_target_without_a_context_is_refused(decoder, num_targets):
+  engine, weights = _engine(decoder)
+  target = inference.Target([5, 6, 7], num_targets)
+  with pytest.raises(ValueError, match='target 0 has'):
+    engine.likelihood(weights, [target])
+
+
+def test_prompts_that_cannot_run_are_refused(decoder):
+  engine, weights = _engine(decoder)
+  with pytest.raises(ValueError, match='prompt 1 has no tokens'):
+    engine.generate(weights, [[5], []])
+  with pytest.raises(ValueError, match='a prompt has 5000 tokens'):
+    engine.generate(weights, [[5] * 5000])
+
+
 def test_nothing_to_score_is_nothing(decoder):
   engine, weights = _engine(decoder)
   assert engine.likelihood(weights, []).nll.tolist() == []

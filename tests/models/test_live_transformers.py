@@ -10,6 +10,8 @@ import pytest
 from edsft_jax import models
 from edsft_jax.inference import shapes
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 

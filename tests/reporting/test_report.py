@@ -592,20 +592,8 @@ def test_a_new_task_is_shown_with_what_its_file_says(tmp_path):
   """The report knows no task; an older one's evaluations stay as they are."""
   options = synthetic.config(report__metric='quiz.accuracy')
   workdir = synthetic.write(tmp_path, options)
-  accuracy = {'value': 0.4, 'standard_error': 0.1, 'n': 9}
-  about = {'label': 'Quiz right', 'larger_is_better': True, 'meaning': 'share'}
   for path in workdir.runs.glob('*/evaluations/heldout/eval.json'):
-    cell = store.read_json(path)
-    synthetic.write_evaluation(
-      workdir,
-      {
-        **{name: cell[name] for name in ('strategy', 'budget', 'seed')},
-        'task': 'quiz',
-        'version': 7,
-        'metrics': {'accuracy': {**accuracy, **about}},
-        'by_task': {},
-      },
-    )
+    synthetic.write_evaluation(workdir, _quiz(store.read_json(path)))
   reporting.run(options, workdir)
   html = workdir.report.read_text('utf-8')
   assert 'Quiz right by strategy and answers bought' in html
@@ -614,6 +602,80 @@ def test_a_new_task_is_shown_with_what_its_file_says(tmp_path):
   options.report.metric = 'quiz.acuracy'
   with pytest.raises(errors.InputError, match=r"did you mean 'quiz\.accuracy'"):
     reporting.check(options, workdir, frozenset())
+
+
+def _quiz(cell):
+  """An evaluation of the same cell on another task."""
+  accuracy = {'value': 0.4, 'standard_error': 0.1, 'n': 9}
+  about = {'label': 'Quiz right', 'larger_is_better': True, 'meaning': 'share'}
+  return {
+    **{name: cell[name] for name in ('strategy', 'budget', 'seed')},
+    'task': 'quiz',
+    'version': 7,
+    'fingerprint': {},
+    'metrics': {'accuracy': {**accuracy, **about}},
+    'by_task': {},
+  }
+
+
+@pytest.mark.parametrize('metric', ['rouge_l', 'quiz.accuracy'])
+def test_a_task_that_only_some_cells_were_evaluated_on(tmp_path, metric):
+  """The references and one strategy lack it."""
+  options = synthetic.config(report__metric=metric)
+  workdir = synthetic.write(tmp_path, options)
+  for path in workdir.runs.glob('random-*/evaluations/heldout/eval.json'):
+    synthetic.write_evaluation(workdir, _quiz(store.read_json(path)))
+  reporting.run(options, workdir)
+  html = workdir.report.read_text('utf-8')
+  items = {'rouge_l': '60 held-out prompts', 'quiz.accuracy': '9 items of quiz'}
+  assert f'answered {items[metric]}' in html
+  rows = read_csv(
+    workdir.report.with_name('label_efficiency_quiz.accuracy.csv')
+  )
+  assert {row['strategy'] for row in rows} == {'random'}
+
+
+def test_a_metric_that_a_reference_lacks(tmp_path):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  contents = synthetic.evaluation('no_finetuning', 0, 0, 0.1)
+  del contents['metrics']['loss']
+  synthetic.write_evaluation(workdir, contents)
+  reporting.run(options, workdir)
+  rows = read_csv(workdir.report.with_name('label_efficiency_loss.csv'))
+  assert 'no_finetuning' not in {row['strategy'] for row in rows}
+
+
+def test_evaluations_with_other_options_are_not_mixed(tmp_path):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  contents = synthetic.evaluation('random', 20, 0, 0.4)
+  contents['fingerprint']['evaluation.limit'] = 9
+  synthetic.write_evaluation(workdir, contents)
+  with pytest.raises(errors.InputError, match=r'evaluation\.limit \(was'):
+    reporting.run(options, workdir)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda c: c.clear(),
+    lambda c: c.pop('fingerprint'),
+    lambda c: c['metrics']['loss'].pop('n'),
+    lambda c: c['metrics']['loss'].pop('label'),
+    lambda c: next(iter(c['by_task'].values())).pop('loss'),
+    lambda c: c['metrics'].clear(),
+  ],
+)
+def test_an_incomplete_evaluation_is_named(tmp_path, change):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  contents = synthetic.evaluation('random', 20, 0, 0.4)
+  path = workdir.run('random-k20-seed0').evaluation('heldout')
+  change(contents)
+  store.write_json(path, contents)
+  with pytest.raises(errors.InputError, match=r'eval\.json .*: delete it'):
+    reporting.run(options, workdir)
 
 
 # The terminal.

@@ -63,12 +63,17 @@ def test_without_fsspec_the_remedy_is_named(monkeypatch):
     remote.local('memory://study/other.jsonl', 'pool.path')
 
 
+def test_wildcards_with_a_scheme_are_refused():
+  with pytest.raises(errors.InputError, match='has wildcards'):
+    remote.local('memory://study/*.jsonl', 'pool.path')
+
+
 def test_a_path_without_a_scheme_stays_as_it_is(tmp_path):
   for path in (str(tmp_path / 'x.jsonl'), 'a:b/c.jsonl', 'C:/x.csv'):
     assert str(remote.local(path, 'pool.path')) == path
 
 
-@pytest.mark.parametrize('path', ['gs://bucket/w', 's3://bucket/w'])
+@pytest.mark.parametrize('path', ['gs://bucket/w', 's3://bucket/w', 'gs:/b/w'])
 def test_a_workdir_is_in_a_file_system(path):
   with pytest.raises(errors.InputError, match=f'--workdir={path} is not in a'):
     store.open_workdir(path)

@@ -176,8 +176,8 @@ def test_a_larger_budget_in_the_same_round(workdir):
   _grow(workdir)
   _select(workdir, *NAMES, budget=20)
   before = {name: _rows(workdir, name) for name in NAMES}
-  # Later answers do not bring back what was dropped.
-  _ask(workdir, [f'p{i}' for i in range(OLD)])
+  # What is asked for only matters when the pool has just grown.
+  _ask(workdir, [])
   _select(workdir, *NAMES, budget=30)
   for name in NAMES:
     rows = _rows(workdir, name)
@@ -245,6 +245,29 @@ def test_rejected_picks_are_replaced(workdir, name):
   assert len(chosen) == BUDGET
   assert not rejected & {*chosen}
   assert {row['round'] for row in rows} == {0}
+
+
+def test_a_rejection_alone_settles_a_pick(workdir):
+  """Whatever asked for it is not in this workdir."""
+  _select(workdir, 'random')
+  before = _ids(workdir, 'random')
+  _reject(workdir, before[3])
+  _grow(workdir)
+  _select(workdir, 'random')
+  rows = _rows(workdir, 'random')
+  assert [row['id'] for row in rows if row['round'] == 0] == [before[3]]
+  assert len(study.selected_ids(workdir, 'random', 0)) == BUDGET
+
+
+def test_a_rejection_that_is_taken_back_changes_no_order(workdir):
+  _select(workdir, 'random')
+  _reject(workdir, _ids(workdir, 'random')[0])
+  _select(workdir, 'random')
+  longer = _ids(workdir, 'random')
+  workdir.rejected.unlink()
+  _select(workdir, 'random', budget=BUDGET + 3)
+  assert _ids(workdir, 'random')[: BUDGET + 1] == longer
+  assert len(study.selected_ids(workdir, 'random', 0)) == BUDGET + 3
 
 
 def test_too_many_rejected(workdir):

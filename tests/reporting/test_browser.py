@@ -1,0 +1,69 @@
+"""The report page in a browser: it fits, whole, on a desk and on a phone."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import synthetic_study as synthetic
+
+from edsft_jax import reporting
+
+pytestmark = pytest.mark.slow
+
+BROWSER = next(
+  filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None
+)
+# What the browser finds is written into the page, which it then prints.
+MEASURE = """
+<script>
+const root = document.documentElement;
+const images = [...document.images];
+root.dataset.found = [
+  root.scrollWidth - root.clientWidth,
+  images.length,
+  images.filter(image => image.naturalWidth > 0).length,
+  document.body.innerText.length,
+].join(' ');
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no browser is installed')
+@pytest.mark.parametrize('width', [390, 1400])
+def test_the_page_fits_and_every_image_loads(tmp_path, width):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  reporting.run(options, workdir)
+  page = tmp_path / 'page.html'
+  page.write_text(workdir.report.read_text('utf-8') + MEASURE, 'utf-8')
+  # A browser window may not be narrower than 500 pixels: a frame may.
+  frame = tmp_path / 'frame.html'
+  frame.write_text(
+    f'<iframe src="{page.name}" width="{width}" height="800"></iframe>'
+    '<script>onload = () => { document.title ='
+    ' frames[0].document.documentElement.dataset.found; }</script>'
+  )
+  result = subprocess.run(
+    [
+      str(BROWSER),
+      '--headless',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--allow-file-access-from-files',
+      f'--user-data-dir={tmp_path / "profile"}',
+      '--virtual-time-budget=5000',
+      '--dump-dom',
+      frame.as_uri(),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=True,
+  )
+  found = re.search(r'<title>(-?\d+) (\d+) (\d+) (\d+)</title>', result.stdout)
+  assert found, result.stdout[:2000] + result.stderr[-2000:]
+  overflow, images, loaded, letters = map(int, found.groups())
+  assert overflow <= 0
+  assert images == loaded >= 5
+  assert letters > 1000
