@@ -103,7 +103,12 @@ def _run_pool(
   done = manifest.is_done('pool') and workdir.pool.exists()
   appends = done and options.append and _has_new_file(manifest, fingerprint)
   if done and not appends:
-    manifest.begin('pool', fingerprint)
+    manifest.begin(
+      'pool',
+      fingerprint,
+      'set it back, use another --workdir, or set pool.append=True if the file '
+      'only has further rows',
+    )
     _refuse_quarantined(options, workdir, manifest.counts('pool'))
     _say_pool(workdir, manifest.counts('pool'))
     return

@@ -110,7 +110,7 @@ def _keep_earlier(
     store.read_parquet(workdir.scores),
     store.read_features(workdir),
   )
-  manifest.restart('score', fingerprint)
+  manifest.restart('score', fingerprint, manifest.stages['score'].seconds)
   console.say(
     'score', f'{console.count(before.prompts, "prompt")} scored earlier'
   )

@@ -105,10 +105,20 @@ class Manifest:
     self._write()
     return False
 
-  def restart(self, stage: str, fingerprint: Mapping[str, Any]) -> None:
-    """Begins a stage again, once no result of another fingerprint is left."""
+  def restart(
+    self, stage: str, fingerprint: Mapping[str, Any], seconds: float = 0.0
+  ) -> None:
+    """Begins a stage again, once no result of another fingerprint is left.
+
+    Args:
+      stage: its name.
+      fingerprint: its options and input hashes, by name.
+      seconds: wall time spent on results that stay.
+    """
     self.forget(stage)
     self.begin(stage, fingerprint)
+    if seconds:
+      self._change(stage, seconds=seconds)
 
   def forget(self, stage: str) -> None:
     """Drops a stage's record, if it has no results that could be mixed up."""

@@ -102,7 +102,9 @@ def test_the_same_file_again_changes_nothing(study, capsys):
 def test_without_the_option_another_file_is_refused(study):
   study.run(_rows(0, 12), append=False)
   before = study.contents()
-  with pytest.raises(errors.InputError, match=r'file of pool\.path'):
+  with pytest.raises(
+    errors.InputError, match=r'file of pool\.path.*pool\.append=True'
+  ):
     study.run(_rows(0, 17), append=False)
   assert study.contents() == before
 

@@ -94,7 +94,9 @@ def _compare(workdir, whole, first):
 def test_only_new_prompts_are_scored(tmp_path, whole, capsys):
   workdir = _run(tmp_path, OLD)
   _mark(workdir)
+  seconds = store.Manifest(workdir).stages['score'].seconds
   _run(tmp_path, ALL)
+  assert store.Manifest(workdir).stages['score'].seconds > seconds
   assert (
     pq.read_table(workdir.scores)['min_margin'].to_numpy()[:OLD] == 9
   ).all()
