@@ -50,8 +50,8 @@ def find_format(path: pathlib.Path, override: str) -> str:
   names = tuple(dict.fromkeys(FORMATS.values()))
   if override != 'auto':
     if override not in names:
-      raise errors.InputError(
-        f'pool.format={override!r} is unknown: use auto, {", ".join(names)}'
+      raise errors.unknown(
+        f'pool.format {override!r}', override, ('auto', *names)
       )
     return override
   suffixes = [s.lower() for s in path.suffixes]
