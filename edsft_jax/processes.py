@@ -28,7 +28,7 @@ HEARTBEAT_SECONDS = 30
 # Time for a process to clean up when another one has failed.
 _GRACE_SECONDS = 5.0
 # Time for a network file system to show what another host has written.
-_SEEN_SECONDS = 60.0
+SEEN_SECONDS = 60.0
 
 _FAILURE = 'edsft_jax/failure'
 _serial = itertools.count()
@@ -229,8 +229,12 @@ def barrier_within(name: str, seconds: float) -> bool:
   return True
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: pathlib.Path, timeout: float = SEEN_SECONDS) -> None:
   """Checks that all processes see the same folder.
+
+  Args:
+    folder: exists.
+    timeout: seconds to wait for a file that the first process wrote there.
 
   Raises:
     InputError: this process cannot see a file that the first one wrote there.
@@ -241,21 +245,27 @@ def check_shared(folder: pathlib.Path) -> None:
   if is_first():
     (folder / name).touch()
   barrier('file written')
-  await_files([folder / name])
+  await_files([folder / name], timeout)
   barrier('file seen')
   if is_first():
     (folder / name).unlink()
 
 
-def await_files(paths: Sequence[pathlib.Path]) -> None:
+def await_files(
+  paths: Sequence[pathlib.Path], timeout: float = SEEN_SECONDS
+) -> None:
   """Waits until this process sees files that others have written.
 
   A network file system may show them with a delay.
 
+  Args:
+    paths: the files.
+    timeout: seconds to wait for all of them.
+
   Raises:
     InputError: a file does not appear.
   """
-  give_up = time.monotonic() + _SEEN_SECONDS
+  give_up = time.monotonic() + timeout
   for path in paths:
     while not path.exists():
       if time.monotonic() > give_up:

@@ -45,9 +45,8 @@ def check_options(config: ml_collections.ConfigDict) -> None:
   c = config.finetuning
   context = models.check(models.resolve(config.model.path)).context
   if c.method not in trainer_lib.METHODS:
-    raise errors.InputError(
-      f'finetuning.method {c.method!r} is unknown: use one of '
-      f'{", ".join(trainer_lib.METHODS)}'
+    raise errors.unknown(
+      f'finetuning.method {c.method!r}', c.method, trainer_lib.METHODS
     )
   unknown = [name for name in c.lora_targets if name not in lora.TARGETS]
   if unknown or not c.lora_targets:

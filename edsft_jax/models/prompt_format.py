@@ -88,6 +88,9 @@ class PromptFormat:
 
   Attributes:
     end_ids: ids that end a response: the model's and the tokenizer's EOS.
+    longest_token: characters of the longest token. Text that is too far from
+      the ends to matter by this measure is not tokenised; a larger number
+      changes no token.
   """
 
   def __init__(
@@ -109,7 +112,7 @@ class PromptFormat:
         [*model_end_ids, *([] if self._eos is None else [self._eos])]
       )
     )
-    self._longest_token = max(map(len, tokenizer.get_vocab()))
+    self.longest_token = max(map(len, tokenizer.get_vocab()))
     # What the tokenizer adds before any text: BOS, or nothing. (An EOS that it
     # adds after the text would end the prompt before the answer.)
     bos = tokenizer.bos_token_id
@@ -241,7 +244,7 @@ class PromptFormat:
     Avoids tokenising megabytes of text that cannot matter, which would take
     minutes and gigabytes.
     """
-    return 2 * limit * self._longest_token
+    return 2 * limit * self.longest_token
 
   def _render(self, prompt: Prompt, add_generation_prompt: bool) -> str:
     try:

@@ -60,9 +60,10 @@ def check_options(config: ml_collections.ConfigDict) -> None:
       f'{c.confidence_prompts_per_task}: must be at least 0'
     )
   if c.features.pooling not in POOLINGS:
-    raise errors.InputError(
-      f'scoring.features.pooling {c.features.pooling!r} is unknown: use one of '
-      f'{", ".join(POOLINGS)}'
+    raise errors.unknown(
+      f'scoring.features.pooling {c.features.pooling!r}',
+      c.features.pooling,
+      POOLINGS,
     )
   decoder_config = models.check(models.resolve(config.model.path))
   models.parse_dtype(config.model.dtype)

@@ -1,8 +1,7 @@
 """Choose prompts from a feature matrix: arrays in, Selection out.
 
-Needs jax and numpy alone, and scipy, which comes with jax. README.md in this
-folder explains the algorithms, what they guarantee, and the letters that array
-names carry.
+Needs only jax, numpy, and scipy, which comes with jax. README.md in this folder
+explains the algorithms, their guarantees, and the letters in array names.
 """
 
 from edsft_jax.selection.errors import SelectionError

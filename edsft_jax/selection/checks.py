@@ -1,4 +1,4 @@
-"""Refuses arguments that cannot mean anything, before any compilation.
+"""Validates arguments, before anything is compiled.
 
 Every function raises SelectionError in one line that names the argument.
 """
@@ -13,11 +13,13 @@ import numpy as np
 from edsft_jax.selection import inputs
 from edsft_jax.selection.errors import SelectionError
 
-# Rows looked at together: bounds the temporary arrays, not the result.
+# Rows checked at once: limits temporary arrays, with no effect on the result.
 _ROWS = 8192
 # Similarities and distances are computed in float32 on devices; in float64, the
-# squares of what float32 holds do not overflow.
+# squares of float32 numbers do not overflow.
 _LARGEST = float(np.finfo(np.float32).max)
+# The mean of squares below it has lost digits: some of them are subnormal.
+_SMALLEST_SQUARE = float(np.finfo(np.float64).tiny / np.finfo(np.float64).eps)
 
 
 def features(values: object) -> np.ndarray:
@@ -49,13 +51,13 @@ def features(values: object) -> np.ndarray:
 
 
 def _may_be_numbers(array: np.ndarray) -> bool:
-  """Whether it is not text, complex or a date: numpy would convert these."""
-  # bfloat16 and its like have the kind of bytes without a name, 'V'.
+  """Whether it is not text, complex or dates, which numpy would convert."""
+  # bfloat16 and similar types have kind 'V', but no field names.
   return array.dtype.kind in 'biufOV' and array.dtype.names is None
 
 
 def _as_floats(name: str, array: np.ndarray) -> np.ndarray:
-  """Returns float64; `name` comes with its verb, as in 'weights has'."""
+  """Returns float64; `name` includes a verb, as in 'weights has'."""
   if _may_be_numbers(array):
     try:
       return array.astype(np.float64)
@@ -80,6 +82,27 @@ def _check_range(array: np.ndarray) -> None:
         raise SelectionError(f'features {what}, first in row {row}')
 
 
+def rows_differ(feature_NxD: np.ndarray, mean_square: float) -> bool:
+  """Returns whether any two rows differ.
+
+  Args:
+    feature_NxD: checked features.
+    mean_square: their mean squared distance, from the mean or among pairs. The
+      rows are compared only if it is tiny.
+
+  Raises:
+    SelectionError: rows differ, but their squared distances underflow.
+  """
+  if mean_square >= _SMALLEST_SQUARE:
+    return True
+  if (feature_NxD == feature_NxD[:1]).all():
+    return False
+  raise SelectionError(
+    'features differ by so little that squared distances underflow float64: '
+    'multiply them by a large number'
+  )
+
+
 def integer(name: str, value: object, least: int = 0) -> int:
   """Returns a whole number of at least `least`."""
   if isinstance(value, bool | np.bool_) or not isinstance(value, SupportsIndex):
@@ -87,7 +110,7 @@ def integer(name: str, value: object, least: int = 0) -> int:
   try:
     number = operator.index(value)
   except TypeError:
-    # An array of several numbers looks as if it could be one.
+    # An array of several numbers has __index__, too.
     raise SelectionError(f'{name} {value!r} is not a whole number') from None
   if number < least:
     raise SelectionError(f'{name} {number} is below {least}')
@@ -95,7 +118,7 @@ def integer(name: str, value: object, least: int = 0) -> int:
 
 
 def budget(value: object, available: int) -> int:
-  """Returns a budget that `available` prompts can fill."""
+  """Returns a budget of at most `available`."""
   number = integer('budget', value)
   if number > available:
     raise SelectionError(
@@ -178,12 +201,12 @@ def positive(name: str, value: object) -> float:
 def one_of(name: str, value: object, options: Sequence[str]) -> str:
   """Returns a value that is among the options."""
   if not isinstance(value, str) or value not in options:
-    raise SelectionError(f'{name} {value!r} is none of {", ".join(options)}')
+    raise SelectionError(f'{name} {value!r} is not one of {", ".join(options)}')
   return value
 
 
 def mesh(value: object) -> jax.sharding.Mesh:
-  """Returns a mesh with an axis 'data'; by default of the first device here."""
+  """Returns a mesh with an axis 'data'; by default the first local device."""
   if value is None:
     return jax.sharding.Mesh(np.asarray(jax.local_devices()[:1]), ('data',))
   if not isinstance(value, jax.sharding.Mesh) or 'data' not in value.shape:

@@ -11,7 +11,7 @@ from edsft_jax.selection import similarity as similarity_lib
 
 @dataclasses.dataclass(frozen=True)
 class DeviceRows:
-  """What similarities are computed from; each device holds its share of tiles.
+  """The inputs of similarities; each device holds its share of the tiles.
 
   Attributes:
     formula: elementwise part of the similarity.

@@ -1,7 +1,7 @@
-"""Distances to the nearest chosen prompt: bounds of all, and some exactly.
+"""Distances to the nearest chosen prompt: bounds for all, exact for some.
 
-Distances only fall. Float32 bounds those of all prompts from above; only those
-that could be the largest are computed in float64.
+Distances only fall. All prompts have upper bounds, computed in float32; only
+distances that could be the largest are computed in float64.
 """
 
 import dataclasses
@@ -11,23 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edsft_jax.selection import sharding
+from edsft_jax.selection import checks, sharding
 from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """How much is computed at once: it decides time, never a pick.
+  """How much is computed at once: it affects time, never a pick.
 
-  Callers cannot set them; tests do.
+  Only tests set these; callers cannot.
 
   Attributes:
-    farthest: prompts of largest distance among which greedy goes on alone.
-    batch: chosen prompts whose distances to all rows are bounded at once: as
-      many as make a product efficient,
-    small_batch: or fewer, where most of a batch would be filling.
-    exact: prompts whose distances are computed exactly at once.
+    farthest: number of farthest prompts that greedy picks from before it looks
+      at the others again.
+    batch: chosen prompts whose distances to all rows are bounded at once:
+      enough for an efficient matrix product.
+    small_batch: used in place of `batch` where most of that would be padding.
+    exact: prompts whose exact distances are computed at once.
     tile_rows: rows per tile.
   """
 
@@ -58,11 +59,11 @@ class Distances:
 
     Args:
       feature_NxD: the pool, at least one row.
-      open_C: positions that may be picked, no two of them equal rows.
-      most_chosen: how many will be chosen at most.
-      mesh: has an axis 'data', over which rows are sharded.
-      progress: told of what takes long.
-      sizes: of what is computed at once.
+      open_C: positions that may be picked, no two of them of equal rows.
+      most_chosen: maximum number of prompts that will be chosen.
+      mesh: rows are sharded over its axis 'data'.
+      progress: called after every part of the work.
+      sizes: how much is computed at once.
     """
     n, d = feature_NxD.shape
     self._feature_NxD = feature_NxD
@@ -71,23 +72,27 @@ class Distances:
     self._sizes = sizes
     self._mean_D = feature_NxD.mean(axis=0, dtype=np.float64)
     self._norm_N = self._squared_norms()
-    # Far below what matters, far above rounding: distances that are equal on
-    # paper are equal here. A power of two, so that scaled pools scale.
-    scale = int(np.floor(np.log2(2 * self._norm_N.mean() or 1.0)))
+    # Squared distances are rounded to steps far above float64's rounding and
+    # far below what matters, so that those equal on paper are equal here. Steps
+    # are powers of two, so that a scaled pool has scaled distances.
+    mean_square = 2 * self._norm_N.mean()
+    if not checks.rows_differ(feature_NxD, mean_square):
+      mean_square = 1.0
+    scale = int(np.floor(np.log2(mean_square)))
     self._steps = np.float64(2.0 ** (44 - scale))
-    # Float32 has the same pool in units of about the mean distance; times the
-    # unit, float64 has its bounds without overflow.
+    # Float32 points and bounds are in units of about the mean distance, so that
+    # they do not overflow.
     self._unit = np.float64(2.0 ** (scale // 2))
     self._put_on_devices()
 
-    # Squared distances are never above `bound`, -1 where nothing may be picked.
+    # Upper bounds on squared distances; -1: may not be picked.
     self._bound_N = np.full(n, -1.0)
     self._bound_N[open_C] = np.inf
-    # Exact, to the nearest of the first `stamp` chosen ones.
+    # Exact squared distances to the nearest of the first `stamp` chosen.
     self._square_N = np.full(n, np.inf)
     self._stamp_N = np.zeros(n, np.int64)
     self._num_chosen = 0
-    # The last chosen is repeated behind the end, so that no batch has gaps.
+    # The last chosen is repeated after the end, so that batches are full.
     room = most_chosen + sizes.farthest + sizes.batch
     with jax.enable_x64(True):
       self._chosen_KxD = jnp.zeros((room, d))
@@ -102,11 +107,11 @@ class Distances:
     return norm_N
 
   def _put_on_devices(self) -> None:
-    """Puts points, norms that are large enough, and bounds on the devices."""
+    """Puts points, enlarged norms and bounds on the devices."""
     n, d = self._feature_NxD.shape
-    # Rounding a product of D terms, norms and sums is off by less than
-    # (D + 8) 2^-24 times the norms of both: norms are enlarged by more, and the
-    # bounds with them.
+    # The rounding error of a product of D terms, norms and sums is less than
+    # (D + 8) 2^-24 times the norms of both: norms are enlarged by more, so that
+    # bounds are never too small.
     large_N = self._norm_N / self._unit**2
     large_N = large_N * (1 + (d + 16) * 2.0**-24) + 2.0**-40
     self._large_N = large_N.astype(np.float32)
@@ -124,12 +129,12 @@ class Distances:
     self._progress.wait(self.point_TxRxD)
 
   def _parts(self) -> list[slice]:
-    """Cuts the pool into parts whose float64 points are few."""
+    """Splits the pool, so that few float64 points are held at once."""
     size = self._sizes.exact
     return [slice(s, s + size) for s in range(0, len(self._feature_NxD), size)]
 
   def choose(self, row_M: np.ndarray) -> None:
-    """Counts prompts as chosen."""
+    """Marks prompts as chosen."""
     size = self._sizes.farthest
     for start in range(0, len(row_M), size):
       part = row_M[start : start + size]
@@ -142,7 +147,7 @@ class Distances:
     self._bound_N = np.where(self._bound_N < 0, -1.0, bound_N)
 
   def _append(self, row_M: np.ndarray) -> None:
-    """Puts a few behind the chosen ones."""
+    """Appends a few prompts to the chosen ones."""
     room = self._sizes.farthest + self._sizes.batch
     filled = row_M[np.minimum(np.arange(room), len(row_M) - 1)]
     with jax.enable_x64(True):
@@ -156,7 +161,7 @@ class Distances:
     self._num_chosen += len(row_M)
 
   def _lower_bounds(self, row_M: np.ndarray) -> None:
-    """Lowers the bounds of all to those by these chosen ones."""
+    """Lowers all bounds, given newly chosen prompts."""
     sizes = self._sizes
     point_MxD = self._points(row_M) / self._unit
     start = 0
@@ -176,7 +181,7 @@ class Distances:
       )
 
   def next_picks(self, most: int) -> tuple[list[int], list[float]]:
-    """Picks at least one, unless nothing is at a distance above 0.
+    """Picks at least one prompt, unless all distances are 0.
 
     Returns:
       Up to `most` prompts and their squared distances.
@@ -200,7 +205,7 @@ class Distances:
     while len(accepted) < most:
       best = int(np.argmax(square_F))
       square = float(square_F[best])
-      # Outside is never too small; among equals the lowest index wins.
+      # The bound of a rival is never too small; the lowest index wins ties.
       beaten = square < outside_N[rival] or (
         square == outside_N[rival] and block_F[best] > rival
       )
@@ -219,10 +224,10 @@ class Distances:
     return float(np.sqrt(self._square_N[self._largest(1)].max(initial=0.0)))
 
   def _largest(self, count: int) -> np.ndarray:
-    """Returns the `count` prompts of largest distance, ascending.
+    """Returns the `count` prompts with the largest distances, by index.
 
-    Theirs are exact. Of the others no bound is above them, and of equals the
-    lowest indices are among these.
+    Their distances are exact, and no other prompt's bound is above them. The
+    lowest indices win ties.
     """
     while True:
       known_N = self._stamp_N == self._num_chosen
@@ -233,14 +238,14 @@ class Distances:
       if not len(unknown):
         return top
       if len(top) < count:
-        # They raise `least`: few others will have to follow.
+        # Their exact distances raise `least`, so that few others follow.
         unknown = unknown[_where_largest(self._bound_N[unknown], count)]
       self._compute(unknown)
 
   def _compute(self, row_M: np.ndarray) -> None:
     """Makes the distances of these prompts exact."""
     size = self._sizes.exact
-    # Those of a part have about the same chosen ones to look at.
+    # Prompts of one part then need about the same chosen prompts.
     row_M = row_M[np.argsort(self._stamp_N[row_M], kind='stable')]
     parts = np.split(row_M, range(size, len(row_M), size))
     ahead = []
@@ -266,12 +271,12 @@ class Distances:
     self._bound_N[row_M] = self._square_N[row_M]
 
   def _points(self, row_M: np.ndarray | slice) -> np.ndarray:
-    """Returns [M, D] float64 rows of the pool less its mean."""
+    """Returns [M, D] float64 rows of the pool, minus its mean."""
     return np.subtract(self._feature_NxD[row_M], self._mean_D)
 
 
 def _where_largest(value_N: np.ndarray, count: int) -> np.ndarray:
-  """Returns where the largest are, the first of equals, ascending."""
+  """Returns the ascending positions of the largest; the first win ties."""
   if count >= len(value_N):
     return np.arange(len(value_N))
   least = np.partition(value_N, -count)[-count]
@@ -283,7 +288,7 @@ def _where_largest(value_N: np.ndarray, count: int) -> np.ndarray:
 def _partial_squares(
   chosen_MxD: jax.Array, norm_M: jax.Array, point_RxD: jax.Array
 ) -> jax.Array:
-  """Returns [M, R] squared distances, short of the squared norms of R."""
+  """Returns [M, R] squared distances, without the squared norms of R."""
   product_MxR = jnp.matmul(chosen_MxD, point_RxD.T, precision='highest')
   return norm_M[:, None] - 2 * product_MxR
 
@@ -291,7 +296,7 @@ def _partial_squares(
 def _whole_squares(
   partial: jax.Array, norm_R: jax.Array, steps: jax.Array
 ) -> jax.Array:
-  """Returns squared distances in whole steps of 1 / steps."""
+  """Returns squared distances, rounded to multiples of 1 / steps."""
   return jnp.round(jnp.maximum(partial + norm_R, 0.0) * steps) * (1 / steps)
 
 
@@ -331,7 +336,7 @@ def squares_to_chosen(
   *,
   batch: int,
 ) -> jax.Array:
-  """Returns [R] squared distances to the nearest of some chosen ones."""
+  """Returns [R] squared distances to the nearest from `start` to `end`."""
 
   def one_batch(b: jax.Array, least_R: jax.Array) -> jax.Array:
     first = start + b * batch

@@ -1,4 +1,4 @@
-"""What the library refuses, apart from what may be a bug."""
+"""The error for invalid arguments."""
 
 
 class SelectionError(ValueError):

@@ -1,8 +1,8 @@
-"""Greedy facility location that never holds the N x N similarities.
+"""Greedy facility location, without the N x N similarities of a large pool.
 
 F(S) = sum over i of w_i max over j in S of s(i, j), maximised greedily: at
 least 1 - 1/e of the optimum (Nemhauser, Wolsey, Fisher 1978), with a bound
-for the very case at hand (`Selection.upper_bound_at`). README.md in this
+for the data at hand (`Selection.upper_bound_at`). README.md in this
 folder explains the algorithm.
 """
 
@@ -51,12 +51,12 @@ def facility_location(
       on random parts of the candidates, then on what these picked: at least
       (1 - 1/e) / 2 of the optimum in expectation (Barbosa et al. 2015);
       another budget has another order.
-    epsilon: of method 'threshold', between 0 and 1.
+    epsilon: for method 'threshold', between 0 and 1.
     mesh: rows are sharded over its axis 'data'; the picks are the same for
       every number of devices. None: the first device.
     memory_limit: bytes to use besides the features, for similarities; a
       smaller one costs time, never exactness. None: a fraction of what is free.
-    progress: called with (picks, budget) all along; see `progress.Progress`.
+    progress: called with (picks, budget) throughout; see `progress.Progress`.
 
   Returns:
     A Selection: gains are marginal, the objective is F(initial and picks), and
@@ -73,7 +73,7 @@ def facility_location(
 
 
 def solve(problem: Problem, plan: Plan) -> Selection:
-  """Picks by the method of the plan."""
+  """Solves the problem by the plan's method."""
   by = partitioned if plan.method == 'partitioned' else greedy
   order = by(problem, plan)
   plan.progress.picked(problem.budget)

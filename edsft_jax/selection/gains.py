@@ -12,20 +12,20 @@ from edsft_jax.selection.residuals import SparseResiduals
 
 
 class Coverage(Protocol):
-  """Knows what a candidate adds to the rows that are covered already."""
+  """Computes marginal gains, given the candidates chosen so far."""
 
   def gain(self, candidate: int) -> float:
     """Returns the marginal gain of a candidate."""
 
   def cover(self, candidate: int) -> object:
-    """Counts a candidate as chosen."""
+    """Marks a candidate as chosen."""
 
 
 class StaleGains:
   """A heap of stale gains, refreshed when they come to the top."""
 
   def __init__(self, coverage: Coverage, bound_C: np.ndarray) -> None:
-    """Takes gains that may be stale; -inf: not to be picked."""
+    """Takes gains that may be stale; -inf: may not be picked."""
     self._coverage = coverage
     self._heap = [
       (-bound, c) for c, bound in enumerate(bound_C.tolist()) if bound > -np.inf
@@ -33,7 +33,7 @@ class StaleGains:
     heapq.heapify(self._heap)
 
   def best(self) -> tuple[int, float]:
-    """Returns the best candidate and its gain; -inf when there is none."""
+    """Returns the best candidate and its gain; -inf if there is none."""
     heap = self._heap
     if not heap:
       return -1, -np.inf
@@ -45,22 +45,22 @@ class StaleGains:
         return candidate, gain
 
   def pick(self, candidate: int) -> None:
-    """Takes the best candidate."""
+    """Picks the best candidate."""
     heapq.heappop(self._heap)
     self._coverage.cover(candidate)
 
 
 class FreshGains:
-  """The gains of all candidates, lowered with every pick."""
+  """The gains of all candidates, updated after every pick."""
 
   def __init__(self, residuals: SparseResiduals, gain_C: np.ndarray) -> None:
-    """Takes gains that are not stale; -inf: not to be picked. Overwritten."""
+    """Takes fresh gains, and overwrites them; -inf: may not be picked."""
     self._residuals = residuals
     self._by_row = residuals.by_row()
     self._gain_C = gain_C
 
   def best(self) -> tuple[int, float]:
-    """Returns the best candidate and its gain; -inf when there is none."""
+    """Returns the best candidate and its gain; -inf if there is none."""
     while True:
       candidate = int(self._gain_C.argmax())
       noted = float(self._gain_C[candidate])
@@ -68,14 +68,14 @@ class FreshGains:
         return -1, noted
       if self._residuals.unweighted:
         return candidate, noted
-      # Weights that are not whole numbers leave rounding behind.
+      # With fractional weights, updates have left rounding errors.
       gain = self._residuals.gain(candidate)
       if gain == noted:
         return candidate, gain
       self._gain_C[candidate] = gain
 
   def pick(self, candidate: int) -> None:
-    """Takes the best candidate."""
+    """Picks the best candidate."""
     row, before = self._residuals.cover(candidate)
     others, losses = self._by_row.losses(
       row, before, self._residuals.current_U[row]

@@ -1,7 +1,7 @@
 """Which RBF width to use: the gains of greedy picks, a curve for each width.
 
 Bhatt et al. 2024 (arXiv 2401.06692) choose the width by looking at the gains
-plot. The rule below is how this library looks at it.
+plot. The rule below makes this choice automatic.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from edsft_jax.selection.inputs import Features
 from edsft_jax.selection.progress import Callback, Progress
 from edsft_jax.selection.similarity import Rbf
 
-# A gain is counted in prompts: 1 is one prompt wholly covered, by itself say.
+# Gains are in units of prompts: 1 is one prompt fully covered, as by itself.
 _FLAT = 0.1
 _COLLAPSED = 0.01
 
@@ -27,7 +27,7 @@ class GainsCurves(NamedTuple):
 
   Attributes:
     curves: [W, budget] float64 marginal gains, one row per width as given.
-    degenerate: for each width '', 'flat' or 'collapsed'; '' (false) is good.
+    degenerate: for each width '' (not degenerate), 'flat' or 'collapsed'.
     suggested: the width to use.
   """
 
@@ -56,20 +56,20 @@ def gains_curves(
       cover little but themselves, the width is too small;
     'collapsed' if the last g is below 0.01: before the budget is spent a pick
       adds less than a hundredth of one prompt, the width is too large.
-  Suggested is the width that is not degenerate and whose gains still decay
-  most over the second half of the picks, log(g[half] / g[last]); the smaller
-  width among equals. If all are degenerate: the largest flat one, else the
+  Of the widths that are not degenerate, the one whose gains decay most over the
+  second half of the picks, by log(g[half] / g[last]), is suggested; the smaller
+  width wins ties. If all are degenerate: the largest flat one, else the
   smallest.
 
   Args:
     features: [N, D] numbers.
-    budget: picks to look ahead, at least 1: the budget that will be spent.
+    budget: number of picks, at least 1: the budget that you will use.
     widths: distinct numbers above 0, as in Rbf(width=...).
     mesh, memory_limit: as in facility_location.
-    progress: called with picks and their number in all, over all widths.
+    progress: called with (picks, total), both over all widths.
 
   Returns:
-    Curves, flags and the suggested width.
+    The curves, whether each is degenerate, and the suggested width.
 
   Raises:
     SelectionError: naming the argument that is wrong.
@@ -109,7 +109,7 @@ def _degenerate(curve_M: np.ndarray) -> str:
 def _suggest(
   widths: Sequence[float], curve_WxM: np.ndarray, flags: Sequence[str]
 ) -> float:
-  """Returns the width that the rule says."""
+  """Returns the width that the rule suggests."""
   good = [w for w, flag in enumerate(flags) if not flag]
   if good:
     half = curve_WxM.shape[1] // 2

@@ -1,7 +1,7 @@
 """Greedy facility location: which regime applies when, and the regimes.
 
-All regimes make the same picks (a threshold sweep aside); they differ in what
-they keep. README.md in this folder explains why each pays where it is used.
+All regimes make the same picks, except threshold sweeps; they differ in what
+they keep. README.md in this folder explains when each is worthwhile.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ def greedy(problem: Problem, plan: Plan) -> Order:
   """Picks greedily, by the regime that costs least.
 
   1. A small pool on one device: over all similarities, to the end.
-  2. Else, one device and enough pairs: a look-ahead first.
+  2. Otherwise, on one device and with enough pairs: a look-ahead first.
   3. As soon as sparse residuals pay: over these, to the end.
   4. Until then, pick by pick: from refreshed gains before the first picks and
      where the look-ahead knows them; after that, lazily over the similarity
@@ -33,7 +33,7 @@ def greedy(problem: Problem, plan: Plan) -> Order:
     return _of_an_empty_pool(problem)
   small = _all_similarities_pay(problem, plan)
   if small:
-    # One device keeps all similarities and is exact: so are several.
+    # One device keeps all similarities and is exact; several have to agree.
     plan = dataclasses.replace(plan, slack=0.0)
   search = Search.of(problem, plan)
   if not search.goal:
@@ -63,7 +63,7 @@ def greedy(problem: Problem, plan: Plan) -> Order:
 
 
 def _of_an_empty_pool(problem: Problem) -> Order:
-  """Returns no picks, and the bound that nothing can be reached."""
+  """Returns no picks, and a bound of 0."""
   order = Order.of_nothing()
   order.certificates.append(Certificate.of(0.0, np.zeros(0), problem.budget))
   return order
@@ -78,7 +78,7 @@ def _all_similarities_pay(problem: Problem, plan: Plan) -> bool:
 
 
 def _look_ahead_pays(search: Search) -> bool:
-  """Whether to guess the first picks, rather than to make residuals first."""
+  """Whether to guess the first picks before residuals are made."""
   problem = search.problem
   pairs = len(problem.row_C) * problem.num_rows
   enough = pairs > search.options.small_residuals
@@ -86,7 +86,7 @@ def _look_ahead_pays(search: Search) -> bool:
 
 
 def _known_gains(search: Search, ahead: LookAhead) -> np.ndarray | None:
-  """Returns fresh gains of all, if they are known or worth a pass."""
+  """Returns fresh gains of all candidates, if known or worth a pass."""
   gain_C = ahead.gains_after(search.order.candidates)
   if gain_C is None and search.num_picked < search.options.refreshed_picks:
     gain_C = search.cache.all_gains(search.problem.row_C)
@@ -94,10 +94,10 @@ def _known_gains(search: Search, ahead: LookAhead) -> np.ndarray | None:
 
 
 class _Switch:
-  """Says when sparse residuals take over, and has them or makes them."""
+  """Decides when sparse residuals take over, and provides them."""
 
   def __init__(self, search: Search, ahead: LookAhead) -> None:
-    """Takes a sample of candidates, to estimate residuals by."""
+    """Samples candidates, to estimate the number of residuals."""
     row_C = search.problem.row_C
     step = -(-len(row_C) // search.options.sampled_candidates)
     self._search = search
@@ -106,14 +106,14 @@ class _Switch:
     self._alive = self._too_many = np.inf
 
   def residuals(self) -> SparseResiduals | None:
-    """Returns residuals at the current coverage, or None: not yet."""
+    """Returns residuals at the current coverage; None if it is too early."""
     search, ahead = self._search, self._ahead
     picked = search.order.candidates
     ahead.compare(picked)
     came_true = len(picked) == len(ahead.guess)
     if search.plan.slack:
-      # Residuals end the slack: at the same pick for any number of devices,
-      # though only one device looks ahead.
+      # There is no slack once there are residuals. They must come at the same
+      # pick for any number of devices, although only one device looks ahead.
       refreshed = len(picked) >= search.options.refreshed_picks
       pay = refreshed and self._pay_now()
       if came_true and not pay:
@@ -130,7 +130,7 @@ class _Switch:
     return ahead.residuals
 
   def _pay_now(self) -> bool:
-    """Whether residuals would pay, by the sample."""
+    """Whether residuals would pay, estimated from the sample."""
     alive = np.count_nonzero(self._sample_CxU > self._search.current_U)
     self._alive = alive / len(self._sample_CxU)
     fewer = bool(self._alive < self._too_many)
@@ -139,14 +139,14 @@ class _Switch:
     )
 
   def _make(self) -> SparseResiduals | None:
-    """Makes residuals in one pass; None: they do not fit."""
+    """Makes residuals in one pass; None if they do not fit."""
     search = self._search
     search.enter('pass for residuals')
     residuals, gain_C = make_residuals(
       search.problem, search.cache, search.plan
     )
     if residuals is None:
-      # The sample was misleading: try again once half of what it saw is gone.
+      # The estimate was too low: try again once it has halved.
       search.enter('residuals do not fit')
       self._too_many = self._alive / 2
     else:
@@ -157,9 +157,9 @@ class _Switch:
 def over_all_similarities(search: Search) -> Order:
   """Picks lazily over all similarities of a small pool, to the end.
 
-  Used up to Options.kernel_rows rows, on one device: there, looking at a whole
-  row takes less time than finding what is left of it. The first picks lower
-  nearly every gain, so all are computed again after each of these.
+  Used up to Options.kernel_rows rows, on one device: there, reading a whole row
+  is faster than finding the entries that can still count. The first picks lower
+  nearly every gain, so all are recomputed after each of these.
   """
   search.enter('all similarities')
   problem = search.problem
@@ -178,19 +178,19 @@ def over_all_similarities(search: Search) -> Order:
     more = _pick_until(search, stale, search.num_picked + 1)
   if more:
     _pick_until(search, stale, search.goal)
-  # Picks gain nothing any more: no need to leave them out.
+  # Picks have a gain of 0 now, so they need not be left out.
   search.certify(kernel.gains())
   return search.order
 
 
 def best_of_refreshed(search: Search, gain_C: np.ndarray) -> bool:
-  """Picks the best by gains that are all fresh.
+  """Picks the candidate with the largest gain; all gains are fresh.
 
   Used for the first picks, which lower nearly every gain, and where the
   look-ahead has computed the gains anyway. They give the tightest bounds.
 
   Returns:
-    Whether it gained anything.
+    Whether the pick gained anything.
   """
   search.enter('refreshed gains')
   search.refresh(gain_C)
@@ -199,11 +199,11 @@ def best_of_refreshed(search: Search, gain_C: np.ndarray) -> bool:
 
 
 def lazy_over_cache(search: Search) -> bool:
-  """Refreshes the largest stale gains until one of them is above all.
+  """Refreshes the largest stale gains until one stays the largest; picks it.
 
   Used while residuals would not fit or are not sparse enough to be worth a
-  pass: a batch of candidates against all rows is what a device is good at,
-  and the cache keeps those that come back.
+  pass: devices are efficient at batches of candidates against all rows, and
+  the cache has the candidates that come up again.
 
   Returns:
     Whether the pick gained anything.
@@ -220,11 +220,11 @@ def lazy_over_cache(search: Search) -> bool:
 
 
 def threshold_sweep(search: Search) -> bool:
-  """Picks, in one sweep over a batch, all that gain nearly the best.
+  """Picks, in one sweep over a batch, all candidates near the best gain.
 
   Used instead of lazy picks by method 'threshold'. A stale gain is never too
-  small, so what reaches 1 - slack of the largest stale gain reaches 1 - slack
-  of the best.
+  small, so a gain of 1 - slack of the largest stale gain is at least 1 - slack
+  of the best gain.
 
   Returns:
     Whether the picks gained anything.
@@ -250,8 +250,9 @@ def threshold_sweep(search: Search) -> bool:
 def over_residuals(search: Search, residuals: SparseResiduals) -> Order:
   """Picks over sparse residuals on the host, to the end.
 
-  Used once residuals fit and are sparse: what they leave out adds exactly 0.
-  They are compacted whenever the picks have doubled, later quadrupled.
+  Used once residuals fit and are sparse: entries that they leave out add
+  exactly 0. They are compacted whenever the number of picks has doubled, later
+  quadrupled.
   """
   search.cache.forget()
   search.current_U = residuals.current_U
@@ -265,7 +266,7 @@ def over_residuals(search: Search, residuals: SparseResiduals) -> Order:
     if residuals.num_entries <= fresh_entries:
       regime = with_fresh_gains
     compact_at *= 4 if regime is with_fresh_gains else 2
-  # Picks gain nothing any more: no need to leave them out.
+  # Picks have a gain of 0 now, so they need not be left out.
   search.certify(residuals.gains())
   return search.order
 
@@ -275,10 +276,10 @@ def with_stale_gains(
 ) -> bool:
   """Picks lazily from a heap, while there are many residuals per candidate.
 
-  A pick then changes many gains, most of which are never looked at again.
+  A pick then changes many gains, most of which are never needed again.
 
   Returns:
-    Whether it got so far, and there is more to pick.
+    Whether `until` picks were made, and there is more to pick.
   """
   search.enter('stale gains over residuals')
   return _pick_until(search, StaleGains(residuals, search.bound_C), until)
@@ -293,7 +294,7 @@ def with_fresh_gains(
   without a search.
 
   Returns:
-    Whether it got so far, and there is more to pick.
+    Whether `until` picks were made, and there is more to pick.
   """
   search.enter('fresh gains over residuals')
   return _pick_until(search, FreshGains(residuals, search.bound_C), until)
@@ -302,7 +303,7 @@ def with_fresh_gains(
 def _pick_until(
   search: Search, gains: StaleGains | FreshGains, until: int
 ) -> bool:
-  """Picks until so many are picked; False: nothing is left to do."""
+  """Picks until there are `until` picks; False if nothing is left to pick."""
   for _ in range(search.num_picked, until):
     candidate, gain = gains.best()
     if gain <= 0.0:
@@ -313,7 +314,7 @@ def _pick_until(
 
 
 def _cover(search: Search, candidate: int) -> bool:
-  """Picks a candidate on devices; False: it gains nothing."""
+  """Picks a candidate on devices; False if it gains nothing."""
   gain = float(search.bound_C[candidate])
   if not gain:
     return False

@@ -1,4 +1,4 @@
-"""Arrays of other libraries as numpy arrays, without importing the libraries.
+"""Converts arrays of other libraries to numpy, without importing them.
 
 A caller with a torch tensor or a pyarrow array has imported torch or pyarrow:
 their types are looked up among the modules that are loaded. Sparse matrices,
@@ -16,7 +16,7 @@ from edsft_jax.selection.errors import SelectionError
 
 
 class SupportsArray(Protocol):
-  """An array of numpy, jax, torch or pyarrow, or a column of pandas."""
+  """An array of numpy, jax, torch or pyarrow, or a pandas column."""
 
   def __array__(self) -> np.ndarray:
     """Returns the same values as a numpy array."""
@@ -35,8 +35,8 @@ def array(name: str, values: object) -> np.ndarray:
   """Returns the values as a numpy array of any shape and dtype.
 
   Args:
-    name: the argument, for what is refused.
-    values: an array, or whatever numpy makes one of.
+    name: the argument's name, for error messages.
+    values: an array, or anything that numpy can convert to one.
   """
   _refuse_sparse(name, values)
   if _is_instance(values, 'torch', 'Tensor'):
@@ -49,7 +49,8 @@ def array(name: str, values: object) -> np.ndarray:
     return np.asarray(values)
   except (TypeError, ValueError, RuntimeError) as error:
     raise SelectionError(
-      f'{name}: numpy makes no array of {type(values).__name__}: {error}'
+      f'{name}: {type(values).__name__} cannot be converted to an array: '
+      f'{error}'
     ) from error
 
 
@@ -59,18 +60,19 @@ def matrix(name: str, values: object) -> np.ndarray:
     if hasattr(values[0], '__array__'):
       return _stack(name, values)
     try:
-      return np.asarray(values)
+      whole = np.asarray(values)
     except (TypeError, ValueError):
-      # Which row is to blame?
+      # Row by row, to name the one that is wrong.
       return _stack(name, values)
-  whole = array(name, values)
+  else:
+    whole = array(name, values)
   if whole.ndim == 1 and whole.dtype == object:
     return _stack(name, whole)
   return whole
 
 
 def labels(name: str, values: object) -> list[Hashable]:
-  """Returns one label per prompt; labels are the same where they are equal."""
+  """Returns one label per prompt; equal labels mean the same task."""
   listed = _listed(values)
   if listed is None:
     raise SelectionError(f'{name} {values!r} is not a sequence of labels')
@@ -86,7 +88,7 @@ def labels(name: str, values: object) -> list[Hashable]:
 
 
 def _listed(values: object) -> list[object] | None:
-  """Returns a list of Python objects; elements of tensors have no equals."""
+  """Returns a list of Python objects: equal tensors have unequal hashes."""
   for method in ('tolist', 'to_pylist'):
     if hasattr(values, method):
       listed = getattr(values, method)()
@@ -95,8 +97,8 @@ def _listed(values: object) -> list[object] | None:
 
 
 def _stack(name: str, rows: Iterable[object]) -> np.ndarray:
-  """Returns [N, D] of N vectors, which must be of equal length."""
-  row_N = [array(name, row) for row in rows]
+  """Stacks N vectors, which must be of equal length, to [N, D]."""
+  row_N = [array(f'{name}: row {i}', row) for i, row in enumerate(rows)]
   for i, row_D in enumerate(row_N):
     if row_D.ndim != 1:
       what = f'has shape {row_D.shape}' if row_D.ndim else f'is {row_D}'
@@ -109,7 +111,7 @@ def _stack(name: str, rows: Iterable[object]) -> np.ndarray:
 
 
 def _is_instance(values: object, module: str, *names: str) -> bool:
-  """Whether the values are of a type of a module, if that is loaded."""
+  """Whether the values have one of a module's types; no if it is not loaded."""
   loaded = sys.modules.get(module)
   types = [getattr(loaded, name, None) for name in names]
   return isinstance(values, tuple(t for t in types if isinstance(t, type)))
@@ -128,7 +130,7 @@ def _refuse_sparse(name: str, values: object) -> None:
 
 
 class _Tensor(Protocol):
-  """What is needed of a torch tensor."""
+  """The part of torch.Tensor that is used here."""
 
   layout: object
 
@@ -139,7 +141,7 @@ class _Tensor(Protocol):
 
 
 def _from_torch(name: str, tensor: _Tensor) -> np.ndarray:
-  """Takes a tensor from its device and out of its graph."""
+  """Moves a tensor to the host and detaches it from its graph."""
   torch = sys.modules['torch']
   if tensor.layout != torch.strided:
     raise SelectionError(
@@ -152,7 +154,7 @@ def _from_torch(name: str, tensor: _Tensor) -> np.ndarray:
 
 
 class _Arrow(SupportsArray, Protocol):
-  """What is needed of a pyarrow array; the last two of one of lists."""
+  """The part of pyarrow.Array that is used; the last two are for lists."""
 
   null_count: int
 
@@ -162,7 +164,7 @@ class _Arrow(SupportsArray, Protocol):
 
 
 def _from_arrow(name: str, values: _Arrow) -> np.ndarray:
-  """Takes [N] numbers, or [N, D] of lists, chunk by chunk."""
+  """Converts N numbers to [N], or N lists to [N, D], chunk by chunk."""
   if values.null_count:
     row = int(np.argmax(np.asarray(values.is_null())))
     raise SelectionError(f'{name}: null in row {row}')

@@ -1,9 +1,9 @@
 """Greedy k-center: farthest first, Euclidean (Gonzalez 1985).
 
-The covering radius is at most twice the best possible. Exact without a pass
-over the pool for each pick, because distances to the nearest chosen prompt
-only fall: among those of largest distance greedy goes on alone until its best
-no longer beats the largest distance outside.
+The covering radius is at most twice the best possible. Picks are exact without
+a pass over the pool for each: distances to the nearest chosen prompt only fall,
+so greedy picks among the farthest prompts alone, until their largest distance
+no longer exceeds that of the others.
 """
 
 import jax
@@ -35,10 +35,10 @@ def k_center(
     features: [N, D] numbers.
     budget: new picks.
     initial: already chosen positions.
-    first: position of the first pick; not looked at when there is an initial.
+    first: position of the first pick; ignored if there is an initial one.
     mesh: rows are sharded over its axis 'data'; the picks are the same for
       every number of devices. None: the first device.
-    progress: called with (picks, budget) all along; see `progress.Progress`.
+    progress: called with (picks, budget) throughout; see `progress.Progress`.
 
   Returns:
     A Selection: gains are distances to the nearest prompt chosen before, in
@@ -64,7 +64,7 @@ def farthest_first(
   progress: Callback | None,
   sizes: Sizes,
 ) -> Selection:
-  """Does what `k_center` says; sizes are of what is computed at once."""
+  """Implements `k_center`; `sizes` says how much is computed at once."""
   feature_NxD = checks.features(features)
   n = len(feature_NxD)
   initial_I = checks.indices('initial', initial, n)
@@ -116,10 +116,9 @@ def _distinct(
   chosen: np.ndarray,
   report: Progress,
 ) -> np.ndarray:
-  """Returns the free positions that stand for all free rows.
+  """Returns one free position for each distinct row that is not chosen.
 
-  Copies of what is chosen are at distance 0; of other equal rows the first
-  stands for all.
+  It is the first of equal rows. Copies of chosen rows are at distance 0.
   """
   distinct = similarity_lib.distinct_rows(feature_NxD, report.working)
   group_N = distinct.group_N

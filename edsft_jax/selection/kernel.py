@@ -1,7 +1,7 @@
 """Facility location over all similarities of a small pool, on the host.
 
-Below a few thousand rows, finding what can still count takes longer than
-looking at everything again: only the first gains are taken from the device.
+Below a few thousand rows, finding the entries that can still count takes longer
+than reading all of them again. Only the first gains come from the device.
 """
 
 import jax
@@ -11,7 +11,7 @@ from edsft_jax.selection import programs
 
 
 class Kernel:
-  """All similarities among rows, and how well the rows are covered.
+  """All similarities among rows, and the coverage of the rows.
 
   Attributes:
     current_U: float32, each row's largest similarity to a chosen one.
@@ -24,18 +24,18 @@ class Kernel:
     weight_U: np.ndarray,
     row_C: np.ndarray,
   ) -> None:
-    """Takes similarities as `SimilarityCache.all_similarities` makes them.
+    """Takes what `SimilarityCache.all_similarities` returns.
 
     Args:
       s_UxU: similarities, padding included.
-      current_U: padding included, which counts as covered.
+      current_U: coverage of each row; padding counts as covered.
       weight_U: float64, what covering each row is worth.
       row_C: the candidates as rows.
     """
     self.current_U = current_U.copy()
     self._row_C = row_C
     self._device_s_UxU = s_UxU
-    # On a host that is its own device this copies nothing.
+    # Without an accelerator, this copies nothing.
     self._s_UxU = np.asarray(s_UxU)
     self._weight_U: np.ndarray | None = None
     if (weight_U != 1).any():
@@ -48,7 +48,7 @@ class Kernel:
     """Returns the marginal gain of a candidate."""
     s_U = self._s_UxU[self._row_C[candidate]]
     if self._weight_U is None:
-      # Sums are exact, so their difference is.
+      # Both sums are exact, so their difference is too.
       better_U = np.maximum(s_U, self.current_U, out=self._buffer_U)
       return float(np.add.reduce(better_U, dtype=np.float64)) - self._covered
     extra_U = np.maximum(s_U - self.current_U, 0.0).astype(np.float64)
@@ -61,7 +61,7 @@ class Kernel:
     return np.asarray(gain_U)[self._row_C]
 
   def cover(self, candidate: int) -> None:
-    """Counts a candidate as chosen."""
+    """Marks a candidate as chosen."""
     s_U = self._s_UxU[self._row_C[candidate]]
     np.maximum(self.current_U, s_U, out=self.current_U)
     self._covered = float(self.current_U.sum(dtype=np.float64))
@@ -71,7 +71,7 @@ class Kernel:
 def _gains(
   s_UxU: jax.Array, current_U: jax.Array, weight_U: jax.Array | None
 ) -> jax.Array:
-  """Returns [U] float64 sums over rows of what each row would add."""
+  """Returns [U] float64 marginal gains of all rows as candidates."""
   summand_UxU, before = programs.summands(s_UxU, current_U, weight_U)
   # 16 sums at a time along the last axis fill a vector register.
   return summand_UxU.reshape(len(s_UxU), -1, 16).sum(1).sum(1) - before

@@ -1,7 +1,7 @@
 """Greedy MAP of a determinantal point process: picks that differ.
 
 Chen, Zhang, Zhou: Fast Greedy MAP Inference for Determinantal Point Process,
-NeurIPS 2018: an incremental Cholesky factor, O(N) per pick and pick before it.
+NeurIPS 2018: an incremental Cholesky factor; pick t takes O(t N).
 With several devices each holds the factor's columns of its own rows.
 """
 
@@ -19,8 +19,8 @@ from edsft_jax.selection.inputs import Features, Positions
 from edsft_jax.selection.progress import Callback, Progress
 from edsft_jax.selection.result import Selection
 
-# What the program may read between two reports: that takes a fraction of a
-# second.
+# How much the program may read between two reports: a fraction of a second's
+# work.
 BYTES_PER_REPORT = 2**31
 
 
@@ -44,15 +44,15 @@ def log_determinant(
     features: [N, D] numbers.
     budget: new picks.
     similarity: Rbf or Cosine. A matrix of clipped cosines is not positive
-      semi-definite: what its determinant would lose is held at jitter / 2 per
-      pick.
+      semi-definite: for it, the factor by which a pick multiplies the
+      determinant is kept at jitter / 2 or more.
     jitter: above 0, added to the diagonal: log det(K_SS + jitter I) is finite.
     initial: already chosen positions.
     mesh: rows are sharded over its axis 'data'; the picks are the same for
       every number of devices. None: the first device.
     memory_limit: bytes for the factor, 8 (budget + initial) N over all
       devices; None: a fraction of what is free.
-    progress: called with (picks, budget) all along; see `progress.Progress`.
+    progress: called with (picks, budget) throughout; see `progress.Progress`.
 
   Returns:
     A Selection: gains are the increases of log det (they may be negative); the
@@ -129,12 +129,12 @@ class Rows(NamedTuple):
 
 
 class State(NamedTuple):
-  """Greedy at work; M counts the initial positions and the picks.
+  """The state of the search; M counts the initial positions and the picks.
 
   Attributes:
-    factor_MxU: rows of the Cholesky factor, float64; those to come are zero.
-    residual_U: what each row would add to the determinant, as a factor.
-    taken_U: rows that are chosen, and padding.
+    factor_MxU: rows of the Cholesky factor, float64; zero for later picks.
+    residual_U: the factor by which each row would multiply the determinant.
+    taken_U: whether a row is chosen, or padding.
     pick_M: positions, in order.
     gain_M: increases of log det.
   """
@@ -202,7 +202,7 @@ def all_steps(
   formula: str,
   mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns picks and gains, in one program that keeps the factor inside."""
+  """Returns picks and gains, by one program that never returns the factor."""
   rank = len(forced_M)
   state = start(self_TxR, n, jitter, rank=rank, mesh=mesh)
   state = extend(
@@ -223,7 +223,7 @@ def start(
   rank: int,
   mesh: jax.sharding.Mesh,
 ) -> State:
-  """Returns the state in which nothing is chosen."""
+  """Returns the state before any pick."""
 
   def share(self_TxR: jax.Array, n: jax.Array, jitter: jax.Array) -> State:
     residual_U = self_TxR.reshape(-1).astype(jnp.float64) + jitter
@@ -306,7 +306,7 @@ def _step(
   m: jax.Array,
   state: State,
 ) -> State:
-  """Picks one, on each device for its own rows."""
+  """Makes one pick; each device updates its own rows."""
   point_UxD, norm_U, self_U = rows
   factor_MxU, residual_U, taken_U, pick_M, gain_M = state
   number_U = _numbers(norm_U)
@@ -338,7 +338,7 @@ def _step(
     known_to_all(factor_MxU[:, here]), factor_MxU, precision='highest'
   )
   factor_U = (similarity_U - known_U) / jnp.sqrt(residual)
-  # Rounding may leave less than the jitter puts there.
+  # Rounding may leave less than the jitter guarantees.
   residual_U = jnp.maximum(residual_U - jnp.square(factor_U), jitter / 2)
   return State(
     factor_MxU.at[m].set(factor_U),

@@ -1,4 +1,4 @@
-"""Guesses the first picks, and computes ahead what follows from them."""
+"""Guesses the first picks, and computes gains and residuals for them ahead."""
 
 import dataclasses
 
@@ -17,13 +17,13 @@ from edsft_jax.selection.similarity_cache import SimilarityCache
 class LookAhead:
   """What was computed for a guess of the first picks.
 
-  A guess decides what is computed ahead, never what is picked: it is used only
-  where the picks are those that were guessed, in whichever order.
+  A guess decides what is computed ahead, never what is picked: results are used
+  only if the picks are those that were guessed, in any order.
 
   Attributes:
-    guess: the first candidates.
-    gain_C: gains of all after so many of them.
-    residuals: sparse residuals after all of them, or None.
+    guess: the candidates that were guessed, in order.
+    gain_C: gains of all candidates, by the number of guessed picks before.
+    residuals: sparse residuals after all guessed picks, or None.
   """
 
   guess: list[int] = dataclasses.field(default_factory=list)
@@ -45,9 +45,9 @@ class LookAhead:
 def look_ahead(search: Search) -> LookAhead:
   """Guesses picks on a sample, then passes over all pairs of rows once.
 
-  The pass gives the gains before some of the guessed picks, and the sparse
-  residuals after all of them: together what greedy needs to the end, for half
-  of the similarities that two separate passes would compute.
+  The pass computes the gains before some of the guessed picks, and the sparse
+  residuals after all of them. Together, greedy needs nothing else; two separate
+  passes would compute twice as many similarities.
   """
   problem, cache, plan = search.problem, search.cache, search.plan
   options = search.options
@@ -64,7 +64,7 @@ def look_ahead(search: Search) -> LookAhead:
 
 
 def _guess(search: Search) -> tuple[list[int], list[jax.Array], bool]:
-  """Guesses picks while another one leaves much less to be looked at.
+  """Guesses picks while each leaves far fewer entries that can still count.
 
   Returns:
     The guessed candidates, the coverage before, between and after them (the
@@ -76,7 +76,7 @@ def _guess(search: Search) -> tuple[list[int], list[jax.Array], bool]:
   s_GxU = cache.similarities(row_G)
   guess: list[int] = []
   coverages = [cache.coverage]
-  # With slack, what is picked after the refreshed ones need not be the best.
+  # With slack, picks after the refreshed ones need not be the best ones.
   most = options.refreshed_picks if plan.slack else options.max_guesses
   most = min(most, len(problem.row_C))
   alive = np.inf
@@ -104,7 +104,7 @@ def likely_pick(
   sampled_gain_U: np.ndarray,
   guessed: list[int],
 ) -> int:
-  """Returns the best, by exact gains, of those that look good on a sample."""
+  """Returns the best, by exact gains, of those that look best on a sample."""
   options = cache.options
   gain_C = sampled_gain_U[row_C]
   gain_C[guessed] = -np.inf
@@ -114,11 +114,11 @@ def likely_pick(
 
 
 def largest(bound_C: np.ndarray, most: int) -> np.ndarray:
-  """Returns the candidates with the largest gains, in no order.
+  """Returns the candidates with the largest gains, in any order.
 
   Args:
-    bound_C: gains, perhaps stale; -inf: not to be returned.
-    most: how many to return.
+    bound_C: gains, perhaps stale; -inf: never returned.
+    most: how many to return, at most.
   """
   size = min(most, len(bound_C))
   top = np.argpartition(-bound_C, size - 1)[:size]
@@ -128,16 +128,16 @@ def largest(bound_C: np.ndarray, most: int) -> np.ndarray:
 def _sampled_gains(
   s_GxU: np.ndarray, current_G: np.ndarray, weight_G: np.ndarray
 ) -> np.ndarray:
-  """Returns [U] float32 gains over a sample of rows, roughly."""
+  """Returns [U] approximate float32 gains over a sample of rows."""
   gain_U = np.zeros(s_GxU.shape[1], np.float32)
-  # Row by row, what is added to stays in the processor's cache.
+  # Row by row, so that the sums stay in the processor's cache.
   for s_U, current, weight in zip(s_GxU, current_G, weight_G, strict=True):
     gain_U += np.float32(weight) * np.maximum(s_U - current, 0.0)
   return gain_U
 
 
 def _sampled_rows(problem: Problem, plan: Plan) -> np.ndarray:
-  """Takes rows at even steps, enough to guess from."""
+  """Returns evenly spaced rows, enough to guess from."""
   options, rows = plan.options, problem.num_rows
   size = min(rows // 8, options.max_guess_rows, plan.memory_limit // (8 * rows))
   return np.arange(0, rows, -(-rows // max(size, options.min_guess_rows)))

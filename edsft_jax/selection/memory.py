@@ -1,4 +1,4 @@
-"""How much memory a selection may use when the caller does not say."""
+"""How much memory a selection may use by default."""
 
 from collections.abc import Callable
 import os
@@ -8,9 +8,10 @@ import numpy as np
 
 from edsft_jax.selection import checks
 
-# Of what is free: a host has other tenants, an accelerator is ours.
+# Fractions of what is free: other programs share the host's memory, but not an
+# accelerator's.
 _HOST_FRACTION = 1 / 6
-# 100,000 rows then stay below 4 GiB in all, on any host.
+# Keeps 100,000 rows below 4 GiB in all, on any host.
 _MOST_ON_HOST = 5 * 2**29
 _ACCELERATOR_FRACTION = 1 / 2
 
@@ -23,9 +24,9 @@ def limit(
   """Returns the bytes to use: the caller's, or a fraction of what is free.
 
   Args:
-    value: what the caller says; None: nothing.
+    value: the caller's limit; None: a fraction of what is free.
     mesh: the devices to use.
-    free_on_host: how much is free; None: what the operating system says.
+    free_on_host: returns the free bytes; None: asks the operating system.
   """
   if value is not None:
     return checks.integer('memory_limit', value)
@@ -50,7 +51,7 @@ def limit(
 
 
 def _free_on_host() -> int:
-  """Returns the bytes that new work can have without swapping."""
+  """Returns how many bytes can be allocated without swapping."""
   try:
     with open('/proc/meminfo') as lines:
       for line in lines:
@@ -58,5 +59,5 @@ def _free_on_host() -> int:
           return int(line.split()[1]) * 1024
   except OSError:
     pass
-  # Where the kernel does not say: half of what is built in.
+  # Without /proc/meminfo: assume that half of the memory is free.
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2

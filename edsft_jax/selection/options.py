@@ -1,4 +1,4 @@
-"""How facility location is computed: what callers say, and internal choices."""
+"""How facility location is computed: callers' options and internal ones."""
 
 from collections.abc import Callable
 import dataclasses
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 METHODS = ('greedy', 'threshold', 'partitioned')
 
 # Guesses the next pick, as a candidate, from the cache, the candidates' rows,
-# gains over a sample of rows, and the candidates guessed before.
+# gains over a sample of rows, and the candidates guessed so far.
 Guess: TypeAlias = Callable[
   ['SimilarityCache', np.ndarray, np.ndarray, list[int]], int
 ]
@@ -25,44 +25,49 @@ Guess: TypeAlias = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """Which regime greedy uses when, and the sizes of what it computes at once.
+  """When greedy uses which regime, and how much it computes at once.
 
-  They decide time and memory, and with method 'threshold' where the slack
-  ends, but never an exact pick. Callers cannot set them; tests do. The defaults
-  were measured on two cores.
+  These affect time and memory, and with method 'threshold' where the slack
+  ends, but never an exact pick. Only tests set them; callers cannot. The
+  defaults were measured on two cores.
 
   Attributes:
-    kernel_rows: pools of up to so many rows keep all their similarities, where
-      these fit the memory limit: below, looking at a whole row again takes
-      less time than finding what is left of it.
-    refreshed_picks: before each of so many first picks all gains are computed
-      again, because these picks lower nearly every gain.
+    kernel_rows: pools with at most this many rows keep all similarities, if
+      these fit the memory limit: reading a whole row of them again is then
+      faster than finding the entries that can still count.
+    refreshed_picks: all gains are recomputed before each of this many first
+      picks, because these picks lower nearly every gain.
     use_residuals: False: sparse residuals are never made.
-    sparse_one_in: sparse residuals pay where one entry in so many, or fewer,
-      can still count,
-    small_residuals: or at most so many entries in all.
-    fresh_entries: residuals per candidate, on average, up to which all gains
-      are kept fresh: a pick then changes about the square of it.
-    symmetric: False: no pair of rows is computed once for both of its sides.
-    max_guesses: picks guessed at most before the pass over all pairs.
-    guess_above: another pick is guessed while more than this share of all
-      entries can still count,
-    guess_drop: and the guess before it lowered that share by more than this.
-    refresh_before: the pass computes all gains as they are after so many of the
-      guessed picks; later picks lower few of them.
-    min_guess_rows: rows in the sample to guess from, at least,
-    max_guess_rows: and at most.
-    promising_one_in: one candidate in so many is looked at closely for a guess.
-    guess: how a pick is guessed; None: look_ahead.likely_pick.
-    sampled_candidates: candidates in the sample that tells how many entries can
-      still count.
-    batch: candidates looked at together,
-    panel: and when all of them are looked at.
-    max_cached: candidates whose similarities are kept at most: lazy picks
-      rarely look at more of them before there are sparse residuals.
-    pairs: pairs of tiles computed together,
-    in_flight: and how many such batches are computed at the same time, since
-      one does not keep two cores busy.
+    sparse_one_in: sparse residuals are made once at most one entry in this many
+      can still count.
+    small_residuals: sparse residuals are made, however dense, once at most this
+      many entries in all can still count.
+    fresh_entries: all gains are kept fresh once there are at most this many
+      residuals per candidate, on average. A pick then changes about the square
+      of this number of entries.
+    symmetric: False: every pair of rows is computed twice, once for each side.
+    max_guesses: picks that are guessed, at most, before the pass over all
+      pairs.
+    guess_above: another pick is guessed only while more than this share of all
+      entries can still count.
+    guess_drop: another pick is guessed only if the last guess lowered the share
+      of entries that can still count by more than this.
+    refresh_before: numbers of guessed picks after which the pass over all pairs
+      computes all gains. Later picks lower few gains.
+    min_guess_rows: minimum number of rows in the sample for guesses.
+    max_guess_rows: maximum number of rows in the sample for guesses.
+    promising_one_in: a guess computes exact gains for the best candidate in
+      this many on the sample, but for at least `panel` candidates.
+    guess: function that guesses a pick; None: look_ahead.likely_pick.
+    sampled_candidates: candidates in the sample that estimates how many entries
+      can still count.
+    batch: candidates computed at once where some of them are needed.
+    panel: candidates computed at once where all of them are needed.
+    max_cached: maximum number of candidates whose similarities are cached: lazy
+      picks rarely need more before there are sparse residuals.
+    pairs: pairs of tiles computed at once, as one batch.
+    in_flight: batches of pairs computed at the same time, since one does not
+      keep two cores busy.
     tile_rows: rows per tile.
   """
 
@@ -95,13 +100,13 @@ class Plan:
   """How to solve a problem.
 
   Attributes:
-    method: of METHODS.
-    slack: by which share a pick may miss the best gain; 0.0: exact.
-    mesh: has an axis 'data', over which rows are sharded.
+    method: one of METHODS.
+    slack: the share by which a pick may miss the best gain; 0.0: exact.
+    mesh: rows are sharded over its axis 'data'.
     memory_limit: bytes for similarities.
-    progress: told of every pick.
+    progress: called after every pick.
     options: regimes and sizes.
-    trace: the regimes that were used, in this order.
+    trace: the regimes that were used, in order.
   """
 
   method: str
@@ -122,7 +127,7 @@ class Plan:
     progress: Callback | None,
     options: Options = Options(),
   ) -> 'Plan':
-    """Checks what a caller says."""
+    """Validates the arguments."""
     checks.one_of('method', method, METHODS)
     epsilon = checks.positive('epsilon', epsilon)
     if epsilon >= 1:

@@ -1,6 +1,6 @@
 """One pass over all pairs of rows, each computed once for both of its sides.
 
-For one device: several would have to exchange what belongs to other rows.
+For one device: several would have to exchange the gains of each other's rows.
 """
 
 import collections
@@ -19,7 +19,7 @@ from edsft_jax.selection.programs import summands
 from edsft_jax.selection.progress import Progress
 
 # Called with two tiles a <= b and the [R, R] similarities of rows in a by rows
-# in b; returns whether to go on calling it.
+# in b; returns whether to call it again.
 Visit: TypeAlias = Callable[[int, int, np.ndarray], bool]
 
 
@@ -34,10 +34,10 @@ def gains_from_pairs(
 
   Args:
     rows: on one device.
-    coverages: V of them, [T, R], the coverage at some times.
-    visit: sees every pair of tiles, ordered by a, then b.
+    coverages: V arrays [T, R]; gains are computed for each.
+    visit: called for every pair of tiles, ordered by a, then b.
     options: sizes.
-    progress: told of every batch of pairs.
+    progress: called after every batch of pairs.
 
   Returns:
     [V, U] float64 gains, padding included.
@@ -46,7 +46,7 @@ def gains_from_pairs(
   size = min(options.pairs, count)
   shape = (len(coverages), *rows.norm_TxR.shape)
   with jax.enable_x64(True):
-    # What is computed at the same time is summed apart.
+    # Batches that are computed at the same time have separate sums.
     sums = [jnp.zeros(shape, jnp.float64) for _ in range(options.in_flight)]
 
   def compute(start: int, into: int) -> jax.Array | None:
@@ -77,13 +77,13 @@ def gains_from_pairs(
   while ahead:
     visit = _visit_pairs(*ahead.popleft(), visit)
     progress.working()
-  # Sums are exact: no order of them is better.
+  # Sums are exact, so their order does not matter.
   gain_VxTxR = np.sum([np.asarray(one) for one in sums], axis=0)
   return gain_VxTxR.reshape(len(coverages), -1)
 
 
 def _pairs_of(num_tiles: int, batch: int) -> tuple[int, np.ndarray]:
-  """Returns how many pairs there are, and [P, 2] with whole batches of them."""
+  """Returns the number of pairs, and the pairs padded to whole batches."""
   pair_Px2 = np.stack(np.triu_indices(num_tiles), axis=1).astype(np.int32)
   count = len(pair_Px2)
   padding = np.zeros((-count % min(batch, count), 2), np.int32)
@@ -93,7 +93,7 @@ def _pairs_of(num_tiles: int, batch: int) -> tuple[int, np.ndarray]:
 def _visit_pairs(
   pair_Px2: np.ndarray, s_PxRxR: jax.Array | None, visit: Visit | None
 ) -> Visit | None:
-  """Calls `visit` with each pair; returns it, or None if it wants no more."""
+  """Calls `visit` with each pair; returns it, or None if it is finished."""
   if visit is None or s_PxRxR is None:
     return None
   for (a, b), s_RxR in zip(pair_Px2, np.asarray(s_PxRxR), strict=False):
@@ -118,11 +118,11 @@ def add_pairs(
   formula: str,
   keep: bool,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Adds what the first `count` pairs of tiles contribute to gains.
+  """Adds the contributions of the first `count` pairs of tiles to gains.
 
   Returns:
-    [V, T, R] float64 gains of all rows as candidates, one for each coverage,
-    with those of these pairs added; with `keep` [P, R, R] similarities.
+    [V, T, R] float64 gains of all rows as candidates, for each coverage, and
+    with `keep` the [P, R, R] similarities of these pairs.
   """
   size = norm_TxR.shape[1]
 

@@ -20,17 +20,17 @@ def partitioned(
   plan: Plan,
   run: Callable[[Problem, Plan], Order] = greedy,
 ) -> Order:
-  """Runs greedy on each part, then on what they picked; the best run counts.
+  """Runs greedy on each part, then on all their picks; returns the best run.
 
   Args:
     problem: all candidates.
-    plan: of each run. Only picks of the last run are reported to its progress.
-    run: greedy.
+    plan: for every run. Its progress reports only the picks of the last run.
+    run: solves the problem for some of the candidates.
   """
   count = len(problem.row_C)
-  # Both rounds then have about as many candidates to look at.
+  # Both rounds then have about the same number of candidates.
   parts = max(round(np.sqrt(count / max(problem.budget, 1))), 2)
-  # Independent of the data and of its order, which is all it has to be.
+  # A fixed seed will do: the partition must only be independent of the data.
   shuffled = np.random.default_rng(0).permutation(count)
   quiet = dataclasses.replace(plan, progress=plan.progress.provisional())
   runs: list[tuple[np.ndarray, Order]] = []
@@ -49,7 +49,7 @@ def partitioned(
 
 
 def _certify(problem: Problem, plan: Plan, order: Order) -> None:
-  """Notes a bound over all candidates: each run saw the gains of its own."""
+  """Records a bound over all candidates: each run knew only its own gains."""
   cache = Search.of(problem, plan).cache
   cache.cover(problem.row_C[order.candidates])
   gain_C = cache.all_gains(problem.row_C)

@@ -1,4 +1,4 @@
-"""What facility location maximises, and what a search for it has found."""
+"""The facility location problem, and the picks that a search has found."""
 
 import dataclasses
 
@@ -15,14 +15,14 @@ class Problem:
   """Facility location over distinct rows.
 
   Attributes:
-    budget: new picks.
+    budget: number of new picks.
     formula: elementwise part of the similarity.
     point_UxD: distinct points.
-    weight_U: summed weights of the equal rows.
+    weight_U: for each distinct row, the summed weights of the rows equal to it.
     initial_I: distinct rows already chosen.
     row_C: distinct row of each distinct candidate.
-    pick_C: its pool position, the lowest of equal rows; ascending, so that
-      order among candidates is order in the pool.
+    pick_C: pool position of each distinct candidate, the lowest among equal
+      rows; ascending, so candidates are in the order of the pool.
     free: all pool positions that may be picked, ascending.
   """
 
@@ -46,7 +46,7 @@ class Problem:
     weights: inputs.Values | None,
     progress: Progress,
   ) -> 'Problem':
-    """Checks what a caller says, and finds equal rows."""
+    """Validates the arguments and finds equal rows."""
     feature_NxD = checks.features(features)
     n = len(feature_NxD)
     similarity = similarity_lib.check(similarity)
@@ -79,11 +79,11 @@ class Problem:
 
   @property
   def num_rows(self) -> int:
-    """Distinct rows."""
+    """Number of distinct rows."""
     return len(self.point_UxD)
 
   def among(self, part: np.ndarray) -> 'Problem':
-    """Returns the same rows with some of the candidates, or fewer picks."""
+    """Returns the problem with only these candidates to pick from."""
     return dataclasses.replace(
       self,
       budget=min(self.budget, len(part)),
@@ -92,7 +92,7 @@ class Problem:
     )
 
   def objective(self, current_U: np.ndarray) -> float:
-    """F, given each row's largest similarity to a chosen one."""
+    """Returns F, given each row's largest similarity to a chosen one."""
     worth = self.weight_U > 0
     current_U = current_U[: len(self.weight_U)]
     return float(np.dot(self.weight_U[worth], current_U[worth].astype(float)))
@@ -104,7 +104,7 @@ class Order:
 
   Attributes:
     candidates: in pick order.
-    gains: theirs.
+    gains: the marginal gain of each pick.
     certificates: bounds on what any set can reach.
     objective: F of the initial rows and the picks.
   """
@@ -122,17 +122,18 @@ class Order:
   def certify(
     self, problem: Problem, current_U: np.ndarray, bound_C: np.ndarray
   ) -> None:
-    """Notes the objective, and a bound from gains that may be stale."""
+    """Records the objective and a bound; the gains may be stale."""
     self.objective = problem.objective(current_U)
     self.certificates.append(
       Certificate.of(self.objective, np.maximum(bound_C, 0.0), problem.budget)
     )
 
   def selection(self, problem: Problem) -> Selection:
-    """Turns candidates into pool positions and fills up with zero gains."""
+    """Returns pool positions; fills the budget with picks of zero gain."""
     picked = problem.pick_C[np.asarray(self.candidates, np.int64)]
     if len(picked) < problem.budget:
-      # Nothing gains any more, copies of picks included: lowest index first.
+      # No other prompt adds anything, not even a copy of a pick: lowest index
+      # first.
       rest = problem.free[~np.isin(problem.free, picked)]
       picked = np.concatenate([picked, rest[: problem.budget - len(picked)]])
     gains = np.zeros(problem.budget)

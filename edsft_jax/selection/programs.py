@@ -1,7 +1,7 @@
 """Compiled programs over similarities of candidates to all rows.
 
 Every device works on its share of the rows. A sum along an array's last axis
-is not vectorised: sums go along another axis first.
+is not vectorised, so arrays are summed along another axis first.
 """
 
 import functools
@@ -27,7 +27,7 @@ def all_similarities(
 
   def against_all(tile: tuple[jax.Array, ...]) -> jax.Array:
     point_RxD, norm_R, self_R, number_R = tile
-    # Products tile by tile, as everywhere else; the rest for all tiles at once.
+    # Products are tile by tile, as everywhere else, so that they round equally.
     products = [similarity_lib.products(point_RxD, p) for p in point_TxRxD]
     product_RxU = jnp.concatenate(products, axis=1)
     s_RxU = similarity_lib.from_products(formula, product_RxU, norm_R, norm_U)
@@ -67,7 +67,7 @@ def similarities(
 
     s_TxCxR = jax.lax.map(one_tile, (point_TxRxD, norm_TxR))
     s_CxU = jnp.swapaxes(s_TxCxR, 0, 1).reshape(len(row_C), -1)
-    # The product of a row with itself rounds; its similarity is known.
+    # The product of a row with itself is rounded; its similarity is known.
     here_C = row_C - jax.lax.axis_index('data') * s_CxU.shape[1]
     here_C = jnp.where(here_C < 0, s_CxU.shape[1], here_C)
     return s_CxU.at[jnp.arange(len(row_C)), here_C].set(self_C, mode='drop')
@@ -83,17 +83,18 @@ def similarities(
 
 @functools.partial(jax.jit, donate_argnums=0)
 def store(cache_SxU: jax.Array, s_CxU: jax.Array, first: int) -> jax.Array:
-  """Puts candidates' similarities into the slots from `first` on."""
+  """Writes candidates' similarities to the slots that start at `first`."""
   return jax.lax.dynamic_update_slice(cache_SxU, s_CxU, (first, 0))
 
 
 def summands(
   s: jax.Array, current: jax.Array, weight: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | float]:
-  """Returns float64 numbers whose sum, less another one, is a gain.
+  """Returns float64 summands, and what their sum exceeds the gain by.
 
-  Without weights that is a sum of coverages less what it was before: both are
-  exact. With weights that are not whole numbers the difference would not be.
+  Without weights, they are coverages after the pick, and the sum of coverages
+  before it: both sums are exact, so the difference is. With fractional weights
+  it would not be.
   """
   if weight is None:
     before = current.astype(jnp.float64).sum()
@@ -110,7 +111,7 @@ def gains(
   *,
   mesh: jax.sharding.Mesh,
 ) -> jax.Array:
-  """Returns [C] float64 marginal gains of what lies in these slots."""
+  """Returns [C] float64 marginal gains of the candidates in these slots."""
 
   def share(
     s_SxU: jax.Array,
@@ -152,7 +153,7 @@ def sweep(
   *,
   mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Chooses each in turn that gains enough, until `most` are chosen.
+  """Chooses in turn each candidate that gains enough, at most `most`.
 
   Returns:
     The coverage, [C] gains at each one's turn, and [C] whether it was chosen.
@@ -201,7 +202,7 @@ def sweep(
 def cover(
   s_SxU: jax.Array, slot_C: jax.Array, current_TxR: jax.Array
 ) -> jax.Array:
-  """Returns the coverage once what lies in these slots is chosen."""
+  """Returns the coverage after choosing the candidates in these slots."""
 
   def one_slot(
     current_TxR: jax.Array, slot: jax.Array

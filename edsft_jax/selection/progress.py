@@ -1,4 +1,4 @@
-"""Tells a caller how far a selection is."""
+"""Reports the progress of a selection to its caller."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -12,19 +12,20 @@ Callback: TypeAlias = Callable[[int, int], None]
 
 
 class Progress:
-  """Calls back with the picks made so far, and with the budget.
+  """Calls a function with the number of picks so far and the budget.
 
-  The picks never fall, and the last call has (budget, budget). A pass over the
-  pool makes no picks: it calls with the same number again for each part of it,
-  which says that work goes on. What the callback raises ends the selection.
+  The number of picks never decreases, and the last call is (budget, budget). A
+  pass over the pool makes no picks: it calls after each of its parts with the
+  same number, to show that work goes on. An exception from the callback ends
+  the selection.
   """
 
   def __init__(self, callback: Callback | None, budget: int = 0) -> None:
     """Starts with no picks.
 
     Args:
-      callback: None: nothing is reported, which costs nothing.
-      budget: picks in all.
+      callback: None: nothing is reported, at no cost.
+      budget: number of picks in the end.
     """
     if callback is not None and not callable(callback):
       raise SelectionError(f'progress {callback!r} cannot be called')
@@ -38,39 +39,39 @@ class Progress:
     return self._callback is not None
 
   def start(self, budget: int) -> None:
-    """Sets the budget, where it was not known before."""
+    """Sets the budget, if it was not known before."""
     self._budget = budget
     self.working()
 
   def picked(self, picks: int) -> None:
-    """Says how many picks are made."""
+    """Reports the number of picks so far."""
     if self._callback is not None:
       self._picks = max(self._picks, picks)
       self._callback(self._picks, self._budget)
 
   def working(self) -> None:
-    """Says that work goes on, without another pick."""
+    """Reports that work goes on, without another pick."""
     if self._callback is not None:
       self._callback(self._picks, self._budget)
 
   def wait(self, array: jax.Array) -> None:
-    """Says so once a device has computed the array.
+    """Waits for a device to compute the array, then calls `working`.
 
-    Devices are handed work ahead of time: without waiting, all of it would be
-    reported when it is handed over. Without a callback nothing waits.
+    JAX dispatches work asynchronously: without waiting, all of it would be
+    reported when it is dispatched. Without a callback there is no wait.
     """
     if self._callback is not None:
       jax.block_until_ready(array)
       self._callback(self._picks, self._budget)
 
   def after(self, before: int) -> Callback | None:
-    """Returns a callback for one of several runs, given the picks before it."""
+    """Returns a callback for one of several runs, after `before` picks."""
     if self._callback is None:
       return None
     return lambda picks, budget: self.picked(before + picks)
 
   def provisional(self) -> 'Progress':
-    """Returns one for work whose picks may not stand: they do not count."""
+    """Returns a Progress for picks that may be discarded: it counts none."""
     if self._callback is None:
       return self
     return Progress(lambda picks, budget: self.working())

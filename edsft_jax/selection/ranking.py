@@ -19,7 +19,7 @@ def random(
   Args:
     n: prompts in the pool.
     budget: new picks.
-    seed: whole number of at least 0; one seed, one order of the whole pool.
+    seed: whole number of at least 0; it fixes the order of the whole pool.
     initial: already chosen positions, not picked again.
 
   Returns:

@@ -11,9 +11,9 @@ from edsft_jax.selection.problem import Problem
 from edsft_jax.selection.residuals import Panel, SparseResiduals
 from edsft_jax.selection.similarity_cache import SimilarityCache
 
-# An entry's row and similarity, and a share of what cutting it out takes.
+# Of an entry: 8 for row and similarity, and a share of temporary arrays.
 _ENTRY_BYTES = 10
-# The part of the memory limit that an estimate may fill: it may be too low.
+# The share of the memory limit that an estimate may fill, as it may be too low.
 _SAFE = 0.8
 
 
@@ -22,7 +22,7 @@ def residuals_pay(alive: float, problem: Problem, plan: Plan) -> bool:
 
   Args:
     alive: entries per candidate that can still count, on average.
-    problem: says how many rows and candidates there are.
+    problem: has the numbers of rows and candidates.
     plan: has the memory limit.
   """
   options = plan.options
@@ -41,8 +41,8 @@ def make_residuals(
   """Makes residuals at the current coverage.
 
   Returns:
-    The residuals and [C] fresh gains of all candidates; or None, and nothing
-    of use, if the residuals do not fit.
+    The residuals and [C] fresh gains of all candidates. If the residuals do not
+    fit: None, and gains that may not be used.
   """
   cache.forget()
   if cache.symmetric(problem.row_C):
@@ -75,12 +75,12 @@ def pass_over_pairs(
     problem: its rows and candidates.
     cache: the coverage at which residuals are cut.
     plan: has the memory limit.
-    coverages: V of them, for gains.
+    coverages: V arrays [T, R]; gains are computed for each.
     make: whether to make residuals.
 
   Returns:
-    The residuals, or None if they do not fit or are not to be made, and [V, C]
-    gains given each of the coverages.
+    The residuals, None if they do not fit or `make` is False; and [V, C] gains
+    for each of the coverages.
   """
   if not make:
     return None, cache.gains_from_pairs(coverages)[:, problem.row_C]
@@ -104,7 +104,7 @@ def _empty(
 
 
 class TileCutter:
-  """Cuts residuals out of tiles that each serve both of their sides."""
+  """Extracts residuals from tiles, for the candidates on both sides."""
 
   def __init__(
     self,
@@ -116,16 +116,16 @@ class TileCutter:
     """Starts with no tile.
 
     Args:
-      residuals: empty; their coverage is where entries are cut.
+      residuals: empty; entries above their coverage are kept.
       row_C: the candidates as rows.
       tile_rows: rows per tile.
-      most_entries: how many fit.
+      most_entries: number of entries that fit.
     """
     self._residuals = residuals
     self._current_TxR = residuals.current_U.reshape(-1, tile_rows)
     self._candidate_TxR = np.full(self._current_TxR.shape, -1)
     self._candidate_TxR.reshape(-1)[row_C] = np.arange(len(row_C))
-    # Of each tile's candidates: which one, rows and similarities.
+    # For each tile: candidates in it, and rows and similarities.
     self._pieces: list[list[tuple[np.ndarray, ...]]] = [
       [] for _ in self._current_TxR
     ]
@@ -133,11 +133,11 @@ class TileCutter:
 
   @property
   def fits(self) -> bool:
-    """Whether there was room for all."""
+    """Whether all entries fitted."""
     return self._room >= 0
 
   def cut(self, a: int, b: int, s_AxB: np.ndarray) -> bool:
-    """Takes the next pair, ordered by a, then b >= a; False: no more room."""
+    """Takes the next pair, ordered by a, then b >= a; False: no room left."""
     candidate, row, value = _entries(s_AxB, self._current_TxR[b])
     self._keep(a, candidate, row + np.int32(b * len(s_AxB)), value)
     if a != b:
@@ -156,14 +156,14 @@ class TileCutter:
     self._room -= len(piece[0])
 
   def _finish(self, tile: int) -> None:
-    """Puts all of one tile's candidates together: no more will come."""
+    """Adds a tile's candidates to the residuals, after its last pair."""
     pieces, self._pieces[tile] = self._pieces[tile], []
     candidate, row, value = map(np.concatenate, zip(*pieces, strict=True))
     pieces.clear()
     candidate_R = self._candidate_TxR[tile]
     known_R = candidate_R >= 0
     shape = len(known_R), self._current_TxR.size
-    # Sorts by candidate in linear time: a counting sort.
+    # Sorts by candidate: a counting sort, so it takes linear time.
     by_candidate = sparse.coo_array((value, (candidate, row)), shape).tocsr()
     self._residuals.add(
       Panel(
@@ -178,7 +178,7 @@ class TileCutter:
 def _entries(
   s_AxB: np.ndarray, current: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns the entries above coverage: where in A, where in B, and which."""
+  """Returns entries above coverage: positions in A and B, and values."""
   position = np.flatnonzero(s_AxB > current)
   value = s_AxB.reshape(-1)[position]
   position = position.astype(np.int32)

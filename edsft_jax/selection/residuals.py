@@ -1,7 +1,7 @@
 """Sparse residuals: the similarities that can still count, on the host.
 
-A similarity that does not exceed how well its row is covered already can never
-count again, because coverage only rises. So the entries above it are all that
+A similarity that does not exceed its row's coverage adds nothing, and never
+will, because coverage only rises. So the entries above coverage are all that
 exact greedy needs: on average about N / t per row after t picks.
 """
 
@@ -17,9 +17,9 @@ class Panel(NamedTuple):
   """The entries of some candidates, one candidate after the other.
 
   Attributes:
-    candidate_C: whose they are.
-    row: the rows of all entries.
-    value: their similarities.
+    candidate_C: the candidates.
+    row: the row of each entry.
+    value: the similarity of each entry.
     end_C: where each candidate's entries end.
   """
 
@@ -30,11 +30,11 @@ class Panel(NamedTuple):
 
 
 class SparseResiduals:
-  """For each candidate the rows that it could still cover better.
+  """For each candidate, the rows that it could still cover better.
 
   Attributes:
     current_U: float32, each row's largest similarity to a chosen one.
-    num_entries: how many entries there are in all.
+    num_entries: total number of entries.
   """
 
   def __init__(
@@ -49,8 +49,8 @@ class SparseResiduals:
     Args:
       current_U: float32, each row's largest similarity to a chosen one.
       weight_U: float64, what covering each row is worth.
-      num_candidates: how many there are.
-      progress: told of what takes long.
+      num_candidates: number of candidates.
+      progress: called after every panel of a pass over all entries.
     """
     self.current_U = current_U.copy()
     self._weight_U = None if (weight_U == 1).all() else weight_U
@@ -114,10 +114,10 @@ class SparseResiduals:
     return gain_C
 
   def cover(self, candidate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts a candidate as chosen.
+    """Marks a candidate as chosen.
 
     Returns:
-      The rows that it covers better, and how well they were covered before.
+      The rows that it covers better, and their coverage before.
     """
     row, value = self._entries(candidate)
     better = value > self.current_U[row]
@@ -139,7 +139,7 @@ class SparseResiduals:
       self._progress.working()
 
   def by_row(self) -> 'ResidualsByRow':
-    """Returns the same entries, listed for each row."""
+    """Returns the same entries, grouped by row."""
     candidates, rows, values, ends = zip(*self._panels, strict=True)
     length_C = np.concatenate([np.diff(end_C, prepend=0) for end_C in ends])
     shape = len(length_C), len(self.current_U)
@@ -151,14 +151,14 @@ class SparseResiduals:
       ),
       shape,
     )
-    # From one order to the other in linear time: a counting sort.
+    # A counting sort, so it takes linear time.
     by_row = by_candidate.tocsc()
     candidate = np.concatenate(candidates)[by_row.indices]
     return ResidualsByRow(by_row.indptr, candidate, by_row.data, self._weight_U)
 
 
 class ResidualsByRow:
-  """For each row the candidates that could still cover it better."""
+  """For each row, the candidates that could still cover it better."""
 
   def __init__(
     self,
@@ -167,12 +167,12 @@ class ResidualsByRow:
     value: np.ndarray,
     weight_U: np.ndarray | None,
   ) -> None:
-    """Takes the entries of one row after the other.
+    """Takes the entries, sorted by row.
 
     Args:
       start_U: where each row's entries start.
-      candidate: the candidates of all entries.
-      value: their similarities.
+      candidate: the candidate of each entry.
+      value: the similarity of each entry.
       weight_U: float64, what covering each row is worth; None: 1.
     """
     self._start_U = start_U
@@ -185,21 +185,21 @@ class ResidualsByRow:
   def losses(
     self, row: np.ndarray, before: np.ndarray, after: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns candidates, with repetition, and what their gains lose.
+    """Returns candidates, with repetition, and by how much their gains fall.
 
     Args:
       row: the rows that are covered better than before.
-      before: how well each was covered.
-      after: and how well now.
+      before: the coverage of each before.
+      after: the coverage of each now.
     """
-    # Methods rather than numpy's functions: there are few entries, and the
-    # functions cost more than the work.
+    # Array methods, not numpy's functions: there are few entries, so the
+    # functions' overhead would exceed the work.
     count = self._count_U[row]
     first = self._start_U[row] - (count.cumsum() - count)
     entry = first.repeat(count)
     entry += self._numbers[: len(entry)]
     value = self._value[entry]
-    # Differences are rounded like those that were added up.
+    # Differences are rounded like those that the gains are sums of.
     loss = value - before.repeat(count)
     np.maximum(loss, 0.0, out=loss)
     value -= after.repeat(count)

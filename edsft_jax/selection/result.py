@@ -1,4 +1,4 @@
-"""What a selection is: picks in order, what each gained, what was possible."""
+"""The result of a selection: picks in order, their gains, and bounds."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,7 +11,7 @@ from edsft_jax.selection.errors import SelectionError
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-  """What no set can exceed, seen from one prefix of the greedy order.
+  """An upper bound for any set, from one prefix of the greedy order.
 
   For monotone submodular F, any T and any set S of m candidates,
   F(S) <= F(T) + the sum of the m largest marginal gains given T: adding the
@@ -20,7 +20,7 @@ class Certificate:
   Attributes:
     objective: F of the prefix.
     largest_sums: [budget + 1] entry m is the sum of the m largest marginal
-      gains given the prefix, or of numbers that are not smaller.
+      gains given the prefix, or an upper bound on it.
   """
 
   objective: float
@@ -34,7 +34,7 @@ class Certificate:
     largest = np.sort(gains)[::-1][:budget]
     sums = np.zeros(budget + 1)
     sums[1 : len(largest) + 1] = np.cumsum(largest)
-    # Fewer candidates than the budget: the rest can add nothing.
+    # With fewer candidates than the budget, further picks add nothing.
     sums[len(largest) + 1 :] = sums[len(largest)]
     return cls(objective, sums)
 
@@ -45,10 +45,10 @@ class Selection:
 
   Attributes:
     indices: [budget] int64 pool positions in pick order.
-    gains: [budget] float64, what each pick added; each function says of what.
-    objective: value of `initial` and all picks together; each function says of
-      what. NaN where there is none.
-    certificates: bounds of facility location, empty elsewhere.
+    gains: [budget] float64, what each pick added; each function defines it.
+    objective: value of `initial` and all picks together; each function defines
+      it. NaN if there is none.
+    certificates: bounds, for facility location; otherwise empty.
   """
 
   indices: np.ndarray
@@ -60,13 +60,13 @@ class Selection:
 
   @property
   def upper_bound(self) -> float | None:
-    """What no set of the whole budget can exceed; None where unknown."""
+    """Upper bound for any set of `budget` picks; None if unknown."""
     return self.upper_bound_at(len(self.indices))
 
   def upper_bound_at(self, m: int) -> float | None:
-    """What no set of m picks (besides `initial`) can exceed; None if unknown.
+    """Returns an upper bound for any m picks and `initial`; None if unknown.
 
-    In units of `objective`, which the bound at the budget is never below.
+    In units of `objective`; at the budget, it is not below `objective`.
 
     >>> from edsft_jax import selection
     >>> result = selection.facility_location([[0.0], [1.0], [5.0]], budget=2)

@@ -11,15 +11,15 @@ from edsft_jax.selection.similarity_cache import SimilarityCache
 
 @dataclasses.dataclass
 class Search:
-  """What is picked so far, and what is known about the gains.
+  """The picks so far, and what is known about the gains.
 
   Attributes:
     problem: what to maximise.
-    plan: how to.
+    plan: how to maximise it.
     cache: similarities on devices.
     order: the picks, as candidates.
-    bound_C: marginal gains, perhaps stale: fresh ones are not larger; -inf:
-      picked.
+    bound_C: marginal gains, perhaps stale, so they are upper bounds; -inf:
+      already picked.
     current_U: each row's largest similarity to a chosen one.
   """
 
@@ -49,37 +49,37 @@ class Search:
 
   @property
   def options(self) -> Options:
-    """Which regime to use when."""
+    """Regimes and sizes."""
     return self.plan.options
 
   @property
   def num_picked(self) -> int:
-    """Picks so far."""
+    """Number of picks so far."""
     return len(self.order.candidates)
 
   @property
   def goal(self) -> int:
-    """How many candidates can be picked at most."""
+    """Maximum number of candidates that can be picked."""
     return min(self.problem.budget, len(self.bound_C))
 
   def enter(self, regime: str) -> None:
-    """Notes which regime is used."""
+    """Records which regime is used."""
     if self.plan.trace[-1:] != [regime]:
       self.plan.trace.append(regime)
 
   def refresh(self, gain_C: np.ndarray) -> None:
-    """Takes fresh gains of all candidates."""
+    """Replaces the gains of all candidates by fresh ones."""
     self.bound_C = np.where(np.isneginf(self.bound_C), self.bound_C, gain_C)
 
   def take(self, candidate: int, gain: float) -> None:
-    """Counts a candidate as picked."""
+    """Records a pick."""
     self.bound_C[candidate] = -np.inf
     self.order.candidates.append(candidate)
     self.order.gains.append(gain)
     self.plan.progress.picked(len(self.order.candidates))
 
   def certify(self, bound_C: np.ndarray | None = None) -> None:
-    """Notes objective and bound, given gains that may be stale."""
+    """Records objective and bound, given gains that may be stale."""
     if bound_C is None:
       bound_C = self.bound_C
     self.order.certify(self.problem, self.current_U, bound_C)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-# Where the rows of the pool are an array's first axis, or its second one.
+# For arrays whose first axis is rows of the pool, and whose second axis is.
 ROWS = jax.sharding.PartitionSpec('data')
 ROWS_SECOND = jax.sharding.PartitionSpec(None, 'data')
 EVERYWHERE = jax.sharding.PartitionSpec()
@@ -25,7 +25,7 @@ def tiles(
   padding: float = 0.0,
   tile_rows: int = TILE_ROWS,
 ) -> jax.Array:
-  """Cuts rows into [T, R, ...] and puts its share of them on each device."""
+  """Splits rows into tiles [T, R, ...], and shards the tiles over devices."""
   num_tiles = padded(len(array), mesh, tile_rows) // tile_rows
   shape = (num_tiles, tile_rows, *array.shape[1:])
 
@@ -45,10 +45,10 @@ def tiles(
 
 
 def on_host(array: jax.Array) -> np.ndarray:
-  """Returns the whole array, whichever process holds its parts."""
+  """Returns the whole array, even if other processes hold parts of it."""
   if array.is_fully_addressable or array.is_fully_replicated:
     return np.asarray(array)
-  # Only where several processes share the mesh.
+  # Needed only if several processes share the mesh.
   from jax.experimental import multihost_utils
 
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))

@@ -1,4 +1,4 @@
-"""How alike two prompts are: RBF and cosine, as functions of inner products.
+"""Similarities of prompts: RBF and cosine, as functions of inner products.
 
 A similarity turns features into float32 points once; s(i, j) is then an
 elementwise function of the inner product of two points and their squared
@@ -27,12 +27,12 @@ _ROWS = 8192
 # Squared distances are sums of four numbers that do not exceed this.
 _LARGEST = float(np.finfo(np.float32).max) / 4
 
-# Called after every block of rows, so that a caller can say that work goes on.
+# Called after every block of rows, to report that work goes on.
 Working: TypeAlias = Callable[[], None] | None
 
 
 class Similarity(Protocol):
-  """What facility location and log-determinant need to know of one."""
+  """What facility location and log-determinant need of a similarity."""
 
   @property
   def formula(self) -> str:
@@ -73,15 +73,17 @@ class Rbf:
   def points(self, features: np.ndarray, working: Working = None) -> np.ndarray:
     """Centres and scales so that s = exp(-squared distance of points).
 
-    Distances are taken as differences of large norms by inner products; the
-    pool's mean is subtracted first, or an offset would eat the digits.
+    Distances are differences of norms and inner products, so the pool's mean
+    is subtracted first: an offset would cost digits.
     """
     mean_D, mean_square_distance = moments(features, working)
     # What overflows is refused below.
     with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
       if self.gamma is not None:
         factor = self.gamma
-      elif self.width is not None and mean_square_distance > 0:
+      elif self.width is not None and checks.rows_differ(
+        features, mean_square_distance
+      ):
         factor = 1 / (self.width * mean_square_distance)
       else:
         factor = 0.0
@@ -114,7 +116,7 @@ class Cosine:
     points = np.empty(features.shape, np.float32)
     for start in _starts(len(features), working):
       block = features[start : start + _ROWS].astype(np.float64)
-      # By the largest entry first: squares neither overflow nor vanish.
+      # By the largest entry first, so squares neither overflow nor underflow.
       largest = np.abs(block).max(axis=1, keepdims=True, initial=0.0)
       block /= np.where(largest > 0, largest, 1.0)
       norm = np.sqrt(np.square(block).sum(axis=1, keepdims=True))
@@ -122,12 +124,12 @@ class Cosine:
     return points
 
 
-# What facility_location and log_determinant use unless told otherwise.
+# The default of facility_location and log_determinant.
 DEFAULT = Rbf(width=1.0)
 
 
 def _starts(n: int, working: Working) -> Iterator[int]:
-  """Yields where blocks of rows start, and reports each after its turn."""
+  """Yields where each block of rows starts; calls `working` after each."""
   for start in range(0, n, _ROWS):
     yield start
     if working is not None:
@@ -178,7 +180,7 @@ def squared_norms(points: np.ndarray) -> np.ndarray:
 
 
 def self_similarity(formula: str, norm_N: np.ndarray) -> np.ndarray:
-  """Returns [N] float32 s(i, i): exactly 1, but for zero rows of a cosine."""
+  """Returns [N] float32 s(i, i): exactly 1, except for zero rows and cosine."""
   zero_row = {'rbf': 1.0, 'cosine_shift': 0.5, 'cosine_clip': 0.0}[formula]
   return np.where(norm_N > 0, 1.0, zero_row).astype(np.float32)
 

@@ -1,8 +1,8 @@
 """Similarities of candidates to every row of the pool, kept on devices.
 
-Rows are sharded over the mesh's data axis; every device computes the same
-tiles whatever their number. Similarities are kept while they fit, so that a
-candidate looked at again costs a pass over memory and not a matrix product.
+Rows are sharded over the mesh's data axis, in the same tiles for any number of
+devices. Similarities are kept while they fit, so that a candidate that comes up
+again is read from memory and needs no matrix product.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,19 +16,19 @@ from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.device_rows import DeviceRows
 from edsft_jax.selection.options import Plan
 
-# No similarity exceeds this: rows that carry no weight, padding among them,
-# count as covered from the start.
+# Above every similarity: rows without weight, padding included, count as
+# covered from the start.
 _COVERED = 2.0
 
 
 class SimilarityCache:
-  """Similarities of candidates to all rows, and how well rows are covered.
+  """Similarities of candidates to all rows, and the coverage of the rows.
 
   Attributes:
     options: regimes and sizes.
     rows: the pool on devices.
     coverage: [T, R] each row's largest similarity to a chosen one. May be set
-      back to what it was.
+      to an earlier value.
   """
 
   def __init__(
@@ -38,7 +38,7 @@ class SimilarityCache:
     weight_U: np.ndarray,
     plan: Plan,
   ) -> None:
-    """Starts with nothing chosen, and nothing kept.
+    """Starts with nothing chosen and an empty cache.
 
     Args:
       formula: elementwise part of the similarity.
@@ -67,14 +67,14 @@ class SimilarityCache:
     self.forget()
 
   def forget(self) -> None:
-    """Frees what is kept."""
+    """Empties the cache and frees its memory."""
     self._cache_SxU: jax.Array | None = None
     self._slot_U = np.full(len(self._point_UxD), -1, np.int32)
     self._row_S = np.full(self._num_slots, -1, np.int64)
     self._next_slot = 0
 
   def symmetric(self, row_C: np.ndarray) -> bool:
-    """Whether visiting each pair of rows once serves these candidates."""
+    """Whether these candidates are served by each pair of rows once."""
     serves = self._plan.mesh.size == 1 and 2 * len(row_C) > len(self._point_UxD)
     return serves and self.options.symmetric
 
@@ -102,7 +102,7 @@ class SimilarityCache:
     """Yields [C, U] similarities and [C] gains, panel by panel.
 
     All candidates, in their order. The next panel is computed while the caller
-    works on the last.
+    works on this one.
     """
     size = self.options.panel
     parts = np.split(row_C, range(size, len(row_C), size))
@@ -130,11 +130,11 @@ class SimilarityCache:
   def sweep(
     self, row_C: np.ndarray, enough: float, most: int
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Goes through at most a batch of candidates, choosing what gains enough.
+    """Chooses in turn those of at most a batch of candidates that gain enough.
 
     Returns:
-      [C] gains at each one's turn, and [C] whether it was chosen: it gained
-      `enough`, above 0, and `most` were not chosen before it.
+      [C] gains at each one's turn, and [C] whether it was chosen: it gained at
+      least `enough` and more than 0, and fewer than `most` were chosen before.
     """
     cache_SxU, slot_C = self._kept(row_C)
     with jax.enable_x64(True):
@@ -148,11 +148,11 @@ class SimilarityCache:
         mesh=self._plan.mesh,
       )
     self._plan.progress.wait(gain_C)
-    # Repeated candidates gain nothing the second time, and come after.
+    # Candidates that are repeated to fill the batch come last and gain 0.
     return np.asarray(gain_C)[: len(row_C)], np.asarray(taken_C)[: len(row_C)]
 
   def all_gains(self, row_C: np.ndarray) -> np.ndarray:
-    """Returns [C] float64 marginal gains of many candidates, maybe all."""
+    """Returns [C] float64 marginal gains of many candidates, perhaps all."""
     if self.symmetric(row_C):
       return self.gains_from_pairs([self.coverage])[0][row_C]
     return self.panel_gains(row_C)
@@ -177,7 +177,7 @@ class SimilarityCache:
     )
 
   def cover(self, row_C: np.ndarray) -> None:
-    """Counts candidates as chosen."""
+    """Marks candidates as chosen."""
     batch = self.options.batch
     for start in range(0, len(row_C), batch):
       part = row_C[start : start + batch]
@@ -197,7 +197,7 @@ class SimilarityCache:
     return sharding.on_host(self.coverage).reshape(-1)
 
   def compute(self, row_C: np.ndarray, size: int) -> jax.Array:
-    """Returns [size, U] similarities; candidates repeat to fill it up."""
+    """Returns [size, U] similarities; candidates are repeated to fill it."""
     row_C = np.resize(row_C, size).astype(np.int32)
     return programs.similarities(
       self.rows.point_TxRxD,
@@ -222,7 +222,7 @@ class SimilarityCache:
       )
 
   def _kept(self, row_C: np.ndarray) -> tuple[jax.Array, np.ndarray]:
-    """Returns the cache and candidates' slots; computes what is not there."""
+    """Returns the cache and candidates' slots; computes those missing."""
     batch = self.options.batch
     end = self._next_slot + batch
     slot_C = self._slot_U[row_C]
@@ -233,7 +233,7 @@ class SimilarityCache:
       self._cache_SxU = jnp.zeros(
         (self._num_slots, self.rows.num_padded), jnp.float32, device=place
       )
-    # Slots that are about to be overwritten do not count.
+    # Candidates in slots that will be overwritten are missing, too.
     missing = (slot_C < 0) | (slot_C >= self._next_slot) & (slot_C < end)
     new_C = row_C[missing]
     s_CxU = self.compute(new_C, batch)

@@ -1,4 +1,4 @@
-"""Selection by task: every task its share, the uncertain ones more.
+"""Selection by task: every task gets a share, uncertain tasks a larger one.
 
 Arabelly, Nemade, Nowak, Zhang: Improving Task Diversity in Label Efficient
 Supervised Finetuning of LLMs, EMNLP 2025 (arXiv 2507.21482).
@@ -28,8 +28,8 @@ def task_diversity(
   A weighted round-robin: the next prompt goes to the task t with the largest
   w_t / (n_t + 1/2), n_t what it has already (Sainte-Lague's divisor rule), so
   every prefix is the answer for its own budget. Ties go to the smaller n_t,
-  then to the task seen first in the pool. A task that runs out is passed over.
-  Within a task one seeded random order.
+  then to the task seen first in the pool. A task that runs out is skipped.
+  Within a task, prompts are in a seeded random order.
 
   >>> tasks = ['qa', 'qa', 'qa', 'code', 'qa', 'code']
   >>> result = task_diversity(tasks, budget=4)
@@ -42,7 +42,7 @@ def task_diversity(
     confidence: [N] numbers above 0, the model's confidence in each prompt,
       averaged within its task into C(t); then w_t = 1 / C(t) (weighted task
       diversity). None: w_t = 1 (task diversity).
-    seed: whole number of at least 0, of the order within tasks.
+    seed: whole number of at least 0, for the order within tasks.
     initial: already chosen positions: they count in n_t.
 
   Returns:
@@ -93,7 +93,7 @@ def _weights(
 def _queues(
   task_N: np.ndarray, num_tasks: int, seed: int, initial_I: np.ndarray
 ) -> list[list[int]]:
-  """Returns what each task can give, in its random order."""
+  """Returns the prompts of each task that are not chosen, in random order."""
   queues: list[list[int]] = [[] for _ in range(num_tasks)]
   chosen = set(initial_I.tolist())
   for index in np.random.default_rng(seed).permutation(len(task_N)).tolist():
@@ -134,18 +134,18 @@ def _deal(
 def cluster_tasks(
   features: Features, num_tasks: int, seed: int = 0
 ) -> np.ndarray:
-  """Finds tasks by k-means where a pool has no labels.
+  """Finds tasks by k-means, for a pool without labels.
 
   >>> cluster_tasks([[0.0], [9.0], [0.1], [9.1]], num_tasks=2).tolist()
   [0, 1, 0, 1]
 
   Args:
     features: [N, D] numbers, one row per prompt.
-    num_tasks: clusters sought, at most N. Fewer come back where rows repeat.
-    seed: whole number of at least 0, of the k-means++ start.
+    num_tasks: number of clusters, at most N. Repeated rows may lead to fewer.
+    seed: whole number of at least 0, for the k-means++ start.
 
   Returns:
-    [N] int64 labels, numbered in the order in which the pool shows them.
+    [N] int64 labels, numbered in order of first appearance in the pool.
 
   Raises:
     SelectionError: naming the argument that is wrong.
@@ -156,10 +156,11 @@ def cluster_tasks(
   n = len(feature_NxD)
   if num_tasks > n:
     raise SelectionError(f'num_tasks {num_tasks} exceeds the pool: {n} prompts')
-  # Only this function needs scipy, which comes with jax.
+  # Imported here, because no other function needs it.
   from scipy.cluster import vq
 
   centred_NxD = feature_NxD - feature_NxD.mean(axis=0, dtype=np.float64)
+  checks.rows_differ(feature_NxD, np.square(centred_NxD).sum() / n)
   distinct = similarity_lib.distinct_rows(feature_NxD)
   _, label_N = vq.kmeans2(
     centred_NxD,

@@ -252,8 +252,3 @@ RANDOM = 'random'
 def rows(names: Iterable[str]) -> list[Strategy]:
   """The rows of these strategies."""
   return [STRATEGIES[name] for name in names]
-
-
-def any_reads(names: Iterable[str], what: str) -> bool:
-  """Whether one of these strategies reads `what`."""
-  return any(what in row.reads for row in rows(names))

@@ -323,7 +323,7 @@ def test_full_finetuning_writes_a_model_directory(workdir):
 @pytest.mark.parametrize(
   ('option', 'value', 'message'),
   [
-    ('method', 'adapter', "'adapter' is unknown: use one of lora, full"),
+    ('method', 'adapter', "'adapter' is unknown.* All: lora, full"),
     ('lora_rank', 0, 'finetuning.lora_rank is 0'),
     ('lora_targets', ('q',), 'finetuning.lora_targets'),
     ('lora_targets', (), 'finetuning.lora_targets'),

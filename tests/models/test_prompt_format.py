@@ -430,20 +430,21 @@ def test_megabytes_of_response_are_cut_like_short_text(plain, tokenised):
   'text',
   [TEXT * 200, 'a' * 9_001, 'ab ' * 3_000, '\n' * 9_001, '日本🙂' * 2_000],
 )
-def test_what_is_cut_unread_changes_no_token(truncate, text, monkeypatch):
+def test_what_is_cut_unread_changes_no_token(truncate, text):
   """With a tokenizer that merges, whose tokens look beyond their own text."""
   path = models.resolve('demo')
   turns = [{'role': 'user', 'content': text}] * 2
 
+  prompt_format = load(path, 'raw', truncate)
+
   def encode_all():
-    prompt_format = load(path, 'raw', truncate)
     return [
       *(prompt_format.encode_prompt(p, 9, True) for p in (text, turns)),
       responses.encode(prompt_format, 'Hi', text, 9),
     ]
 
   cut = encode_all()
-  monkeypatch.setattr(models.PromptFormat, '_room', lambda self, limit: 10**9)
+  prompt_format.longest_token = 10**9
   assert cut == encode_all()
 
 

@@ -39,10 +39,24 @@ EVERYWHERE = [
   (dict(features=np.ma.masked_less(GOOD, 3)), 'features: masked'),
   (dict(features=sparse.csr_matrix(GOOD)), r'features.*\.toarray\(\)'),
   (dict(features=sparse.coo_array(GOOD)), r'features.*\.toarray\(\)'),
+  *(
+    (dict(features=list(rows)), r'features: row 0: a scipy.*\.toarray\(\)')
+    for rows in (sparse.csr_matrix(GOOD), sparse.csr_array(GOOD))
+  ),
+  (
+    dict(features=[GOOD[0].tolist(), sparse.coo_array(GOOD[1])]),
+    r'features: row 1: a scipy.*\.toarray\(\)',
+  ),
   (
     dict(features=jax.experimental.sparse.BCOO.fromdense(GOOD)),
     r'features.*\.todense\(\)',
   ),
+  # From where squares lose digits to where they are 0.
+  *(
+    (dict(features=GOOD * scale), 'features differ by so little')
+    for scale in (1e-148, 1e-155, 1e-161, 1e-200, 5e-324)
+  ),
+  (dict(features=np.eye(6)[:, :1] * 1e-200), 'features differ by so little'),
   (dict(progress=3), 'progress 3'),
   (dict(budget=-1), 'budget -1'),
   (dict(budget=7), 'budget 7 exceeds'),
@@ -53,7 +67,7 @@ EVERYWHERE = [
   (dict(initial=[-1]), 'initial has -1'),
   (dict(initial=[3, 1, 3]), 'initial has 3 more than once'),
   (dict(initial=[0.5]), 'initial has dtype'),
-  (dict(initial=[[1], [2, 3]]), 'initial: numpy makes no array'),
+  (dict(initial=[[1], [2, 3]]), 'initial: list cannot be converted'),
   (dict(initial=[[1]]), 'initial has shape'),
 ]
 FAR = [[0.0], [0.0], [2e19]]
@@ -136,7 +150,7 @@ def test_similarities_refuse(make, message):
 
 
 @pytest.mark.filterwarnings('error')
-@pytest.mark.parametrize('scale', [1e-30, 1e18, 3e38])
+@pytest.mark.parametrize('scale', [1e-140, 1e-30, 1e18, 3e38])
 @pytest.mark.parametrize(
   'similarity', [selection.Rbf(width=1.0), selection.Cosine()]
 )
@@ -149,6 +163,29 @@ def test_what_does_not_overflow_is_taken(scale, similarity):
   expected = selection.k_center(features, 5)
   result = selection.k_center(features * scale, 5)
   np.testing.assert_array_equal(result.indices, expected.indices)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('scale', [1e-146, 1e-155, 1e-200, 0.0])
+def test_equal_rows_do_not_underflow(scale):
+  features = np.full((7, 3), scale) * [1.1, 1.3, 1.7]
+  for function in (
+    selection.facility_location,
+    selection.log_determinant,
+    selection.k_center,
+  ):
+    assert function(features, 3).indices.tolist() == [0, 1, 2]
+
+
+def test_cosine_and_gamma_take_tiny_features():
+  features = np.random.default_rng(0).uniform(-1, 1, size=(20, 3))
+  expected = selection.facility_location(features, 5, selection.Cosine())
+  result = selection.facility_location(features * 1e-200, 5, selection.Cosine())
+  np.testing.assert_array_equal(result.indices, expected.indices)
+  # By the formula, all similarities are 1.
+  gamma = selection.Rbf(gamma=1.0)
+  result = selection.facility_location(features * 1e-200, 5, gamma)
+  assert result.gains.tolist() == [20, 0, 0, 0, 0]
 
 
 def test_takes_what_means_numbers():

@@ -140,5 +140,7 @@ def test_clusters_stand_in_for_tasks():
   assert len(pairs) == 4
   np.testing.assert_array_equal(label, selection.cluster_tasks(features, 4))
   assert set(selection.cluster_tasks(np.ones((5, 2)), 3).tolist()) == {0}
+  with pytest.raises(ValueError, match='features differ by so little'):
+    selection.cluster_tasks(features * 1e-200, 4)
   with pytest.raises(ValueError, match='num_tasks 6 exceeds'):
     selection.cluster_tasks(np.ones((5, 2)), 6)
