@@ -14,19 +14,20 @@ _INVISIBLE = re.compile(
 _LINE_ENDS = re.compile('\r\n?|\u2028|\u2029|\x85')
 
 
-# Replaces ASCII characters that are not part of words by spaces.
-_ASCII_SPACES = {
-  code: ' ' for code in range(128) if not re.match(r'\w', chr(code))
-}
+# Replaces ASCII characters that are not part of words by spaces, and capitals.
+_ASCII_WORDS = bytes(
+  ord(chr(code).lower() if re.match(r'\w', chr(code), re.ASCII) else ' ')
+  for code in range(256)
+)
 _WORDS = re.compile(r'\w+')
 
 
 def words(text: str) -> str:
   """The words in lower case, separated and surrounded by single spaces."""
-  if text.isascii():  # Most texts; three times as fast.
-    found = text.lower().translate(_ASCII_SPACES).split()
-  else:
-    found = _WORDS.findall(unicodedata.normalize('NFKC', text).casefold())
+  if text.isascii():  # Most texts; four times as fast.
+    ascii_words = text.encode().translate(_ASCII_WORDS).split()
+    return f' {b" ".join(ascii_words).decode()} '
+  found = _WORDS.findall(unicodedata.normalize('NFKC', text).casefold())
   return f' {" ".join(found)} '
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import functools
 import hashlib
 import re
 from typing import Any
@@ -27,6 +26,7 @@ class Item:
     task: the task label, or ''.
     response: the answer, or ''.
     key: equal for equal prompts.
+    near: equal for prompts with the same words.
     left_out: fields of its turns that templates do not use.
   """
 
@@ -35,12 +35,8 @@ class Item:
   task: str
   response: str
   key: str
+  near: int
   left_out: frozenset[str] = frozenset()
-
-  @functools.cached_property
-  def near(self) -> int:
-    """Equal for prompts with the same words."""
-    return duplicates.near_key(self.prompt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +87,7 @@ class Reader:
       self._task(row),
       response,
       key,
+      duplicates.near_key(prompt),
       frozenset(parts.left_out),
     )
 

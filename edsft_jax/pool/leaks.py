@@ -14,6 +14,8 @@ from edsft_jax.tables import typed
 TASK_LEAK_SHARE = 0.01
 # A part of a response counts as a leak when it has this many words.
 _EXCERPT_WORDS = 5
+# In a text of at most this many characters, the longest word is looked for.
+_SHORT = 64
 # Number of prompts to search for their responses.
 _SAMPLE_SIZE = 2000
 _WORD = re.compile(r'\w+')
@@ -26,16 +28,19 @@ class Text:
     raw: the text.
   """
 
-  __slots__ = ('_first', '_is_ascii', '_is_word', '_lower', '_words', 'raw')
+  __slots__ = ('_is_ascii', '_is_word', '_lower', '_telling', '_words', 'raw')
 
   def __init__(self, raw: str):
     """Wraps a text."""
     self.raw = raw
     self._is_ascii = raw.isascii()
     self._lower = raw.lower()
-    first = _WORD.search(self._lower)
-    self._first = first[0] if first else ''
-    self._is_word = self._first == self._lower
+    if len(raw) <= _SHORT:
+      self._telling = max(_WORD.findall(self._lower), key=len, default='')
+    else:
+      first = _WORD.search(self._lower)
+      self._telling = first[0] if first else ''
+    self._is_word = self._telling == self._lower
     self._words: str | None = None
 
   @property
@@ -47,14 +52,14 @@ class Text:
 
   def contains(self, part: 'Text') -> bool:
     """Whether it contains the words of `part` in a row, if there are any."""
-    if not part._first:
+    if not part._telling:
       return False
     if self._is_ascii and part._is_ascii:
-      # Usually the first word decides.
-      if part._first not in self._lower:
+      # Usually one word decides.
+      if part._telling not in self._lower:
         return False
       if part._is_word:
-        return re.search(rf'\b{part._first}\b', self._lower) is not None
+        return re.search(rf'\b{part._telling}\b', self._lower) is not None
     return part.words in self.words
 
 
@@ -165,14 +170,12 @@ def _unfit(
   for value, answer, item in zip(values, answers, read, strict=True):
     if value is None:
       continue
-    if value is typed.UNREADABLE:
-      return 'it has unreadable values'
-    if isinstance(value, list | dict | bytes):
+    if isinstance(value, (list, dict)):
       return 'nested'
     if (text := texts.get(value)) is None:
-      text = texts[value] = Text(str(value))
-      if isinstance(value, str) and (reason := _unfit_text(value)):
+      if reason := _unfit_value(value):
         return reason
+      text = texts[value] = Text(str(value))
     if text.contains(answer):
       return 'it contains a response'
     if answer.contains(text):
@@ -186,10 +189,16 @@ def _unfit(
   return ''
 
 
-def _unfit_text(text: str) -> str:
-  if store.damage(text):
+def _unfit_value(value: Any) -> str:
+  if value is typed.UNREADABLE:
+    return 'it has unreadable values'
+  if isinstance(value, bytes):
+    return 'nested'
+  if not isinstance(value, str):
+    return ''
+  if store.damage(value):
     return 'not Unicode'
-  text = text.strip()
+  text = value.strip()
   # JSON inside text, whose escapes could hide a response.
   if len(text) > 1 and text[0] + text[-1] in ('{}', '[]'):
     return 'nested'

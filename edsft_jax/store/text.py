@@ -15,7 +15,8 @@ def damage(text: str) -> str:
   if '\0' in text:
     return 'a NUL byte'
   try:
-    text.encode()
+    if not text.isascii():
+      text.encode()
   except UnicodeEncodeError:
     return 'half of a surrogate pair'
   return ''

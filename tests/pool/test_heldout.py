@@ -2,11 +2,12 @@
 
 import pytest
 
-from edsft_jax.pool import heldout, items
+from edsft_jax.pool import duplicates, heldout, items
 
 
 def item(number, prompt, response='a'):
-  return items.Item(str(number), prompt, '', response, str(prompt))
+  near = duplicates.near_key(prompt)
+  return items.Item(str(number), prompt, '', response, str(prompt), near)
 
 
 def turns(*contents):

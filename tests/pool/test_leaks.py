@@ -35,7 +35,7 @@ def test_contains(text, response, expected):
 
 def gather(rows):
   read = [
-    items.Item(str(i), row['prompt'], '', row['response'], row['prompt'])
+    items.Item(str(i), row['prompt'], '', row['response'], row['prompt'], i)
     for i, row in enumerate(rows)
   ]
   found = leaks.other_columns(rows, read, {'prompt', 'response'})
@@ -132,7 +132,7 @@ def test_the_core_of_an_answer_is_dropped_and_a_chance_word_is_not():
 
 def check(*pairs):
   rows = [
-    items.Item(str(i), prompt, '', response, str(i))
+    items.Item(str(i), prompt, '', response, str(i), i)
     for i, (prompt, response) in enumerate(pairs)
   ]
   leaks.refuse_answered_prompts('FILE', rows, columns.Columns(('prompt',)))
@@ -167,3 +167,11 @@ def test_prompts_that_do_not():
     {'role': 'user', 'content': 'Again?'},
   ]
   check((said, LONG))
+
+
+@pytest.mark.parametrize('value', ['a 1234567 b', 'x-1234567', 1234567])
+def test_the_longest_word_of_a_short_value_is_not_enough(value):
+  """It decides what is compared, not the result."""
+  text = leaks.Text('The code is 1234567 here, ' + 'and so on ' * 20)
+  found = text.contains(leaks.Text(str(value)))
+  assert found == (value == 1234567)
