@@ -59,7 +59,7 @@ def _without_collector() -> Iterator[None]:
 def _build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
   read = list(rows)
   # A file of broken rows has no columns; the sorter says why.
-  names = list(dict.fromkeys(n for row in read for n in row.values or ()))
+  names = columns_lib.names_in(row.values or () for row in read)
   columns = columns_lib.Columns(prompts=('prompt',))
   if names:
     columns = columns_lib.find(
@@ -156,7 +156,8 @@ class _Sorter:
         f'the id is that of {known.place}, which has another prompt: give it '
         'its own id, or set pool.id_column=none'
       )
-    self._left_out.update(item.left_out)
+    if item.left_out:
+      self._left_out.update(item.left_out)
     if place is None:
       self._place_of_key[item.key] = len(self._items)
       self._row_of_id[item.id] = row

@@ -18,8 +18,9 @@ A column named by the user is the only one for its role, but naming the detected
 prompt column changes nothing. 'none' means no column.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
+import itertools
 import re
 
 from edsft_jax import errors
@@ -98,6 +99,13 @@ def may_be_answer(name: str) -> bool:
   """
   words = re.findall(r'[^\W\d_]+', re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name))
   return any(word.casefold() in _ANSWER_WORDS for word in words)
+
+
+def names_in(rows: Iterable[Iterable[str]]) -> list[str]:
+  """The column names of rows, in order of first occurrence."""
+  # Most rows have the same ones.
+  distinct = dict.fromkeys(tuple(row) for row in rows)
+  return list(dict.fromkeys(itertools.chain.from_iterable(distinct)))
 
 
 def is_unnamed(name: str) -> bool:

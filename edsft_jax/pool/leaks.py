@@ -135,7 +135,7 @@ def other_columns(
     read: the items of these rows.
     used: columns that have a role already.
   """
-  names = dict.fromkeys(name for row in rows for name in row)
+  names = columns_lib.names_in(rows)
   answers = [Text(item.response) for item in read]
   columns = Columns({}, {})
   for name in names:

@@ -122,7 +122,8 @@ def _run_pool(
   if appends:
     was_split = manifest.counts('pool')['heldout'] > 0
     built = append_lib.append(options.path, built, workdir, was_split)
-  counts = _count(built)
+  prompts = built.prompts()
+  counts = _count(built, prompts)
   for note in built.notes:
     console.say('pool', note)
   for name, reason in built.dropped.items():
@@ -135,7 +136,7 @@ def _run_pool(
   if appends:
     # The old record stays until the new pool is written.
     counts['rounds'] = _begin_round(workdir, manifest, len(built.pool))
-    _write(workdir, built)
+    _write(workdir, built, prompts)
     seconds = time.monotonic() - start
     manifest.update('pool', fingerprint, counts, seconds)
   else:
@@ -146,14 +147,15 @@ def _run_pool(
       store.write_parquet(
         workdir.heldout, store.prompt_table(built.heldout_prompts())
       )
-    _write(workdir, built)
+    _write(workdir, built, prompts)
     manifest.finish('pool', counts, seconds=time.monotonic() - start)
   _say_pool(workdir, counts)
 
 
-def _write(workdir: store.Workdir, built: Built) -> None:
+def _write(
+  workdir: store.Workdir, built: Built, prompts: store.Prompts
+) -> None:
   """Writes the pool without its answers last: it marks the pool as written."""
-  prompts = built.prompts()
   answered = prompts.answered()
   answers = dict(zip(answered.ids, answered.responses or (), strict=True))
   store.write_parquet(workdir.pool_responses, store.response_table(answers))
@@ -303,8 +305,7 @@ def _run_heldout(
   _say_heldout(path, counts)
 
 
-def _count(built: Built) -> dict[str, Any]:
-  prompts = built.prompts()
+def _count(built: Built, prompts: store.Prompts) -> dict[str, Any]:
   tasks = collections.Counter(prompts.tasks or ())
   return {
     'rows': built.num_rows,
