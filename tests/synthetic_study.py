@@ -194,7 +194,7 @@ def write(
   }
   counts = {
     'pool': {'prompts': POOL_SIZE, 'quarantined': 3, 'duplicates': 1234},
-    'score': {'truncated': 2},
+    'score': {'truncated': 2, 'notes': ['raw', 'no pad'], 'empty': []},
   }
   store.write_json(
     workdir.manifest,

@@ -310,12 +310,18 @@ def _coverage(
 
 
 def _flat(counts: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Flattens nested counts; names get spaces instead of underscores."""
+  """Flattens nested counts; names get spaces instead of underscores.
+
+  Lists become text; empty ones and lists of records are left out.
+  """
   flat: dict[str, Any] = {}
   for name, value in counts.items():
     label = f'{prefix}{name}'.replace('_', ' ')
     if isinstance(value, Mapping):
       flat |= _flat(value, f'{label}: ')
+    elif isinstance(value, list):
+      if value and not isinstance(value[0], Mapping):
+        flat[label] = '; '.join(map(str, value))
     else:
       flat[label] = value
   return flat

@@ -233,6 +233,8 @@ def test_what_was_run_is_on_the_page(reported):
   text = html(reported[1])
   assert 'Width 0.1 was used, as suggested by the curves.' in text
   assert '<td>duplicates</td><td>1,234</td>' in text
+  assert re.search('<td>notes</td><td[^>]*>raw; no pad</td>', text)
+  assert '<td>empty</td>' not in text
   assert '&#34;learning_rate&#34;: 0.001' in text
   assert f'numpy {store.versions()["numpy"]}' in text
   assert (
