@@ -590,7 +590,7 @@ def test_versions_of_a_task_are_not_mixed(tmp_path):
     reporting.run(options, workdir)
 
 
-def test_a_new_task_is_shown_with_what_its_file_says(tmp_path):
+def test_a_new_task_is_shown_with_what_its_file_says(tmp_path, quick):
   """The report knows no task; an older one's evaluations stay as they are."""
   options = synthetic.config(report__metric='quiz.accuracy')
   workdir = synthetic.write(tmp_path, options)
@@ -621,7 +621,7 @@ def _quiz(cell):
 
 
 @pytest.mark.parametrize('metric', ['rouge_l', 'quiz.accuracy'])
-def test_a_task_that_only_some_cells_were_evaluated_on(tmp_path, metric):
+def test_a_task_that_only_some_cells_were_evaluated_on(tmp_path, quick, metric):
   """The references and one strategy lack it."""
   options = synthetic.config(report__metric=metric)
   workdir = synthetic.write(tmp_path, options)
@@ -637,7 +637,7 @@ def test_a_task_that_only_some_cells_were_evaluated_on(tmp_path, metric):
   assert {row['strategy'] for row in rows} == {'random'}
 
 
-def test_a_metric_that_a_reference_lacks(tmp_path):
+def test_a_metric_that_a_reference_lacks(tmp_path, quick):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)
   contents = synthetic.evaluation('no_finetuning', 0, 0, 0.1)
