@@ -43,13 +43,25 @@ _NOT_TEXT = (
   'images',
   'refusal',
 )
-_UNLEARNT = {'weight': 0, 'train': False, 'training': False, 'loss': False}
+_UNLEARNT = {
+  'weight': False,
+  'train': False,
+  'training': False,
+  'trainable': False,
+  'learn': False,
+  'loss': False,
+  'mask': True,
+  'masked': True,
+}
+_FALSE, _TRUE = ('0', '0.0', 'false', 'no'), ('1', '1.0', 'true', 'yes')
 _PREFILL = ('prefix', 'prefill', 'partial')
 _KEPT = frozenset((*_ROLE_FIELDS, *_TEXT_FIELDS, *_UNLEARNT, *_PREFILL, 'name'))
-# The beginning of a list of turns, in JSON or as printed by Python.
-_LOOKS_LIKE_TURNS = re.compile(
-  r"""\s*[\[{].{0,200}?["'](role|from)["']\s*:""", re.S
+# Keys of turns, in JSON or as printed by Python.
+_ROLE_KEY = re.compile(r"""["'](role|from)["']\s*:""")
+_KNOWN_ROLE = re.compile(
+  rf"""["'](role|from)["']\s*:\s*["']({'|'.join(_ROLES)})["']""", re.I
 )
+_TEXT_KEY = re.compile(r"""["'](content|value|text|parts)["']\s*:""")
 _LOOKS_LIKE_ROLE = re.compile(r'[\w-]{1,20}')
 
 
@@ -94,8 +106,8 @@ class Turns:
       if name not in _KEPT and not values.is_missing(value)
     }
     self.learnable = not any(
-      turn.get(field) is not None and turn[field] == unlearnt
-      for field, unlearnt in _UNLEARNT.items()
+      str(turn.get(field)).strip().casefold() in (_TRUE if flag else _FALSE)
+      for field, flag in _UNLEARNT.items()
     )
     self.prefill = next((f for f in _PREFILL if turn.get(f)), '')
 
@@ -126,7 +138,9 @@ class Turns:
 
 def looks_like(text: str) -> bool:
   """Whether a text looks like a list of turns, which may be broken."""
-  return text.lstrip()[:1] in ('[', '{') and bool(_LOOKS_LIKE_TURNS.match(text))
+  if text.lstrip()[:1] not in ('[', '{') or not _ROLE_KEY.search(text):
+    return False
+  return bool(_KNOWN_ROLE.search(text) or _TEXT_KEY.search(text))
 
 
 def find(value: Any) -> list[Any] | None:
@@ -145,9 +159,26 @@ def find(value: Any) -> list[Any] | None:
         f'it looks like a conversation, but is {e}'
       ) from None
   if isinstance(value, Mapping):
-    nested = (value.get(name) for name in ('messages', 'conversations'))
-    value = next((v for v in nested if isinstance(v, list)), None)
+    return [value] if _is_turn(value) else _nested(value)
   return value if isinstance(value, list) else None
+
+
+def _is_turn(value: Any) -> bool:
+  return (
+    isinstance(value, Mapping)
+    and any(isinstance(value.get(field), str) for field in _ROLE_FIELDS)
+    and any(field in value for field in _TEXT_FIELDS)
+  )
+
+
+def _nested(value: Mapping[str, Any]) -> list[Any] | None:
+  """The first list of turns inside an object, under whatever names."""
+  for inner in value.values():
+    if isinstance(inner, list) and inner and all(map(_is_turn, inner)):
+      return inner
+    if isinstance(inner, Mapping) and (found := _nested(inner)):
+      return found
+  return None
 
 
 def history(value: Any) -> list[Any]:

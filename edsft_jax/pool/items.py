@@ -13,6 +13,8 @@ from edsft_jax.pool.values import UnusableRow
 
 # Fields that may hold the text of an answer that is an object.
 _TEXT_FIELDS = ('text', 'content', 'value', 'answer', 'response')
+# A shorter text may be a part of another one by chance.
+_QUOTED_WORDS = 5
 _LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 
@@ -156,7 +158,7 @@ class _Parts:
         separator, text = '\n', _lines(choices)
       else:
         separator, text = '\n\n', values.text_of(value, name)
-        is_there = _contains(whole, text)
+        is_there = _quotes(whole, text)
       if is_there:
         continue
       if self._text is None:
@@ -249,12 +251,12 @@ def _join_texts(texts: Mapping[str, str]) -> str:
   """Joins an instruction and its question; other texts must agree."""
   (first, whole), *others = texts.items()
   for name, text in others:
-    if _contains(whole, text):
-      continue
     is_pair = (
       first.casefold() in columns_lib.INSTRUCTIONS
       and name.casefold() in columns_lib.QUESTIONS
     )
+    if (_quotes if is_pair else _contains)(whole, text):
+      continue
     if not is_pair:
       raise UnusableRow(
         f'{first} and {name} differ: set pool.prompt_column to one of them'
@@ -266,6 +268,25 @@ def _join_texts(texts: Mapping[str, str]) -> str:
 def _contains(text: str, part: str) -> bool:
   """Whether a text contains another, up to white space."""
   return part in text or ' '.join(part.split()) in ' '.join(text.split())
+
+
+def _quotes(text: str, part: str) -> bool:
+  """Whether a text has another one as a line, or as at least five words.
+
+  Fewer words may occur by chance: "10" contains "1". A line may have a label.
+  """
+  words = part.split()
+  joined = ' '.join(words)
+  lines = [' '.join(line.split()) for line in text.splitlines()]
+  if any(line == joined or line.endswith(f': {joined}') for line in lines):
+    return True
+  paragraphs = (' '.join(p.split()) for p in re.split(r'\n\s*\n', text))
+  if joined in paragraphs:
+    return True
+  found = re.search(
+    rf'(?<!\w){re.escape(joined)}(?!\w)', ' '.join(text.split())
+  )
+  return len(words) >= _QUOTED_WORDS and found is not None
 
 
 def _choices(name: str, value: Any) -> list[tuple[str, str]]:

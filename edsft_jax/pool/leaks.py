@@ -144,7 +144,7 @@ def other_columns(
     values = [row.get(name) for row in rows]
     reason = _unfit_name(name) or _unfit(values, answers, read)
     if reason:
-      columns.dropped[name] = reason
+      columns.dropped[ascii(name) if store.damage(name) else name] = reason
     elif any(value is not None for value in values):
       columns.kept[name] = [
         v if v is None or isinstance(v, store.Scalar) else str(v)

@@ -78,7 +78,7 @@ def read_prompts(path: pathlib.Path) -> Prompts:
   names = set(table.column_names)
   if 'messages' in names:
     prompts = [
-      turns if turns is not None else text
+      text if turns is None else [_without_none(turn) for turn in turns]
       for turns, text in zip(
         table['messages'].to_pylist(),
         table['prompt'].to_pylist()
@@ -95,6 +95,11 @@ def read_prompts(path: pathlib.Path) -> Prompts:
     tasks=table['task'].to_pylist() if 'task' in names else None,
     responses=table['response'].to_pylist() if 'response' in names else None,
   )
+
+
+def _without_none(turn: dict[str, str | None]) -> Message:
+  """A turn without the fields that only others have."""
+  return {name: value for name, value in turn.items() if value is not None}
 
 
 def read_responses(path: pathlib.Path) -> dict[str, str]:

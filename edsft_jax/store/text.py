@@ -47,7 +47,11 @@ def csv_records(
   first = next(lines, None)
   if first is None:
     return
-  delimiter = max(',;\t', key=first.count)
+  # Excel writes the separator into a line of its own.
+  named = re.fullmatch(r'\ufeff?sep=(.)\s*', first, re.I)
+  if named:
+    first = next(lines, '')
+  delimiter = named[1] if named else max(',;\t|', key=first.count)
   read: list[str] = []  # Lines of the current record.
 
   def recorded() -> Iterator[str]:
@@ -58,7 +62,7 @@ def csv_records(
   reader = csv.reader(recorded(), delimiter=delimiter, strict=True)
   width = 0
   while True:
-    line = reader.line_num + 1
+    line = reader.line_num + (2 if named else 1)
     read.clear()
     found = _next_record(path, reader, line)
     if found is None:
@@ -109,9 +113,20 @@ def _are_records(lines: list[str], delimiter: str, width: int) -> bool:
 
   In prose a comma is followed by a space; between cells it is not.
   """
-  pattern = re.compile(delimiter if delimiter == '\t' else f'{delimiter}(?! )')
-  # With two columns and two lines, text can match by chance.
-  enough = delimiter == '\t' or width > 2 or len(lines) > 2
+  escaped = re.escape(delimiter)
+  pattern = re.compile(escaped if delimiter == '\t' else f'{escaped}(?! )')
+  # The quote may be closed on a line of its own.
+  if len(lines) > 2 and not lines[-1].strip('" \r\n'):
+    lines = lines[:-1]
+  # With two columns and two lines, code and lists can match by chance.
+  words = r'[^\W\d_][\w .?!]*'
+  plain = re.compile(f'"?{words}{escaped}{words}')
+  enough = (
+    delimiter == '\t'
+    or width > 2
+    or len(lines) > 2
+    or plain.fullmatch(lines[0].strip()) is not None
+  )
   return (
     enough
     and width > 1

@@ -227,10 +227,12 @@ def physical_lines(path: pathlib.Path, hint: str = '') -> Iterator[str]:
 
 def _read_jsonl(path: pathlib.Path, hint: str) -> Iterator[Row]:
   lines = physical_lines(path, hint)
+  first = True
   for line, text in enumerate(lines, 1):
     if not text.strip():
       continue
-    if line == 1 and text.lstrip().startswith('['):
+    is_first, first = first, False
+    if is_first and text.lstrip().startswith('['):
       # A JSON array with the wrong extension.
       yield from _json_rows(path, text + ''.join(lines), hint)
       return
