@@ -16,7 +16,11 @@ _REMEDY = 'append a file whose old rows are unchanged, or use another --workdir'
 
 
 def append(
-  source: str, built: Built, workdir: store.Workdir, was_split: bool
+  source: str,
+  built: Built,
+  workdir: store.Workdir,
+  was_split: bool,
+  strict: bool = False,
 ) -> Built:
   """Orders what was built from a longer file: the old pool, then new prompts.
 
@@ -27,11 +31,13 @@ def append(
     built: its contents, with nothing held out.
     workdir: has the old pool, its answers and its held-out set.
     was_split: whether the held-out set was split off the old file.
+    strict: whether to fail on a prompt that would be quarantined.
 
   Raises:
-    InputError: an old row is missing, or has changed.
+    InputError: an old row is missing or has changed, or, if strict, a prompt
+      would be quarantined.
   """
-  old = _with_answers(workdir)
+  old = with_answers(workdir)
   held = store.Prompts([], [], None, [])
   if workdir.heldout.exists():
     held = store.read_prompts(workdir.heldout)
@@ -48,6 +54,11 @@ def append(
   pairs = list(zip(new_places, revealing, strict=True))
   places = [*old_places, *(i for i, reveals in pairs if not reveals)]
   left_out = [built.pool[i].id for i, reveals in pairs if reveals]
+  if left_out and strict:
+    raise errors.InputError(
+      f'{source}, id {left_out[0]!r}: {_REVEALS}: remove it, or set '
+      'pool.strict=False to leave out such rows'
+    )
   pool = [built.pool[i] for i in places]
   if old.tasks is None and as_prompts(pool, built.with_tasks).tasks is not None:
     raise errors.InputError(
@@ -66,7 +77,8 @@ def append(
   )
 
 
-def _with_answers(workdir: store.Workdir) -> store.Prompts:
+def with_answers(workdir: store.Workdir) -> store.Prompts:
+  """The pool, with the answers that came with it."""
   pool = store.read_prompts(workdir.pool)
   answers = store.read_responses(workdir.pool_responses)
   return dataclasses.replace(
@@ -87,6 +99,13 @@ def _places(
     InputError: one is missing, or has changed.
   """
   if missing := [i for i in old.ids if i not in place_of]:
+    merged = {row['id']: row['kept_id'] for row in built.duplicates}
+    if kept := merged.get(missing[0]):
+      raise errors.InputError(
+        f'{source} has the prompt of {missing[0]!r} again as {kept!r}, with an '
+        'answer: leave that row out, and give the answer by '
+        'annotation.answers_path'
+      )
     raise errors.InputError(
       f'{source} lacks {console.count(len(missing), "prompt")} of the {where}, '
       f'the first of them {missing[0]!r}: {_REMEDY}'

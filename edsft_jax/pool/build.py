@@ -149,6 +149,7 @@ class _Sorter:
     if row.values is None:
       raise values.UnusableRow(row.problem)
     item = self._reader.item(row.values)
+    self._refuse_answered(item)
     place = self._place_of_key.get(item.key)
     known = self._row_of_id.get(item.id)
     if known is not None and (place is None or known is not self._rows[place]):
@@ -166,6 +167,17 @@ class _Sorter:
     else:
       self._merge(place, item, row)
 
+  def _refuse_answered(self, item: items.Item) -> None:
+    """Rejects a prompt that ends with an answer after a role marker."""
+    if self._rules.answers_in_prompts or not isinstance(item.prompt, str):
+      return
+    form = markers.answered_form(item.prompt, with_questions=not item.response)
+    if form is not None:
+      raise values.UnusableRow(
+        f'the prompt ends with an answer ({form.name}): remove it, or set '
+        'pool.answer_in_prompt=keep if it belongs to the prompt'
+      )
+
   def _merge(self, place: int, item: items.Item, row: readers.Row) -> None:
     """Keeps one of two rows with the same prompt: the answered one."""
     kept, kept_row = self._items[place], self._rows[place]
@@ -177,7 +189,7 @@ class _Sorter:
         'belongs to the prompt, or pool.strict=False to merge such rows'
       )
     self._differing.update(differing)
-    differs = list(differing)
+    differs = self._other_columns(row, kept_row)
     if item.task != kept.task:
       differs.append('task')
     if item.response and kept.response and item.response != kept.response:
@@ -196,6 +208,17 @@ class _Sorter:
         'differs': differs,
       }
     )
+
+  def _other_columns(self, row: readers.Row, other: readers.Row) -> list[str]:
+    """Columns without a role that have different values."""
+    mine, theirs = row.values or {}, other.values or {}
+    return [
+      name
+      for name, value in mine.items()
+      if name not in self._columns.used
+      and not columns_lib.is_unnamed(name)
+      and value != theirs.get(name)
+    ]
 
   def _differing_columns(
     self, row: readers.Row, other: readers.Row
@@ -289,8 +312,8 @@ class _Sorter:
     if form is not None:
       count = sum(not isinstance(item.prompt, str) for item in self._items)
       notes.append(
-        f'{count:,} prompts are conversations written as text ({form.name}) '
-        'and were split into turns'
+        f'conversations written as text ({form.name}) and split into turns: '
+        f'{count:,}'
       )
     marked = [
       item.id
@@ -299,8 +322,8 @@ class _Sorter:
     ]
     if marked:
       notes.append(
-        f'{len(marked):,} prompts contain role markers and were not split '
-        f'into turns, the first of them {marked[0]}'
+        f'prompts with role markers, which were not split into turns: '
+        f'{len(marked):,}, the first of them {marked[0]}'
       )
     notes += [
       f'{count:,} merged rows have another {name}: set pool.context_column '

@@ -34,6 +34,8 @@ PROMPTS = ('prompt', *CONVERSATIONS, *INSTRUCTIONS, *QUESTIONS)
 LAST_PROMPTS = ('text', 'input', 'inputs')
 CHOICES = ('choices', 'options')
 CONTEXTS = ('context', 'passage', 'input', 'inputs', *CHOICES)
+# Columns with one choice each: A, B, ...; option_a or choice1, ...
+_ONE_CHOICE = re.compile(r'((?:option|choice|opt)[ _-]?|)([A-Ja-j]|\d)', re.I)
 HISTORY = 'history'
 SYSTEMS = ('system', 'system_prompt', HISTORY)
 ANSWERS = (
@@ -108,6 +110,11 @@ def names_in(rows: Iterable[Iterable[str]]) -> list[str]:
   return list(dict.fromkeys(itertools.chain.from_iterable(distinct)))
 
 
+def choice_label(name: str) -> str:
+  """The label of a column with one choice: 'B' for option_b."""
+  return name[-1].upper()
+
+
 def is_unnamed(name: str) -> bool:
   """Whether a column has no name of its own."""
   return _UNNAMED.fullmatch(name) is not None
@@ -120,6 +127,7 @@ class Columns:
   Attributes:
     prompts: text or a conversation.
     contexts: text to append to the prompt.
+    choices: columns with one choice each, to append to the prompt.
     systems: text or turns to put before the prompt.
     responses: the answer.
     task: the task label; None if there is none.
@@ -131,6 +139,7 @@ class Columns:
 
   prompts: tuple[str, ...]
   contexts: tuple[str, ...] = ()
+  choices: tuple[str, ...] = ()
   systems: tuple[str, ...] = ()
   responses: tuple[str, ...] = ()
   task: str | None = None
@@ -142,8 +151,8 @@ class Columns:
   @property
   def used(self) -> frozenset[str]:
     """The columns that have a role."""
-    names = (*self.prompts, *self.contexts, *self.systems, *self.responses)
-    names += self.not_text
+    names = (*self.prompts, *self.contexts, *self.choices, *self.systems)
+    names += (*self.responses, *self.not_text)
     return frozenset(names) | {n for n in (self.task, self.id) if n is not None}
 
   def __str__(self) -> str:
@@ -152,7 +161,7 @@ class Columns:
 
     return (
       f'prompt {told(self.prompts, " or ")}, '
-      f'context {told(self.contexts, " + ")}, '
+      f'context {told((*self.contexts, *self.choices), " + ")}, '
       f'system {told(self.systems, " + ")}, '
       f'response {told(self.responses, " or ")}, '
       f'task {self.task or NONE}, id {self.id or "a hash of the prompt"}'
@@ -221,6 +230,7 @@ class _Finder:
       # The order matters: `input` may be a prompt or a context.
       prompts=self._prompts(),
       contexts=self._role(self._named.context, CONTEXTS),
+      choices=() if self._named.context else self._choices(),
       systems=self._role(self._named.system, SYSTEMS),
       responses=self._role(self._named.response, ANSWERS),
       task=next(iter(self._role(task, TASKS, most=1)), None),
@@ -244,6 +254,20 @@ class _Finder:
       )
     self._free = [name for name in self._free if name not in usual]
     return usual
+
+  def _choices(self) -> tuple[str, ...]:
+    """The largest set of columns with one choice each; one is no set."""
+    sets: dict[str, list[str]] = {}
+    for name in self._free:
+      match = _ONE_CHOICE.fullmatch(name)
+      if match and (match[1] or match[2].isupper()):
+        sets.setdefault(match[1].casefold(), []).append(name)
+    found = max(sets.values(), key=len, default=[])
+    labels = {choice_label(name) for name in found}
+    if len(labels) < 2 or labels.isdisjoint({'A', '0', '1'}):
+      return ()
+    self._free = [name for name in self._free if name not in found]
+    return tuple(found)
 
   def _role(
     self, named: str, usual: Sequence[str], most: int | None = None

@@ -70,13 +70,19 @@ class Separated:
   in_conversation: int
 
 
-def separate(
-  heldout: Iterable[items.Item], pool: Sequence[store.Prompt]
-) -> Separated:
-  """Drops the held-out prompts that the pool reveals."""
-  keys = {duplicates.merge_key(prompt) for prompt in pool}
-  near = {duplicates.near_key(prompt) for prompt in pool}
-  said = {pair for prompt in pool for pair in _pairs_said(prompt)}
+def separate(heldout: Iterable[items.Item], pool: store.Prompts) -> Separated:
+  """Drops the held-out prompts that the pool reveals.
+
+  Args:
+    heldout: the prompts, with answers.
+    pool: the prompts to choose from, with the answers that are known.
+  """
+  prompts = pool.prompts
+  keys = {duplicates.merge_key(prompt) for prompt in prompts}
+  near = {duplicates.near_key(prompt) for prompt in prompts}
+  begun = {_beginning(prompt) for prompt in prompts}
+  said = {pair for prompt in prompts for pair in _pairs_said(prompt)}
+  own = set(map(_pair, prompts, pool.responses or ()))
   kept: list[items.Item] = []
   in_pool = near_pool = in_conversation = 0
   for item in heldout:
@@ -84,8 +90,12 @@ def separate(
       in_pool += 1
     elif item.near in near:
       near_pool += 1
-    elif said and _own_pair(item) in said:
+    elif (said and _own_pair(item) in said) or not own.isdisjoint(
+      _pairs_said(item.prompt)
+    ):
       in_conversation += 1
+    elif _beginning(item.prompt) in begun:
+      near_pool += 1
     else:
       kept.append(item)
   return Separated(kept, in_pool, near_pool, in_conversation)

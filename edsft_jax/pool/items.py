@@ -78,6 +78,8 @@ class Reader:
     parts = _Parts(self._present(row, self.columns.prompts), self.form)
     if self.columns.contexts:
       parts.add_contexts(self._present(row, self.columns.contexts))
+    if self.columns.choices:
+      parts.add_choices(self._present(row, self.columns.choices))
     if self.columns.systems:
       parts.add_systems(self._present(row, self.columns.systems))
     column, response = self._response(row)
@@ -167,6 +169,21 @@ class _Parts:
           'turn, or set pool.context_column=none'
         )
       self._text = f'{self._text}{separator}{text}'
+
+  def add_choices(self, present: Mapping[str, Any]) -> None:
+    """Appends choices that have a column each, unless the prompt has them."""
+    choices = [
+      (columns_lib.choice_label(name), values.label_of(value, name))
+      for name, value in present.items()
+    ]
+    if not choices or _lists_choices(self._said(), choices):
+      return
+    if self._text is None:
+      raise UnusableRow(
+        f'the conversation does not contain its {" and ".join(present)}: write '
+        'them into a turn, or set pool.context_column=none'
+      )
+    self._text = f'{self._text}\n{_lines(choices)}'
 
   def add_systems(self, present: Mapping[str, Any]) -> None:
     """Puts a system prompt and the turns of a history before the prompt."""

@@ -5,6 +5,8 @@ Guanaco   ### Human: ... ### Assistant: ...
 ChatML    <|im_start|>user ... <|im_end|> <|im_start|>assistant ...
 Llama 3   <|start_header_id|>user<|end_header_id|> ... <|eot_id|>
 Zephyr    <|user|> ... <|assistant|> ...
+Gemma     <start_of_turn>user ... <end_of_turn> <start_of_turn>model ...
+questions ### Question: ... ### Answer: ...
 Llama 2   [INST] ... [/INST] ...
 dialogue  Human: ... Assistant: ...      at the beginning of a line
 """
@@ -30,6 +32,11 @@ _ROLE_OF = {
   'gpt': 'assistant',
   'ai': 'assistant',
   '/inst': 'assistant',
+  'model': 'assistant',
+  'question': 'user',
+  'q': 'user',
+  'answer': 'assistant',
+  'a': 'assistant',
 }
 
 
@@ -85,6 +92,18 @@ FORMS = (
     re.compile(r'</s>|<\|endoftext\|>|<\|end\|>'),
   ),
   Form(
+    'Gemma',
+    re.compile(r'<start_of_turn>(user|model)\n?'),
+    ('<start_of_turn>model',),
+    re.compile(r'<end_of_turn>|</?bos>|<eos>'),
+  ),
+  Form(
+    'question and answer',
+    re.compile(r'^### ?(Question|Answer|System): ?', re.M),
+    ('### Answer:', '###Answer:'),
+    re.compile(r'</s>|<\|endoftext\|>'),
+  ),
+  Form(
     'Llama 2',
     re.compile(r'\[(INST|/INST)\] ?'),
     ('[/INST]',),
@@ -96,6 +115,12 @@ FORMS = (
     ('\nAssistant:', '\nASSISTANT:', '\nAI:'),
     re.compile(r'</s>|<\|endoftext\|>'),
   ),
+)
+# Prompts in this form are common, and usually end before the answer.
+_QUESTIONS = Form(
+  'question and answer',
+  re.compile(r'^(Question|Answer|Q|A): ?', re.M),
+  ('\nAnswer:', '\nA:'),
 )
 # Each form has one of these characters; most prompts have none.
 _BEGINNINGS = frozenset(need[0] for form in FORMS for need in form.needs)
@@ -126,6 +151,23 @@ def is_in_any(text: str) -> bool:
   return any(c in text for c in _BEGINNINGS) and any(
     is_in(text, form) for form in FORMS
   )
+
+
+def answered_form(text: str, with_questions: bool) -> Form | None:
+  """The form in which a text ends with an answer, or None.
+
+  Args:
+    text: a prompt.
+    with_questions: whether "Question: ... Answer: ..." is a form, too.
+  """
+  if not any(c in text for c in _BEGINNINGS):
+    return None
+  for form in (*FORMS, *([_QUESTIONS] if with_questions else [])):
+    if is_in(text, form):
+      last = parse(text, form)[-1]
+      if last['role'] == 'assistant' and last['content']:
+        return form
+  return None
 
 
 def parse(text: str, form: Form) -> list[dict[str, Any]]:

@@ -73,8 +73,10 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """
   check(config, workdir, frozenset())
   manifest = store.Manifest(workdir)
+  # Both are read before either is written.
+  heldout_set = _read_heldout(config.pool, workdir, manifest)
   _run_pool(config.pool, workdir, manifest)
-  _run_heldout(config.pool, workdir, manifest)
+  _run_heldout(config.pool, workdir, manifest, heldout_set)
 
 
 def _open_pool(options: ml_collections.ConfigDict) -> sources.Source:
@@ -121,15 +123,12 @@ def _run_pool(
   built = build.build(options.path, source.rows(options.limit), rules)
   if appends:
     was_split = manifest.counts('pool')['heldout'] > 0
-    built = append_lib.append(options.path, built, workdir, was_split)
+    built = append_lib.append(
+      options.path, built, workdir, was_split, options.strict
+    )
   prompts = built.prompts()
   counts = _count(built, prompts)
-  for note in built.notes:
-    console.say('pool', note)
-  for name, reason in built.dropped.items():
-    console.say('pool', f'column {name!r} is left out: {reason}')
-  if built.kept:
-    console.say('pool', f'other columns kept: {", ".join(built.kept)}')
+  _say_columns(built)
   if fraction and not counts['answers'] and not counts['heldout']:
     console.say('pool', 'no row has a response: nothing is held out')
 
@@ -150,6 +149,16 @@ def _run_pool(
     _write(workdir, built, prompts)
     manifest.finish('pool', counts, seconds=time.monotonic() - start)
   _say_pool(workdir, counts)
+
+
+def _say_columns(built: Built) -> None:
+  """Says what was noticed, and what became of the other columns."""
+  for note in built.notes:
+    console.say('pool', note)
+  for name, reason in built.dropped.items():
+    console.say('pool', f'column {name!r} is left out: {reason}')
+  if built.kept:
+    console.say('pool', f'other columns kept: {", ".join(built.kept)}')
 
 
 def _write(
@@ -258,10 +267,35 @@ def _rules(options: ml_collections.ConfigDict) -> Rules:
   )
 
 
+def _read_heldout(
+  options: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  manifest: store.Manifest,
+) -> Built | None:
+  """Reads pool.heldout_path; None if it is not needed or was read before.
+
+  Raises:
+    InputError: it has no prompt with a response.
+  """
+  path = options.heldout_path
+  if not path or (manifest.is_done('heldout') and workdir.heldout.exists()):
+    return None
+  rules = dataclasses.replace(_rules(options), named_if_there=True)
+  built = build.build(path, _open_heldout(options).rows(0), rules)
+  if not any(item.response for item in built.pool):
+    number = f'{len(built.pool):,}'
+    raise errors.InputError(
+      f'pool.heldout_path={path} has no prompt to evaluate on: of {number}, '
+      f'{number} have no response: name another file'
+    )
+  return built
+
+
 def _run_heldout(
   options: ml_collections.ConfigDict,
   workdir: store.Workdir,
   manifest: store.Manifest,
+  built: Built | None,
 ) -> None:
   """Reads pool.heldout_path, if one is set or was set before."""
   start = time.monotonic()
@@ -272,15 +306,11 @@ def _run_heldout(
     manifest.begin('heldout', fingerprint)
     _say_heldout(path, manifest.counts('heldout'))
     return
-  if source is None:
+  if built is None:
     return
 
-  rules = dataclasses.replace(_rules(options), named_if_there=True)
-  built = build.build(path, source.rows(0), rules)
   answered = [item for item in built.pool if item.response]
-  separated = heldout.separate(
-    answered, store.read_prompts(workdir.pool).prompts
-  )
+  separated = heldout.separate(answered, append_lib.with_answers(workdir))
   counts = {
     'prompts': len(separated.kept),
     'without_response': len(built.pool) - len(answered),
@@ -331,8 +361,9 @@ def _refuse_quarantined(
   """Being strict also goes for a pool that was made when it was not."""
   if options.strict and counts['quarantined']:
     first = store.read_jsonl(workdir.quarantine)[0]
+    place = f'line {first["line"]}' if first['line'] else f'id {first["id"]!r}'
     raise errors.InputError(
-      f'{options.path}, line {first["line"]}: {first["reason"]}: fix it, or '
+      f'{options.path}, {place}: {first["reason"]}: fix it, or '
       'set pool.strict=False to leave out such rows'
     )
 

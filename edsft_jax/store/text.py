@@ -120,7 +120,7 @@ def _are_records(lines: list[str], delimiter: str, width: int) -> bool:
     lines = lines[:-1]
   # With two columns and two lines, code and lists can match by chance.
   words = r'[^\W\d_][\w .?!]*'
-  plain = re.compile(f'"?{words}{escaped}{words}')
+  plain = re.compile(f'"?{words}{escaped}"?{words}')
   enough = (
     delimiter == '\t'
     or width > 2

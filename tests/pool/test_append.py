@@ -244,3 +244,22 @@ def test_a_pool_that_is_partly_scored_is_finished_first(study):
   with pytest.raises(errors.InputError, match='not scored completely'):
     study.run(_rows(0, 17))
   assert study.contents() == before
+
+
+def test_an_old_row_again_with_an_answer_is_named(study):
+  rows = [{**row, 'response': None} for row in _rows(0, 12)]
+  study.run(rows)
+  before = study.contents()
+  again = {'id': 'again', 'prompt': rows[2]['prompt'], 'response': 'Yes.'}
+  with pytest.raises(errors.InputError, match=r"'i2' again as 'again'"):
+    study.run([*rows, again])
+  assert study.contents() == before
+
+
+def test_strict_refuses_new_rows_that_reveal_a_held_out_prompt(study):
+  study.run(_rows(0, 12), strict=True)
+  before = study.contents()
+  new = {'id': 'shouted', 'prompt': study.heldout.prompts[0].upper()}
+  with pytest.raises(errors.InputError, match=r"'shouted'.*held-out"):
+    study.run([*_rows(0, 12), new], strict=True)
+  assert study.contents() == before

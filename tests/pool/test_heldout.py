@@ -2,12 +2,19 @@
 
 import pytest
 
+from edsft_jax import store
 from edsft_jax.pool import duplicates, heldout, items
 
 
 def item(number, prompt, response='a'):
   near = duplicates.near_key(prompt)
   return items.Item(str(number), prompt, '', response, str(prompt), near)
+
+
+def prompts(*found):
+  return store.Prompts(
+    [str(i) for i in range(len(found))], [*found], None, ['a'] * len(found)
+  )
 
 
 def turns(*contents):
@@ -71,18 +78,27 @@ def test_an_unanswered_twin_keeps_a_prompt_in_the_pool():
 
 
 def test_separate():
-  pool = [
+  pool = prompts(
     'Name a fish',
     'Name a nut',
     turns('Hi', 'Ho', 'Name a moon.', 'Titan is a moon.', 'Another?'),
-  ]
+    turns('Name a tree', 'Oak', 'Another?'),
+    [{'role': 'system', 'content': 'Be brief.'}, *turns('Name a cat')],
+    'Name a dog',
+  )
   rows = [
     item('in', 'Name a fish'),
     item('near', 'name a NUT.'),
     item('said', 'name a moon', 'titan is a moon'),
     item('other answer', 'Name a moon.', 'Io'),
     item('kept', 'Name a star'),
+    item('begins so', 'Name a tree', 'Elm'),
+    item('behind a system turn', 'Name a cat'),
+    item('asked again', turns('Name a dog', 'Rex', 'And a hen?')),
+    item('says it', turns('Hi!', 'Ho!', 'Name a dog', 'a', 'And a hen?')),
   ]
   result = heldout.separate(rows, pool)
   assert [i.id for i in result.kept] == ['other answer', 'kept']
-  assert result.in_pool == result.near_pool == result.in_conversation == 1
+  assert result.in_pool == 1
+  assert result.near_pool == 4
+  assert result.in_conversation == 2

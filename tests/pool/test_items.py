@@ -286,3 +286,88 @@ def test_unusable_rows(name):
 def test_the_reason_names_the_field(name, said):
   with pytest.raises(values.UnusableRow, match=said):
     item(UNUSABLE[name])
+
+
+@pytest.mark.parametrize(
+  ('instruction', 'text'),
+  [
+    ('Add 10 to the number', '1'),
+    ('Translate the word concatenate', 'cat'),
+    ('Is it an animal?', 'an'),
+    ('Reverse the words in the text', 'the text'),
+  ],
+)
+def test_a_short_input_is_joined_even_if_its_letters_occur(instruction, text):
+  row = {'instruction': instruction, 'input': text}
+  assert item(row).prompt == f'{instruction}\n\n{text}'
+
+
+@pytest.mark.parametrize(
+  'prompt', ['Read: C c.\nQ?', 'C c.\nQ?', 'Read this.\n\nC c.\n\nQ?']
+)
+def test_an_input_that_is_a_line_of_the_prompt_is_there(prompt):
+  assert item({'prompt': prompt, 'context': 'C c.'}).prompt == prompt
+
+
+@pytest.mark.parametrize(
+  'wrap',
+  [
+    lambda turns: turns,
+    lambda turns: {'messages': turns},
+    lambda turns: {'conversation': turns},
+    lambda turns: {'id': 1, 'dialog': {'turns': turns}},
+  ],
+)
+@pytest.mark.parametrize('column', ['prompt', 'messages'])
+def test_a_conversation_as_json_whatever_holds_it(wrap, column):
+  long = USER | {'content': 'Hi? ' * 100}
+  turns = [dict(reversed(turn.items())) for turn in (long, BOT)]
+  found = item({column: json.dumps(wrap(turns))})
+  assert found.prompt == [{'role': 'user', 'content': long['content']}]
+  assert found.response == 'Ho.'
+
+
+def test_a_single_turn_as_json():
+  assert item({'prompt': json.dumps(USER)}).prompt == [USER]
+
+
+def test_data_as_json_is_text():
+  text = '{"from": 1, "to": 2} is what? Name the number after it.'
+  assert item({'prompt': text}).prompt == text
+
+
+@pytest.mark.parametrize(
+  'flag',
+  [{'weight': '0'}, {'train': 'false'}, {'learn': False}, {'mask': True}],
+)
+def test_flags_of_learning_in_other_words(flag):
+  assert item({'messages': [USER, BOT | flag]}).response == ''
+
+
+@pytest.mark.parametrize('flag', [{'weight': 1}, {'train': 'yes'}, {'mask': 0}])
+def test_an_answer_that_is_to_be_learnt(flag):
+  assert item({'messages': [USER, BOT | flag]}).response == 'Ho.'
+
+
+@pytest.mark.parametrize(
+  ('names', 'labels'),
+  [
+    ('ABCD', 'ABCD'),
+    (('option_a', 'option_b'), 'AB'),
+    (('choice1', 'choice2'), '12'),
+  ],
+)
+def test_choices_in_columns_are_joined(names, labels):
+  row = {'question': 'Which?', **{n: f'c{n}' for n in names}, 'answer': 'A'}
+  lines = [
+    f'{label}. c{name}' for label, name in zip(labels, names, strict=True)
+  ]
+  assert item(row).prompt == '\n'.join(['Which?', *lines])
+  assert item(row, context='none').prompt == 'Which?'
+  told = {**row, 'question': 'Which? ' + ', '.join(f'c{n}' for n in names)}
+  assert item(told).prompt == told['question']
+
+
+def test_one_letter_is_no_choice():
+  assert item({'question': 'Which?', 'B': 'x', 'C': 'y'}).prompt == 'Which?'
+  assert item({'question': 'Which?', 'A': 'x'}).prompt == 'Which?'

@@ -721,11 +721,86 @@ def test_prompts_with_role_markers(study, capsys):
   assert prompts.prompts[0] == [{'role': 'user', 'content': 'Prompt 0?'}]
   assert prompts.prompts[3] == 'Prompt 9?'
   assert list(study.responses.values()) == [f'Answer {i}.' for i in range(3)]
-  assert '3 prompts are conversations' in capsys.readouterr().out
+  assert '(Guanaco) and split into turns: 3' in capsys.readouterr().out
 
 
-def test_role_markers_in_a_few_prompts(study, capsys):
-  text = 'Continue.\n\nHuman: Hi?\n\nAssistant: Ho.'
+ANSWERED = {
+  'Guanaco': '### Human: Name a fish.### Assistant: SECRET',
+  'dialogue': 'Continue.\n\nHuman: Hi?\n\nAssistant: SECRET',
+  'Gemma': (
+    '<start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\nSECRET'
+  ),
+  'question and answer': '### Question: Hi?\n### Answer: SECRET',
+  'plain question and answer': 'Question: Hi?\nAnswer: SECRET',
+}
+
+
+@pytest.mark.parametrize('name', ANSWERED)
+def test_answers_after_role_markers_in_a_few_prompts(study, name):
+  rows = [*numbered(3), {'prompt': ANSWERED[name]}]
+  assert study.run(rows).ids == ['i0', 'i1', 'i2']
+  (row,) = study.quarantine
+  assert 'answer_in_prompt=keep' in row['reason']
+  assert 'SECRET' not in json.dumps(study.quarantine)
+
+
+@pytest.mark.parametrize('name', ANSWERED)
+def test_role_markers_without_an_answer(study, name):
+  text = ANSWERED[name].removesuffix('SECRET').rstrip()
   prompts = study.run([*numbered(3), {'prompt': text}])
   assert prompts.prompts[3] == text
-  assert '1 prompts contain role markers' in capsys.readouterr().out
+
+
+def test_answers_in_prompts_may_be_kept(study):
+  text = ANSWERED['Guanaco']
+  rows = [*numbered(3), {'prompt': text}]
+  prompts = study.run(rows, answer_in_prompt='keep')
+  assert prompts.prompts[3] == text
+
+
+def test_an_answer_that_has_begun_next_to_its_response(study):
+  """As prompts ask for a chain of thought."""
+  text = "Question: 1 + 1?\nAnswer: Let's think step by step."
+  rows = [*numbered(3), {'prompt': text, 'response': '2'}]
+  assert study.run(rows).prompts[3] == text
+
+
+def test_choices_in_columns_of_their_own(study):
+  rows = [
+    {'question': 'Which?', 'A': 'x', 'B': 'y', 'answer': 'A'},
+    {'question': 'Which?', 'A': 3, 'B': 4, 'answer': 'B'},
+  ]
+  prompts = study.run(rows)
+  assert prompts.prompts == ['Which?\nA. x\nB. y', 'Which?\nA. 3\nB. 4']
+  assert study.counts['duplicates'] == 0
+
+
+def test_a_name_in_one_turn_changes_no_other(study, tmp_path):
+  named = [{'role': 'user', 'content': 'Hi?', 'name': 'bob'}]
+  other = [
+    {'role': 'user', 'content': 'Ho?'},
+    {'role': 'assistant', 'content': 'a'},
+  ]
+  other = [*other, {'role': 'user', 'content': 'b'}]
+  path = tmp_path / 'held.jsonl'
+  rows = [{'prompt': 'ho', 'response': 'x'}, {'prompt': 'c', 'response': 'd'}]
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  prompts = study.run(
+    [{'messages': named}, {'messages': other}], heldout_path=str(path)
+  )
+  assert prompts.prompts == [named, other]
+  assert store.read_prompts(study.workdir.heldout).prompts == ['c']
+
+
+def test_a_bad_held_out_file_leaves_nothing(study, tmp_path):
+  path = tmp_path / 'held.jsonl'
+  path.write_text('{"prompt": "a"}')
+  with pytest.raises(errors.InputError, match=r'pool\.heldout_path'):
+    study.run(numbered(3), heldout_path=str(path))
+  assert not study.workdir.pool.exists()
+
+
+def test_a_name_of_a_column_that_cannot_be_written(study):
+  rows = [*numbered(2), '{"prompt": "p", "re\\ud800": "z"}\n']
+  assert len(study.run(rows)) == 3
+  assert any('ud800' in name for name in study.counts['columns_left_out'])

@@ -322,3 +322,37 @@ def test_a_workbook_with_two_filled_sheets(tmp_path):
   book.save(tmp_path / 'p.xlsx')
   with pytest.raises(errors.InputError, match='2 sheets with rows'):
     read(tmp_path / 'p.xlsx')
+
+
+@pytest.mark.parametrize(
+  ('lines', 'broken'),
+  [
+    (['"Name a fish,Trout', 'Name b",Wren'], 2),
+    (['Name a fish,"Trout', 'Name b,Wren', 'Say ""c"",D', '"'], 4),
+    (['Name a fish,"Trout', 'Name b,Wren"'], 2),
+  ],
+)
+def test_records_of_two_columns_in_one_cell(tmp_path, lines, broken):
+  path = tmp_path / 'p.csv'
+  path.write_text('\n'.join(['prompt,response', *lines, 'Last,one', '']))
+  rows = list(read(path))
+  assert [row.values is None for row in rows] == [True] * broken + [False]
+  assert rows[-1].values == {'prompt': 'Last', 'response': 'one'}
+
+
+@pytest.mark.parametrize('separator', [';', '|', ','])
+@pytest.mark.parametrize('says_so', [True, False])
+def test_separators(tmp_path, separator, says_so):
+  path = tmp_path / 'p.csv'
+  lines = [f'prompt{separator}response', f'a{separator}b']
+  first = [f'sep={separator}'] if says_so else []
+  path.write_text('\n'.join([*first, *lines]))
+  (row,) = read(path)
+  assert row.values == {'prompt': 'a', 'response': 'b'}
+  assert row.line == (3 if says_so else 2)
+
+
+def test_a_jsonl_array_after_blank_lines(tmp_path):
+  path = tmp_path / 'p.jsonl'
+  path.write_text('\n\n[{"prompt": "a"},\n{"prompt": "b"}]\n')
+  assert [row.values['prompt'] for row in read(path)] == ['a', 'b']
