@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from edsft_jax import store
+from edsft_jax.pool import duplicates
 from edsft_jax.tables import typed
 
 
@@ -15,7 +16,10 @@ class UnusableRow(Exception):
 def is_missing(value: Any) -> bool:
   """Whether a value is None, blank, empty, or NaN, which some tools write."""
   if isinstance(value, str):
-    return not value.strip()
+    # Characters that nobody sees are no text.
+    return not (
+      value if value.isascii() else duplicates.canonical(value)
+    ).strip()
   return value is None or value != value or value in ([], {})
 
 

@@ -280,9 +280,14 @@ def _json_rows(path: pathlib.Path, text: str, hint: str) -> Iterator[Row]:
       return
     raise errors.InputError(f'{path} is not JSON ({e}): fix it{hint}') from None
   if isinstance(value, dict):
-    lists = [v for v in value.values() if _is_object_list(v)]
-    # An object without a list of objects is a single record.
-    value = lists[0] if len(lists) == 1 and len(value) == 1 else [value]
+    lists = [n for n, v in value.items() if _is_object_list(v)]
+    if lists and len(value) > 1:
+      raise errors.InputError(
+        f'{path} is an object with {" and ".join(lists)}: save the list of '
+        f'prompts as a file of its own{hint}'
+      )
+    # An object without a list of records is a single record.
+    value = value[lists[0]] if lists else [value]
   if not isinstance(value, list):
     raise errors.InputError(
       f'{path} holds {_json_type(value)}, not a list of objects: '
@@ -293,7 +298,13 @@ def _json_rows(path: pathlib.Path, text: str, hint: str) -> Iterator[Row]:
 
 
 def _is_object_list(value: Any) -> bool:
-  return isinstance(value, list) and all(isinstance(v, dict) for v in value)
+  """Whether a value is a list of records, and not of turns."""
+  return (
+    isinstance(value, list)
+    and bool(value)
+    and all(isinstance(v, dict) for v in value)
+    and not any('role' in v or 'from' in v for v in value)
+  )
 
 
 def _read_csv(path: pathlib.Path, hint: str) -> Iterator[Row]:

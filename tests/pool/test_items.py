@@ -215,6 +215,7 @@ def test_missing_values(missing):
 
 ALPACA = markers.FORMS[0]
 UNUSABLE = {
+  'invisible prompt': {'prompt': '\u200b \ufeff'},
   'missing': {'prompt': None},
   'empty': {'prompt': ' \n'},
   'number': {'prompt': 3},
@@ -371,3 +372,7 @@ def test_choices_in_columns_are_joined(names, labels):
 def test_one_letter_is_no_choice():
   assert item({'question': 'Which?', 'B': 'x', 'C': 'y'}).prompt == 'Which?'
   assert item({'question': 'Which?', 'A': 'x'}).prompt == 'Which?'
+
+
+def test_an_invisible_response_is_none():
+  assert item({'prompt': 'p', 'response': '\u200b'}).response == ''

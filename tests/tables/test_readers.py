@@ -356,3 +356,19 @@ def test_a_jsonl_array_after_blank_lines(tmp_path):
   path = tmp_path / 'p.jsonl'
   path.write_text('\n\n[{"prompt": "a"},\n{"prompt": "b"}]\n')
   assert [row.values['prompt'] for row in read(path)] == ['a', 'b']
+
+
+def test_json_with_lists_of_records_names_them(tmp_path):
+  path = tmp_path / 'p.json'
+  rows = [{'prompt': 'a'}]
+  for contents in ({'data': rows, 'version': 1}, {'data': rows, 'test': rows}):
+    path.write_text(json.dumps(contents))
+    with pytest.raises(errors.InputError, match='an object with data'):
+      list(read(path))
+
+
+def test_json_with_one_record(tmp_path):
+  path = tmp_path / 'p.json'
+  row = {'id': 'x', 'messages': [{'role': 'user', 'content': 'a'}]}
+  path.write_text(json.dumps(row))
+  assert [found.values for found in read(path)] == [row]
