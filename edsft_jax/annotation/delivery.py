@@ -263,6 +263,8 @@ def _fits(row: Row, prompt_id: str, faults: _Faults) -> bool:
   """Whether what a row says can be used; notes a fault if not."""
   if row.problem:
     faults.blame(row.problem, prompt_id)
+  elif any(map(store.damage, _kept_texts(row))):
+    faults.blame(_NOT_UNICODE, prompt_id)
   elif _verdict(row) is not Verdict.ANSWERED:
     return True
   elif not row.response.strip():
@@ -274,6 +276,12 @@ def _fits(row: Row, prompt_id: str, faults: _Faults) -> bool:
   else:
     return True
   return False
+
+
+def _kept_texts(row: Row) -> list[str]:
+  """All texts of a row that are kept, besides the answer."""
+  values = (v for v in row.others.values() if isinstance(v, str))
+  return [row.reason, row.annotator, *row.others, *values]
 
 
 def _choose(rows: Sequence[Row], duplicates: str) -> tuple[Row, bool]:

@@ -91,6 +91,7 @@ class Records:
 
   def write(self, workdir: store.Workdir, before: 'Records') -> None:
     """Writes what differs from `before`."""
+    table = self._table()  # Before anything is written: it may fail.
     # Corrections first: after an interruption, cells made from the old answers
     # can still be told.
     if self.amended != before.amended:
@@ -100,7 +101,7 @@ class Records:
     answers = (self.responses, self.others)
     is_new = answers != (before.responses, before.others)
     if is_new or not workdir.responses.exists():
-      store.write_parquet(workdir.responses, self._table())
+      store.write_parquet(workdir.responses, table)
 
   def _table(self) -> pa.Table:
     rows = [self.others.get(i, {}) for i in self.responses]

@@ -565,3 +565,68 @@ def test_a_file_without_ids_is_matched_by_the_text(study, tmp_path):
   path.write_text(json.dumps([{'prompt': 'Plane?', 'response': 'A'}]))
   with pytest.raises(errors.InputError, match=r'than the pool \(\(line 1'):
     study.run(answers_path=path)
+
+
+@pytest.mark.parametrize(
+  ('column', 'word', 'other'),
+  [
+    ('review_status', 'rejected', 'accepted'),
+    ('AssignmentStatus', 'Rejected', 'Approved'),
+    ('state', 'REJECTED', ''),
+    ('answer', 'reject', 'accept'),
+  ],
+)
+def test_columns_of_verdicts_by_their_words(
+  study, tmp_path, column, word, other
+):
+  def change(rows):
+    for row in rows:
+      row[column] = word if row['prompt_id'] == 'p0' else other
+
+  deliver(study, tmp_path / 'back.csv', change)
+  assert 'p0' not in study.responses
+  assert [row['id'] for row in store.read_jsonl(study.workdir.rejected)] == [
+    'p0'
+  ]
+
+
+def test_columns_that_only_look_like_verdicts_are_kept(study, tmp_path):
+  def change(rows):
+    for row, word in zip(rows, ('draft', 'good', 'bad', 'ok'), strict=True):
+      row['quality'] = word
+
+  deliver(study, tmp_path / 'back.csv', change)
+  assert set(study.responses) == set(SMALLEST)
+
+
+def test_an_unknown_word_in_a_column_of_verdicts(study, tmp_path):
+  def change(rows):
+    for row, word in zip(rows, ('rejected', 'hm', '', ''), strict=True):
+      row['review'] = word
+
+  with pytest.raises(errors.InputError, match='review=hm'):
+    deliver(study, tmp_path / 'back.csv', change)
+
+
+def test_answers_in_another_column_are_not_overlooked(study, tmp_path):
+  def change(rows):
+    for row in rows:
+      row['answer'] = row['response']
+      row['response'] = ''
+
+  with pytest.raises(errors.InputError, match='nothing in response, but in an'):
+    deliver(study, tmp_path / 'back.csv', change)
+
+
+@pytest.mark.parametrize('column', ['note', 'reason', 'annotator', 'n\ud800'])
+def test_damaged_text_in_other_columns_changes_nothing(study, tmp_path, column):
+  study.run()
+  before = contents(study)
+  path = fill(study.path('todo.jsonl'), tmp_path / 'back.jsonl')
+  rows = store.read_jsonl(path)
+  rows[0]['status'] = 'rejected'
+  rows[1][column] = 'a\ud800'
+  path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+  with pytest.raises(errors.InputError, match='not Unicode'):
+    study.run(answers_path=path)
+  assert contents(study) == before

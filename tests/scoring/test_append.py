@@ -62,6 +62,23 @@ def whole(tmp_path_factory):
   return _run(tmp_path_factory.mktemp('whole'), ALL)
 
 
+# Only features: less to compile.
+FEATURES = {'generate': False, 'prompt_scores': False}
+
+
+def _mark_features(workdir):
+  """Replaces what was computed by other numbers, to recognise it by."""
+  np.save(workdir.features, np.full_like(np.load(workdir.features), 9.0))
+
+
+def _compare_features(workdir, whole, first):
+  """Rows from `first` are those of a pool that was scored at once."""
+  ids = [pq.read_table(w.scores)['id'].to_pylist() for w in (workdir, whole)]
+  assert ids[0] == ids[1]
+  features = [np.load(w.features)[first:] for w in (workdir, whole)]
+  np.testing.assert_allclose(*features, atol=1e-5)
+
+
 def _mark(workdir):
   """Replaces what was scored by other numbers, to recognise it by."""
   table = pq.read_table(workdir.scores)
@@ -108,25 +125,25 @@ def test_only_new_prompts_are_scored(tmp_path, whole, capsys):
 
 
 def test_a_pool_may_grow_twice(tmp_path, whole):
-  _run(tmp_path, 5)
-  _run(tmp_path, OLD)
-  workdir = _run(tmp_path, ALL)
-  _compare(workdir, whole, 0)
+  _run(tmp_path, 5, **FEATURES)
+  _run(tmp_path, OLD, **FEATURES)
+  workdir = _run(tmp_path, ALL, **FEATURES)
+  _compare_features(workdir, whole, 0)
 
 
 def test_a_pool_may_grow_twice_between_scorings(tmp_path, whole):
-  workdir = _run(tmp_path, 5)
-  _mark(workdir)
-  _run(tmp_path, OLD, score=False)
-  _run(tmp_path, ALL)
+  workdir = _run(tmp_path, 5, **FEATURES)
+  _mark_features(workdir)
+  _run(tmp_path, OLD, score=False, **FEATURES)
+  _run(tmp_path, ALL, **FEATURES)
   assert (np.load(workdir.features)[:5] == 9).all()
-  _compare(workdir, whole, 5)
+  _compare_features(workdir, whole, 5)
 
 
 @pytest.mark.parametrize('where', ['first shard', 'second shard', 'join'])
 def test_an_interrupted_run_goes_on(tmp_path, whole, monkeypatch, where):
-  workdir = _run(tmp_path, OLD)
-  _mark(workdir)
+  workdir = _run(tmp_path, OLD, **FEATURES)
+  _mark_features(workdir)
   with monkeypatch.context() as patch:
     if where == 'join':
 
@@ -146,7 +163,7 @@ def test_an_interrupted_run_goes_on(tmp_path, whole, monkeypatch, where):
 
       patch.setattr(shards, 'write', stop_after)
     with pytest.raises(KeyboardInterrupt):
-      _run(tmp_path, ALL)
+      _run(tmp_path, ALL, **FEATURES)
   scored = []
   write = shards.write
 
@@ -155,34 +172,34 @@ def test_an_interrupted_run_goes_on(tmp_path, whole, monkeypatch, where):
     write(path, *args)
 
   monkeypatch.setattr(shards, 'write', counted)
-  _run(tmp_path, ALL)
+  _run(tmp_path, ALL, **FEATURES)
   names = ['00000', '00001', '00002']
   done = {'first shard': 0, 'second shard': 1, 'join': 3}[where]
   assert scored == names[done:]
   assert (np.load(workdir.features)[:OLD] == 9).all()
-  _compare(workdir, whole, OLD)
+  _compare_features(workdir, whole, OLD)
 
 
 def test_other_options_do_not_mix_with_earlier_scores(tmp_path):
-  _run(tmp_path, OLD)
+  _run(tmp_path, OLD, **FEATURES)
   with pytest.raises(errors.InputError, match=r'scoring\.max_new_tokens'):
-    _run(tmp_path, ALL, max_new_tokens=5)
+    _run(tmp_path, ALL, max_new_tokens=5, **FEATURES)
 
 
 def test_options_may_not_change_while_new_prompts_are_scored(
   tmp_path, monkeypatch
 ):
-  _run(tmp_path, OLD)
+  _run(tmp_path, OLD, **FEATURES)
   with monkeypatch.context() as patch:
     patch.setattr(stage, 'EncodedPool', None)
     with pytest.raises(AttributeError):
-      _run(tmp_path, ALL)
+      _run(tmp_path, ALL, **FEATURES)
   with pytest.raises(errors.InputError, match=r'scoring\.max_new_tokens'):
-    _run(tmp_path, ALL, max_new_tokens=5)
+    _run(tmp_path, ALL, max_new_tokens=5, **FEATURES)
 
 
 def test_the_sample_of_each_task_stays(tmp_path):
-  options = {'confidence_prompts_per_task': 3, 'generate': False}
+  options = {'confidence_prompts_per_task': 3, **FEATURES}
   workdir = _run(tmp_path, 4, **options)
   before = pq.read_table(workdir.scores)['confidence_sample'].to_pylist()
   assert before == [True] * 4

@@ -38,6 +38,8 @@ ANNOTATORS = (
   '_session_id',
 )
 _REASONS = ('reason', 'rejection_reason')
+# What others call the column of answers.
+_OTHER_RESPONSES = ('answer', 'completion', 'output', 'reply', 'text')
 # Columns of a todo that are in the pool, or derived from it.
 _OF_TODO = ('rank', 'task', 'words', 'characters')
 # Columns that responses.parquet has already.
@@ -104,8 +106,17 @@ class _Reader:
       *self._flags,
       *self._reasons,
     }
-    self._others = [name for name in names if name not in used]
+    others = [name for name in names if name not in used]
+    self._verdicts += [
+      name
+      for name in others
+      if verdicts.holds_verdicts(name, self._column(name))
+    ]
+    self._others = [name for name in others if name not in self._verdicts]
     self._left_out: dict[str, None] = {}
+
+  def _column(self, name: str) -> list[Any]:
+    return [(record.values or {}).get(name) for record in self._records]
 
   def _find(self, names: Sequence[str]) -> list[str]:
     """Those of these columns that the file has, as it spells them."""
@@ -124,6 +135,7 @@ class _Reader:
         'has no column prompt_id, nor a column prompt to find prompts by: it '
         f'has {listed}: add them from the todo'
       )
+    self._refuse_other_answers()
     rows = [self._row(r) for r in self._records if not _is_empty(r)]
     notes = []
     if self._left_out:
@@ -132,6 +144,24 @@ class _Reader:
         f'{", ".join(self._left_out)}'
       )
     return rows, notes
+
+  def _refuse_other_answers(self) -> None:
+    """Rejects a file whose answers are not where they are looked for.
+
+    Raises:
+      InputError: naming the column that has them.
+    """
+    if not self._responses:
+      return
+    given = (v for name in self._responses for v in self._column(name))
+    if not all(map(is_missing, given)):
+      return
+    for name in self._find(_OTHER_RESPONSES):
+      if name in self._others and not all(map(is_missing, self._column(name))):
+        raise errors.InputError(
+          f'has nothing in {self._responses[0]}, but in {name}: call the '
+          f'column of answers {self._responses[0]}'
+        )
 
   def _row(self, record: readers.Row) -> Row:
     if record.values is None:

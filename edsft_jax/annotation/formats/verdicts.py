@@ -42,6 +42,24 @@ _NO = frozenset(('0', 'f', 'false', 'n', 'no'))
 _WEIGHT = (Verdict.ANSWERED, Verdict.SKIPPED, Verdict.REJECTED)
 
 
+# What the name of such a column contains in other tools.
+_NAMES = ('status', 'verdict', 'state', 'approv', 'reject', 'accept', 'review')
+
+
+def holds_verdicts(column: str, values: Iterable[Any]) -> bool:
+  """Whether a column with another name holds words of this kind.
+
+  It has to reject or skip something, and every word has to be known unless the
+  column's name says what it is.
+  """
+  words = {_plain(value) for value in values} - {''}
+  known = {_OF_WORD[word] for word in words if word in _OF_WORD}
+  if not known - {Verdict.ANSWERED}:
+    return False
+  name = column.casefold()
+  return words <= _OF_WORD.keys() or any(part in name for part in _NAMES)
+
+
 class UnknownVerdict(Exception):
   """A value in a column of verdicts that means nothing known."""
 
