@@ -294,8 +294,8 @@ def _choose(rows: Sequence[Row], duplicates: str) -> tuple[Row, bool]:
 
 
 def _content(row: Row) -> str | None:
-  """The answer; None for a rejection."""
-  return None if _verdict(row) is Verdict.REJECTED else row.response
+  """The answer; None for a rejection. White space at the ends is no change."""
+  return None if _verdict(row) is Verdict.REJECTED else row.response.strip()
 
 
 def _change(row: Row, answer: str | None, was_rejected: bool) -> str | None:
@@ -307,4 +307,4 @@ def _change(row: Row, answer: str | None, was_rejected: bool) -> str | None:
     return ''
   if content is None:
     return _ANSWERED
-  return None if content == answer else _DIFFERENT
+  return None if content == answer.strip() else _DIFFERENT

@@ -630,3 +630,31 @@ def test_damaged_text_in_other_columns_changes_nothing(study, tmp_path, column):
   with pytest.raises(errors.InputError, match='not Unicode'):
     study.run(answers_path=path)
   assert contents(study) == before
+
+
+@pytest.mark.parametrize('answer', ['########', 'nan', 'None', 'null'])
+def test_what_programs_write_for_nothing_is_no_answer(study, tmp_path, answer):
+  def change(rows):
+    rows[0]['response'] = answer
+
+  with pytest.raises(errors.InputError, match='damaged by a spreadsheet'):
+    deliver(study, tmp_path / 'back.csv', change)
+
+
+def test_answers_that_differ_in_white_space_at_the_ends(study, tmp_path):
+  def change(rows):
+    rows.append(rows[0] | {'response': rows[0]['response'] + ' \n'})
+
+  deliver(study, tmp_path / 'back.csv', change)
+  assert set(study.responses) == set(SMALLEST)
+
+
+def test_a_delivery_of_ids_alone_is_said_to_be_unchecked(
+  study, tmp_path, capsys
+):
+  def change(rows):
+    for row in rows:
+      del row['prompt']
+
+  deliver(study, tmp_path / 'back.csv', change)
+  assert 'no column prompt' in capsys.readouterr().out

@@ -16,6 +16,7 @@ question `verdict` with the label `rejected` and a text question `reason` are
 optional. Discarding a record rejects its prompt.
 """
 
+import ast
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import json
@@ -95,7 +96,8 @@ def _of_record(record: readers.Row) -> Iterator[Row]:
   if not isinstance(fields, dict) or 'prompt' not in fields:
     yield Row(record.place, problem='a record without the field prompt')
     return
-  metadata = values.get('metadata') or {}
+  metadata = values.get('metadata')
+  metadata = metadata if isinstance(metadata, dict) else {}
   ids = (
     values.get('prompt_id'),  # Flat records have no metadata of their own.
     metadata.get('prompt_id'),
@@ -103,14 +105,18 @@ def _of_record(record: readers.Row) -> Iterator[Row]:
     values.get('id'),
   )
   prompt_id = next((i for i in ids if not table.is_missing(i)), None)
-  given = _given(values)
+  try:
+    given = _given(values)
+  except table.NotText as e:
+    yield Row(record.place, id=str(prompt_id), problem=str(e))
+    return
   for annotator, one in (given or {'': _Given({}, 'pending')}).items():
     try:
       yield Row(
         place=record.place,
         id=None if prompt_id is None else table.as_id(prompt_id),
         prompt=table.as_text(fields['prompt'], 'the prompt'),
-        response=table.as_text(one.values.get('response'), 'the response'),
+        response=_response(one),
         verdict=_verdict(one, values),
         reason=str(one.values.get('reason') or ''),
         annotator=annotator,
@@ -119,8 +125,46 @@ def _of_record(record: readers.Row) -> Iterator[Row]:
       yield Row(record.place, id=str(prompt_id), problem=str(e))
 
 
+def _response(given: _Given) -> str:
+  """The answer, whatever the project calls its question.
+
+  Raises:
+    NotText: it is not text, or one of several.
+  """
+  name = 'response'
+  if name not in given.values:
+    name = table.answer_name(n for n, v in given.values.items() if _is_text(v))
+  return table.as_text(given.values.get(name), 'the response')
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str) and bool(value.strip())
+
+
+def _as_list(value: Any, what: str) -> list[Any]:
+  """A list, which CSV holds as text; [] if it is missing.
+
+  Raises:
+    NotText: it is something else.
+  """
+  if isinstance(value, str) and value.strip():
+    try:
+      value = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+      raise table.NotText(f'{what} is not a list') from None
+  if table.is_missing(value):
+    return []
+  if not isinstance(value, list):
+    raise table.NotText(f'{what} is not a list')
+  return value
+
+
 def _given(values: Mapping[str, Any]) -> dict[str, _Given]:
-  """Annotator -> what this annotator gave."""
+  """Annotator -> what this annotator gave.
+
+  Raises:
+    NotText: the record is not in one of Argilla's forms.
+  """
   given: dict[str, _Given] = {}
 
   def add(user: Any, question: str, value: Any, status: Any) -> None:
@@ -131,21 +175,30 @@ def _given(values: Mapping[str, Any]) -> dict[str, _Given]:
   responses = values.get('responses')
   if _is_flat(values):
     for name in [n for n in values if n.endswith(_FLAT)]:
-      answers = values[name] or []
-      users = values.get(f'{name}.users') or [None] * len(answers)
-      statuses = values.get(f'{name}.status') or [None] * len(answers)
+      answers = _as_list(values[name], name)
+      nobody = [None] * len(answers)
+      users = _as_list(values.get(f'{name}.users'), name) or nobody
+      statuses = _as_list(values.get(f'{name}.status'), name) or nobody
+      if not len(users) == len(answers) == len(statuses):
+        raise table.NotText(
+          f'{name}, its users and its status differ in length'
+        )
       for user, value, status in zip(users, answers, statuses, strict=True):
         add(user, name.removesuffix(_FLAT), value, status)
   elif isinstance(responses, dict):
     for question, answers in responses.items():
-      for answer in answers or ():
+      for answer in table.as_objects(answers, 'a response'):
         user, status = answer.get('user_id'), answer.get('status')
         add(user, question, answer.get('value'), status)
   else:
-    for response in responses or ():
+    for response in table.as_objects(responses, 'a response'):
       user, status = response.get('user_id'), response.get('status')
-      for question, answer in (response.get('values') or {}).items():
-        add(user, question, answer.get('value'), status)
+      by_question = response.get('values') or {}
+      if not isinstance(by_question, dict):
+        raise table.NotText('the values of a response are not an object')
+      for question, answer in by_question.items():
+        value = answer.get('value') if isinstance(answer, dict) else answer
+        add(user, question, value, status)
       add(user, '', None, status)  # Discarded ones may have no values.
   return given
 

@@ -76,6 +76,9 @@ def possible_ids(cell: str) -> list[str]:
   return ids if stripped == cell else ids + possible_ids(stripped)
 
 
+_NOTHING = ('nan', 'NaN', 'None', 'null', 'NULL', '<NA>')
+
+
 def damage(text: str) -> str:
   """What a spreadsheet put in place of a text: an error or a number; or ''."""
   text = text.strip()
@@ -83,6 +86,10 @@ def damage(text: str) -> str:
     return f'the spreadsheet error {text}'
   if _SCIENTIFIC.fullmatch(text):
     return f'the number {text}'
+  if len(text) > 3 and not text.strip('#'):
+    return f'{text}, a cell that was too narrow'
+  if text in _NOTHING:
+    return f'{text}, which programs write for nothing'
   return ''
 
 

@@ -53,11 +53,18 @@ def _is_json(records: Sequence[readers.Row]) -> bool:
 def _read_json(
   records: Sequence[readers.Row],
 ) -> tuple[list[Row], list[str]]:
-  return [row for record in records for row in _of_task(record)], []
+  text = json.dumps([r.values for r in records], default=str)
+  named = '"from_name": "response"' in text
+  return [row for record in records for row in _of_task(record, named)], []
 
 
-def _of_task(record: readers.Row) -> Iterator[Row]:
-  """A row per annotation; a task without any has been left open."""
+def _of_task(record: readers.Row, named: bool) -> Iterator[Row]:
+  """A row per annotation; a task without any has been left open.
+
+  Args:
+    record: the task.
+    named: whether some answer in the file is called response.
+  """
   values = record.values or {}
   data, annotations = values.get('data'), values.get('annotations')
   if not isinstance(data, dict) or not isinstance(annotations, list):
@@ -73,40 +80,40 @@ def _of_task(record: readers.Row) -> Iterator[Row]:
         prompt=table.as_text(data['prompt'], 'the prompt')
         if 'prompt' in data
         else None,
-        **_of_annotation(annotation),
+        **_of_annotation(annotation, named),
       )
     except (table.NotText, verdicts.UnknownVerdict) as e:
       yield Row(record.place, id=str(prompt_id), problem=str(e))
 
 
-def _of_annotation(annotation: Mapping[str, Any]) -> dict[str, Any]:
+def _of_annotation(annotation: Any, named: bool) -> dict[str, Any]:
   """The fields of a row that an annotation fills.
 
   Raises:
-    NotText: it has several answers.
+    NotText: it has several answers, or is not in the form of Label Studio.
     UnknownVerdict: a choice means nothing known.
   """
-  texts: dict[str, list[str]] = {}
-  for result in annotation.get('result') or ():
-    value = result.get('value') or {}
-    found = value.get('text', value.get('choices'))
-    found = [found] if isinstance(found, str) else found
-    texts.setdefault(result.get('from_name'), []).extend(found or ())
-  names = [n for n in texts if n not in ('verdict', 'reason')]
-  # Teams with a configuration of their own may call the answer otherwise.
-  name = names[0] if len(names) == 1 else 'response'
+  if not isinstance(annotation, Mapping):
+    raise table.NotText('an annotation is not an object')
+  texts, choices = _results(annotation.get('result'))
+  name = 'response' if named else table.answer_name(texts)
   response = texts.get(name, [])
   if len(response) > 1:
     raise table.NotText(f'the response has {len(response)} parts: join them')
-  found = [verdicts.of_word('verdict', v) for v in texts.get('verdict', ())]
-  if annotation.get('was_cancelled'):
+  found = [
+    verdicts.of_word(control, word)
+    for control, words in choices.items()
+    for word in words
+    if control == 'verdict' or verdicts.holds_verdicts(control, [word])
+  ]
+  if annotation.get('was_cancelled') or _was_sent_back(annotation):
     found.append(Verdict.SKIPPED)
   others: dict[str, store.Scalar] = {
     name: value
     for name in _KEPT
     if (value := table.as_scalar(annotation.get(name))) is not None
   }
-  if (number := annotation.get('id')) is not None:
+  if (number := table.as_scalar(annotation.get('id'))) is not None:
     others['annotation_id'] = number
   return {
     'response': ''.join(response),
@@ -115,6 +122,36 @@ def _of_annotation(annotation: Mapping[str, Any]) -> dict[str, Any]:
     'annotator': _annotator(annotation.get('completed_by')),
     'others': others,
   }
+
+
+def _results(results: Any) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+  """Texts and choices by the name of their control.
+
+  Raises:
+    NotText: a result is not in the form of Label Studio.
+  """
+  texts: dict[str, list[str]] = {}
+  choices: dict[str, list[str]] = {}
+  for result in table.as_objects(results, 'a result'):
+    value, name = result.get('value') or {}, str(result.get('from_name'))
+    if not isinstance(value, Mapping):
+      raise table.NotText('the value of a result is not an object')
+    for kind, of_kind in (('text', texts), ('choices', choices)):
+      found = value.get(kind)
+      found = [found] if isinstance(found, str) else found or []
+      if not isinstance(found, list) or not all(
+        isinstance(text, str) for text in found
+      ):
+        raise table.NotText(f'the {kind} of {name} is not text')
+      if found:
+        of_kind.setdefault(name, []).extend(found)
+  return texts, choices
+
+
+def _was_sent_back(annotation: Mapping[str, Any]) -> bool:
+  """Whether the last reviewer did not accept the answer."""
+  reviews = table.as_objects(annotation.get('reviews'), 'a review')
+  return bool(reviews) and reviews[-1].get('accepted') is False
 
 
 def _annotator(completed_by: Any) -> str:

@@ -11,7 +11,7 @@ All other columns (annotator, completed_by, lead_time, created_at, cost, ...)
 are kept. Capitals in names do not matter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import csv
 import dataclasses
 import datetime
@@ -138,6 +138,8 @@ class _Reader:
     self._refuse_other_answers()
     rows = [self._row(r) for r in self._records if not _is_empty(r)]
     notes = []
+    if rows and not self._prompts:
+      notes.append('no column prompt: nothing shows whether ids are right')
     if self._left_out:
       notes.append(
         'columns left out, since they hold neither text nor numbers: '
@@ -227,6 +229,36 @@ def as_text(value: Any, what: str) -> str:
   if isinstance(value, cells.Converted):
     raise NotText(f'{what} is {value}')
   raise NotText(f'{what} is not text')
+
+
+def as_objects(value: Any, what: str) -> list[Mapping[str, Any]]:
+  """A list of objects; [] if it is missing.
+
+  Raises:
+    NotText: it is something else.
+  """
+  value = value or []
+  if not isinstance(value, list) or not all(
+    isinstance(one, Mapping) for one in value
+  ):
+    raise NotText(f'{what} is not an object')
+  return value
+
+
+def answer_name(texts: Iterable[str]) -> str:
+  """The name of the question that was answered, in a tool's own project.
+
+  Raises:
+    NotText: it could be one of several.
+  """
+  names = [name for name in texts if name not in ('verdict', 'reason')]
+  if 'response' in names or not names:
+    return 'response'
+  if len(names) > 1:
+    raise NotText(
+      f'it answers {" and ".join(names)}: call the one to use response'
+    )
+  return names[0]
 
 
 def as_id(value: Any) -> str:
