@@ -294,7 +294,7 @@ def _choose(rows: Sequence[Row], duplicates: str) -> tuple[Row, bool]:
 
 
 def _content(row: Row) -> str | None:
-  """The answer; None for a rejection. White space at the ends is no change."""
+  """The answer; None for a rejection. White space at its ends is ignored."""
   return None if _verdict(row) is Verdict.REJECTED else row.response.strip()
 
 

@@ -256,7 +256,7 @@ class _Finder:
     return usual
 
   def _choices(self) -> tuple[str, ...]:
-    """The largest set of columns with one choice each; one is no set."""
+    """The largest set of columns with one choice each, of at least two."""
     sets: dict[str, list[str]] = {}
     for name in self._free:
       match = _ONE_CHOICE.fullmatch(name)
