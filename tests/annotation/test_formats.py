@@ -543,38 +543,6 @@ def _result(name, **value):
   return {'from_name': name, 'value': value}
 
 
-def test_label_studio_projects_with_other_names(tmp_path):
-  annotation = {
-    'result': [
-      _result('answer', text=['Yes.']),
-      _result('quality', choices=['good']),
-    ]
-  }
-  (row,) = _label_studio(tmp_path, annotation)
-  assert row.response == 'Yes.'
-  annotation['result'].append(_result('comment', text=['Hm.']))
-  (row,) = _label_studio(tmp_path, annotation)
-  assert 'answer and comment' in row.problem
-  annotation['result'][0]['from_name'] = 'response'
-  (row,) = _label_studio(tmp_path, annotation)
-  assert row.response == 'Yes.'
-
-
-def test_label_studio_verdicts_of_other_controls_and_reviewers(tmp_path):
-  annotation = {'result': [_result('state', choices=['Unusable'])]}
-  (row,) = _label_studio(tmp_path, annotation)
-  assert row.verdict is Verdict.REJECTED
-  annotation = {'result': [_result('response', text=['Yes.'])]}
-  sent_back = annotation | {
-    'reviews': [{'accepted': True}, {'accepted': False}]
-  }
-  (row,) = _label_studio(tmp_path, sent_back)
-  assert row.verdict is Verdict.SKIPPED
-  approved = annotation | {'reviews': [{'accepted': False}, {'accepted': True}]}
-  (row,) = _label_studio(tmp_path, approved)
-  assert row.verdict is None
-
-
 @pytest.mark.parametrize(
   'annotation',
   [
@@ -597,14 +565,6 @@ def _argilla(tmp_path, **values):
   fields = {'fields': {'prompt': 'Plain?'}, 'metadata': {'prompt_id': 'p0'}}
   path.write_text(json.dumps([fields | values]))
   return formats.read(path).rows
-
-
-def test_argilla_projects_with_other_names(tmp_path):
-  answer = [{'user_id': 'u', 'value': 'Yes.', 'status': 'submitted'}]
-  (row,) = _argilla(tmp_path, responses={'answer': answer})
-  assert row.response == 'Yes.'
-  (row,) = _argilla(tmp_path, responses={'answer': answer, 'b': answer})
-  assert 'answer and b' in row.problem
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,15 @@ optional. Discarding a record rejects its prompt.
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import io
 import json
+import re
+import tokenize
 from typing import Any
 
+from edsft_jax import errors
 from edsft_jax.annotation.formats import table, verdicts
 from edsft_jax.annotation.formats.format import Format, Row, Task, Verdict
 from edsft_jax.tables import readers
@@ -63,10 +68,11 @@ def _recognises(records: Sequence[readers.Row]) -> bool:
 
 
 def _read(records: Sequence[readers.Row]) -> tuple[list[Row], list[str]]:
+  questions = _questions(records)
   rows = []
   num_pending = 0
   for record in records:
-    found = list(_of_record(record))
+    found = list(_of_record(record, questions))
     rows += found
     num_pending += any(row.verdict is Verdict.SKIPPED for row in found)
   notes = []
@@ -86,7 +92,49 @@ class _Given:
   status: str = ''
 
 
-def _of_record(record: readers.Row) -> Iterator[Row]:
+@dataclasses.dataclass(frozen=True)
+class _Questions:
+  """What the questions of a dataset hold.
+
+  Attributes:
+    response: the question with the answer.
+    verdicts: those whose labels stand for a verdict.
+  """
+
+  response: str
+  verdicts: frozenset[str]
+
+
+def _questions(records: Sequence[readers.Row]) -> _Questions:
+  """Finds the questions, which datasets of other teams call otherwise.
+
+  Raises:
+    InputError: several may hold the answers, or a label of a question with a
+      verdict's name means nothing known.
+  """
+  said: dict[str, list[str]] = {}
+  for record in records:
+    with contextlib.suppress(table.NotText):  # Its row says what is wrong.
+      for one in _given(record.values or {}).values():
+        for question, value in one.values.items():
+          if isinstance(value, str) and value.strip():
+            said.setdefault(question, []).append(value)
+  found = {'verdict'}
+  for question, values in said.items():
+    if question in ('response', 'reason', 'verdict'):
+      continue
+    try:
+      if verdicts.is_column(question, values):
+        found.add(question)
+    except verdicts.UnknownVerdict as e:
+      raise errors.InputError(
+        f'has {e}, which is no known verdict: use accepted, rejected or skipped'
+      ) from None
+  names = [name for name in said if name not in (*found, 'reason')]
+  return _Questions(table.choose_answer(names), frozenset(found))
+
+
+def _of_record(record: readers.Row, questions: _Questions) -> Iterator[Row]:
   """A row per annotator; one that is skipped if nobody answered."""
   values = record.values
   if values is None:
@@ -96,74 +144,49 @@ def _of_record(record: readers.Row) -> Iterator[Row]:
   if not isinstance(fields, dict) or 'prompt' not in fields:
     yield Row(record.place, problem='a record without the field prompt')
     return
-  metadata = values.get('metadata')
-  metadata = metadata if isinstance(metadata, dict) else {}
+  prompt_id = None
+  try:
+    prompt_id = _id(values)
+    given = _given(values)
+    for annotator, one in (given or {'': _Given({}, 'pending')}).items():
+      answer = one.values.get(questions.response)
+      yield Row(
+        place=record.place,
+        id=prompt_id,
+        prompt=table.as_text(fields['prompt'], 'the prompt'),
+        response=table.as_text(answer, 'the response'),
+        verdict=_verdict(one, values, questions),
+        reason=str(one.values.get('reason') or ''),
+        annotator=annotator,
+      )
+  except (table.NotText, verdicts.UnknownVerdict) as e:
+    yield Row(record.place, id=prompt_id, problem=str(e))
+
+
+def _id(values: Mapping[str, Any]) -> str | None:
+  """The prompt's id; None if there is none.
+
+  Raises:
+    NotText: it is neither text nor a number.
+  """
+  metadata = values.get('metadata') or {}
+  if not isinstance(metadata, dict):
+    raise table.NotText('the metadata is not an object')
   ids = (
     values.get('prompt_id'),  # Flat records have no metadata of their own.
     metadata.get('prompt_id'),
     values.get('external_id'),
     values.get('id'),
   )
-  prompt_id = next((i for i in ids if not table.is_missing(i)), None)
-  try:
-    given = _given(values)
-  except table.NotText as e:
-    yield Row(record.place, id=str(prompt_id), problem=str(e))
-    return
-  for annotator, one in (given or {'': _Given({}, 'pending')}).items():
-    try:
-      yield Row(
-        place=record.place,
-        id=None if prompt_id is None else table.as_id(prompt_id),
-        prompt=table.as_text(fields['prompt'], 'the prompt'),
-        response=_response(one),
-        verdict=_verdict(one, values),
-        reason=str(one.values.get('reason') or ''),
-        annotator=annotator,
-      )
-    except (table.NotText, verdicts.UnknownVerdict) as e:
-      yield Row(record.place, id=str(prompt_id), problem=str(e))
-
-
-def _response(given: _Given) -> str:
-  """The answer, whatever the project calls its question.
-
-  Raises:
-    NotText: it is not text, or one of several.
-  """
-  name = 'response'
-  if name not in given.values:
-    name = table.answer_name(n for n, v in given.values.items() if _is_text(v))
-  return table.as_text(given.values.get(name), 'the response')
-
-
-def _is_text(value: Any) -> bool:
-  return isinstance(value, str) and bool(value.strip())
-
-
-def _as_list(value: Any, what: str) -> list[Any]:
-  """A list, which CSV holds as text; [] if it is missing.
-
-  Raises:
-    NotText: it is something else.
-  """
-  if isinstance(value, str) and value.strip():
-    try:
-      value = ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError):
-      raise table.NotText(f'{what} is not a list') from None
-  if table.is_missing(value):
-    return []
-  if not isinstance(value, list):
-    raise table.NotText(f'{what} is not a list')
-  return value
+  found = next((i for i in ids if not table.is_missing(i)), None)
+  return None if found is None else table.as_id(found)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, _Given]:
   """Annotator -> what this annotator gave.
 
   Raises:
-    NotText: the record is not in one of Argilla's forms.
+    NotText: the record is malformed.
   """
   given: dict[str, _Given] = {}
 
@@ -172,44 +195,86 @@ def _given(values: Mapping[str, Any]) -> dict[str, _Given]:
     one.values[question] = value
     one.status = one.status or str(status or '')
 
-  responses = values.get('responses')
+  responses = values.get('responses') or {}
   if _is_flat(values):
     for name in [n for n in values if n.endswith(_FLAT)]:
-      answers = _as_list(values[name], name)
-      nobody = [None] * len(answers)
-      users = _as_list(values.get(f'{name}.users'), name) or nobody
-      statuses = _as_list(values.get(f'{name}.status'), name) or nobody
-      if not len(users) == len(answers) == len(statuses):
-        raise table.NotText(
-          f'{name}, its users and its status differ in length'
-        )
-      for user, value, status in zip(users, answers, statuses, strict=True):
+      answers = _listed(values[name], name)
+      users = _listed(values.get(f'{name}.users'), name)
+      statuses = _listed(values.get(f'{name}.status'), name)
+      if any(some and len(some) != len(answers) for some in (users, statuses)):
+        raise table.NotText(f'{name} has not a user and a status per answer')
+      for k, value in enumerate(answers):
+        user = users[k] if users else None
+        status = statuses[k] if statuses else None
         add(user, name.removesuffix(_FLAT), value, status)
   elif isinstance(responses, dict):
     for question, answers in responses.items():
-      for answer in table.as_objects(answers, 'a response'):
+      for answer in _objects(answers, f'the responses to {question}'):
         user, status = answer.get('user_id'), answer.get('status')
         add(user, question, answer.get('value'), status)
   else:
-    for response in table.as_objects(responses, 'a response'):
+    for response in _objects(responses, 'the responses'):
       user, status = response.get('user_id'), response.get('status')
-      by_question = response.get('values') or {}
-      if not isinstance(by_question, dict):
+      found = response.get('values') or {}
+      if not isinstance(found, dict):
         raise table.NotText('the values of a response are not an object')
-      for question, answer in by_question.items():
-        value = answer.get('value') if isinstance(answer, dict) else answer
-        add(user, question, value, status)
+      for question, answer in found.items():
+        (one,) = _objects([answer], f'the values of {question}')
+        add(user, question, one.get('value'), status)
       add(user, '', None, status)  # Discarded ones may have no values.
   return given
 
 
-def _verdict(one: _Given, values: Mapping[str, Any]) -> Verdict | None:
+def _objects(found: Any, what: str) -> list[dict[str, Any]]:
+  """A list of objects.
+
+  Raises:
+    NotText: it is something else.
+  """
+  found = [] if table.is_missing(found) else found
+  if not isinstance(found, list) or not all(isinstance(o, dict) for o in found):
+    raise table.NotText(f'{what} are not a list of objects')
+  return found
+
+
+def _listed(cell: Any, name: str) -> list[Any]:
+  """A list, also as CSV has it: "['a', None]", or "['a' None]" from arrays.
+
+  Raises:
+    NotText: it is something else.
+  """
+  if table.is_missing(cell):
+    return []
+  if isinstance(cell, list):
+    return cell
+  values = []
+  try:
+    inner = re.fullmatch(r'\[(.*)\]', str(cell).strip(), re.DOTALL)
+    if inner is None:
+      raise ValueError
+    # In brackets, so that line ends between the values mean nothing.
+    lines = io.StringIO(f'[{inner[1]}]').readline
+    for token in list(tokenize.generate_tokens(lines))[1:]:
+      if token.type in (tokenize.STRING, tokenize.NUMBER):
+        values.append(ast.literal_eval(token.string))
+      elif token.string in ('None', 'nan', 'null'):
+        values.append(None)
+      elif token.string.strip() not in ('', ',', ']'):
+        raise ValueError
+  except (ValueError, SyntaxError, tokenize.TokenError):
+    raise table.NotText(f'{name} is not a list') from None
+  return values
+
+
+def _verdict(
+  one: _Given, values: Mapping[str, Any], questions: _Questions
+) -> Verdict | None:
   """What an annotator decided.
 
   Without a status of the response, that of the record tells whether there is a
   submitted one.
   """
-  found = [verdicts.of_word('verdict', one.values.get('verdict'))]
+  found = [verdicts.of_cell(q, one.values.get(q)) for q in questions.verdicts]
   status = one.status or str(values.get('status') or '')
   if status in ('draft', 'pending'):
     return Verdict.SKIPPED

@@ -6,11 +6,13 @@ number of a task; ours is `prompt_id` in the task's data. A todo of ours from
 before there was a prompt_id has none, and its prompts are found by their text.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
 import json
 from typing import Any
 
-from edsft_jax import store
+from edsft_jax import errors, store
 from edsft_jax.annotation.formats import table, verdicts
 from edsft_jax.annotation.formats.format import Format, Row, Task, Verdict
 from edsft_jax.tables import readers
@@ -53,105 +55,172 @@ def _is_json(records: Sequence[readers.Row]) -> bool:
 def _read_json(
   records: Sequence[readers.Row],
 ) -> tuple[list[Row], list[str]]:
-  text = json.dumps([r.values for r in records], default=str)
-  named = '"from_name": "response"' in text
-  return [row for record in records for row in _of_task(record, named)], []
+  controls = _controls(records)
+  return [row for record in records for row in _of_task(record, controls)], []
 
 
-def _of_task(record: readers.Row, named: bool) -> Iterator[Row]:
-  """A row per annotation; a task without any has been left open.
+@dataclasses.dataclass(frozen=True)
+class _Controls:
+  """What the controls of a labelling configuration hold.
 
-  Args:
-    record: the task.
-    named: whether some answer in the file is called response.
+  Attributes:
+    response: the control with the answer.
+    verdicts: those with choices that stand for a verdict.
   """
+
+  response: str
+  verdicts: frozenset[str]
+
+
+def _controls(records: Sequence[readers.Row]) -> _Controls:
+  """Finds the controls: teams may have a configuration of their own.
+
+  Raises:
+    InputError: several may hold the answers, or a choice with a verdict's name
+      means nothing known.
+  """
+  texts: dict[str, None] = {}
+  choices: dict[str, list[Any]] = {}
+  for record in records:
+    annotations = (record.values or {}).get('annotations')
+    for annotation in annotations if isinstance(annotations, list) else ():
+      with contextlib.suppress(table.NotText):  # Its row says what is wrong.
+        given = _Given(annotation)
+        texts.update({n: None for n, some in given.texts.items() if any(some)})
+        for name, some in given.choices.items():
+          choices.setdefault(name, []).extend(some)
+  found = {'verdict'}
+  for name, some in choices.items():
+    try:
+      if name != 'verdict' and verdicts.is_column(name, some):
+        found.add(name)
+    except verdicts.UnknownVerdict as e:
+      raise errors.InputError(
+        f'has {e}, which is no known verdict: use accepted, rejected or skipped'
+      ) from None
+  names = [n for n in texts if n not in (*found, 'reason')]
+  return _Controls(table.choose_answer(names), frozenset(found))
+
+
+class _Given:
+  """What an annotator gave.
+
+  Attributes:
+    texts: control -> texts.
+    choices: control -> choices.
+  """
+
+  def __init__(self, annotation: Any):
+    """Reads an annotation.
+
+    Raises:
+      NotText: it is none.
+    """
+    self.texts: dict[str, list[str]] = {}
+    self.choices: dict[str, list[str]] = {}
+    if not isinstance(annotation, dict):
+      raise table.NotText('an annotation is not an object')
+    results = annotation.get('result') or []
+    if not isinstance(results, list):
+      raise table.NotText('the result of an annotation is not a list')
+    for result in results:
+      value = (result.get('value') or {}) if isinstance(result, dict) else None
+      if not isinstance(value, dict):
+        raise table.NotText('a result of an annotation is not an object')
+      name = str(result.get('from_name'))
+      if 'choices' in value:
+        self._add(self.choices, name, value['choices'])
+      elif 'text' in value and 'start' not in value:  # Not a span of a text.
+        self._add(self.texts, name, value['text'])
+
+  def _add(self, to: dict[str, list[str]], name: str, found: Any) -> None:
+    found = found if isinstance(found, list) else [found]
+    to.setdefault(name, []).extend(
+      table.as_text(v, f'the {name}') for v in found
+    )
+
+
+def _of_task(record: readers.Row, controls: _Controls) -> Iterator[Row]:
+  """A row per annotation; a task without any has been left open."""
   values = record.values or {}
   data, annotations = values.get('data'), values.get('annotations')
   if not isinstance(data, dict) or not isinstance(annotations, list):
     problem = record.problem or 'not a task with data and annotations'
     yield Row(record.place, problem=problem)
     return
-  prompt_id = next((data[n] for n in ('prompt_id', 'id') if n in data), None)
+  found = next((data[n] for n in ('prompt_id', 'id') if n in data), None)
   for annotation in annotations or [{'was_cancelled': True}]:
+    prompt_id = None
     try:
+      prompt_id = None if found is None else table.as_id(found)
       yield Row(
         place=record.place,
-        id=None if prompt_id is None else table.as_id(prompt_id),
+        id=prompt_id,
         prompt=table.as_text(data['prompt'], 'the prompt')
         if 'prompt' in data
         else None,
-        **_of_annotation(annotation, named),
+        **_of_annotation(annotation, controls),
       )
     except (table.NotText, verdicts.UnknownVerdict) as e:
-      yield Row(record.place, id=str(prompt_id), problem=str(e))
+      yield Row(record.place, id=prompt_id, problem=str(e))
 
 
-def _of_annotation(annotation: Any, named: bool) -> dict[str, Any]:
+def _of_annotation(annotation: Any, controls: _Controls) -> dict[str, Any]:
   """The fields of a row that an annotation fills.
 
   Raises:
-    NotText: it has several answers, or is not in the form of Label Studio.
+    NotText: it has several answers, or is malformed.
     UnknownVerdict: a choice means nothing known.
   """
-  if not isinstance(annotation, Mapping):
-    raise table.NotText('an annotation is not an object')
-  texts, choices = _results(annotation.get('result'))
-  name = 'response' if named else table.answer_name(texts)
-  response = texts.get(name, [])
+  given = _Given(annotation)
+  response = given.texts.get(controls.response, [])
   if len(response) > 1:
     raise table.NotText(f'the response has {len(response)} parts: join them')
+  said = {**given.texts, **given.choices}
   found = [
-    verdicts.of_word(control, word)
-    for control, words in choices.items()
-    for word in words
-    if control == 'verdict' or verdicts.holds_verdicts(control, [word])
+    verdicts.of_cell(name, word)
+    for name in controls.verdicts
+    for word in said.get(name, ())
   ]
-  if annotation.get('was_cancelled') or _was_sent_back(annotation):
+  found.append(_of_reviews(annotation.get('reviews') or []))
+  if annotation.get('was_cancelled'):
     found.append(Verdict.SKIPPED)
   others: dict[str, store.Scalar] = {
     name: value
     for name in _KEPT
     if (value := table.as_scalar(annotation.get(name))) is not None
   }
-  if (number := table.as_scalar(annotation.get('id'))) is not None:
+  if annotation.get('id') is not None:
+    number = table.as_scalar(annotation['id'])
+    if number is None:
+      raise table.NotText('the id of an annotation is not a number')
     others['annotation_id'] = number
   return {
     'response': ''.join(response),
     'verdict': verdicts.heaviest(found),
-    'reason': ' '.join(texts.get('reason', ())),
+    'reason': ' '.join(said.get('reason', ())),
     'annotator': _annotator(annotation.get('completed_by')),
     'others': others,
   }
 
 
-def _results(results: Any) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-  """Texts and choices by the name of their control.
+def _of_reviews(reviews: Any) -> Verdict | None:
+  """What the last reviewer decided.
 
   Raises:
-    NotText: a result is not in the form of Label Studio.
+    NotText: it is not a list of reviews.
+    UnknownVerdict: it is neither a yes nor a no.
   """
-  texts: dict[str, list[str]] = {}
-  choices: dict[str, list[str]] = {}
-  for result in table.as_objects(results, 'a result'):
-    value, name = result.get('value') or {}, str(result.get('from_name'))
-    if not isinstance(value, Mapping):
-      raise table.NotText('the value of a result is not an object')
-    for kind, of_kind in (('text', texts), ('choices', choices)):
-      found = value.get(kind)
-      found = [found] if isinstance(found, str) else found or []
-      if not isinstance(found, list) or not all(
-        isinstance(text, str) for text in found
-      ):
-        raise table.NotText(f'the {kind} of {name} is not text')
-      if found:
-        of_kind.setdefault(name, []).extend(found)
-  return texts, choices
-
-
-def _was_sent_back(annotation: Mapping[str, Any]) -> bool:
-  """Whether the last reviewer did not accept the answer."""
-  reviews = table.as_objects(annotation.get('reviews'), 'a review')
-  return bool(reviews) and reviews[-1].get('accepted') is False
+  if not isinstance(reviews, list) or not all(
+    isinstance(review, dict) for review in reviews
+  ):
+    raise table.NotText('the reviews of an annotation are not objects')
+  if not reviews:
+    return None
+  last = max(reversed(reviews), key=lambda r: str(r.get('created_at') or ''))
+  is_rejection = verdicts.of_flag('accepted', last.get('accepted'))
+  # Whether an accepted one has an answer is for the annotation to say.
+  return is_rejection if is_rejection is Verdict.REJECTED else None
 
 
 def _annotator(completed_by: Any) -> str:

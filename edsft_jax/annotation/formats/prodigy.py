@@ -2,7 +2,8 @@
 
 The prompt is in `text`, its id in `prompt_id` or in `meta`, the answer in the
 text input's field (`user_input` unless its block has a field_id), and the
-verdict in `answer`: accept, reject or ignore.
+verdict in `answer`: accept, reject or ignore. Tables made of it may lack the
+fields that Prodigy adds.
 """
 
 from collections.abc import Sequence
@@ -23,10 +24,17 @@ _SCHEMA = table.Schema(
 
 
 def _recognises(records: Sequence[readers.Row]) -> bool:
-  return any(
-    r.values.get('answer') in _ANSWERS and _MARKS & r.values.keys()
-    for r in records
-    if r.values
+  rows = [r.values for r in records if r.values]
+  given = [row for row in rows if not table.is_missing(row.get('answer'))]
+  if any(
+    str(row['answer']) in _ANSWERS and _MARKS & row.keys() for row in given
+  ):
+    return True
+  has_texts = any(name in row for row in rows for name in _SCHEMA.responses)
+  return (
+    has_texts
+    and bool(given)
+    and all(str(row['answer']) in _ANSWERS for row in given)
   )
 
 

@@ -4,14 +4,15 @@
               their text
   prompt      compared with the pool's
   response    the answer
-  status, verdict, decision, rejected, skipped, ...   see verdicts.py
+  status, verdict, decision, rejected, skipped, ...   see verdicts.py; so are
+              columns of other names that hold nothing but verdicts
   reason      why a prompt was rejected
 
 All other columns (annotator, completed_by, lead_time, created_at, cost, ...)
 are kept. Capitals in names do not matter.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import datetime
@@ -38,12 +39,12 @@ ANNOTATORS = (
   '_session_id',
 )
 _REASONS = ('reason', 'rejection_reason')
-# What others call the column of answers.
-_OTHER_RESPONSES = ('answer', 'completion', 'output', 'reply', 'text')
 # Columns of a todo that are in the pool, or derived from it.
 _OF_TODO = ('rank', 'task', 'words', 'characters')
 # Columns that responses.parquet has already.
 _OF_RESPONSES = ('id', 'response')
+# What the column of answers is called elsewhere.
+_ANSWERS = ('answer', 'completion', 'output')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +107,10 @@ class _Reader:
       *self._flags,
       *self._reasons,
     }
-    others = [name for name in names if name not in used]
-    self._verdicts += [
-      name
-      for name in others
-      if verdicts.holds_verdicts(name, self._column(name))
-    ]
-    self._others = [name for name in others if name not in self._verdicts]
+    self._others = [name for name in names if name not in used]
+    # Columns of verdicts with names of their own.
+    self._found: list[str] = []
     self._left_out: dict[str, None] = {}
-
-  def _column(self, name: str) -> list[Any]:
-    return [(record.values or {}).get(name) for record in self._records]
 
   def _find(self, names: Sequence[str]) -> list[str]:
     """Those of these columns that the file has, as it spells them."""
@@ -124,8 +118,11 @@ class _Reader:
 
   def read(self) -> tuple[list[Row], list[str]]:
     """Reads all rows but empty ones; see the function `read`."""
+    self._find_verdicts()
+    self._find_response()
     listed = ', '.join(self._spelt.values())
-    if listed and not (self._responses or self._verdicts or self._flags):
+    verdict_columns = [*self._verdicts, *self._flags, *self._found]
+    if listed and not (self._responses or verdict_columns):
       raise errors.InputError(
         f'has no column response: it has {listed}: call the column of answers '
         'response'
@@ -135,7 +132,6 @@ class _Reader:
         'has no column prompt_id, nor a column prompt to find prompts by: it '
         f'has {listed}: add them from the todo'
       )
-    self._refuse_other_answers()
     rows = [self._row(r) for r in self._records if not _is_empty(r)]
     notes = []
     if rows and not self._prompts:
@@ -147,23 +143,54 @@ class _Reader:
       )
     return rows, notes
 
-  def _refuse_other_answers(self) -> None:
-    """Rejects a file whose answers are not where they are looked for.
+  def _find_verdicts(self) -> None:
+    """Finds columns of verdicts among the others.
 
     Raises:
-      InputError: naming the column that has them.
+      InputError: one has a verdict's name, and a value that is none.
     """
-    if not self._responses:
-      return
-    given = (v for name in self._responses for v in self._column(name))
-    if not all(map(is_missing, given)):
-      return
-    for name in self._find(_OTHER_RESPONSES):
-      if name in self._others and not all(map(is_missing, self._column(name))):
+    left_out = {*self._find(ANNOTATORS)}
+    if not any(map(self._is_filled, self._responses)):
+      left_out.update(self._find(_ANSWERS))
+    for name in self._others:
+      if name in left_out:
+        continue
+      try:
+        if verdicts.is_column(name, self._values(name)):
+          self._found.append(name)
+      except verdicts.UnknownVerdict as e:
         raise errors.InputError(
-          f'has nothing in {self._responses[0]}, but in {name}: call the '
-          f'column of answers {self._responses[0]}'
-        )
+          f'has {e}, which is no known verdict: write accepted, rejected or '
+          'skipped, or rename the column if it holds something else'
+        ) from None
+    self._others = [n for n in self._others if n not in self._found]
+
+  def _find_response(self) -> None:
+    """Takes a column with another name if that for answers is empty.
+
+    Raises:
+      InputError: there are several.
+    """
+    is_read = self._responses or self._verdicts or self._flags or self._found
+    if not is_read or any(map(self._is_filled, self._responses)):
+      return
+    names = [
+      name
+      for name in self._find(_ANSWERS)
+      if name in self._others and self._is_filled(name)
+    ]
+    if names:
+      self._responses = [choose_answer(names)]
+      self._others.remove(names[0])
+
+  def _values(self, name: str) -> list[Any]:
+    return [r.values.get(name) for r in self._records if r.values]
+
+  def _is_filled(self, name: str) -> bool:
+    return any(
+      not is_missing(value) and str(value).strip()
+      for value in self._values(name)
+    )
 
   def _row(self, record: readers.Row) -> Row:
     if record.values is None:
@@ -195,6 +222,7 @@ class _Reader:
   def _verdict(self, values: Mapping[str, Any]) -> Verdict | None:
     found = [verdicts.of_word(n, values.get(n)) for n in self._verdicts]
     found += [verdicts.of_flag(n, values.get(n)) for n in self._flags]
+    found += [verdicts.of_cell(n, values.get(n)) for n in self._found]
     return verdicts.heaviest(found)
 
   def _kept(self, values: Mapping[str, Any]) -> dict[str, store.Scalar]:
@@ -209,6 +237,25 @@ class _Reader:
       else:
         kept[name] = scalar
     return kept
+
+
+def choose_answer(names: Sequence[str]) -> str:
+  """The question, control or column with the answers; 'response' if none has.
+
+  Args:
+    names: those with texts.
+
+  Raises:
+    InputError: several may hold the answers, and none is called response.
+  """
+  if 'response' in names or not names:
+    return 'response'
+  if len(names) > 1:
+    raise errors.InputError(
+      f'has texts in {", ".join(names)}, and none in response: call the one '
+      'with the answers response'
+    )
+  return names[0]
 
 
 def is_missing(value: Any) -> bool:
@@ -229,36 +276,6 @@ def as_text(value: Any, what: str) -> str:
   if isinstance(value, cells.Converted):
     raise NotText(f'{what} is {value}')
   raise NotText(f'{what} is not text')
-
-
-def as_objects(value: Any, what: str) -> list[Mapping[str, Any]]:
-  """A list of objects; [] if it is missing.
-
-  Raises:
-    NotText: it is something else.
-  """
-  value = value or []
-  if not isinstance(value, list) or not all(
-    isinstance(one, Mapping) for one in value
-  ):
-    raise NotText(f'{what} is not an object')
-  return value
-
-
-def answer_name(texts: Iterable[str]) -> str:
-  """The name of the question that was answered, in a tool's own project.
-
-  Raises:
-    NotText: it could be one of several.
-  """
-  names = [name for name in texts if name not in ('verdict', 'reason')]
-  if 'response' in names or not names:
-    return 'response'
-  if len(names) > 1:
-    raise NotText(
-      f'it answers {" and ".join(names)}: call the one to use response'
-    )
-  return names[0]
 
 
 def as_id(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Words and marks by which people and tools accept, reject or skip a prompt."""
 
 from collections.abc import Iterable, Mapping
+import re
 from typing import Any
 
 from edsft_jax.annotation.formats.format import Verdict
@@ -36,28 +37,20 @@ FLAGS: Mapping[str, tuple[Verdict, Verdict | None]] = {
   'canceled': (Verdict.SKIPPED, None),
   'was_cancelled': (Verdict.SKIPPED, None),
 }
+# Names of further columns that say what became of an answer, and those of them
+# that tell when or by whom.
+_SUGGESTIVE = re.compile(
+  'status|verdict|(?<!e)state(?!ment)|approve|reject|accept|review',
+  re.IGNORECASE,
+)
+_ASIDE = re.compile(
+  '((?i:time|date|rate|score|count|seconds|reviewers?)|[_ ]at|At|[_ ]by|By|'
+  '[_ ]id|Id|ID)$'
+)
 _YES = frozenset(('1', 't', 'true', 'x', 'y', 'yes'))
 _NO = frozenset(('0', 'f', 'false', 'n', 'no'))
 # A rejection outweighs a skip, which outweighs an answer.
 _WEIGHT = (Verdict.ANSWERED, Verdict.SKIPPED, Verdict.REJECTED)
-
-
-# What the name of such a column contains in other tools.
-_NAMES = ('status', 'verdict', 'state', 'approv', 'reject', 'accept', 'review')
-
-
-def holds_verdicts(column: str, values: Iterable[Any]) -> bool:
-  """Whether a column with another name holds words of this kind.
-
-  It has to reject or skip something, and every word has to be known unless the
-  column's name says what it is.
-  """
-  words = {_plain(value) for value in values} - {''}
-  known = {_OF_WORD[word] for word in words if word in _OF_WORD}
-  if not known - {Verdict.ANSWERED}:
-    return False
-  name = column.casefold()
-  return words <= _OF_WORD.keys() or any(part in name for part in _NAMES)
 
 
 class UnknownVerdict(Exception):
@@ -95,6 +88,41 @@ def of_flag(column: str, value: Any) -> Verdict | None:
   return None
 
 
+def is_column(name: str, values: Iterable[Any]) -> bool:
+  """Whether a column with a name of its own holds verdicts.
+
+  It does if all its values are words of verdicts, and some are not acceptances.
+
+  Raises:
+    UnknownVerdict: by its name it does, but a value means nothing known.
+  """
+  words = [value for value in values if _plain(value)]
+  if all(_plain(word) in _OF_WORD for word in words):
+    found = {_OF_WORD[_plain(word)] for word in words}
+    return not found <= {Verdict.ANSWERED}
+  if not _SUGGESTIVE.search(name) or _ASIDE.search(name.strip()):
+    return False
+  for word in words:
+    of_cell(name, word)
+  return True
+
+
+def of_cell(column: str, value: Any) -> Verdict | None:
+  """The verdict in a column that `is_column`: a word, or a yes or a no.
+
+  Raises:
+    UnknownVerdict: it is neither; naming the column and the value.
+  """
+  word, name = _plain(value), column.casefold()
+  if word in _YES | _NO:
+    for part, flag in (('reject', 'rejected'), ('approve', 'accepted')):
+      if part in name:
+        return of_flag(flag, value)
+    if 'accept' in name:
+      return of_flag('accepted', value)
+  return of_word(column, value)
+
+
 def heaviest(found: Iterable[Verdict | None]) -> Verdict | None:
   """The one that counts if several columns say something; None if none do."""
   said = (verdict for verdict in found if verdict)
@@ -103,7 +131,7 @@ def heaviest(found: Iterable[Verdict | None]) -> Verdict | None:
 
 def _plain(value: Any) -> str:
   """The value in lower case; '' for nothing, '1' for 1.0."""
-  if value is None or value != value:
+  if value is None or value != value or value in ([], {}):
     return ''
   if isinstance(value, float) and value.is_integer():
     value = int(value)
