@@ -371,7 +371,7 @@ def test_argilla_records(tmp_path):
   delivered, taken = take(path, argilla_pool())
   assert delivered.format == 'Argilla records'
   assert delivered.notes == [
-    '2 records have no submitted response: their drafts are left out'
+    '2 records without a submitted response: drafts are left out'
   ]
   answers = {i: row.response for i, row in taken.answers.items()}
   assert answers == {'p0': 'zero', 'p3': 'same'}

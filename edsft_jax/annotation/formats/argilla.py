@@ -26,7 +26,7 @@ import re
 import tokenize
 from typing import Any
 
-from edsft_jax import errors
+from edsft_jax import console, errors
 from edsft_jax.annotation.formats import table, verdicts
 from edsft_jax.annotation.formats.format import Format, Row, Task, Verdict
 from edsft_jax.tables import readers
@@ -78,8 +78,8 @@ def _read(records: Sequence[readers.Row]) -> tuple[list[Row], list[str]]:
   notes = []
   if num_pending:
     notes.append(
-      f'{num_pending:,} records have no submitted response: their drafts are '
-      'left out'
+      f'{console.count(num_pending, "record")} without a submitted response: '
+      'drafts are left out'
     )
   return rows, notes
 
@@ -148,7 +148,8 @@ def _of_record(record: readers.Row, questions: _Questions) -> Iterator[Row]:
   try:
     prompt_id = _id(values)
     given = _given(values)
-    for annotator, one in (given or {'': _Given({}, 'pending')}).items():
+    nobody = {('', 0): _Given({}, 'pending')}
+    for (annotator, _), one in (given or nobody).items():
       answer = one.values.get(questions.response)
       yield Row(
         place=record.place,
@@ -182,16 +183,18 @@ def _id(values: Mapping[str, Any]) -> str | None:
   return None if found is None else table.as_id(found)
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, _Given]:
-  """Annotator -> what this annotator gave.
+def _given(values: Mapping[str, Any]) -> dict[tuple[str, int], _Given]:
+  """What each annotator gave; unknown ones differ by their place.
 
   Raises:
     NotText: the record is malformed.
   """
-  given: dict[str, _Given] = {}
+  given: dict[tuple[str, int], _Given] = {}
 
-  def add(user: Any, question: str, value: Any, status: Any) -> None:
-    one = given.setdefault(str(user or ''), _Given({}))
+  def add(
+    place: int, user: Any, question: str, value: Any, status: Any
+  ) -> None:
+    one = given.setdefault((str(user or ''), 0 if user else place), _Given({}))
     one.values[question] = value
     one.status = one.status or str(status or '')
 
@@ -206,22 +209,24 @@ def _given(values: Mapping[str, Any]) -> dict[str, _Given]:
       for k, value in enumerate(answers):
         user = users[k] if users else None
         status = statuses[k] if statuses else None
-        add(user, name.removesuffix(_FLAT), value, status)
+        add(k, user, name.removesuffix(_FLAT), value, status)
   elif isinstance(responses, dict):
     for question, answers in responses.items():
-      for answer in _objects(answers, f'the responses to {question}'):
+      for k, answer in enumerate(
+        _objects(answers, f'the responses to {question}')
+      ):
         user, status = answer.get('user_id'), answer.get('status')
-        add(user, question, answer.get('value'), status)
+        add(k, user, question, answer.get('value'), status)
   else:
-    for response in _objects(responses, 'the responses'):
+    for k, response in enumerate(_objects(responses, 'the responses')):
       user, status = response.get('user_id'), response.get('status')
       found = response.get('values') or {}
       if not isinstance(found, dict):
         raise table.NotText('the values of a response are not an object')
       for question, answer in found.items():
         (one,) = _objects([answer], f'the values of {question}')
-        add(user, question, one.get('value'), status)
-      add(user, '', None, status)  # Discarded ones may have no values.
+        add(k, user, question, one.get('value'), status)
+      add(k, user, '', None, status)  # Discarded ones may have no values.
   return given
 
 
