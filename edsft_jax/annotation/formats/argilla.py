@@ -128,7 +128,7 @@ def _questions(records: Sequence[readers.Row]) -> _Questions:
         found.add(question)
     except verdicts.UnknownVerdict as e:
       raise errors.InputError(
-        f'has {e}, which is no known verdict: use accepted, rejected or skipped'
+        f'has {e}, which is not a verdict: use accepted, rejected or skipped'
       ) from None
   names = [name for name in said if name not in (*found, 'reason')]
   return _Questions(table.choose_answer(names), frozenset(found))

@@ -96,7 +96,7 @@ def _controls(records: Sequence[readers.Row]) -> _Controls:
         found.add(name)
     except verdicts.UnknownVerdict as e:
       raise errors.InputError(
-        f'has {e}, which is no known verdict: use accepted, rejected or skipped'
+        f'has {e}, which is not a verdict: use accepted, rejected or skipped'
       ) from None
   names = [n for n in texts if n not in (*found, 'reason')]
   return _Controls(table.choose_answer(names), frozenset(found))

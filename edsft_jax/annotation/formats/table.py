@@ -160,7 +160,7 @@ class _Reader:
           self._found.append(name)
       except verdicts.UnknownVerdict as e:
         raise errors.InputError(
-          f'has {e}, which is no known verdict: write accepted, rejected or '
+          f'has {e}, which is not a verdict: write accepted, rejected or '
           'skipped, or rename the column if it holds something else'
         ) from None
     self._others = [n for n in self._others if n not in self._found]
