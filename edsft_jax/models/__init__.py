@@ -16,7 +16,7 @@ from edsft_jax.models.checkpoint import (
 )
 from edsft_jax.models.config import DecoderConfig, Rope
 from edsft_jax.models.config_json import read_config
-from edsft_jax.models.decoder import Decoder, KVCache, LoRAParam, Output
+from edsft_jax.models.decoder import Decoder, KVCache, Output
 from edsft_jax.models.fingerprint import fingerprint
 from edsft_jax.models.lora import (
   add_lora,
@@ -24,6 +24,7 @@ from edsft_jax.models.lora import (
   merged,
   save_adapter,
 )
+from edsft_jax.models.modules import LoRAParam
 from edsft_jax.models.placement import shard_decoder
 from edsft_jax.models.prompt_format import PromptFormat, load_prompt_format
 

@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from edsft_jax import errors, store
-from edsft_jax.models import config_json
+from edsft_jax.models import config_json, diagnosis
 from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.models.placement import StatePath, placed
@@ -115,6 +115,7 @@ def check(path: Path) -> DecoderConfig:
     raise errors.InputError(
       f'{directory} has no tokenizer.json: save the tokenizer next to the model'
     )
+  diagnosis.refuse_pointer(directory / 'tokenizer.json')
   return config
 
 
@@ -294,6 +295,7 @@ class _Weights:
 
   def check(self, config: DecoderConfig) -> None:
     """Compares names, shapes and dtypes with the decoder's."""
+    diagnosis.refuse_foreign_prefix(self._directory, self._file_of)
     last = f'model.layers.{config.num_layers - 1}.'
     if not any(name.startswith(last) for name in self._file_of):
       # Checked first, so that a wrong number does not build that many layers.
@@ -389,6 +391,7 @@ class _Weights:
     try:
       opened = safetensors.safe_open(file, framework='numpy')
     except (safetensors.SafetensorError, OSError) as error:
+      diagnosis.refuse_pointer(file)
       raise errors.InputError(
         f'{file} is not a complete safetensors file ({error}): copy it again'
       ) from None

@@ -1,94 +1,6 @@
-"""Configuration of decoders: model families, rotary embedding, sizes."""
+"""Configuration of the decoder: sizes, rotary embedding, switches."""
 
 import dataclasses
-
-FULL, SLIDING = 'full_attention', 'sliding_attention'
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-  """What an architecture fixes, and which config.json fields set the rest.
-
-  Attributes:
-    model_type: model_type in config.json.
-    qkv_bias: whether q, k and v projections have biases, or the name of the
-      field that says so.
-    output_bias: the same for the o projection.
-    mlp_bias: the same for gate, up and down projections.
-    qk_norm: see DecoderConfig.
-    norm_last: see DecoderConfig.
-    window: which layers have a sliding window: 'none', 'all' (unless
-      sliding_window is null), or 'some' (as set by use_sliding_window,
-      layer_types or max_window_layers).
-    required: fields that must be present; transformers' default for them only
-      fits one size of model.
-  """
-
-  model_type: str
-  qkv_bias: bool | str = False
-  output_bias: bool | str = False
-  mlp_bias: bool | str = False
-  qk_norm: str = 'none'
-  norm_last: bool = False
-  window: str = 'none'
-  required: tuple[str, ...] = ()
-
-
-_KV = 'num_key_value_heads'
-FAMILIES = {
-  'LlamaForCausalLM': Family(
-    'llama',
-    qkv_bias='attention_bias',
-    output_bias='attention_bias',
-    mlp_bias='mlp_bias',
-  ),
-  'MistralForCausalLM': Family('mistral', window='all', required=(_KV,)),
-  'Qwen2ForCausalLM': Family(
-    'qwen2', qkv_bias=True, window='some', required=(_KV,)
-  ),
-  'Qwen3ForCausalLM': Family(
-    'qwen3',
-    qkv_bias='attention_bias',
-    output_bias='attention_bias',
-    qk_norm='head',
-    window='some',
-    required=(_KV, 'head_dim'),
-  ),
-  'Olmo2ForCausalLM': Family(
-    'olmo2',
-    qkv_bias='attention_bias',
-    output_bias='attention_bias',
-    qk_norm='all',
-    norm_last=True,
-  ),
-}
-ACTIVATIONS = ('silu',)
-# Rope type -> required fields besides theta.
-ROPE_KINDS = {
-  'default': (),
-  'linear': ('factor',),
-  'dynamic': ('factor',),
-  'llama3': ('factor', 'low_freq_factor', 'high_freq_factor'),
-  'yarn': ('factor',),
-}
-# Rope type -> optional fields.
-ROPE_OPTIONS = {
-  'yarn': {
-    'attention_factor',
-    'beta_fast',
-    'beta_slow',
-    'mscale',
-    'mscale_all_dim',
-    'truncate',
-  },
-}
-ROPE_COMMON = {
-  'type',
-  'rope_type',
-  'rope_theta',
-  'partial_rotary_factor',
-  'original_max_position_embeddings',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +9,24 @@ class Rope:
 
   Attributes:
     theta: base of the wavelengths.
-    kind: 'default' | 'linear' | 'dynamic' | 'llama3' | 'yarn'.
+    kind: 'default' | 'linear' | 'dynamic' | 'llama3' | 'yarn' | 'longrope'.
+    partial: share of a head's dimensions that rotate, the first ones.
     factor: by how much the other kinds stretch the context.
     low_freq_factor: llama3: wavelengths above original_context / this are
       stretched by the whole factor.
     high_freq_factor: llama3: wavelengths below original_context / this are
       unchanged.
-    original_context: dynamic, llama3, yarn: the context before stretching.
+    original_context: dynamic, llama3, yarn, longrope: the context before
+      stretching.
     beta_fast: yarn: dimensions that rotate more often than this within the
       original context are unchanged.
     beta_slow: yarn: dimensions that rotate less often than this are stretched
       by the whole factor.
     truncate: yarn: rounds these two limits to whole dimensions.
-    attention_factor: yarn: factor of cosine and sine.
+    attention_factor: yarn, longrope: factor of cosine and sine.
+    short_factors: longrope: by how much each pair of dimensions is stretched in
+      rows within the original context.
+    long_factors: longrope: the same for longer rows.
   """
 
   theta: float = 10000.0
@@ -122,6 +39,13 @@ class Rope:
   beta_slow: float = 1.0
   truncate: bool = True
   attention_factor: float = 1.0
+  partial: float = 1.0
+  short_factors: tuple[float, ...] = ()
+  long_factors: tuple[float, ...] = ()
+
+  def rotary_dim(self, head_dim: int) -> int:
+    """How many of a head's dimensions rotate."""
+    return int(head_dim * self.partial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,19 +60,34 @@ class DecoderConfig:
     num_heads: query heads [num_attention_heads].
     num_kv_heads: key and value heads [num_key_value_heads].
     head_dim: width of one head [head_dim, else width / num_heads].
-    architecture: one of FAMILIES [architectures].
+    architecture: one of families.FAMILIES [architectures].
     norm_eps: [rms_norm_eps].
     rope: rotary embedding [rope_theta, rope_scaling or rope_parameters].
+    window_rope: that of layers with a window; None: the same.
+    no_rope_layers: indices of the layers without rope [no_rope_layers].
     tied: the output layer shares the embedding's weights
       [tie_word_embeddings].
     context: longest sequence [max_position_embeddings; dynamic rope: times its
-      factor].
+      factor; longrope: original_max_position_embeddings, since the keys of a
+      row that grows beyond it would have to be computed again].
     qkv_bias: q, k and v projections have biases.
     output_bias: the o projection has one.
     mlp_bias: gate, up and down projections have biases.
     qk_norm: normalisation of queries and keys before rope: 'none', 'head' (each
       head separately) or 'all' (all heads together).
-    norm_last: norms come after attention and MLP instead of before.
+    norms: where attention and MLP have norms: 'before', 'after' or 'both'.
+    norm_offset: the weights of norms are offsets from one.
+    activation: of the MLP: 'silu' or 'gelu_pytorch_tanh' [hidden_act or
+      hidden_activation].
+    embedding_scale: factor of the embeddings, rounded to their dtype.
+    residual_scale: factor of what attention and MLP add to the residual stream
+      [residual_multiplier].
+    score_scale: factor of attention scores; None: 1 / sqrt(head_dim)
+      [query_pre_attn_scalar ** -0.5, attention_multiplier].
+    score_cap: s becomes score_cap * tanh(s / score_cap), for attention scores
+      [attn_logit_softcapping].
+    logit_divisor: divisor of the logits [logits_scaling].
+    logit_cap: the same as score_cap for logits [final_logit_softcapping].
     window: number of tokens a position attends to, including itself; None: all.
     full_layers: indices of the layers without a window, if there is one.
     initializer_range: standard deviation of newly initialised weights.
@@ -166,13 +105,23 @@ class DecoderConfig:
   architecture: str = 'LlamaForCausalLM'
   norm_eps: float = 1e-5
   rope: Rope = Rope()
+  window_rope: Rope | None = None
+  no_rope_layers: tuple[int, ...] = ()
   tied: bool = False
   context: int = 2048
   qkv_bias: bool = False
   output_bias: bool = False
   mlp_bias: bool = False
   qk_norm: str = 'none'
-  norm_last: bool = False
+  norms: str = 'before'
+  norm_offset: bool = False
+  activation: str = 'silu'
+  embedding_scale: float = 1.0
+  residual_scale: float = 1.0
+  score_scale: float | None = None
+  score_cap: float | None = None
+  logit_divisor: float = 1.0
+  logit_cap: float | None = None
   window: int | None = None
   full_layers: tuple[int, ...] = ()
   initializer_range: float = 0.02

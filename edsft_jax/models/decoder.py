@@ -1,4 +1,4 @@
-"""A causal decoder in Flax NNX: Llama, Mistral, Qwen 2 and 3, OLMo 2.
+"""A causal decoder in Flax NNX, for every family of families.FAMILIES.
 
 Modules have the names that Hugging Face uses, so a parameter's path is the name
 of its tensor. Matmuls use the dtype of the weights (with true float32 precision
@@ -14,14 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from edsft_jax.models.config import DecoderConfig
+from edsft_jax.models.modules import (
+  Embedding,
+  Linear,
+  Mlp,
+  Norm,
+  capped,
+  precision_of,
+  scaled,
+)
 from edsft_jax.models.rope import rotate, rotations
 
 # See Attention.max_scores.
 MAX_SCORES = 2**26
-
-
-class LoRAParam(nnx.Param):
-  """A low-rank adapter's weight; nnx.split(decoder, LoRAParam, ...)."""
 
 
 @jax.tree_util.register_dataclass
@@ -65,21 +70,25 @@ class Output:
 
 
 class AttentionInputs(NamedTuple):
-  """Inputs that the attention of all layers shares.
+  """Inputs that the attention of all layers of a kind shares.
 
   Attributes:
     position_BxL: positions of the queries.
     position_BxS: positions of the keys; -1 for padding and empty entries.
-    rotation: cosines and sines to rotate queries and keys by.
+    rotation: cosines and sines to rotate queries and keys by; None: no rope.
     cache_index: cache entry of the first new key; 0 without a cache.
     window: number of tokens a query attends to, including itself; None for all.
+    score_divisor: divisor of the scores.
+    score_cap: soft cap of the scores after that, if any.
   """
 
   position_BxL: jax.Array
   position_BxS: jax.Array
-  rotation: tuple[jax.Array, jax.Array]
+  rotation: tuple[jax.Array, jax.Array] | None
   cache_index: jax.Array | int
   window: int | None
+  score_divisor: float
+  score_cap: float | None
 
   def mask(self) -> jax.Array:
     """Bool [B, L, S], true where a query attends to a key."""
@@ -154,6 +163,7 @@ class Decoder(nnx.Module):
       )
     layer %= num_states
     inputs = self._attention_inputs(mask.astype(bool), cache)
+    inputs_of_layers = self._inputs_of_layers(inputs)
     x_BxLxD = self.embed_tokens(tokens)
     features_BxLxD = x_BxLxD
     keys, values = [], []
@@ -161,9 +171,8 @@ class Decoder(nnx.Module):
       kv_cache = None
       if cache is not None:
         kv_cache = (cache.keys[number], cache.values[number])
-      is_full = number in self.config.full_layers
       x_BxLxD, k_BxKxAxS, v_BxKxSxA = block(
-        x_BxLxD, inputs._replace(window=None) if is_full else inputs, kv_cache
+        x_BxLxD, inputs_of_layers[number], kv_cache
       )
       keys.append(k_BxKxAxS)
       values.append(v_BxKxSxA)
@@ -197,13 +206,35 @@ class Decoder(nnx.Module):
       position_BxS = jax.lax.dynamic_update_slice(
         cache.position_BxS, position_BxS, (0, cache_index)
       )
+    config = self.config
     return AttentionInputs(
       position_BxL=position_BxL,
       position_BxS=position_BxS,
-      rotation=rotations(self.config.rope, self.config.head_dim, position_BxL),
+      rotation=rotations(config.rope, config.head_dim, position_BxL),
       cache_index=cache_index,
-      window=self.config.window,
+      window=None,
+      score_divisor=1 / config.score_scale
+      if config.score_scale
+      else math.sqrt(config.head_dim),
+      score_cap=config.score_cap,
     )
+
+  def _inputs_of_layers(self, full: AttentionInputs) -> list[AttentionInputs]:
+    """Each layer's inputs, from those of a layer without a window."""
+    config = self.config
+    windowed = full._replace(window=config.window)
+    if config.window_rope is not None:
+      rope, position_BxL = config.window_rope, full.position_BxL
+      windowed = windowed._replace(
+        rotation=rotations(rope, config.head_dim, position_BxL)
+      )
+    inputs = [
+      full if number in config.full_layers else windowed
+      for number in range(config.num_layers)
+    ]
+    for number in config.no_rope_layers:
+      inputs[number] = inputs[number]._replace(rotation=None)
+    return inputs
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Logits over the vocabulary, float32: [..., D] -> [..., V]."""
@@ -211,12 +242,15 @@ class Decoder(nnx.Module):
       weight_DxV = self.embed_tokens.weight[...].T
     else:
       weight_DxV = self.lm_head.weight[...]
-    return jnp.matmul(
+    logits = jnp.matmul(
       hidden,
       weight_DxV,
-      precision=_precision(self.dtype),
+      precision=precision_of(self.dtype),
       preferred_element_type=jnp.float32,
     )
+    if self.config.logit_divisor != 1.0:
+      logits = logits / self.config.logit_divisor
+    return capped(logits, self.config.logit_cap)
 
   def init_cache(self, batch: int, length: int) -> KVCache:
     """An empty cache for `batch` rows of at most `length` tokens and padding.
@@ -236,23 +270,36 @@ class Decoder(nnx.Module):
     )
 
 
-class Layer(nnx.Module):
-  """Attention and gated MLP, each with a norm and a residual connection.
+# DecoderConfig.norms -> names, in checkpoints, of a layer's norms: before
+# attention, after it, before the MLP, after it.
+NORMS: dict[str, tuple[str | None, ...]] = {
+  'before': ('input_layernorm', None, 'post_attention_layernorm', None),
+  'after': (
+    None,
+    'post_attention_layernorm',
+    None,
+    'post_feedforward_layernorm',
+  ),
+  'both': (
+    'input_layernorm',
+    'post_attention_layernorm',
+    'pre_feedforward_layernorm',
+    'post_feedforward_layernorm',
+  ),
+}
 
-  Norms come before attention and MLP or, with norm_last, after them. In both
-  cases checkpoints call the norm between the two post_attention_layernorm.
-  """
+
+class Layer(nnx.Module):
+  """Attention and gated MLP, each with norms and a residual connection."""
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    self.norm_last = config.norm_last
+    self.norms = config.norms
+    self.residual_scale = config.residual_scale
     self.self_attn = Attention(config, dtype, rngs)
-    self.post_attention_layernorm = Norm(config.width, config, dtype)
     self.mlp = Mlp(config, dtype, rngs)
-    outer = Norm(config.width, config, dtype)
-    if config.norm_last:
-      self.post_feedforward_layernorm = outer
-    else:
-      self.input_layernorm = outer
+    for name in NORMS[config.norms]:
+      if name is not None:
+        setattr(self, name, Norm(config.width, config, dtype))
 
   def __call__(
     self,
@@ -264,18 +311,20 @@ class Layer(nnx.Module):
 
     Args:
       x_BxLxD: hidden states.
-      inputs: the inputs shared by all layers.
+      inputs: the inputs shared by all layers of this kind.
       kv_cache: this layer's keys and values of earlier tokens, if any.
     """
-    y_BxLxD = x_BxLxD if self.norm_last else self.input_layernorm(x_BxLxD)
+    y_BxLxD = self._norm(0, x_BxLxD)
     y_BxLxD, k_BxKxAxS, v_BxKxSxA = self.self_attn(y_BxLxD, inputs, kv_cache)
-    if self.norm_last:
-      x_BxLxD = x_BxLxD + self.post_attention_layernorm(y_BxLxD)
-      y_BxLxD = self.post_feedforward_layernorm(self.mlp(x_BxLxD))
-    else:
-      x_BxLxD = x_BxLxD + y_BxLxD
-      y_BxLxD = self.mlp(self.post_attention_layernorm(x_BxLxD))
+    x_BxLxD = x_BxLxD + scaled(self._norm(1, y_BxLxD), self.residual_scale)
+    y_BxLxD = self.mlp(self._norm(2, x_BxLxD))
+    y_BxLxD = scaled(self._norm(3, y_BxLxD), self.residual_scale)
     return x_BxLxD + y_BxLxD, k_BxKxAxS, v_BxKxSxA
+
+  def _norm(self, place: int, x_BxLxD: jax.Array) -> jax.Array:
+    """Normalises if there is a norm at this place of NORMS."""
+    name = NORMS[self.norms][place]
+    return x_BxLxD if name is None else getattr(self, name)(x_BxLxD)
 
 
 class Attention(nnx.Module):
@@ -329,8 +378,10 @@ class Attention(nnx.Module):
     q_BxHxLxA, k_BxKxLxA = self._heads(q_BxLxHA), self._heads(k_BxLxKA)
     if self.qk_norm == 'head':
       q_BxHxLxA, k_BxKxLxA = self.q_norm(q_BxHxLxA), self.k_norm(k_BxKxLxA)
-    q_BxHxLxA = rotate(q_BxHxLxA, inputs.rotation)
-    k_BxKxAxS = rotate(k_BxKxLxA, inputs.rotation).swapaxes(2, 3)
+    if inputs.rotation is not None:
+      q_BxHxLxA = rotate(q_BxHxLxA, inputs.rotation)
+      k_BxKxLxA = rotate(k_BxKxLxA, inputs.rotation)
+    k_BxKxAxS = k_BxKxLxA.swapaxes(2, 3)
     v_BxKxSxA = self._heads(self.v_proj(x_BxLxD))
     if kv_cache is not None:
       update, index = jax.lax.dynamic_update_slice, inputs.cache_index
@@ -397,14 +448,17 @@ def _attend_block(
   v_BxKxSxA: jax.Array,
   inputs: AttentionInputs,
 ) -> jax.Array:
-  precision = _precision(q_BxKxGxLxA.dtype)
+  precision = precision_of(q_BxKxGxLxA.dtype)
   score_BxKxGxLxS = jnp.einsum(
     'bkgla,bkas->bkgls',
     q_BxKxGxLxA,
     k_BxKxAxS,
     precision=precision,
     preferred_element_type=jnp.float32,
-  ) / math.sqrt(q_BxKxGxLxA.shape[-1])
+  )
+  score_BxKxGxLxS = capped(
+    score_BxKxGxLxS / inputs.score_divisor, inputs.score_cap
+  )
   # A finite value, so that a row of padding alone gives no NaN.
   score_BxKxGxLxS = jnp.where(
     inputs.mask()[:, None, None],
@@ -417,111 +471,3 @@ def _attend_block(
     v_BxKxSxA,
     precision=precision,
   )
-
-
-class Mlp(nnx.Module):
-  """down(silu(gate(x)) * up(x))."""
-
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    def linear(num_in: int, num_out: int) -> Linear:
-      return Linear(
-        num_in,
-        num_out,
-        use_bias=config.mlp_bias,
-        stddev=config.initializer_range,
-        dtype=dtype,
-        rngs=rngs,
-      )
-
-    self.gate_proj = linear(config.width, config.mlp_width)
-    self.up_proj = linear(config.width, config.mlp_width)
-    self.down_proj = linear(config.mlp_width, config.width)
-
-  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-    """[B, L, D] -> the same."""
-    gate_BxLxF = jax.nn.silu(self.gate_proj(x_BxLxD))
-    return self.down_proj(gate_BxLxF * self.up_proj(x_BxLxD))
-
-
-class Linear(nnx.Module):
-  """x W + b, plus the scaled x A B of an adapter if there is one.
-
-  Attributes:
-    weight: [in, out].
-    bias: [out], or None.
-    lora_a: [in, R], or None.
-    lora_b: [R, out], or None.
-    lora_scale: alpha / R.
-  """
-
-  def __init__(
-    self,
-    num_in: int,
-    num_out: int,
-    *,
-    use_bias: bool,
-    stddev: float,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-  ):
-    self.weight = nnx.Param(_normal(rngs, (num_in, num_out), stddev, dtype))
-    self.bias = nnx.Param(jnp.zeros(num_out, dtype)) if use_bias else None
-    # nnx.data, since an adapter may replace None later.
-    self.lora_a: LoRAParam | None = nnx.data(None)
-    self.lora_b: LoRAParam | None = nnx.data(None)
-    self.lora_scale = 0.0
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., in] -> [..., out]."""
-    precision = _precision(x.dtype)
-    # With all tokens on one axis, a weight's gradient is a single matmul,
-    # without transposed copies of the activations.
-    rows = x.reshape(-1, x.shape[-1])
-    y = jnp.matmul(rows, self.weight[...], precision=precision)
-    if self.bias is not None:
-      y = y + self.bias[...]
-    if self.lora_a is not None and self.lora_b is not None:
-      a = self.lora_a[...].astype(x.dtype)
-      b = self.lora_b[...].astype(x.dtype)
-      low = jnp.matmul(rows, a, precision=precision) * self.lora_scale
-      y = y + jnp.matmul(low, b, precision=precision)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-class Embedding(nnx.Module):
-  """Looks up each token's row of the table [V, D]."""
-
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    shape = (config.vocab_size, config.width)
-    self.weight = nnx.Param(
-      _normal(rngs, shape, config.initializer_range, dtype)
-    )
-
-  def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-    """[B, L] -> [B, L, D]."""
-    return jnp.take(self.weight[...], tokens_BxL, axis=0)
-
-
-class Norm(nnx.Module):
-  """RMSNorm with a scale, computed in float32."""
-
-  def __init__(self, size: int, config: DecoderConfig, dtype: jnp.dtype):
-    self.weight = nnx.Param(jnp.ones(size, dtype))
-    self.eps = config.norm_eps
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[..., size] -> the same."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-    return y.astype(x.dtype) * self.weight[...]
-
-
-def _normal(
-  rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: jnp.dtype
-) -> jax.Array:
-  return stddev * jax.random.normal(rngs.params(), shape, dtype)
-
-
-def _precision(dtype: jnp.dtype) -> str | None:
-  """'highest' for float32, whose precision TPUs and GPUs reduce by default."""
-  return 'highest' if dtype == jnp.float32 else None

@@ -18,7 +18,9 @@ import safetensors.numpy
 from edsft_jax import errors, store
 from edsft_jax.models import checkpoint
 from edsft_jax.models.config_json import read_json_object
-from edsft_jax.models.decoder import Decoder, Linear, LoRAParam
+from edsft_jax.models.decoder import Decoder
+from edsft_jax.models.diagnosis import ADAPTER_CONFIG
+from edsft_jax.models.modules import Linear, LoRAParam
 from edsft_jax.models.placement import StatePath
 
 TARGETS = (
@@ -30,7 +32,6 @@ TARGETS = (
   'up_proj',
   'down_proj',
 )
-ADAPTER_CONFIG = 'adapter_config.json'
 ADAPTER_WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 

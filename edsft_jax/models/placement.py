@@ -24,6 +24,7 @@ LOGICAL_AXES = {
   'down_proj': ('mlp', 'embed'),
   'input_layernorm': ('norm',),
   'post_attention_layernorm': ('norm',),
+  'pre_feedforward_layernorm': ('norm',),
   'post_feedforward_layernorm': ('norm',),
   'q_norm': ('norm',),
   'k_norm': ('norm',),

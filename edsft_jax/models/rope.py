@@ -1,4 +1,4 @@
-"""Rotary position embedding: default, linear, llama3, yarn and dynamic."""
+"""Rotary position embedding, all kinds."""
 
 import math
 

@@ -5,8 +5,10 @@ import json
 import math
 
 import pytest
+import transformers
 
 from edsft_jax import errors, models
+from edsft_jax.models import families, json_fields
 from edsft_jax.models.config_json import to_json
 
 BASE = {
@@ -127,54 +129,85 @@ MISTRAL = {'architectures': ['MistralForCausalLM'], 'sliding_window': 9}
 QWEN2 = {'architectures': ['Qwen2ForCausalLM']}
 QWEN3 = {'architectures': ['Qwen3ForCausalLM'], 'head_dim': 10}
 OLMO2 = {'architectures': ['Olmo2ForCausalLM']}
+GEMMA2 = {
+  'architectures': ['Gemma2ForCausalLM'],
+  'head_dim': 8,
+  'hidden_act': 'gelu_pytorch_tanh',
+  'query_pre_attn_scalar': 200,
+  'sliding_window': 9,
+}
+GEMMA3 = GEMMA2 | {'architectures': ['Gemma3ForCausalLM']}
 WINDOW = {
   'use_sliding_window': True,
   'sliding_window': 9,
   'max_window_layers': 1,
 }
 FULL, SLIDING = 'full_attention', 'sliding_attention'
+THETA = {'rope_theta': 99.0}
 DYNAMIC = {'rope_type': 'dynamic', 'factor': 2.5}
 YARN = {'type': 'yarn', 'factor': 4.0}
 
 
 @pytest.mark.parametrize(
-  ('family', 'biases'),
+  ('family', 'biases', 'fields'),
   [
-    ({}, (True, True, True)),
-    (MISTRAL, (False, False, False)),
-    (QWEN2, (True, False, False)),
-    (QWEN3, (True, True, False)),
-    (OLMO2, (True, True, False)),
+    ({}, (True, True, True), ('attention_bias', 'mlp_bias')),
+    (MISTRAL, (False, False, False), ()),
+    (QWEN2, (True, False, False), ()),
+    (QWEN3, (True, True, False), ('attention_bias',)),
+    (OLMO2, (True, True, False), ('attention_bias',)),
+    (GEMMA2, (True, True, False), ('attention_bias',)),
   ],
 )
-def test_families_read_the_biases_that_they_have(tmp_path, family, biases):
-  def read(value):
-    changes = dict.fromkeys(('attention_bias', 'mlp_bias'), value)
+def test_families_read_the_biases_that_they_have(
+  tmp_path, family, biases, fields
+):
+  def read(value, names):
+    changes = dict.fromkeys(names, value)
     config = models.read_config(write(tmp_path, **changes, **family))
     return config.qkv_bias, config.output_bias, config.mlp_bias
 
-  assert read(True) == biases
-  assert read(False) == (
+  assert read(True, fields) == biases
+  every = ('attention_bias', 'mlp_bias')
+  assert read(False, every) == (
     (True, False, False) if family is QWEN2 else (False,) * 3
   )
+  # A bias that the row does not know is not overlooked.
+  for name in set(every) - set(fields):
+    with pytest.raises(errors.InputError, match=name):
+      read(True, [name])
 
 
 def test_families_place_their_norms(tmp_path):
   for family, expected in (
-    ({}, ('none', False)),
-    (MISTRAL, ('none', False)),
-    (QWEN2, ('none', False)),
-    (QWEN3, ('head', False)),
-    (OLMO2, ('all', True)),
+    ({}, ('none', 'before', False)),
+    (MISTRAL, ('none', 'before', False)),
+    (QWEN2, ('none', 'before', False)),
+    (QWEN3, ('head', 'before', False)),
+    (OLMO2, ('all', 'after', False)),
+    (GEMMA2, ('none', 'both', True)),
+    (GEMMA3, ('head', 'both', True)),
   ):
     config = models.read_config(write(tmp_path, **family))
-    assert (config.qk_norm, config.norm_last) == expected
+    found = (config.qk_norm, config.norms, config.norm_offset)
+    assert found == expected
 
 
 @pytest.mark.parametrize(
   ('changes', 'expected'),
   [
-    ({'sliding_window': 9}, (None, ())),  # Llama has none.
+    ({'layer_types': [FULL] * 3}, (None, ())),
+    (GEMMA2, (9, (1,))),
+    (GEMMA2 | {'sliding_window_size': 9}, (9, (1,))),
+    (GEMMA2 | {'layer_types': [FULL, FULL, SLIDING]}, (9, (0, 1))),
+    (GEMMA3, (9, ())),
+    (GEMMA3 | {'sliding_window_pattern': 3}, (9, (2,))),
+    (
+      GEMMA3
+      | {'layer_types': [FULL] * 3, 'sliding_window_pattern': 3}
+      | {'_sliding_window_pattern': 3},
+      (9, (0, 1, 2)),
+    ),
     (MISTRAL, (9, ())),
     (MISTRAL | {'sliding_window': None}, (None, ())),
     (QWEN2, (None, ())),
@@ -239,14 +272,37 @@ def test_the_outer_original_context_wins(tmp_path, rope):
 @pytest.mark.parametrize(
   ('field', 'changes'),
   [
-    ('architectures', {'architectures': ['Gemma2ForCausalLM']}),
+    ('architectures', {'architectures': ['GemmaForCausalLM']}),
+    ('model_type', {'model_type': 'granite'}),
+    ('sliding_window', {'sliding_window': 9}),
+    ('use_sliding_window', {'use_sliding_window': True}),
+    ('use_sliding_window', MISTRAL | {'use_sliding_window': True}),
+    ('layer_types', {'layer_types': [FULL, FULL, SLIDING]}),
+    ('sliding_window', GEMMA2 | {'sliding_window': ...}),
+    ('sliding_window', GEMMA2 | {'sliding_window': None}),
+    ('sliding_window_size', GEMMA2 | {'sliding_window_size': 8}),
+    ('sliding_window_pattern', GEMMA2 | {'sliding_window_pattern': 3}),
+    ('sliding_window_pattern', GEMMA3 | {'sliding_window_pattern': 'LG'}),
+    ('_sliding_window_pattern', GEMMA3 | {'_sliding_window_pattern': 3}),
+    ('query_pre_attn', GEMMA2 | {'query_pre_attn_scalar': ...}),
+    ('attn_logit_softcapping', GEMMA2 | {'attn_logit_softcapping': 0}),
+    ('attn_logit_softcapping', GEMMA3 | {'attn_logit_softcapping': 50.0}),
+    ('hidden_activation', GEMMA2 | {'hidden_activation': 'silu'}),
+    ('hidden_activation', GEMMA2 | {'hidden_activation': 'gelu'}),
+    ('hidden_act', GEMMA2 | {'hidden_act': 'silu'}),
+    ('rope_local_base_freq', GEMMA2 | {'rope_local_base_freq': 99.0}),
+    ('rope_parameters.rope_theta', GEMMA3 | {'rope_parameters': THETA}),
+    (
+      'rope_parameters.sliding_attention.factor',
+      GEMMA3 | {'rope_parameters': {SLIDING: {'rope_type': 'linear'}}},
+    ),
     ('architectures', {'architectures': ['Qwen2MoeForCausalLM']}),
     ('num_key_value_heads', MISTRAL | {'num_key_value_heads': ...}),
     ('num_key_value_heads', QWEN2 | {'num_key_value_heads': ...}),
     ('head_dim', QWEN3 | {'head_dim': ...}),
     ('sliding_window', MISTRAL | {'sliding_window': ...}),
     ('sliding_window', MISTRAL | {'sliding_window': 0}),
-    ('layer_types', MISTRAL | {'layer_types': [SLIDING] * 3}),
+    ('layer_types', MISTRAL | {'layer_types': [SLIDING, FULL, SLIDING]}),
     ('sliding_window', QWEN2 | WINDOW | {'sliding_window': None}),
     ('max_window_layers', QWEN2 | WINDOW | {'max_window_layers': ...}),
     ('max_window_layers', QWEN2 | WINDOW | {'max_window_layers': -1}),
@@ -264,7 +320,7 @@ def test_the_outer_original_context_wins(tmp_path, rope):
     ('low_freq', {'rope_scaling': DYNAMIC | {'low_freq_factor': 1.0}}),
     *(
       ('rope_scaling.rope_type', {'rope_scaling': {'type': kind}})
-      for kind in ('su', 'mrope', 'proportional', 'Linear', 7)
+      for kind in ('mrope', 'proportional', 'Linear', 7)
     ),
     ('architectures', {'architectures': ...}),
     ('architectures', {'architectures': ['GPT2LMHeadModel']}),
@@ -301,7 +357,10 @@ def test_the_outer_original_context_wins(tmp_path, rope):
     ('eos_token_id', {'eos_token_id': 10**12}),
     ('rope_theta', {'rope_theta': 0}),
     ('rope_scaling', {'rope_scaling': 'linear'}),
-    ('rope_scaling.rope_type', {'rope_scaling': {'rope_type': 'longrope'}}),
+    *(
+      ('rope_scaling.short_factor', {'rope_scaling': {'rope_type': kind}})
+      for kind in ('longrope', 'su')
+    ),
     ('rope_parameters.rope_type', {'rope_parameters': {'rope_type': 'new'}}),
     ('rope_scaling.factor', {'rope_scaling': {'rope_type': 'linear'}}),
     (
@@ -355,6 +414,10 @@ def test_a_missing_file_is_named(tmp_path):
     QWEN3 | WINDOW | {'layer_types': [SLIDING, FULL, SLIDING]},
     QWEN3 | {'attention_bias': True, 'rope_scaling': YARN},
     OLMO2 | {'attention_bias': True},
+    GEMMA2
+    | {'attn_logit_softcapping': 5.0, 'final_logit_softcapping': 3.0}
+    | {'rope_theta': 77.0},
+    GEMMA3 | {'rope_local_base_freq': 77.0, 'rope_scaling': YARN},
   ],
 )
 def test_to_json_is_read_back_the_same(tmp_path, changes):
@@ -369,6 +432,186 @@ def test_to_json_refuses_what_no_file_of_the_family_says(tmp_path):
     {'qkv_bias': True},
     {'qk_norm': 'head'},
     {'full_layers': (1,)},
+    {'no_rope_layers': (1,)},
+    {'norm_offset': True},
+    {'residual_scale': 0.5},
+    {'score_cap': 9.0},
   ):
     with pytest.raises(ValueError, match='MistralForCausalLM'):
       to_json(dataclasses.replace(config, **changes), 'float32')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('attn_logit_softcapping', 50.0),
+    ('final_logit_softcapping', 30.0),
+    ('logits_scaling', 8.0),
+    ('residual_multiplier', 0.22),
+    ('embedding_multiplier', 12.0),
+    ('attention_multiplier', 0.5),
+    ('query_pre_attn_scalar', 144),
+    ('no_rope_layers', [1, 1, 0]),
+    ('no_rope_layer_interval', 4),
+    ('layer_types', ['chunked_attention'] * 3),
+    ('dual_chunk_attention_config', {'chunk_size': 10}),
+    ('use_bidirectional_attention', True),
+    ('use_qk_norm', True),
+    ('clip_qkv', 8.0),
+    ('num_local_experts', 8),
+    ('num_nextn_predict_layers', 1),
+    ('auto_map', {'AutoModelForCausalLM': 'modeling_x.XForCausalLM'}),
+    ('auto_map', {'AutoConfig': 'owner/other--configuration_x.XConfig'}),
+    ('auto_map', 'modeling_x.py'),
+    ('text_config', {'hidden_size': 8}),
+    ('a_field_of_tomorrow', 1),
+    ('a_field_of_tomorrow', False),
+  ],
+)
+@pytest.mark.parametrize('family', [{}, MISTRAL, QWEN2, QWEN3, OLMO2])
+def test_a_field_that_the_row_does_not_know_is_refused(
+  tmp_path, family, field, value
+):
+  models.read_config(write(tmp_path, **family))
+  with pytest.raises(errors.InputError, match=f'{field}: '):
+    models.read_config(write(tmp_path, **family, **{field: value}))
+
+
+def test_a_new_row_refuses_what_it_does_not_name(tmp_path, monkeypatch):
+  """As a maintainer adds one, from an architecture with four more factors."""
+  monkeypatch.setitem(
+    families.FAMILIES, 'NewForCausalLM', families.Family('new')
+  )
+  new = {'architectures': ['NewForCausalLM'], 'model_type': 'new'}
+  models.read_config(write(tmp_path, **new))
+  with pytest.raises(errors.InputError, match='logits_scaling: 8'):
+    models.read_config(write(tmp_path, **new, logits_scaling=8))
+
+
+def test_neutral_and_harmless_fields_pass(tmp_path):
+  before = models.read_config(write(tmp_path))
+  changes = json_fields.NEUTRAL | dict.fromkeys(json_fields.HARMLESS, 'x')
+  changes |= {
+    'attn_logit_softcapping': None,
+    'a_field_of_tomorrow': None,
+    'auto_map': {'AutoTokenizer': 'owner/tokenizer'},
+    'rope_scaling': {'rope_type': 'default', 'factor': None},
+    'layer_types': [FULL] * 3,
+  }
+  assert models.read_config(write(tmp_path, **changes)) == before
+
+
+# What config.json files of well-known checkpoints have besides sizes.
+REAL = {
+  'Llama-2-7b': {
+    '_name_or_path': 'meta-llama/Llama-2-7b-hf',
+    'max_length': 4096,
+    'pad_token_id': 0,
+    'pretraining_tp': 1,
+    'rope_scaling': None,
+    'torch_dtype': 'float16',
+    'transformers_version': '4.31.0.dev0',
+    'use_cache': True,
+  },
+  'Llama-3.2-1B-Instruct': {
+    'attention_bias': False,
+    'attention_dropout': 0.0,
+    'mlp_bias': False,
+    'pretraining_tp': 1,
+    'rope_scaling': LLAMA3,
+    'rope_theta': 500000.0,
+    'unsloth_fixed': True,
+  },
+  'SmolLM2-135M-Instruct': {
+    'is_llama_config': True,
+    'pad_token_id': 2,
+    'pretraining_tp': 1,
+    'rope_interleaved': False,
+    'transformers.js_config': {'kv_cache_dtype': {'q4f16': 'float16'}},
+  },
+  'Mistral-7B-Instruct-v0.3': MISTRAL
+  | {'attention_dropout': 0.0, 'model_type': 'mistral'},
+  'Qwen2.5-7B-Instruct': QWEN2
+  | {
+    'attention_dropout': 0.0,
+    'max_window_layers': 28,
+    'model_type': 'qwen2',
+    'sliding_window': 131072,
+    'use_sliding_window': False,
+  },
+  'DeepSeek-R1-Distill-Qwen-1.5B': QWEN2
+  | {
+    'max_window_layers': 21,
+    'sliding_window': 4096,
+    'use_mrope': False,
+    'use_sliding_window': False,
+  },
+  'Qwen3-0.6B': QWEN3
+  | {
+    'attention_bias': False,
+    'max_window_layers': 28,
+    'rope_scaling': None,
+    'sliding_window': None,
+    'use_sliding_window': False,
+  },
+  'OLMo-2-1124-7B': OLMO2
+  | {'attention_bias': False, 'attention_dropout': 0.0, 'use_cache': False},
+  'gemma-2-9b-it': GEMMA2
+  | {
+    '_name_or_path': '/data/gemma2_hf',
+    'attention_bias': False,
+    'attn_logit_softcapping': 50.0,
+    'cache_implementation': 'hybrid',
+    'final_logit_softcapping': 30.0,
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'model_type': 'gemma2',
+    'sliding_window_size': 9,
+  },
+  'gemma-3-1b-it': GEMMA3
+  | {
+    'attn_logit_softcapping': None,
+    'cache_implementation': 'hybrid',
+    'final_logit_softcapping': None,
+    'hidden_act': ...,
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'model_type': 'gemma3_text',
+    'rope_local_base_freq': 10000,
+    'rope_scaling': None,
+    'rope_theta': 1000000,
+    'sliding_window_pattern': 6,
+  },
+  'gemma-3-270m': GEMMA3
+  | {
+    '_sliding_window_pattern': 6,
+    'layer_types': [SLIDING, SLIDING, FULL],
+    'use_bidirectional_attention': False,
+  },
+}
+
+
+@pytest.mark.parametrize('name', REAL)
+def test_files_of_well_known_models_are_read(tmp_path, name):
+  models.read_config(write(tmp_path, **REAL[name]))
+
+
+@pytest.mark.parametrize('architecture', families.FAMILIES)
+def test_fields_that_transformers_writes_are_known(tmp_path, architecture):
+  family = families.FAMILIES[architecture]
+  config = transformers.AutoConfig.for_model(family.model_type)
+  fields = config.to_dict() | {'architectures': [architecture]}
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  read = models.read_config(tmp_path)
+  assert read.tied == config.tie_word_embeddings
+  layers = range(read.num_layers)
+  if family.window in ('switched', 'typed'):
+    windowed = read.window is not None
+    assert config.layer_types == [
+      SLIDING if windowed and n not in read.full_layers else FULL
+      for n in layers
+    ]
+
+
+def test_an_adapter_alone_is_named(tmp_path):
+  (tmp_path / 'adapter_config.json').write_text('{}')
+  with pytest.raises(errors.InputError, match=r'PEFT adapter.*merge_and_'):
+    models.read_config(tmp_path)
