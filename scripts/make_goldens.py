@@ -170,6 +170,51 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 5,
   },
+  # Scores and logits large enough for their caps; a window in the first and third
+  # layer.
+  'gemma2_v4': {
+    'family': 'Gemma2',
+    'fields': {
+      **SMALLER,
+      'num_hidden_layers': 3,
+      'head_dim': 10,
+      'attention_bias': True,
+      'tie_word_embeddings': True,
+      'query_pre_attn_scalar': 7,
+      'attn_logit_softcapping': 3.0,
+      'final_logit_softcapping': 4.0,
+      'sliding_window': 5,
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 20,
+    'dtype': torch.bfloat16,
+    'form': 4,
+  },
+  # A window in the first and third layer, with another theta.
+  'gemma3_v4': {
+    'family': 'Gemma3',
+    'config': 'Gemma3Text',
+    'fields': {
+      **SMALLER,
+      'num_hidden_layers': 3,
+      'head_dim': 10,
+      'query_pre_attn_scalar': 7,
+      'final_logit_softcapping': 4.0,
+      'sliding_window': 5,
+      'sliding_window_pattern': 2,
+      'rope_parameters': {
+        'full_attention': {
+          'rope_type': 'linear',
+          'rope_theta': 321.0,
+          'factor': 3.0,
+        },
+        'sliding_attention': {'rope_type': 'default', 'rope_theta': 40.0},
+      },
+    },
+    'length': 20,
+    'dtype': torch.bfloat16,
+    'form': 4,
+  },
   # Prompts beyond the original context of 20. With theta 30, the pairs of
   # head_dim 16 rotate 3.2 to 0.16 times in it: some more than 2, some less than
   # 0.5.
@@ -256,12 +301,13 @@ STORIES = (
 )
 
 
-def draw_model(family: str, fields: dict, seed: int) -> torch.nn.Module:
+def draw_model(case: dict, seed: int) -> torch.nn.Module:
   """A random model in which every tensor matters: none is zero, one or tiny."""
   torch.manual_seed(seed)
-  config_class = getattr(transformers, f'{family}Config')
+  family = case.get('family', 'Llama')
+  config_class = getattr(transformers, f'{case.get("config", family)}Config')
   # Copied, since the class removes the rope's fields from the dictionary.
-  config = config_class(**copy.deepcopy({**COMMON, **fields}))
+  config = config_class(**copy.deepcopy({**COMMON, **case['fields']}))
   model = getattr(transformers, f'{family}ForCausalLM')(config)
   with torch.no_grad():
     for name, parameter in model.named_parameters():
@@ -278,12 +324,19 @@ def older_form(fields: dict) -> dict:
   """config.json as transformers 4 wrote it."""
   fields = dict(fields)
   rope = dict(fields.pop('rope_parameters'))
+  if 'sliding_attention' in rope:
+    fields['rope_local_base_freq'] = rope['sliding_attention']['rope_theta']
+    rope = dict(rope['full_attention'])
+    pattern = fields.pop('_sliding_window_pattern')
+    fields['sliding_window_pattern'] = pattern
   fields['rope_theta'] = rope.pop('rope_theta')
   fields['rope_scaling'] = rope if rope['rope_type'] != 'default' else None
   fields['torch_dtype'] = fields.pop('dtype')
   fields['transformers_version'] = '4.44.0'
-  for name in ('head_dim', 'layer_types'):
-    fields.pop(name, None)
+  fields.pop('layer_types', None)
+  width = fields['hidden_size'] // fields['num_attention_heads']
+  if fields.get('head_dim') == width:
+    del fields['head_dim']
   return fields
 
 
@@ -321,7 +374,7 @@ def greedy(model: torch.nn.Module, tokens: torch.Tensor) -> tuple:
   Uses no cache, except for dynamic rope: as in generate, cached keys keep the
   rotation from when the row was shorter.
   """
-  dynamic = model.config.rope_parameters['rope_type'] == 'dynamic'
+  dynamic = model.config.rope_parameters.get('rope_type') == 'dynamic'
   new, gap, cache, read = [], np.inf, None, tokens
   for _ in range(NUM_NEW_TOKENS):
     with torch.no_grad():
@@ -342,7 +395,7 @@ def make_case(name: str, case: dict) -> None:
   directory = GOLDENS / name
   for seed in range(100):
     shutil.rmtree(directory, ignore_errors=True)
-    model = draw_model(case.get('family', 'Llama'), case['fields'], seed)
+    model = draw_model(case, seed)
     model.to(case['dtype']).save_pretrained(
       directory, max_shard_size=case.get('shards', '1GB')
     )

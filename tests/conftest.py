@@ -8,7 +8,10 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
-# After the environment is set: it imports jax.
+# No test asks the hub for a model.
+os.environ['HF_HUB_OFFLINE'] = '1'
+
+# After the environment is set: it imports jax and the hub's library.
 from golden_models import (  # noqa: F401
   forward,
   golden,
@@ -18,9 +21,6 @@ from golden_models import (  # noqa: F401
 )
 from places import REPOSITORY
 import pytest
-
-# No test asks the hub for a model.
-os.environ['HF_HUB_OFFLINE'] = '1'
 
 # Many tests run the same programs, and so do the commands they start: each is
 # compiled once.

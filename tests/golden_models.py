@@ -21,6 +21,8 @@ CASES = (
   'qwen2_v4',
   'qwen3_v5',
   'olmo2_v5',
+  'gemma2_v4',
+  'gemma3_v4',
   'yarn_v5',
   'dynamic_v4',
   'dynamic_v5',

@@ -148,8 +148,9 @@ def test_frequencies_are_those_of_transformers(goldens_path, tmp_path):
     assert rope.attention_factor == pytest.approx(row['attention_factor'])
 
 
-# A window in one of two layers, too: it counts tokens, not slots.
-@pytest.mark.parametrize('case', ['llama3_v5', 'qwen3_v5'])
+# A window in one of two layers, too: it counts tokens, not slots. Gemma 2 caps
+# its scores.
+@pytest.mark.parametrize('case', ['llama3_v5', 'qwen3_v5', 'gemma2_v4'])
 def test_cache_changes_nothing(goldens, case):
   golden = goldens[case]
   config = golden.decoder.config
@@ -245,6 +246,22 @@ NUMBERS = (
   ('qwen3_v5', 'rms_norm_eps', 6e-3),
   ('olmo2_v5', 'rms_norm_eps', 6e-3),
   ('olmo2_v5', 'num_attention_heads', 2),
+  ('gemma2_v4', 'rms_norm_eps', 6e-3),
+  ('gemma2_v4', 'rope_theta', 300.0),
+  ('gemma2_v4', 'query_pre_attn_scalar', 8),
+  ('gemma2_v4', 'attn_logit_softcapping', 3.5),
+  ('gemma2_v4', 'attn_logit_softcapping', None),
+  ('gemma2_v4', 'final_logit_softcapping', 4.5),
+  ('gemma2_v4', 'final_logit_softcapping', None),
+  ('gemma2_v4', 'sliding_window', 6),
+  ('gemma3_v4', 'rms_norm_eps', 6e-3),
+  ('gemma3_v4', 'rope_theta', 300.0),
+  ('gemma3_v4', 'rope_local_base_freq', 50.0),
+  ('gemma3_v4', 'rope_scaling.factor', 3.5),
+  ('gemma3_v4', 'query_pre_attn_scalar', 8),
+  ('gemma3_v4', 'final_logit_softcapping', 4.5),
+  ('gemma3_v4', 'sliding_window', 6),
+  ('gemma3_v4', 'sliding_window_pattern', 3),
   ('yarn_v5', 'rope_parameters.rope_theta', 40.0),
   ('yarn_v5', 'rope_parameters.factor', 5.0),
   ('yarn_v5', 'rope_parameters.original_max_position_embeddings', 22),
