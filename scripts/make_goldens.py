@@ -170,8 +170,8 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 5,
   },
-  # Scores and logits large enough for their caps; a window in the first and third
-  # layer.
+  # Scores and logits are large enough for their caps; the first and third layer
+  # have a window.
   'gemma2_v4': {
     'family': 'Gemma2',
     'fields': {
@@ -190,7 +190,7 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 4,
   },
-  # A window in the first and third layer, with another theta.
+  # The first and third layer have a window and another theta.
   'gemma3_v4': {
     'family': 'Gemma3',
     'config': 'Gemma3Text',
@@ -209,6 +209,80 @@ CASES = {
           'factor': 3.0,
         },
         'sliding_attention': {'rope_type': 'default', 'rope_theta': 40.0},
+      },
+    },
+    'length': 20,
+    'dtype': torch.bfloat16,
+    'form': 4,
+  },
+  # The last layer alone has no window; its rope is stretched.
+  'olmo3_v5': {
+    'family': 'Olmo3',
+    'fields': {
+      **SMALLER,
+      'num_hidden_layers': 3,
+      'attention_bias': True,
+      'sliding_window': 6,
+      'layer_types': [
+        'sliding_attention',
+        'sliding_attention',
+        'full_attention',
+      ],
+      'rope_parameters': {
+        'full_attention': {
+          'rope_type': 'yarn',
+          'rope_theta': 30.0,
+          'factor': 4.0,
+          'original_max_position_embeddings': 20,
+          'beta_fast': 2.0,
+          'beta_slow': 0.5,
+        },
+        'sliding_attention': {'rope_type': 'default', 'rope_theta': 40.0},
+      },
+    },
+    'length': 26,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  # The first layer has no rope, the second a window and no rope.
+  'smollm3_v5': {
+    'family': 'SmolLM3',
+    'fields': {
+      **SMALLER,
+      'num_hidden_layers': 3,
+      'attention_bias': True,
+      'mlp_bias': True,
+      'pad_token_id': 0,
+      'no_rope_layers': [0, 0, 1],
+      'use_sliding_window': True,
+      'sliding_window': 6,
+      'layer_types': [
+        'full_attention',
+        'sliding_attention',
+        'full_attention',
+      ],
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 20,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  # The last layer has neither a window nor rope.
+  'exaone4_v4': {
+    'family': 'Exaone4',
+    'fields': {
+      **SMALLER,
+      'num_hidden_layers': 3,
+      'head_dim': 10,
+      'sliding_window': 5,
+      'sliding_window_pattern': 3,
+      'rope_parameters': {
+        'rope_type': 'llama3',
+        'rope_theta': 50.0,
+        'factor': 5.0,
+        'low_freq_factor': 1.25,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 12,
       },
     },
     'length': 20,

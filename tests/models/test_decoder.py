@@ -150,7 +150,9 @@ def test_frequencies_are_those_of_transformers(goldens_path, tmp_path):
 
 # A window in one of two layers, too: it counts tokens, not slots. Gemma 2 caps
 # its scores.
-@pytest.mark.parametrize('case', ['llama3_v5', 'qwen3_v5', 'gemma2_v4'])
+@pytest.mark.parametrize(
+  'case', ['llama3_v5', 'qwen3_v5', 'gemma2_v4', 'exaone4_v4']
+)
 def test_cache_changes_nothing(goldens, case):
   golden = goldens[case]
   config = golden.decoder.config
@@ -262,6 +264,22 @@ NUMBERS = (
   ('gemma3_v4', 'final_logit_softcapping', 4.5),
   ('gemma3_v4', 'sliding_window', 6),
   ('gemma3_v4', 'sliding_window_pattern', 3),
+  ('olmo3_v5', 'rms_norm_eps', 6e-3),
+  ('olmo3_v5', 'sliding_window', 7),
+  ('olmo3_v5', 'rope_parameters.full_attention.rope_theta', 40.0),
+  ('olmo3_v5', 'rope_parameters.full_attention.factor', 5.0),
+  ('olmo3_v5', 'rope_parameters.sliding_attention.rope_theta', 50.0),
+  ('smollm3_v5', 'rms_norm_eps', 6e-3),
+  ('smollm3_v5', 'sliding_window', 7),
+  ('smollm3_v5', 'no_rope_layers', [0, 1, 1]),
+  ('smollm3_v5', 'no_rope_layers', None),
+  ('smollm3_v5', 'rope_parameters.rope_theta', 300.0),
+  ('exaone4_v4', 'rms_norm_eps', 6e-3),
+  ('exaone4_v4', 'sliding_window', 6),
+  ('exaone4_v4', 'sliding_window', None),
+  ('exaone4_v4', 'sliding_window_pattern', 2),
+  ('exaone4_v4', 'rope_theta', 60.0),
+  ('exaone4_v4', 'rope_scaling.factor', 6.0),
   ('yarn_v5', 'rope_parameters.rope_theta', 40.0),
   ('yarn_v5', 'rope_parameters.factor', 5.0),
   ('yarn_v5', 'rope_parameters.original_max_position_embeddings', 22),
@@ -348,6 +366,8 @@ HALF = {
   ('qwen2_v4', 'bfloat16'): 1.1e-2,
   ('qwen3_v5', 'bfloat16'): 1.0e-2,
   ('olmo2_v5', 'bfloat16'): 7.4e-3,
+  ('gemma2_v4', 'bfloat16'): 3.2e-2,
+  ('gemma3_v4', 'bfloat16'): 4.1e-2,
 }
 
 

@@ -174,6 +174,48 @@ def test_numbers_that_are_no_floats(single):
   refused(single, name, 'I8')
 
 
+@pytest.mark.parametrize(
+  ('prefix', 'remedy'),
+  [
+    ('', 'without an output layer'),
+    ('language_model.', 'multimodal'),
+    ('language_model.model.', 'multimodal'),
+    ('model.language_model.', 'multimodal'),
+    ('_orig_mod.model.', 'torch.compile'),
+    ('module.model.', 'its module'),
+    ('base_model.model.model.', 'merge_and_unload()'),
+    ('transformer.decoder.', 'rename them'),
+  ],
+)
+def test_tensors_with_a_foreign_prefix_are_named(single, prefix, remedy):
+  def change(tensors):
+    for name in list(tensors):
+      tensors[prefix + name.removeprefix('model.')] = tensors.pop(name)
+
+  edit_tensors(single / SINGLE, change)
+  found = f'tensors {prefix}layers.* instead of model.layers.*'
+  refused(single, str(single), found, remedy)
+
+
+@pytest.mark.parametrize(
+  'name', [SINGLE, 'tokenizer.json', 'config.json', INDEX]
+)
+def test_pointers_of_git_lfs_are_named(single, name):
+  if name == INDEX:
+    (single / SINGLE).unlink()
+  (single / name).write_text(
+    'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n'
+  )
+  refused(single, str(single / name), 'Git LFS pointer', 'git lfs pull')
+
+
+def test_an_adapter_is_not_a_model(single):
+  for file in (SINGLE, 'config.json'):
+    (single / file).unlink()
+  (single / 'adapter_config.json').write_text('{}')
+  refused(single, str(single), 'PEFT adapter', 'merge_and_unload()')
+
+
 def test_untied_without_an_output_layer(single):
   edit_json(
     single / 'config.json', lambda c: c.update(tie_word_embeddings=False)
@@ -445,6 +487,11 @@ def test_each_device_holds_its_part_of_the_file(sharded, sizes):
     ('qwen3_v5', True),
     ('qwen3_v5', False),
     ('olmo2_v5', False),
+    ('gemma2_v4', False),
+    ('gemma3_v4', False),
+    ('olmo3_v5', False),
+    ('smollm3_v5', False),
+    ('exaone4_v4', False),
     ('yarn_v5', False),
     ('dynamic_v4', False),
   ],
