@@ -50,6 +50,14 @@ SMALLER = {
   'tie_word_embeddings': False,
 }
 DEFAULT_ROPE = {'rope_type': 'default', 'rope_theta': 321.0}
+# Six of eight dimensions rotate.
+LONGROPE = {
+  'rope_type': 'longrope',
+  'rope_theta': 321.0,
+  'partial_rotary_factor': 0.75,
+  'short_factor': [1.1, 1.3, 1.7],
+  'long_factor': [1.2, 2.5, 6.0],
+}
 CASES = {
   # Tied, head_dim derived; config.json in the format of transformers 4.
   'tied_v4': {
@@ -289,6 +297,79 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 4,
   },
+  # Prompts and new tokens within the original context.
+  'phi3_v4': {
+    'family': 'Phi3',
+    'fields': {
+      **SMALLER,
+      'hidden_size': 32,
+      'pad_token_id': 0,
+      'sliding_window': 9,
+      'original_max_position_embeddings': 30,
+      'rope_parameters': LONGROPE,
+    },
+    'length': 16,
+    'dtype': torch.bfloat16,
+    'form': 4,
+  },
+  # Prompts beyond it.
+  'phi3_v5': {
+    'family': 'Phi3',
+    'fields': {
+      **SMALLER,
+      'hidden_size': 32,
+      'pad_token_id': 0,
+      'original_max_position_embeddings': 20,
+      'rope_parameters': {**LONGROPE, 'attention_factor': 1.4},
+    },
+    'length': 24,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  'granite_v5': {
+    'family': 'Granite',
+    'fields': {
+      **SMALLER,
+      'attention_bias': True,
+      'mlp_bias': True,
+      'embedding_multiplier': 3.5,
+      'residual_multiplier': 0.6,
+      'attention_multiplier': 0.3,
+      'logits_scaling': 2.5,
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 18,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  'ministral_v5': {
+    'family': 'Ministral',
+    'fields': {
+      **SMALLER,
+      'head_dim': 10,
+      'sliding_window': 5,
+      'layer_types': ['sliding_attention', 'full_attention'],
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 18,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
+  'seed_oss_v5': {
+    'family': 'SeedOss',
+    'fields': {
+      **SMALLER,
+      'head_dim': 10,
+      'pad_token_id': 0,
+      'attention_bias': True,
+      'attention_out_bias': True,
+      'mlp_bias': True,
+      'rope_parameters': DEFAULT_ROPE,
+    },
+    'length': 18,
+    'dtype': torch.bfloat16,
+    'form': 5,
+  },
   # Prompts beyond the original context of 20. With theta 30, the pairs of
   # head_dim 16 rotate 3.2 to 0.16 times in it: some more than 2, some less than
   # 0.5.
@@ -403,7 +484,11 @@ def older_form(fields: dict) -> dict:
     rope = dict(rope['full_attention'])
     pattern = fields.pop('_sliding_window_pattern')
     fields['sliding_window_pattern'] = pattern
-  fields['rope_theta'] = rope.pop('rope_theta')
+  for name in ('rope_theta', 'partial_rotary_factor'):
+    if name in rope:
+      fields[name] = rope.pop(name)
+  if 'original_max_position_embeddings' in fields:
+    rope.pop('original_max_position_embeddings', None)
   fields['rope_scaling'] = rope if rope['rope_type'] != 'default' else None
   fields['torch_dtype'] = fields.pop('dtype')
   fields['transformers_version'] = '4.44.0'

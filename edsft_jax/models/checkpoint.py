@@ -21,7 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from edsft_jax import errors, store
-from edsft_jax.models import config_json, diagnosis
+from edsft_jax.models import config_json, diagnosis, tensors
 from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.models.placement import StatePath, placed
@@ -144,7 +144,7 @@ def load_decoder(
           jax.make_array_from_callback(
             variable.shape,
             sharding,
-            weights.reader(path_in_decoder, dtype),
+            weights.reader(path_in_decoder, variable.shape, config, dtype),
           )
         ),
       )
@@ -170,19 +170,18 @@ def save_decoder(
   """
   directory = pathlib.Path(path)
   directory.mkdir(parents=True, exist_ok=True)
-  tensors = {}
+  arrays = {}
   for path_in_decoder, variable in nnx.to_flat_state(
     nnx.state(decoder, nnx.Param)
   ):
     if path_in_decoder[-1] in ('lora_a', 'lora_b'):
       raise ValueError('the decoder has adapters: save models.merged(decoder)')
-    array = np.asarray(jax.device_get(variable[...]))
-    if _is_transposed(path_in_decoder):
-      array = array.T
-    tensors[tensor_name(path_in_decoder)] = np.ascontiguousarray(array)
+    arrays[path_in_decoder] = np.asarray(jax.device_get(variable[...]))
   # transformers rejects a file without the name of a framework.
   safetensors.numpy.save_file(
-    tensors, directory / WEIGHTS, metadata={'format': 'pt'}
+    tensors.to_checkpoint(arrays, decoder.config),
+    directory / WEIGHTS,
+    metadata={'format': 'pt'},
   )
   # safetensors writes files that only their owner can read.
   (directory / WEIGHTS).chmod(0o644)
@@ -229,19 +228,6 @@ def end_ids(path: Path) -> tuple[int, ...]:
   return ()
 
 
-def tensor_name(path: StatePath) -> str:
-  """Path in the decoder's state -> name in a checkpoint."""
-  name = '.'.join(str(part) for part in path)
-  return name if path[0] == 'lm_head' else f'model.{name}'
-
-
-def _is_transposed(path: StatePath) -> bool:
-  """Whether checkpoints store [out, in] where the decoder has [in, out]."""
-  return path[-1] == 'weight' and (
-    str(path[-2]).endswith('_proj') or path[-2] == 'lm_head'
-  )
-
-
 def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
   """A decoder with shapes instead of arrays."""
   return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
@@ -255,12 +241,10 @@ def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   seconds.
   """
   state = nnx.state(_abstract(config, jnp.dtype('float32')))
-  return {
-    tensor_name(path): (
-      variable.shape[::-1] if _is_transposed(path) else variable.shape
-    )
-    for path, variable in nnx.to_flat_state(state)
+  parameters = {
+    path: variable.shape for path, variable in nnx.to_flat_state(state)
   }
+  return tensors.shapes(parameters, config)
 
 
 class _Weights:
@@ -344,16 +328,19 @@ class _Weights:
       )
 
   def reader(
-    self, path: StatePath, dtype: jnp.dtype
+    self,
+    path: StatePath,
+    shape: tuple[int, ...],
+    config: DecoderConfig,
+    dtype: jnp.dtype,
   ) -> Callable[[Any], np.ndarray]:
     """Returns a callback that reads one device's part of a parameter."""
-    name = tensor_name(path)
-    part = self._file_of[name].get_slice(name)
+    place = tensors.place(path, config)
+    part = self._file_of[place.name].get_slice(place.name)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-      if _is_transposed(path):
-        return part[index[::-1]].T.astype(dtype)
-      return part[index].astype(dtype)
+      array = part[place.index(index, shape)]
+      return (array.T if place.transposed else array).astype(dtype)
 
     return read
 

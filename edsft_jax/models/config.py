@@ -75,6 +75,7 @@ class DecoderConfig:
     mlp_bias: gate, up and down projections have biases.
     qk_norm: normalisation of queries and keys before rope: 'none', 'head' (each
       head separately) or 'all' (all heads together).
+    fused: checkpoints store q, k and v as one tensor, and gate and up.
     norms: where attention and MLP have norms: 'before', 'after' or 'both'.
     norm_offset: the weights of norms are offsets from one.
     activation: of the MLP: 'silu' or 'gelu_pytorch_tanh' [hidden_act or
@@ -113,6 +114,7 @@ class DecoderConfig:
   output_bias: bool = False
   mlp_bias: bool = False
   qk_norm: str = 'none'
+  fused: bool = False
   norms: str = 'before'
   norm_offset: bool = False
   activation: str = 'silu'

@@ -163,6 +163,7 @@ class _Reader:
       output_bias=self._bias(family.output_bias),
       mlp_bias=self._bias(family.mlp_bias),
       qk_norm=family.qk_norm,
+      fused=family.fused,
       norms=family.norms,
       norm_offset=family.norm_offset,
       activation=self._activation(family),

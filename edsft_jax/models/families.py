@@ -159,6 +159,40 @@ FAMILIES = {
     no_rope='full',
     required=(_KV,),
   ),
+  'Phi3ForCausalLM': Family(
+    'phi3',
+    window='all',
+    partial_rotary=True,
+    fused=True,
+    published_code=(
+      'configuration_phi3.Phi3Config',
+      'modeling_phi3.Phi3ForCausalLM',
+    ),
+  ),
+  'GraniteForCausalLM': Family(
+    'granite',
+    qkv_bias='attention_bias',
+    output_bias='attention_bias',
+    mlp_bias='mlp_bias',
+    embedding_scale='embedding_multiplier',
+    residual_scale='residual_multiplier',
+    score_scale='attention_multiplier',
+    logit_divisor='logits_scaling',
+    required=(
+      'embedding_multiplier',
+      'residual_multiplier',
+      'attention_multiplier',
+      'logits_scaling',
+    ),
+  ),
+  'MinistralForCausalLM': Family('ministral', window='typed', required=(_KV,)),
+  'SeedOssForCausalLM': Family(
+    'seed_oss',
+    qkv_bias='attention_bias',
+    output_bias='attention_out_bias',
+    mlp_bias='mlp_bias',
+    required=(_KV, 'head_dim', 'attention_bias'),
+  ),
   'Gemma2ForCausalLM': dataclasses.replace(
     _GEMMA, score_cap='attn_logit_softcapping', full_every=2
   ),

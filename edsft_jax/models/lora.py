@@ -4,7 +4,8 @@ A projection's W becomes W + (alpha / rank) A B. A is random and B is zero, so a
 new adapter does not change the output.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import itertools
 import math
 import pathlib
 
@@ -16,7 +17,8 @@ import safetensors
 import safetensors.numpy
 
 from edsft_jax import errors, store
-from edsft_jax.models import checkpoint
+from edsft_jax.models import tensors as tensors_lib
+from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.config_json import read_json_object
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.models.diagnosis import ADAPTER_CONFIG
@@ -34,6 +36,8 @@ TARGETS = (
 )
 ADAPTER_WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
+# A [in, R] and B [R, out] of a module.
+_Adapter = tuple[np.ndarray, np.ndarray]
 
 
 def add_lora(
@@ -110,20 +114,27 @@ def save_adapter(
   """
   directory = pathlib.Path(path)
   directory.mkdir(parents=True, exist_ok=True)
-  tensors: dict[str, np.ndarray] = {}
-  targets: list[str] = []
-  rank, scale = 0, 0.0
+  adapters: dict[StatePath, _Adapter] = {}
+  scale = 0.0
   for module_path, linear in projections(decoder):
     if linear.lora_a is None or linear.lora_b is None:
       continue
-    if module_path[-1] not in targets:
-      targets.append(module_path[-1])
-    rank, scale = linear.lora_a.shape[1], linear.lora_scale
-    for name, variable in (('A', linear.lora_a), ('B', linear.lora_b)):
-      array = np.asarray(jax.device_get(variable[...])).T
-      tensors[_tensor_name(module_path, name)] = np.ascontiguousarray(array)
-  if not tensors:
+    scale = linear.lora_scale
+    adapters[module_path] = (
+      np.asarray(jax.device_get(linear.lora_a[...])),
+      np.asarray(jax.device_get(linear.lora_b[...])),
+    )
+  if not adapters:
     raise ValueError('the decoder has no adapters to save')
+  if decoder.config.fused:
+    adapters = _fused(adapters, decoder.config)
+  rank = max(a.shape[1] for a, _ in adapters.values())
+  targets = list(dict.fromkeys(path[-1] for path in adapters))
+  tensors = {
+    _tensor_name(module_path, name): np.ascontiguousarray(array.T)
+    for module_path, adapter in adapters.items()
+    for name, array in zip('AB', adapter, strict=True)
+  }
   safetensors.numpy.save_file(
     tensors, directory / ADAPTER_WEIGHTS, metadata={'format': 'pt'}
   )
@@ -153,7 +164,8 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
       shape.
   """
   directory = pathlib.Path(path)
-  targets, rank, alpha = _read_config(directory / ADAPTER_CONFIG)
+  config = decoder.config
+  targets, rank, alpha = _read_config(directory / ADAPTER_CONFIG, config.fused)
   weights = directory / ADAPTER_WEIGHTS
   try:
     tensors = safetensors.numpy.load_file(weights)
@@ -161,13 +173,20 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
     raise errors.InputError(
       f'{weights} is not a complete safetensors file ({error}): copy it again'
     ) from None
+  taken: dict[StatePath, tuple[np.ndarray, ...]] = {}
   for module_path, linear in projections(decoder, targets):
     num_in, num_out = linear.weight.shape
-    # As PEFT stores them: [R, in] and [out, R].
-    a, b = (
-      _take(weights, tensors, _tensor_name(module_path, name), shape)
-      for name, shape in (('A', (rank, num_in)), ('B', (num_out, rank)))
-    )
+    where = tensors_lib.outputs(module_path, config)
+    if where.module not in taken:
+      name = str(where.module[-1])
+      all_out = tensors_lib.num_outputs(name, config)
+      # As PEFT stores them: [R, in] and [out, R].
+      taken[where.module] = tuple(
+        _take(weights, tensors, _tensor_name(where.module, name), shape)
+        for name, shape in (('A', (rank, num_in)), ('B', (all_out, rank)))
+      )
+    a, b = taken[where.module]
+    b = b[where.start : where.start + num_out]
     linear.lora_a = LoRAParam(jnp.asarray(a.T, jnp.float32))
     linear.lora_b = LoRAParam(jnp.asarray(b.T, jnp.float32))
     linear.lora_scale = alpha / rank
@@ -192,8 +211,14 @@ _UNSUPPORTED = (
 )
 
 
-def _read_config(file: pathlib.Path) -> tuple[tuple[str, ...], int, float]:
+def _read_config(
+  file: pathlib.Path, fused: bool
+) -> tuple[tuple[str, ...], int, float]:
   """Targets, rank and alpha of adapter_config.json.
+
+  Args:
+    file: it.
+    fused: see DecoderConfig; the targets returned are those of the decoder.
 
   Raises:
     InputError: the adapter is of a kind that is not supported.
@@ -222,7 +247,39 @@ def _read_config(file: pathlib.Path) -> tuple[tuple[str, ...], int, float]:
     or isinstance(alpha, bool)
   ):
     raise errors.InputError(f'{file}: target_modules, r or lora_alpha is wrong')
+  if fused:
+    parts = [tensors_lib.FUSED.get(name, (name,)) for name in targets]
+    targets = list(itertools.chain.from_iterable(parts))
   return _checked_targets(targets, rank), rank, alpha
+
+
+def _fused(
+  adapters: Mapping[StatePath, _Adapter], config: DecoderConfig
+) -> dict[StatePath, _Adapter]:
+  """The same adapters for the modules of a checkpoint that fuses projections.
+
+  A module's A are side by side and its B are blocks, so that its rank is the
+  sum of theirs. PEFT has one rank for all modules, so others are padded.
+  """
+  groups: dict[StatePath, list[tuple[int, _Adapter]]] = {}
+  for path, adapter in adapters.items():
+    where = tensors_lib.outputs(path, config)
+    groups.setdefault(where.module, []).append((where.start, adapter))
+  rank = max(sum(a.shape[1] for _, (a, _) in g) for g in groups.values())
+  result = {}
+  for module, group in groups.items():
+    num_in = group[0][1][0].shape[0]
+    num_out = tensors_lib.num_outputs(str(module[-1]), config)
+    whole_a = np.zeros((num_in, rank), np.float32)
+    whole_b = np.zeros((rank, num_out), np.float32)
+    first = 0
+    for start, (a, b) in group:
+      ranks = slice(first, first + a.shape[1])
+      whole_a[:, ranks] = a
+      whole_b[ranks, start : start + b.shape[1]] = b
+      first = ranks.stop
+    result[module] = whole_a, whole_b
+  return result
 
 
 def _take(
@@ -248,7 +305,7 @@ def _take(
 
 
 def _tensor_name(module_path: StatePath, which: str) -> str:
-  module = checkpoint.tensor_name(module_path)
+  module = tensors_lib.tensor_name(module_path)
   return f'{_PREFIX}{module}.lora_{which}.weight'
 
 
