@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from edsft_jax import errors, models
 from edsft_jax.mesh import make_mesh
+from edsft_jax.models import lora
 
 TARGETS = ('q_proj', 'v_proj', 'down_proj')
 
@@ -141,6 +142,46 @@ def test_round_trip_in_pefts_format(golden, forward, tmp_path):
   tokens = golden.values['tokens']
   np.testing.assert_array_equal(
     forward(again, tokens)[0], forward(decoder, tokens)[0]
+  )
+
+
+@pytest.mark.parametrize('targets', [('q_proj', 'v_proj', 'down_proj'), None])
+def test_adapters_of_fused_projections(goldens, forward, tmp_path, targets):
+  """Fused like the projections of the checkpoint; they add the same."""
+  golden = goldens['phi3_v4']
+  decoder = trained(golden, targets=targets or lora.TARGETS)
+  models.save_adapter(decoder, tmp_path, 'base')
+  fields = json.loads((tmp_path / 'adapter_config.json').read_text())
+  modules = {'qkv_proj', 'down_proj'}
+  modules |= set() if targets else {'o_proj', 'gate_up_proj'}
+  assert set(fields['target_modules']) == modules
+  # Of two adapters of rank 3 side by side, or of three, at the scale of one.
+  assert fields['r'] == (6 if targets else 9)
+  assert fields['lora_alpha'] / fields['r'] == 2.0
+  tensors = safetensors.numpy.load_file(tmp_path / 'adapter_model.safetensors')
+  assert len(tensors) == 2 * 2 * len(modules)
+  # In float64, for each fused module: what the parts add, one after the other.
+  prefix = 'base_model.model.model.layers.1.self_attn.qkv_proj'
+  a, b = (
+    tensors[f'{prefix}.lora_{name}.weight'].astype(np.float64) for name in 'AB'
+  )
+  attention = decoder.layers[1].self_attn
+  parts = []
+  for name in ('q_proj', 'k_proj', 'v_proj'):
+    linear = getattr(attention, name)
+    if linear.lora_a is None:
+      parts.append(np.zeros(linear.weight.shape))
+    else:
+      parts.append(np.asarray(linear.lora_a[...]) @ linear.lora_b[...])
+  np.testing.assert_allclose((b @ a).T, np.hstack(parts), atol=1e-5)
+  again = nnx.clone(golden.decoder)
+  models.load_adapter(again, tmp_path)
+  tokens = golden.values['tokens']
+  np.testing.assert_allclose(
+    forward(again, tokens)[0],
+    forward(decoder, tokens)[0],
+    rtol=0,
+    atol=golden.tolerance / 3,
   )
 
 

@@ -212,6 +212,25 @@ def test_eight_devices_are_like_one(goldens, sizes, forward):
   )
 
 
+@pytest.mark.parametrize('case', ['phi3_v4', 'gemma2_v4'])
+def test_families_are_sharded_alike(goldens, case, forward):
+  """Parts of a fused tensor, too, and norms and caps over parts of heads."""
+  golden = goldens[case]
+  mesh = make_mesh(2, 2, 2)
+  decoder = models.load_decoder(golden.path, 'float32', mesh)
+  up_proj = decoder.layers[0].mlp.up_proj.weight[...]
+  shape = (up_proj.shape[0] // 2, up_proj.shape[1] // 2)
+  assert up_proj.sharding.shard_shape(up_proj.shape) == shape
+  tokens = np.tile(golden.values['tokens'], (2, 1))
+  logits, _ = forward(decoder, shard_batch(mesh, tokens))
+  np.testing.assert_allclose(
+    logits,
+    np.tile(golden.values['logits'], (2, 1, 1)),
+    rtol=0,
+    atol=golden.tolerance,
+  )
+
+
 def test_shard_decoder_moves_every_parameter(goldens):
   mesh = make_mesh(2, 2, 2)
   decoder = nnx.clone(goldens['tied_v4'].decoder)
