@@ -105,6 +105,8 @@ def to_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     'initializer_range': config.initializer_range,
     'bos_token_id': config.bos_id,
     'eos_token_id': eos_ids[0] if len(eos_ids) == 1 else list(eos_ids) or None,
+    # Otherwise transformers takes its class's, which may exceed vocab_size.
+    'pad_token_id': None,
     'torch_dtype': dtype,
     **rope_json.write_ropes(config.rope, config.window_rope),
     **layers_json.write_layers(config, family),
@@ -188,8 +190,12 @@ class _Reader:
       and len(architectures) == 1
       and architectures[0] in tuple(FAMILIES)
     ):
+      remedy = ''
+      if fields.get('text_config') is not None:
+        remedy = f'; if its text model is, {diagnosis.SAVE_TEXT}'
       raise fields.error(
-        'architectures', f'{architectures} is not one of {tuple(FAMILIES)}'
+        'architectures',
+        f'{architectures} is not one of {tuple(FAMILIES)}{remedy}',
       )
     if fields.get('quantization_config') is not None:
       raise fields.error(

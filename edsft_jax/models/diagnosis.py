@@ -11,12 +11,19 @@ _POINTER = b'version https://git-lfs'
 _USUAL = 'layers.0.self_attn.o_proj.weight'
 _PREFIX = 'model.'
 _SAVE = 'save it with save_pretrained of its AutoModelForCausalLM'
+# AutoModelForCausalLM keeps the other parts.
+SAVE_TEXT = (
+  'save its language model alone: make its ...ForCausalLM from '
+  'config.text_config, set model to model.language_model and lm_head to '
+  'lm_head of the whole, and call save_pretrained'
+)
+_MULTIMODAL = f'they are a part of a multimodal model: {SAVE_TEXT}'
 # Prefix of the tensors' names -> where it comes from and what to do.
 _FOREIGN = {
   '': f'they are those of a model without an output layer: {_SAVE}',
-  'language_model.': f'they are a part of a multimodal model: {_SAVE}',
-  'language_model.model.': f'they are a part of a multimodal model: {_SAVE}',
-  'model.language_model.': f'they are a part of a multimodal model: {_SAVE}',
+  'language_model.': _MULTIMODAL,
+  'language_model.model.': _MULTIMODAL,
+  'model.language_model.': _MULTIMODAL,
   '_orig_mod.model.': 'they are those of a module made by torch.compile: save '
   'its _orig_mod',
   'module.model.': 'they are those of a wrapper for several devices: save its '

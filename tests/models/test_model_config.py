@@ -137,6 +137,31 @@ GEMMA2 = {
   'sliding_window': 9,
 }
 GEMMA3 = GEMMA2 | {'architectures': ['Gemma3ForCausalLM']}
+OLMO3 = {'architectures': ['Olmo3ForCausalLM'], 'sliding_window': 9}
+SMOLLM3 = {'architectures': ['SmolLM3ForCausalLM']}
+EXAONE4 = {'architectures': ['Exaone4ForCausalLM'], 'sliding_window': 9}
+PHI3 = {'architectures': ['Phi3ForCausalLM'], 'sliding_window': None}
+LONGROPE = {
+  'original_max_position_embeddings': 33,
+  'rope_scaling': {
+    'type': 'longrope',
+    'short_factor': [1.0, 1.5],
+    'long_factor': [2.0, 4.0],
+  },
+}
+GRANITE = {
+  'architectures': ['GraniteForCausalLM'],
+  'attention_multiplier': 0.0078125,
+  'embedding_multiplier': 12.0,
+  'logits_scaling': 16.0,
+  'residual_multiplier': 0.22,
+}
+MINISTRAL = {'architectures': ['MinistralForCausalLM'], 'sliding_window': 9}
+SEED_OSS = {
+  'architectures': ['SeedOssForCausalLM'],
+  'attention_bias': True,
+  'head_dim': 10,
+}
 WINDOW = {
   'use_sliding_window': True,
   'sliding_window': 9,
@@ -201,6 +226,12 @@ def test_families_place_their_norms(tmp_path):
     (GEMMA2 | {'sliding_window_size': 9}, (9, (1,))),
     (GEMMA2 | {'layer_types': [FULL, FULL, SLIDING]}, (9, (0, 1))),
     (GEMMA3, (9, ())),
+    (OLMO3, (9, ())),
+    (EXAONE4 | {'sliding_window_pattern': 2}, (9, (1,))),
+    (EXAONE4 | {'sliding_window': None}, (None, ())),
+    (MINISTRAL, (9, ())),
+    (MINISTRAL | {'sliding_window': None}, (None, ())),
+    (SMOLLM3 | WINDOW | {'no_rope_layers': [0, 1, 1]}, (9, (1, 2))),
     (GEMMA3 | {'sliding_window_pattern': 3}, (9, (2,))),
     (
       GEMMA3
@@ -273,6 +304,13 @@ def test_the_outer_original_context_wins(tmp_path, rope):
   ('field', 'changes'),
   [
     ('architectures', {'architectures': ['GemmaForCausalLM']}),
+    (
+      'lm_head of the whole, and call save_pretrained',
+      {
+        'architectures': ['Gemma3ForConditionalGeneration'],
+        'text_config': {'hidden_size': 8},
+      },
+    ),
     ('model_type', {'model_type': 'granite'}),
     ('sliding_window', {'sliding_window': 9}),
     ('use_sliding_window', {'use_sliding_window': True}),
@@ -418,6 +456,16 @@ def test_a_missing_file_is_named(tmp_path):
     | {'attn_logit_softcapping': 5.0, 'final_logit_softcapping': 3.0}
     | {'rope_theta': 77.0},
     GEMMA3 | {'rope_local_base_freq': 77.0, 'rope_scaling': YARN},
+    OLMO3 | {'rope_scaling': YARN, 'attention_bias': True},
+    SMOLLM3 | {'no_rope_layers': [0, 1, 1], 'mlp_bias': True},
+    EXAONE4 | {'sliding_window': None},
+    EXAONE4 | {'sliding_window_pattern': 2},
+    PHI3,
+    PHI3 | LONGROPE,
+    GRANITE,
+    MINISTRAL,
+    MINISTRAL | {'sliding_window': None},
+    SEED_OSS | {'attention_out_bias': True},
   ],
 )
 def test_to_json_is_read_back_the_same(tmp_path, changes):
@@ -501,6 +549,10 @@ def test_neutral_and_harmless_fields_pass(tmp_path):
   assert models.read_config(write(tmp_path, **changes)) == before
 
 
+PHI3_CODE = {
+  'AutoConfig': 'configuration_phi3.Phi3Config',
+  'AutoModelForCausalLM': 'modeling_phi3.Phi3ForCausalLM',
+}
 # What config.json files of well-known checkpoints have besides sizes.
 REAL = {
   'Llama-2-7b': {
@@ -556,6 +608,70 @@ REAL = {
   },
   'OLMo-2-1124-7B': OLMO2
   | {'attention_bias': False, 'attention_dropout': 0.0, 'use_cache': False},
+  'Olmo-3-7B-Instruct': OLMO3
+  | {
+    'attention_bias': False,
+    'dtype': 'bfloat16',
+    'layer_types': [SLIDING, SLIDING, FULL],
+    'rope_scaling': YARN | {'attention_factor': 1.2, 'beta_fast': 32.0},
+    'rope_theta': 500000,
+  },
+  'SmolLM3-3B': SMOLLM3
+  | {
+    'layer_types': [FULL] * 3,
+    'max_window_layers': 28,
+    'no_rope_layer_interval': 4,
+    'no_rope_layers': [1, 1, 0],
+    'pretraining_tp': 2,
+    'rope_scaling': None,
+    'sliding_window': None,
+    'use_sliding_window': False,
+  },
+  'EXAONE-4.0-32B': EXAONE4
+  | {
+    'layer_types': [SLIDING, SLIDING, FULL],
+    'rope_scaling': LLAMA3,
+    'sliding_window_pattern': 'LLLG',
+  },
+  'EXAONE-4.0-1.2B': EXAONE4
+  | {
+    'layer_types': [FULL] * 3,
+    'sliding_window': None,
+    'sliding_window_pattern': None,
+    'tie_word_embeddings': True,
+  },
+  'Phi-3-mini-4k-instruct': PHI3
+  | {
+    'attention_bias': False,
+    'auto_map': PHI3_CODE,
+    'embd_pdrop': 0.0,
+    'original_max_position_embeddings': 4096,
+    'resid_pdrop': 0.0,
+    'rope_scaling': None,
+    'sliding_window': 2047,
+  },
+  'Phi-4-mini-instruct': PHI3
+  | LONGROPE
+  | {
+    'auto_map': PHI3_CODE | {'AutoTokenizer': 'Xenova/gpt-4o'},
+    'full_attn_mod': 1,
+    'hidden_size': 36,
+    'interpolate_factor': 1,
+    'lm_head_bias': False,
+    'mlp_bias': False,
+    'partial_rotary_factor': 0.75,
+    'sliding_window': 262144,
+  },
+  'granite-3.3-8b-instruct': GRANITE
+  | {'attention_bias': False, 'mlp_bias': False, 'model_type': 'granite'},
+  'Seed-OSS-36B-Instruct': SEED_OSS
+  | {
+    'attention_out_bias': False,
+    'mlp_bias': False,
+    'pretraining_tp': 1,
+    'residual_dropout': 0.1,
+    'rope_scaling': {'rope_type': 'default'},
+  },
   'gemma-2-9b-it': GEMMA2
   | {
     '_name_or_path': '/data/gemma2_hf',
@@ -615,3 +731,50 @@ def test_an_adapter_alone_is_named(tmp_path):
   (tmp_path / 'adapter_config.json').write_text('{}')
   with pytest.raises(errors.InputError, match=r'PEFT adapter.*merge_and_'):
     models.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    (SMOLLM3, ()),
+    (SMOLLM3 | {'no_rope_layer_interval': 2}, (1,)),
+    (SMOLLM3 | {'no_rope_layers': [0, 1, 0]}, (0, 2)),
+    (EXAONE4 | {'sliding_window_pattern': 2}, (1,)),
+    (EXAONE4 | {'sliding_window': None}, ()),
+  ],
+)
+def test_layers_without_rope(tmp_path, changes, expected):
+  config = models.read_config(write(tmp_path, **changes))
+  assert config.no_rope_layers == expected
+
+
+def test_rope_of_windows_in_both_formats(tmp_path):
+  older = GEMMA3 | {'rope_theta': 77.0, 'rope_local_base_freq': 55.0}
+  linear = {'rope_type': 'linear', 'factor': 3.0}
+  older |= {'rope_scaling': linear}
+  newer = GEMMA3 | {
+    'rope_parameters': {
+      FULL: linear | {'rope_theta': 77.0},
+      SLIDING: {'rope_type': 'default', 'rope_theta': 55.0},
+    }
+  }
+  config = models.read_config(write(tmp_path, **older))
+  assert config.rope == models.Rope(77.0, 'linear', 3.0)
+  assert config.window_rope == models.Rope(55.0)
+  assert models.read_config(write(tmp_path, **newer)) == config
+  # What the class of transformers takes if a file says nothing.
+  config = models.read_config(write(tmp_path, **GEMMA3))
+  assert (config.rope.theta, config.window_rope.theta) == (1e6, 1e4)
+  config = models.read_config(write(tmp_path, **OLMO3, rope_scaling=YARN))
+  assert (config.rope.kind, config.window_rope.kind) == ('yarn', 'default')
+  assert (config.rope.theta, config.window_rope.theta) == (5e5, 5e5)
+
+
+def test_longrope_ends_at_its_original_context(tmp_path):
+  config = models.read_config(write(tmp_path, **PHI3, **LONGROPE))
+  assert config.context == config.rope.original_context == 33
+  assert config.rope.short_factors == (1.0, 1.5)
+  assert config.rope.long_factors == (2.0, 4.0)
+  assert config.rope.attention_factor == pytest.approx(
+    math.sqrt(1 + math.log(99 / 33) / math.log(33))
+  )
