@@ -12,6 +12,7 @@ import sys
 import time
 
 from flax import nnx
+import formats
 import jax
 import ml_collections
 import numpy as np
@@ -127,7 +128,7 @@ def test_table_and_features_match_brute_force(scored):
   assert features.dtype == np.float32
   assert not scored.score_shards.exists()
 
-  prompt_format = models.load_prompt_format(GOLDEN, 'raw', '\n', 'end')
+  prompt_format = formats.load(GOLDEN, template='raw')
   decoder = models.load_decoder(
     GOLDEN, 'float32', make_mesh(1, 1, 1, devices=jax.devices()[:1])
   )
