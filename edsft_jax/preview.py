@@ -119,7 +119,10 @@ def _control_notes(
   prompt_format: models.PromptFormat, prompt: store.Prompt, answer: str = ''
 ) -> list[str]:
   number = prompt_format.num_control_tokens(prompt, answer)
-  return [f'{number:,} {prompt_format.control_note}'] if number else []
+  if not number:
+    return []
+  tokens = console.count(number, 'control token')
+  return [f'{tokens} {prompt_format.control_note}']
 
 
 def _show(head: str, notes: list[str], text: str) -> None:

@@ -308,7 +308,10 @@ def _finetune(
   with_control = _num_with_control_tokens(prompt_format, cells)
   if with_control:
     examples = console.count(with_control, 'example')
-    console.say('finetune', f'{examples} with {prompt_format.control_note}')
+    console.say(
+      'finetune',
+      f'{examples} with control tokens, {prompt_format.control_note}',
+    )
   mesh = mesh_lib.make_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
   encoded = _encode(

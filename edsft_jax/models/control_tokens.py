@@ -38,7 +38,7 @@ class ControlTokens:
 
   Attributes:
     ids: ids of the control tokens.
-    encoded_as: in words, what those in messages become.
+    encoded_as: in words, what those in messages are encoded as.
   """
 
   def __init__(self, tokenizer: Tokenizer, names: Collection[str], mode: str):
@@ -53,7 +53,8 @@ class ControlTokens:
     self._names = frozenset(name for name in names if len(name) > 1)
     self._tokenizer = tokenizer
     self._marks = mode == 'text'
-    self.encoded_as = 'text' if self._marks else 'special tokens'
+    what = 'text' if self._marks else 'themselves'
+    self.encoded_as = f'{what} (prompt.control_tokens)'
     first = ''.join(sorted({name[0] for name in self._names}))
     self._first = re.compile(f'[{re.escape(first)}]' if first else '(?!)')
     self._lengths = sorted({len(name) for name in self._names}, reverse=True)

@@ -112,7 +112,7 @@ class PromptFormat:
     longest_token: characters of the longest token. Text that is too far from
       the ends to matter by this measure is not tokenised; a larger number
       changes no token.
-    control_note: for the log, what is done with control tokens in text.
+    control_note: for the log, what becomes of control tokens in messages.
   """
 
   def __init__(
@@ -134,7 +134,7 @@ class PromptFormat:
       ids.append(tokenizer.added_tokens[layout.end_token])
     self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
     self.longest_token = tokenizer.longest_token
-    self.control_note = f'control tokens, encoded as {control.encoded_as}'
+    self.control_note = f'encoded as {control.encoded_as}'
 
   def encode_prompt(
     self, prompt: Prompt, limit: int, for_response: bool, response: str = ''

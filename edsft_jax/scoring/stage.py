@@ -208,7 +208,7 @@ def _score_shards(
   )
   if with_control:
     prompts = console.count(with_control, 'prompt')
-    notes.append(f'{prompts} with {prompt_format.control_note}')
+    notes.append(f'{prompts} with control tokens, {prompt_format.control_note}')
   for note in notes:
     console.say('score', note)
   generate, in_sample = _to_generate(c, pool, plan)
