@@ -72,7 +72,10 @@ def load_tokenizer(directory: pathlib.Path) -> 'Tokenizer':
     try:
       backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # The library raises bare Exceptions.
-      raise _unreadable(directory, error) from None
+      line = ' '.join(str(error).split())
+      raise errors.InputError(
+        f'{file}: the tokenizer cannot be read ({line}): copy the file again'
+      ) from None
   else:
     backend, defaults = _convert(directory)
   # Files may ask for truncation and padding, which is done here instead.
@@ -339,13 +342,20 @@ def _convert(
   # Only here, since importing it takes a second.
   import transformers
 
+  files = ' and '.join(_vocabulary(directory))
+  transformers.logging.set_verbosity_error()
   try:
     loaded = transformers.AutoTokenizer.from_pretrained(
       directory, local_files_only=True, trust_remote_code=False
     )
   except Exception as error:  # Converters raise whatever they like.
-    raise _unreadable(directory, error) from None
-  what = f'{type(loaded).__name__} of {" and ".join(_vocabulary(directory))}'
+    line = ' '.join(str(error).split())
+    raise errors.InputError(
+      f'{directory}: no tokenizer can be built from {files} ({line}): save it '
+      'as tokenizer.json, or install what reads these files (sentencepiece or '
+      'tiktoken for tokenizer.model)'
+    ) from None
+  what = f'{type(loaded).__name__} of {files}'
   backend = getattr(loaded, 'backend_tokenizer', None)
   remedy = 'save it as tokenizer.json, from a tokenizer that works'
   if not isinstance(backend, tokenizers.Tokenizer):
@@ -364,11 +374,3 @@ def _convert(
       f'as {text!r}: {remedy}'
     )
   return backend, loaded.special_tokens_map
-
-
-def _unreadable(directory: pathlib.Path, error: Exception) -> errors.InputError:
-  line = ' '.join(str(error).split())
-  return errors.InputError(
-    f"{directory}: the tokenizer cannot be read ({line}): copy the model's "
-    'tokenizer files again'
-  )
