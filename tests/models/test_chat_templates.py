@@ -4,10 +4,13 @@ import re
 
 import chat_models
 import formats
+import pyarrow as pa
 import pytest
 import transformers
 
-from edsft_jax import errors
+from configs import default
+from edsft_jax import errors, store
+from edsft_jax.evaluation.tasks.heldout import Heldout
 from edsft_jax.models import responses
 
 NAMES = tuple(chat_models.CHAT_MODELS)
@@ -247,3 +250,45 @@ def test_bad_options_are_refused(paths, option, value, message):
     formats.load(paths['llama3'], **{option: value})
   assert f'prompt.{option}' in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+def test_evaluation_is_asked_for_the_answer_alone(paths, tmp_path):
+  """Without what Qwen 3 writes before it, which no answer repeats."""
+  workdir = store.Workdir(tmp_path)
+  columns = {'id': ['a'], 'prompt': ['Hi'], 'response': ['Yes.']}
+  store.write_parquet(workdir.heldout, pa.table(columns))
+  prompt_format = formats.load(paths['qwen3'])
+  task = Heldout(default.get_config(), workdir, prompt_format, 500)
+  likelihood, generate = task.items[0].requests
+  answer = prompt_format.encode_response('Hi', 'Yes.')
+  assert prompt_format.decode(answer, special=True) == 'Yes.<|im_end|>'
+  assert [*generate.tokens, *answer] == likelihood.tokens
+  assert likelihood.num_targets == len(answer)
+  text = prompt_format.decode(generate.tokens, special=True)
+  assert text.endswith('</think>\n\n')
+
+
+@pytest.mark.parametrize(
+  'template',
+  [
+    '{% for m in messages %}{% if m.role == "assistant" %}'
+    '{% generation %}{{ m.content }}{% endgeneration %}!{% else %}'
+    '{{ m.content }}{% endif %}{% endfor %}',
+    '{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}\n'
+    '  {{ m | tojson }}\n{% endfor %}\n',
+    '{{ messages | tojson(indent=2) }} {{ tools is none }} {{ documents }}',
+    '{%- set ns = namespace(n=0) -%}\n  {% for m in messages %}\n'
+    '{% set ns.n = ns.n + 1 %}{{ m.content | trim | replace("a", "b") }}\n'
+    '{% endfor %}{{ ns.n }}{{ bos_token }}{{ pad_token }}{{ nothing }}',
+  ],
+)
+def test_templates_are_rendered_as_transformers_does(paths, template):
+  path = paths['llama3']
+  turns = [{**turn, 'content': f'<a&b> {turn["content"]}'} for turn in TURNS]
+  prompt_format = formats.load(path, template=template)
+  ids, _ = prompt_format.encode_prompt(turns, 900, False)
+  expected = rendered(path, turns, chat_template=template)
+  text = prompt_format.decode(ids, special=True)
+  assert text.removeprefix('<|begin_of_text|>') == expected.removeprefix(
+    '<|begin_of_text|>'
+  )
