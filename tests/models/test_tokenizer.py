@@ -185,6 +185,15 @@ def test_special_tokens_of_either_file(tmp_path):
   assert prompt_format.end_ids == (1,)
 
 
+def test_a_named_token_keeps_its_options(tmp_path):
+  """Phi-3's </s> swallows the spaces after it."""
+  path = tmp_path / 'm'
+  chat_models.write(chat_models.CHAT_MODELS['phi3'], path)
+  change(path, 'tokenizer_config.json', eos_token='</s>')
+  ids = raw_ids(path, 'a</s>  b', control_tokens='special')
+  assert ids == json_ids(path, 'a</s>  b')
+
+
 def test_an_eos_that_the_tokenizer_lacks_is_refused(tmp_path):
   path = write(tmp_path / 'm', eos_token='<|end|>')
   with pytest.raises(errors.InputError, match=r"eos_token '<\|end\|>'"):
