@@ -5,7 +5,7 @@ the boundary between prompt and response are the same in scoring, finetuning,
 evaluation and generation.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import pathlib
 import sys
 
@@ -84,17 +84,8 @@ def load_prompt_format(
     control = ControlTokens(tokenizer, names, control_tokens)
     layout = RawLayout(separator)
   result = PromptFormat(tokenizer, control, layout, truncate, end_ids)
-  for note in layout.notes:
+  for note in _notes(tokenizer, layout, (*end_ids, tokenizer.eos_id)):
     log(note)
-  if (end := layout.end_token) and (
-    tokenizer.added_tokens[end] not in (*end_ids, tokenizer.eos_id)
-  ):
-    log(
-      f'{end!r}, which the template writes after an answer, ends a response '
-      "besides the model's own end tokens"
-    )
-  if not tokenizer.has_pad_token:
-    log('the tokenizer has no pad token: not needed, since padding is masked')
   return result
 
 
@@ -189,10 +180,7 @@ class PromptFormat:
       if len(ids) <= limit:
         return ids, True
       kept -= len(ids) - limit
-    num_prefix = min(len(self._tokenizer.prefix), limit - 1)
-    head, tail = ids[:num_prefix], ids[num_prefix:]
-    first, last = self._cut(len(tail), limit - num_prefix)
-    return head + tail[:first] + tail[len(tail) - last :], True
+    return self._cut_ids(ids, limit), True
 
   def encode_response(
     self, prompt: Prompt, response: str, limit: int = sys.maxsize
@@ -278,6 +266,13 @@ class PromptFormat:
       return 0, kept
     return kept - kept // 2, kept // 2
 
+  def _cut_ids(self, ids: list[int], limit: int) -> list[int]:
+    """At most `limit` ids, with those that go before any text."""
+    num_prefix = min(len(self._tokenizer.prefix), limit - 1)
+    head, tail = ids[:num_prefix], ids[num_prefix:]
+    first, last = self._cut(len(tail), limit - num_prefix)
+    return head + tail[:first] + tail[len(tail) - last :]
+
   def _cut_text(self, text: str, ends: list[int], kept: int) -> str:
     """The text cut to `kept` tokens; `ends` are the tokens' end characters."""
     first, last = self._cut(len(ends), kept)
@@ -300,6 +295,21 @@ def _check_options(template: str, truncate: str, mode: str) -> None:
     raise errors.InputError(
       f'prompt.control_tokens {mode!r} is not one of {MODES}'
     )
+
+
+def _notes(
+  tokenizer: Tokenizer, layout: Layout, model_ends: Collection[int | None]
+) -> Iterator[str]:
+  """Lines for the log."""
+  yield from layout.notes
+  end = layout.end_token
+  if end is not None and tokenizer.added_tokens[end] not in model_ends:
+    yield (
+      f'{end!r}, which the template writes after an answer, ends a response '
+      "besides the model's own end tokens"
+    )
+  if not tokenizer.has_pad_token:
+    yield 'the tokenizer has no pad token: not needed, since padding is masked'
 
 
 def _written(chat: ChatTemplate, added_tokens: Collection[str]) -> set[str]:
