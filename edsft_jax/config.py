@@ -74,6 +74,14 @@ def get_config() -> ml_collections.ConfigDict:
   c.prompt.truncate = 'end'
   # Text between prompt and response, without a chat template.
   c.prompt.separator = '\n'
+  # Variables for the chat template, a JSON object such as
+  # '{"enable_thinking": false}'.
+  c.prompt.template_arguments = '{}'
+  # What control tokens in the text of prompts and answers, such as
+  # '<|im_end|>', are encoded as: 'text' | 'special', the token itself.
+  c.prompt.control_tokens = 'text'
+  # What chat templates take for today, as YYYY-MM-DD.
+  c.prompt.date = '2024-07-26'
 
   c.scoring = ml_collections.ConfigDict()
   # False: only read the prompts, for features and prompt_* scores. Then

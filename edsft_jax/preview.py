@@ -66,6 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   prompts = dict(zip(pool.ids, pool.prompts, strict=True))
   for prompt_id in _shown_ids(config, workdir, pool):
     prompt = prompts[prompt_id]
+    answer = answers.get(prompt_id, _NO_ANSWER)
     with errors.about_prompt(prompt_id):
       ids, truncated = prompt_format.encode_prompt(
         prompt, context - config.scoring.max_new_tokens, for_response=False
@@ -73,10 +74,11 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       example = responses.encode(
         prompt_format,
         prompt,
-        answers.get(prompt_id, _NO_ANSWER),
+        answer,
         config.finetuning.max_length or context,
       )
     notes = ['truncated'] if truncated else []
+    notes += _control_notes(prompt_format, prompt)
     _show(
       f'prompt {prompt_id} for scoring: {len(ids)} tokens',
       notes,
@@ -84,6 +86,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     )
     notes = ['prompt truncated'] if example.prompt_truncated else []
     notes += ['answer cut'] if example.response_cut else []
+    notes += _control_notes(prompt_format, prompt, answer)
     notes += [] if prompt_id in answers else ['no answer yet']
     _show(
       f'prompt {prompt_id} for finetuning: {len(example.tokens)} tokens, '
@@ -110,6 +113,16 @@ def _shown_ids(
     f'for seed {seed}: {", ".join(ids)}',
   )
   return ids
+
+
+def _control_notes(
+  prompt_format: models.PromptFormat, prompt: store.Prompt, answer: str = ''
+) -> list[str]:
+  number = prompt_format.num_control_tokens(prompt, answer)
+  if not number:
+    return []
+  tokens = console.count(number, 'control token')
+  return [f'{tokens} {prompt_format.control_note}']
 
 
 def _show(head: str, notes: list[str], text: str) -> None:

@@ -30,7 +30,7 @@ from flax import nnx
 import jax
 import numpy as np
 
-from edsft_jax import inference, models
+from edsft_jax import config, inference, models
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.scorer import Scorer
@@ -279,7 +279,7 @@ def read_prompts(path: pathlib.Path) -> list[str]:
 
 def encode(path: pathlib.Path, prompts: Sequence[str]) -> list[np.ndarray]:
   """Ids of prompts, truncated to leave room for the continuation."""
-  prompt_format = models.load_prompt_format(path, 'auto', '\n', 'end')
+  prompt_format = models.load_prompt_format(path, **config.get_config().prompt)
   limit = models.read_config(path).context - NUM_NEW
   return [
     np.array(prompt_format.encode_prompt(p, limit, False)[0], np.int32)

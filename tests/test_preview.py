@@ -96,6 +96,28 @@ def test_a_template_without_answers_is_refused(config, tmp_path, capsys):
     preview(config, tmp_path, capsys)
 
 
+def test_control_tokens_are_counted(config, tmp_path, capsys):
+  pool = tmp_path / 'pool.jsonl'
+  pool.write_text('{"prompt": "a </s> b", "response": "c <s></s>"}\n')
+  heads = {}
+  for mode in ('text', 'special'):
+    config.prompt.control_tokens = mode
+    lines = preview(config, tmp_path, capsys)
+    heads[mode] = [line for line in lines if line.startswith('preview   pro')]
+  for mode, words in (('text', 'text'), ('special', 'themselves')):
+    for head, number in zip(
+      heads[mode], ('1 control token', '3 control tokens'), strict=True
+    ):
+      assert head.endswith(
+        f', {number} encoded as {words} (prompt.control_tokens)'
+      )
+  # As text, they are several tokens.
+  as_text, as_themselves = (
+    int(heads[mode][0].split(': ')[1].split()[0]) for mode in heads
+  )
+  assert as_text > as_themselves
+
+
 def test_a_preview_does_not_rewrite_what_the_study_was_made_with(
   config, tmp_path, capsys
 ):

@@ -284,6 +284,17 @@ def _encode(
   return encoded
 
 
+def _num_with_control_tokens(
+  prompt_format: models.PromptFormat, cells: Mapping[study.Cell, _Triples]
+) -> int:
+  """Number of different examples whose text has control tokens."""
+  examples = {x[0]: x for triples in cells.values() for x in triples}
+  return sum(
+    prompt_format.num_control_tokens(prompt, answer) > 0
+    for _, prompt, answer in examples.values()
+  )
+
+
 def _finetune(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
@@ -294,6 +305,13 @@ def _finetune(
 ) -> dict[str, int]:
   """Finetunes the cells of `todo`; returns the counts of all cells."""
   prompt_format = models.load_prompt_format(path, **config.prompt)
+  with_control = _num_with_control_tokens(prompt_format, cells)
+  if with_control:
+    examples = console.count(with_control, 'example')
+    console.say(
+      'finetune',
+      f'{examples} with control tokens, {prompt_format.control_note}',
+    )
   mesh = mesh_lib.make_mesh(**config.mesh)
   decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
   encoded = _encode(
@@ -335,4 +353,5 @@ def _finetune(
     'response_tokens': sum(e.num_response for e in encoded.values()),
     'prompts_truncated': sum(e.prompt_truncated for e in encoded.values()),
     'responses_cut': sum(e.response_cut for e in encoded.values()),
+    'with_control_tokens': with_control,
   }

@@ -25,20 +25,11 @@ from edsft_jax.models import config_json, diagnosis, tensors
 from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.models.placement import StatePath, placed
+from edsft_jax.models.tokenizer import FILES as TOKENIZER_FILES
+from edsft_jax.models.tokenizer import check_files
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-TOKENIZER_FILES = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'vocab.json',
-  'merges.txt',
-  'tokenizer.model',
-  'chat_template.jinja',
-  'chat_template.json',
-)
 DTYPES = ('float32', 'bfloat16', 'float16')
 _FILE_DTYPES = ('F32', 'BF16', 'F16')
 _PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
@@ -104,18 +95,15 @@ def check(path: Path) -> DecoderConfig:
 
   Raises:
     InputError: a file is missing, unreadable or truncated; a tensor is
-      missing, unknown, duplicate or has the wrong shape; tokenizer.json is
+      missing, unknown, duplicate or has the wrong shape; the tokenizer is
       missing.
   """
   directory = resolve(path)
   config = config_json.read_config(directory)
   with _Weights(directory) as weights:
     weights.check(config)
-  if not (directory / 'tokenizer.json').is_file():
-    raise errors.InputError(
-      f'{directory} has no tokenizer.json: save the tokenizer next to the model'
-    )
   diagnosis.refuse_pointer(directory / 'tokenizer.json')
+  check_files(directory)
   return config
 
 

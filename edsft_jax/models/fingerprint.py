@@ -21,7 +21,7 @@ def fingerprint(
     prompt: the options under config.prompt.
     with_separator: whether the stage depends on prompt.separator.
   """
-  options = ['template', 'truncate', *(['separator'] if with_separator else [])]
+  options = [x for x in prompt if x != 'separator' or with_separator]
   return {
     'model.path (its files)': hash_model(path),
     'model.dtype': dtype,

@@ -40,7 +40,7 @@ def encode(
   response_ids = prompt_format.encode_response(prompt, response, max_length)
   room = max(max_length - len(response_ids), 1)
   prompt_ids, truncated = prompt_format.encode_prompt(
-    prompt, room, for_response=True
+    prompt, room, for_response=True, response=response
   )
   kept = response_ids[: max_length - len(prompt_ids)]
   return Example(

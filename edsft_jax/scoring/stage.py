@@ -116,7 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     return
   plan = ShardPlan.of(workdir, *size, *begun)
   with manifest.timed('score') if first else contextlib.nullcontext():
-    notes = _score_shards(config, path, pool, plan)
+    notes, with_control = _score_shards(config, path, pool, plan)
     processes.barrier('scored')
     processes.await_files(plan.all_folders)
     shards.join_features(
@@ -126,7 +126,10 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     if not first:
       return
     shards.join_scores(workdir, plan.all_folders)
-  counts = table.counts(workdir)
+  counts = {
+    **table.counts(workdir),
+    'prompts_with_control_tokens': with_control,
+  }
   manifest.finish('score', {**counts, 'notes': notes})
   shutil.rmtree(workdir.score_shards)
   generated = (
@@ -189,13 +192,23 @@ def _score_shards(
   path: pathlib.Path,
   pool: store.Prompts,
   plan: ShardPlan,
-) -> list[str]:
-  """Scores this process's part of the shards; returns the manifest's notes."""
+) -> tuple[list[str], int]:
+  """Scores this process's part of the shards.
+
+  Returns:
+    The manifest's notes, and the number of prompts with control tokens.
+  """
   c = config.scoring
   notes: list[str] = []
   prompt_format = models.load_prompt_format(
     path, **config.prompt, log=notes.append
   )
+  with_control = sum(
+    prompt_format.num_control_tokens(prompt) > 0 for prompt in pool.prompts
+  )
+  if with_control:
+    prompts = console.count(with_control, 'prompt')
+    notes.append(f'{prompts} with control tokens, {prompt_format.control_note}')
   for note in notes:
     console.say('score', note)
   generate, in_sample = _to_generate(c, pool, plan)
@@ -241,7 +254,7 @@ def _score_shards(
         rows = table.make_table(columns, scores, prompt_format)
         shards.write(plan.folders[i], rows, scores.features)
   _say_programs(scorer_of(sizes[0]).num_programs, shapes, bool(generate.any()))
-  return notes
+  return notes, with_control
 
 
 def _to_generate(

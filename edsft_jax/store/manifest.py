@@ -201,16 +201,22 @@ def refuse_change(
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """Names whose values differ, each with both values, shortened."""
+  """Names whose values differ, each with both values, shortened.
 
-  def short(value: Any) -> str:
+  Older versions did not record all that newer ones do.
+  """
+
+  def short(values: Mapping[str, Any], name: str) -> str:
+    if name not in values:
+      return 'not recorded'
+    value = values[name]
     text = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str) and re.fullmatch('[0-9a-f]{64}', value):
       return value[:8]  # A prefix of the hash is enough.
     return text if len(text) <= 60 else f'{text[:57]}...'
 
   return [
-    f'{name} (was {short(old.get(name))}, is {short(new.get(name))})'
+    f'{name} (was {short(old, name)}, is {short(new, name)})'
     for name in [*new, *(n for n in old if n not in new)]
     if old.get(name) != new.get(name)
   ]

@@ -3,6 +3,7 @@
 import shutil
 
 from flax import nnx
+import formats
 import jax
 import numpy as np
 import pyarrow.parquet as pq
@@ -102,9 +103,7 @@ def test_numbers_are_those_of_brute_force(evaluated, cell):
   )
   if cell != BASE:
     models.load_adapter(decoder, evaluated.run(cell).model)
-  prompt_format = models.load_prompt_format(
-    tiny_study.MODEL, 'auto', '\n', 'end'
-  )
+  prompt_format = formats.load(tiny_study.MODEL)
   heldout = store.read_prompts(evaluated.heldout)
   rows = store.read_jsonl(evaluated.run(cell).items('heldout'))
   assert [row['id'] for row in rows] == heldout.ids

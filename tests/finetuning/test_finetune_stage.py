@@ -92,6 +92,7 @@ def test_counts_and_tokens(finished):
     'response_tokens': sum(num_tokens),
     'prompts_truncated': 0,
     'responses_cut': 0,
+    'with_control_tokens': 0,
   }
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 
 from flax import nnx
+import formats
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -462,7 +463,7 @@ def test_pretrained_model_writes_what_transformers_writes(
   """The golden holds prompts, ids and texts; no expected text is here."""
   path = shared / 'models' / 'stories3M'
   decoder = models.load_decoder(path, 'float32', one_device)
-  prompt_format = models.load_prompt_format(path, 'auto', '\n', 'end')
+  prompt_format = formats.load(path)
   rows = json.loads((goldens_path / 'stories3M.json').read_text())
   prompts = []
   for row in rows:

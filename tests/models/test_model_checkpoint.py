@@ -303,6 +303,17 @@ def test_tensor_that_the_index_does_not_list(sharded):
   refused(sharded, 'model.surprise')
 
 
+def test_a_tokenizer_of_other_files(single, one_device, tmp_path):
+  (single / 'tokenizer.json').unlink()
+  names = ('vocab.json', 'merges.txt')
+  for name in names:
+    (single / name).write_text('{}')
+  models.check(single)
+  decoder = models.load_decoder(single, 'float32', one_device)
+  models.save_decoder(decoder, tmp_path / 'saved', single)
+  assert all((tmp_path / 'saved' / name).is_file() for name in names)
+
+
 def test_missing_tokenizer(single):
   (single / 'tokenizer.json').unlink()
   refused(single, 'tokenizer.json')

@@ -4,12 +4,13 @@ import json
 import pathlib
 import socket
 
+import formats
 import pytest
 import tokenizers
-import transformers
 
 from edsft_jax import errors, models
 from edsft_jax.models import responses
+from edsft_jax.models import tokenizer as tokenizer_lib
 
 SPECIAL = ('<unk>', '<s>', '</s>', '<|start|>', '<|end|>')
 # The end token of the template is none of the model's: the tokenizer names it.
@@ -74,8 +75,14 @@ def ids_of(text: str) -> list[int]:
   return byte_tokenizer('').encode(text).ids
 
 
-def load(path, template='auto', truncate='end', log=lambda line: None):
-  return models.load_prompt_format(path, template, '\n', truncate, log)
+def text_ids(text: str) -> list[int]:
+  """Of a text whose control tokens are text, too."""
+  tokenizer = byte_tokenizer('')
+  return [tokenizer.token_to_id(character) for character in text]
+
+
+def load(path, template='auto', **options):
+  return formats.load(path, template=template, **options)
 
 
 @pytest.fixture
@@ -136,7 +143,8 @@ def test_bos_occurs_once_if_the_tokenizer_adds_it(
   tmp_path, adds, text, expected
 ):
   path = write(tmp_path / 'model', adds)
-  assert load(path).encode_prompt(text, 50, False)[0] == expected
+  prompt_format = load(path, control_tokens='special')
+  assert prompt_format.encode_prompt(text, 50, False)[0] == expected
 
 
 def test_chat(chat):
@@ -192,19 +200,21 @@ def test_given_jinja(plain):
   template = '{% for m in messages %}Q: {{ m.content }}\nA:{% endfor %}'
   prompt_format = load(plain, template)
   ids, _ = prompt_format.encode_prompt('Hi', 100, False)
-  assert ids == [1, *ids_of('Q: Hi\nA:')]
-  # It prints the answer as one more question, so the turn's rendering starts
-  # with the prompt's, but has no end token.
+  # It prints the answer as one more question, and no end token.
+  assert ids == [1, *ids_of('Q: Hi\nA:Q: ')]
   response = prompt_format.encode_response('Hi', 'Yes')
-  assert response == [*ids_of('Q: Yes\nA:'), 2]
+  assert response == [*ids_of('Yes\nA:'), 2]
 
 
 def test_template_whose_whole_does_not_begin_with_the_prompt(plain):
   template = (
-    '{{ messages | length }}{{ messages[0].content }}'
+    '{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}'
     '{% if add_generation_prompt %}A:{% endif %}'
   )
-  response = load(plain, template).encode_response('Hi', 'Yes')
+  prompt_format = load(plain, template)
+  ids, _ = prompt_format.encode_prompt('Hi', 9, True)
+  assert ids == [1, *ids_of('1HiA:')]
+  response = prompt_format.encode_response('Hi', 'Yes')
   assert response == [*ids_of('Yes'), 2]
 
 
@@ -225,7 +235,7 @@ def test_template_that_prints_no_answer_is_refused(plain, template):
   # An empty answer is not the template's fault.
   assert prompt_format.encode_response('Hi', '') == [2]
   printing = load(plain, '{% for m in messages %}{{ m.content }}{% endfor %}')
-  assert printing.encode_response('Hi', '</s>') == [2]
+  assert printing.encode_response('Hi', '</s>') == [*text_ids('</s>'), 2]
 
 
 def test_special_tokens_are_shown_when_asked_for(plain):
@@ -246,9 +256,12 @@ def test_dates_do_not_move(plain):
 def test_an_end_within_a_response_does_not_cut_it(plain):
   prompt_format = load(plain)
   response = prompt_format.encode_response('Hi', 'a</s>b')
+  assert response == [*text_ids('a</s>b'), 2]
+  assert prompt_format.encode_response('Hi', '') == [2]
+  prompt_format = load(plain, control_tokens='special')
+  response = prompt_format.encode_response('Hi', 'a</s>b')
   assert response == [*ids_of('a</s>b'), 2]
   assert prompt_format.encode_response('Hi', 'a</s>') == [*ids_of('a'), 2]
-  assert prompt_format.encode_response('Hi', '') == [2]
 
 
 @pytest.mark.parametrize(
@@ -383,13 +396,13 @@ def test_megabytes_are_cut_like_short_text(plain, truncate):
 def tokenised(monkeypatch) -> list[int]:
   """Lengths of all texts that a tokenizer is given from here on."""
   lengths = []
-  call = transformers.PreTrainedTokenizerFast.__call__
+  encoding = tokenizer_lib.Tokenizer.encoding
 
-  def spy(self, text, **options):
+  def spy(self, text):
     lengths.append(len(text))
-    return call(self, text, **options)
+    return encoding(self, text)
 
-  monkeypatch.setattr(transformers.PreTrainedTokenizerFast, '__call__', spy)
+  monkeypatch.setattr(tokenizer_lib.Tokenizer, 'encoding', spy)
   return lengths
 
 
@@ -435,7 +448,7 @@ def test_what_is_cut_unread_changes_no_token(truncate, text):
   path = models.resolve('demo')
   turns = [{'role': 'user', 'content': text}] * 2
 
-  prompt_format = load(path, 'raw', truncate)
+  prompt_format = load(path, 'raw', truncate=truncate)
 
   def encode_all():
     return [
@@ -467,7 +480,7 @@ def test_tokenizer_json_alone(plain, monkeypatch):
 
   monkeypatch.setattr(socket.socket, 'connect', refuse)
   (plain / 'tokenizer_config.json').unlink()
-  prompt_format = load(plain)
+  prompt_format = load(plain, control_tokens='special')
   ids, _ = prompt_format.encode_prompt('<s>Hi', 50, False)
   assert ids == [1, *ids_of('Hi')]
   assert prompt_format.encode_response('Hi', 'Yes') == [*ids_of('Yes'), 2]

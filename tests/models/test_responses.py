@@ -1,5 +1,6 @@
 """A prompt with its response as tokens, shortened where it is too long."""
 
+import formats
 import pytest
 import tiny_study
 
@@ -9,7 +10,7 @@ from edsft_jax.models import responses
 
 @pytest.fixture(scope='module')
 def prompt_format() -> models.PromptFormat:
-  return models.load_prompt_format(tiny_study.MODEL, 'auto', ' w3 ', 'end')
+  return formats.load(tiny_study.MODEL, separator=' w3 ')
 
 
 def test_encode_shortens_the_prompt_first(prompt_format):

@@ -3,12 +3,13 @@
 import csv
 import json
 
+import formats
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from configs import default
-from edsft_jax import errors, models, pool, store
+from edsft_jax import errors, pool, store
 
 HUGE = 'The quick brown fox jumps over the lazy dog. ' * 240_000
 GOOD = 'Say back: moon'
@@ -116,7 +117,7 @@ def test_ten_megabytes(tmp_path, fmt):
   path = write(tmp_path / f'p.{fmt}', fmt, [GOOD, HUGE])
   prompts = store.read_prompts(run(tmp_path / 'w', path).pool)
   assert prompts.prompts == [GOOD, HUGE]
-  prompt_format = models.load_prompt_format('demo', 'raw', ' ', 'end')
+  prompt_format = formats.load('demo', template='raw', separator=' ')
   ids, truncated = prompt_format.encode_prompt(prompts.prompts[1], 200, False)
   assert truncated
   assert len(ids) == 200

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 
 from absl import flags
+import formats
 from places import REPOSITORY
 import pytest
 
@@ -43,14 +44,14 @@ def test_checkpoint_is_small_and_whole():
   'text', ['What is 3 plus 5?', 'Grüße, 世界 🙂\n\ttab', 'ﬁ\u00a0\u2028']
 )
 def test_tokenizer_takes_any_text(text):
-  prompt_format = models.load_prompt_format('demo', 'auto', '\n', 'end')
+  prompt_format = formats.load('demo')
   ids, _ = prompt_format.encode_prompt(text, 256, False)
   assert ids[0] == 1
   assert prompt_format.decode(ids) == text
 
 
 def test_prompts_and_responses_of_the_pool_are_short():
-  prompt_format = models.load_prompt_format('demo', 'auto', '\n', 'end')
+  prompt_format = formats.load('demo')
   for row in demo.rows()[::20]:
     ids, _ = prompt_format.encode_prompt(row['prompt'], 256, True)
     assert len(ids) < 60

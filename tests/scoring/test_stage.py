@@ -12,6 +12,7 @@ import sys
 import time
 
 from flax import nnx
+import formats
 import jax
 import ml_collections
 import numpy as np
@@ -127,7 +128,7 @@ def test_table_and_features_match_brute_force(scored):
   assert features.dtype == np.float32
   assert not scored.score_shards.exists()
 
-  prompt_format = models.load_prompt_format(GOLDEN, 'raw', '\n', 'end')
+  prompt_format = formats.load(GOLDEN, template='raw')
   decoder = models.load_decoder(
     GOLDEN, 'float32', make_mesh(1, 1, 1, devices=jax.devices()[:1])
   )
@@ -195,6 +196,22 @@ def test_what_the_tokenizer_lacks_is_in_the_manifest(scored):
   assert 'no pad token' in notes
   assert counts['prompts'] == NUM_PROMPTS
   assert counts['truncated'] == 0
+  assert counts['prompts_with_control_tokens'] == 0
+
+
+def test_prompts_with_control_tokens_are_counted(workdir, capsys):
+  texts = ['w3 </s> w4 </s>', 'w3', '<s> w5']
+  ids = list(map(str, range(3)))
+  store.write_parquet(workdir.pool, pa.table({'id': ids, 'prompt': texts}))
+  config = _config()
+  config.prompt.control_tokens = 'special'  # The tokenizer has no letters.
+  config.scoring.generate = False
+  scoring.run(config, workdir)
+  counts = store.Manifest(workdir).counts('score')
+  assert counts['prompts_with_control_tokens'] == 2
+  said = '2 prompts with control tokens, encoded as themselves'
+  assert said in capsys.readouterr().out
+  assert said in ' '.join(counts['notes'])
 
 
 def test_length_normalized_divides_by_the_steps(scored):
@@ -263,6 +280,9 @@ def test_a_second_run_loads_no_model(scored, monkeypatch):
     ('scoring.features.pooling', 'last'),
     ('prompt.template', 'raw'),
     ('prompt.truncate', 'start'),
+    ('prompt.template_arguments', '{"enable_thinking": false}'),
+    ('prompt.control_tokens', 'special'),
+    ('prompt.date', '2025-01-31'),
     ('model.dtype', 'bfloat16'),
     ('model.path', str(GOLDEN.with_name('linear_v4'))),
   ],
@@ -554,6 +574,9 @@ def test_more_shards_than_files_may_be_open(workdir):
     ('scoring.features.layer', 3, 'scoring.features.layer is 3'),
     ('prompt.template', 'alpaca', 'alpaca'),
     ('prompt.truncate', 'left', 'left'),
+    ('prompt.template_arguments', '[]', 'is not a JSON object'),
+    ('prompt.control_tokens', 'keep', "'keep' is not one of"),
+    ('prompt.date', '2025-02-30', "'2025-02-30' is not a date"),
     ('model.dtype', 'int8', 'int8'),
     ('model.path', '/nowhere', '/nowhere'),
   ],

@@ -151,6 +151,11 @@ def test_manifest_skips_the_same_and_refuses_the_changed(tmp_path):
   changed = {**fingerprint, 'model': 'xyz'}
   with pytest.raises(errors.InputError, match=r'model .*"abc".*"xyz"'):
     store.Manifest(workdir).begin('score', changed)
+  newer = {**fingerprint, 'prompt.date': '2024-07-26'}
+  with pytest.raises(
+    errors.InputError, match=r'date \(was not recorded, is "2024-07-26"\)'
+  ):
+    store.Manifest(workdir).begin('score', newer)
 
 
 def test_manifest_refuses_a_change_to_a_stage_that_was_cut_short(tmp_path):

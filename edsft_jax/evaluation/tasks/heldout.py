@@ -89,6 +89,12 @@ class Heldout:
       'reference_tokens': sum(
         likelihood.num_targets for (likelihood, _), _ in examples
       ),
+      'with_control_tokens': sum(
+        prompt_format.num_control_tokens(prompt, reference) > 0
+        for prompt, reference in zip(
+          heldout.prompts, heldout.responses or (), strict=True
+        )
+      ),
     }
 
   def _encode(
