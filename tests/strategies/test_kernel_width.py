@@ -25,7 +25,7 @@ def test_the_width_lets_the_last_pick_gain_one(workdir, capsys):
   kernel = selection.Rbf(width=found)
   gains = selection.facility_location(pool(300), 30, kernel).gains
   assert gains[-1] == pytest.approx(1, abs=0.03)
-  assert capsys.readouterr().err.split(maxsplit=1)[1] == (
+  assert capsys.readouterr().out.split(maxsplit=1)[1] == (
     f'kernel width {found:g}, from the gains curves of the pool: the first '
     f'pick covers {gains[0] / 300:.0%} of it, pick 30 gains {gains[-1]:.2f} '
     'prompts\n'
@@ -39,14 +39,14 @@ def test_the_width_lets_the_last_pick_gain_one(workdir, capsys):
 def test_a_budget_near_the_pool_is_said_to_have_no_width(workdir, capsys):
   features = np.repeat(pool(20), 2, axis=0)
   width(workdir, features, 30)
-  out = capsys.readouterr().err
+  out = capsys.readouterr().out
   assert 'pick 15 gains 1.0' in out
   assert 'pick 30 gains less than 1 at any width' in out
 
 
 def test_identical_prompts_have_any_width(workdir, capsys):
   assert width(workdir, np.ones((9, 2), np.float32), 8) == 1.0
-  assert 'any width would do' in capsys.readouterr().err
+  assert 'any width would do' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
