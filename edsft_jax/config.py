@@ -122,8 +122,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.selection.kernel = ml_collections.ConfigDict()
   # 'rbf' | 'cosine'.
   c.selection.kernel.similarity = 'rbf'
-  # RBF width in units of the pool's mean squared distance; 0.0: the one that
-  # the gains curves suggest.
+  # RBF width in units of the pool's mean squared distance; 0.0: read off the
+  # gains curves, see selection.kernel_width.
   c.selection.kernel.width = 0.0
   # The gamma of exp(-gamma d^2), instead of a width; 0.0: unused.
   c.selection.kernel.gamma = 0.0

@@ -13,6 +13,9 @@ MAX_TASKS = 30
 
 NO_TASK = '(no task)'
 
+# A kernel width is marked if its first pick covers more than this share.
+MOST_OF_THE_POOL = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Exhibit:
@@ -96,33 +99,53 @@ def gains_by_width(curves: Mapping[str, Any]) -> Exhibit:
     )
     for position, gain in enumerate(curve, start=1)
   ]
-  used, suggested = curves['width'], curves['suggested']
-  note = f'Width {used:g} was used'
-  if used == suggested:
-    note += ', as suggested by the curves.'
-  else:
-    note += f'; the curves suggest {suggested:g}.'
-  if used not in widths:
-    note += ' It is not among the widths tried, so no line is highlighted.'
-  note += (
-    f' The curves were computed on {curves["num_prompts"]:,} prompts for '
-    f'{curves["budget"]:,} picks.'
-  )
+  shares = [curve[0] / curves['num_prompts'] for curve in curves['curves']]
+  remarks = [
+    flaw or (f'first pick {share:.0%}' if share > MOST_OF_THE_POOL else '')
+    for flaw, share in zip(curves['degenerate'], shares, strict=True)
+  ]
+  note = _about_width(curves, shares)
   listed = ', '.join(
-    f'{width:g} ({flaw or "decays"})'
-    for width, flaw in zip(widths, curves['degenerate'], strict=True)
+    f'{width:g} ({remark or "decays"})'
+    for width, remark in zip(widths, remarks, strict=True)
   )
   return Exhibit(
     name='gains_by_width',
     alt='Marginal gain of each greedy pick of facility location against its '
     f'position, one line per kernel width: {listed}. {note}',
     png=plots.gains_by_width(
-      widths, curves['curves'], curves['degenerate'], used
+      widths, curves['curves'], remarks, curves['width']
     ),
     columns=('width', 'position', 'gain', 'degenerate'),
     rows=rows,
     note=note,
   )
+
+
+def _about_width(curves: Mapping[str, Any], shares: Sequence[float]) -> str:
+  """The width that was used, and what its first and last picks gain."""
+  used, suggested = curves['width'], curves['suggested']
+  of_prompts = f'{curves["num_prompts"]:,} prompts'
+  picks = f'{curves["budget"]:,} picks'
+  note = f'Width {used:g} was used'
+  if used == suggested:
+    note += ', as suggested by the curves.'
+  else:
+    note += f'; the curves suggest {suggested:g}.'
+  note += f' The curves were computed on {of_prompts} for {picks}.'
+  if used not in curves['widths']:
+    return f'{note} It is not among the widths tried: no line is highlighted.'
+  where = curves['widths'].index(used)
+  note += (
+    f' At this width, the first pick covers {shares[where]:.0%} of the prompts '
+    f'and the last gains {curves["curves"][where][-1]:.2f}.'
+  )
+  if shares[where] > MOST_OF_THE_POOL:
+    note += (
+      ' A single prompt covers most of the pool: the width is large for this '
+      'pool, and other prompts differ little in what they add.'
+    )
+  return note
 
 
 def selection_gains(

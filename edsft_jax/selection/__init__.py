@@ -6,7 +6,12 @@ explains the algorithms, their guarantees, and the letters in array names.
 
 from edsft_jax.selection.errors import SelectionError
 from edsft_jax.selection.facility_location import facility_location
-from edsft_jax.selection.gains_curves import GainsCurves, gains_curves
+from edsft_jax.selection.gains_curves import (
+  GainsCurves,
+  KernelWidth,
+  gains_curves,
+  kernel_width,
+)
 from edsft_jax.selection.inputs import Features, Positions, Values
 from edsft_jax.selection.k_center import k_center
 from edsft_jax.selection.log_determinant import log_determinant
@@ -19,6 +24,7 @@ __all__ = [
   'Cosine',
   'Features',
   'GainsCurves',
+  'KernelWidth',
   'Positions',
   'Rbf',
   'Selection',
@@ -29,6 +35,7 @@ __all__ = [
   'facility_location',
   'gains_curves',
   'k_center',
+  'kernel_width',
   'log_determinant',
   'random',
   'task_diversity',

@@ -1,16 +1,19 @@
 """Derives a kernel width and tasks from the features, for strategies."""
 
+import math
+
 import numpy as np
 
 from edsft_jax import console, selection, store
 
-# Kernel widths of the gains curves, in units of the pool's mean squared
-# distance: from no prompt similar to another, to all similar.
-WIDTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-
-# Only the shape of the decay matters: the curves of a larger pool are computed
-# on an even sample of this many prompts, with a proportional budget.
+# The curves of a larger pool are computed on an even sample of this many
+# prompts, with a proportional budget: a pick then stands for as many prompts.
 CURVE_PROMPTS = 4000
+
+# The sample is larger if it would leave fewer picks than this ...
+CURVE_PICKS = 20
+# ... but no larger than this.
+MOST_CURVE_PROMPTS = 20_000
 
 # Limit on the tasks found in a pool without labels, unless the config sets it.
 MAX_CLUSTERS = 100
@@ -53,7 +56,7 @@ def kernel_width(
   features_hash: str,
   grown: bool,
 ) -> float:
-  """Returns the width that the gains curves suggest.
+  """Returns the width that the gains curves suggest: selection.kernel_width.
 
   The curves are computed once per workdir. A larger budget or pool keeps the
   first width, since another one would give a different order, without some of
@@ -72,26 +75,47 @@ def kernel_width(
       return known['suggested']
   n = len(features)
   sample = np.unique(
-    np.linspace(0, n - 1, min(n, CURVE_PROMPTS)).astype(np.int64)
+    np.linspace(0, n - 1, _num_curve_prompts(n, budget)).astype(np.int64)
   )
-  sample_budget = max(1, budget * len(sample) // n)
-  result = selection.gains_curves(features[sample], sample_budget, WIDTHS)
+  sample_budget = max(1, round(budget * len(sample) / n))
+  found = selection.kernel_width(features[sample], sample_budget)
   store.write_json(
     workdir.gains_curves,
     {
       'features': features_hash,
       'num_prompts': len(sample),
       'budget': sample_budget,
-      'widths': [float(w) for w in WIDTHS],
-      'curves': np.asarray(result.curves, np.float64).tolist(),
-      'degenerate': [flag or None for flag in result.degenerate],
-      'suggested': float(result.suggested),
-      'width': float(result.suggested),
+      'widths': list(found.widths),
+      'curves': found.curves.tolist(),
+      'degenerate': [flag or None for flag in found.degenerate],
+      'suggested': found.width,
+      'width': found.width,
     },
   )
+  of_all = f'a sample of {len(sample):,}' if len(sample) < n else 'the pool'
   console.say(
     'select',
-    f'kernel width {result.suggested:g}, suggested by the gains curves of '
-    f'{len(sample):,} prompts',
+    f'kernel width {found.width:g}, from the gains curves of {of_all}: '
+    f'{_outcome(found, len(sample), sample_budget)}',
   )
-  return float(result.suggested)
+  return found.width
+
+
+def _num_curve_prompts(num_prompts: int, budget: int) -> int:
+  """How many prompts to compute the gains curves on."""
+  wanted = max(CURVE_PROMPTS, math.ceil(CURVE_PICKS * num_prompts / budget))
+  return min(num_prompts, wanted, MOST_CURVE_PROMPTS)
+
+
+def _outcome(
+  found: selection.KernelWidth, num_prompts: int, budget: int
+) -> str:
+  """What the search for a width came to, in words."""
+  if not found.pick:
+    return 'any width would do, since most prompts repeat others'
+  curve_M = found.curves[found.widths.index(found.width)]
+  share = f'the first pick covers {curve_M[0] / num_prompts:.0%} of it'
+  gain = f'pick {found.pick:,} gains {curve_M[found.pick - 1]:.2f} prompts'
+  if found.pick < budget:
+    return f'{share}, {gain}; pick {budget:,} gains less than 1 at any width'
+  return f'{share}, {gain}'

@@ -17,6 +17,7 @@ import synthetic_study as synthetic
 from edsft_jax import errors, reporting, store, study
 from edsft_jax.reporting import (
   comparison,
+  exhibits,
   page,
   plots,
   results,
@@ -227,6 +228,25 @@ def test_nothing_distinguishable_is_said_so(tmp_path, quick):
   words = 'No strategy is distinguishable from random at any budget'
   assert words in html(workdir)
   assert words in reporting.summary(options, workdir)
+
+
+def test_a_width_whose_first_pick_covers_most_of_the_pool_is_marked(reported):
+  curves = store.read_json(reported[1].gains_curves)
+  words = 'A single prompt covers most of the pool'
+  usual = exhibits.gains_by_width(curves)
+  assert words not in usual.note
+  assert '0.3 (decays)' in usual.alt
+  where = curves['widths'].index(0.3)
+  curves['curves'][where][0] = 0.84 * curves['num_prompts']
+  marked = exhibits.gains_by_width(curves)
+  assert '0.3 (first pick 84%)' in marked.alt
+  assert words not in marked.note
+  marked = exhibits.gains_by_width({**curves, 'width': 0.3, 'suggested': 0.3})
+  last = curves['curves'][where][-1]
+  assert (
+    'At this width, the first pick covers 84% of the prompts and the last '
+    f'gains {last:.2f}. {words}' in marked.note
+  )
 
 
 def test_what_was_run_is_on_the_page(reported):

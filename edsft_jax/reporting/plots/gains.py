@@ -10,32 +10,37 @@ from edsft_jax.strategies.registry import STRATEGIES
 def gains_by_width(
   widths: Sequence[float],
   curves: Sequence[Sequence[float]],
-  degenerate: Sequence[str | None],
+  remarks: Sequence[str],
   used: float,
 ) -> bytes:
-  """Marginal gain of each pick, one line per width; the used one is blue."""
+  """Marginal gain of each pick, one line per width; the used one is blue.
+
+  Args:
+    widths: the RBF widths.
+    curves: the gains at each width.
+    remarks: what is wrong with each width, or ''; its line is dashed then.
+    used: the width of the study.
+  """
   with style.use():
     figure = style.figure(style.WIDTH, 4.6)
     axes = figure.subplots()
     top = max(max(curve) for curve in curves) or 1.0
     floor = top * 1e-5
     labels = []
-    for width, curve, flaw in zip(widths, curves, degenerate, strict=True):
+    for width, curve, remark in zip(widths, curves, remarks, strict=True):
       chosen = width == used
       # A logarithmic axis cannot show a gain of zero.
       heights = [gain if gain > 0 else math.nan for gain in curve]
-      colour = (
-        style.ACCENT if chosen else ('#a3a9b4' if flaw is None else '#b9785a')
-      )
+      colour = style.ACCENT if chosen else ('#b9785a' if remark else '#a3a9b4')
       axes.plot(
         range(1, len(curve) + 1),
         heights,
         color=colour,
         linewidth=2.8 if chosen else 1.2,
-        linestyle='-' if flaw is None else (0, (3, 1.5)),
+        linestyle=(0, (3, 1.5)) if remark else '-',
         zorder=3 if chosen else 2,
       )
-      note = f' {flaw}' if flaw else ''
+      note = f' {remark}' if remark else ''
       labels.append(
         (
           max(curve[-1], floor),
@@ -43,6 +48,8 @@ def gains_by_width(
           colour,
         )
       )
+    # The suggested width is where the last pick gains 1.
+    axes.axhline(1.0, color='#a3a9b4', linewidth=1.0, linestyle=':')
     axes.set_xscale('log')
     axes.set_yscale('log')
     axes.set_xlim(1, max(len(curve) for curve in curves))
