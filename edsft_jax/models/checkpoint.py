@@ -217,8 +217,8 @@ def end_ids(path: Path) -> tuple[int, ...]:
 
 
 def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
-  """A decoder with shapes instead of arrays."""
-  return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))
+  """A decoder with shapes instead of weights."""
+  return Decoder(config, rngs=None, dtype=dtype)
 
 
 @functools.cache
@@ -327,8 +327,8 @@ class _Weights:
     part = self._file_of[place.name].get_slice(place.name)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-      array = part[place.index(index, shape)]
-      return (array.T if place.transposed else array).astype(dtype)
+      array = part[place.index(index, shape)].astype(dtype, copy=False)
+      return array.T if place.transposed else array
 
     return read
 

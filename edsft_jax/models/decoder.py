@@ -110,9 +110,16 @@ class Decoder(nnx.Module):
     self,
     config: DecoderConfig,
     *,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None,
     dtype: jax.typing.DTypeLike = jnp.float32,
   ):
+    """Initialises the weights.
+
+    Args:
+      config: the architecture.
+      rngs: for the weights; None leaves shapes in their place, to be replaced.
+      dtype: dtype of weights and matmuls.
+    """
     self.config = config
     self.dtype = jnp.dtype(dtype)
     self.embed_tokens = Embedding(config, self.dtype, rngs)
@@ -292,7 +299,9 @@ NORMS: dict[str, tuple[str | None, ...]] = {
 class Layer(nnx.Module):
   """Attention and gated MLP, each with norms and a residual connection."""
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(
+    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs | None
+  ):
     self.norms = config.norms
     self.residual_scale = config.residual_scale
     self.self_attn = Attention(config, dtype, rngs)
@@ -336,7 +345,9 @@ class Attention(nnx.Module):
       prompt's length.
   """
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(
+    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs | None
+  ):
     self.head_dim = config.head_dim
     self.num_kv_heads = config.num_kv_heads
     self.max_scores = MAX_SCORES

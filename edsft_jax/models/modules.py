@@ -1,6 +1,7 @@
 """The decoder's modules without attention: MLP, projections, norms."""
 
 from collections.abc import Callable
+from typing import cast
 
 from flax import nnx
 import jax
@@ -29,7 +30,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Mlp(nnx.Module):
   """down(activation(gate(x)) * up(x))."""
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(
+    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs | None
+  ):
     def linear(num_in: int, num_out: int) -> Linear:
       return Linear(
         num_in,
@@ -70,7 +73,7 @@ class Linear(nnx.Module):
     use_bias: bool,
     stddev: float,
     dtype: jnp.dtype,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None,
   ):
     self.weight = nnx.Param(_normal(rngs, (num_in, num_out), stddev, dtype))
     self.bias = nnx.Param(jnp.zeros(num_out, dtype)) if use_bias else None
@@ -99,7 +102,9 @@ class Linear(nnx.Module):
 class Embedding(nnx.Module):
   """Looks up each token's row of the table [V, D], and scales it."""
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(
+    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs | None
+  ):
     shape = (config.vocab_size, config.width)
     self.weight = nnx.Param(
       _normal(rngs, shape, config.initializer_range, dtype)
@@ -148,8 +153,13 @@ def capped(x: jax.Array, cap: float | None) -> jax.Array:
 
 
 def _normal(
-  rngs: nnx.Rngs, shape: tuple[int, ...], stddev: float, dtype: jnp.dtype
+  rngs: nnx.Rngs | None,
+  shape: tuple[int, ...],
+  stddev: float,
+  dtype: jnp.dtype,
 ) -> jax.Array:
+  if rngs is None:
+    return cast(jax.Array, jax.ShapeDtypeStruct(shape, dtype))
   return stddev * jax.random.normal(rngs.params(), shape, dtype)
 
 
