@@ -99,7 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Token ids that end a continuation besides the model's own.
   c.scoring.stop_token_ids = ()
   # Prompt and new tokens per batch, padding included; lower it to save memory.
-  c.scoring.batch_tokens = 16384
+  c.scoring.batch_tokens = 32768
   # Prompts per shard. An interrupted run resumes after its last complete shard,
   # and processes split the pool by whole shards.
   c.scoring.shard_prompts = 1024
@@ -218,7 +218,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Tokens of the greedy answer to a held-out prompt at most.
   c.evaluation.max_new_tokens = 64
   # Prompt and new tokens per batch, padding included.
-  c.evaluation.batch_tokens = 16384
+  c.evaluation.batch_tokens = 32768
   # Evaluate only this many held-out prompts, from the start; 0: all.
   c.evaluation.limit = 0
 

@@ -121,7 +121,9 @@ class Waiting:
     self._graph, self._weights = nnx.split(decoder)
     self._tokens = tokens
     shapes = shapes_of(decoder, tokens)
-    rows = inference.BatchSizes(BATCH_TOKENS, NUM_NEW, 1, len(tokens))
+    rows = inference.BatchSizes(
+      BATCH_TOKENS, NUM_NEW, 1, len(tokens), BATCH_TOKENS
+    )
     lengths = [len(ids) for ids in tokens]
     self._chunks = inference.chunks(
       lengths, range(len(tokens)), shapes, rows.num_slots

@@ -94,21 +94,16 @@ class BatchSizes:
     num_new: new tokens per row.
     multiple: numbers of rows are multiples of this.
     total_rows: total number of rows.
-    call_tokens: tokens that take as long as the overhead of a call; each call
-      reads at least this many, up to a quarter of the batch.
-    prefill_share: a prefill reads 1 / prefill_share of batch_tokens. Few, so
-      that few slots stay empty while others finish. More is not faster on a
-      CPU, where it exceeds the caches.
-    read_share: the same for prompts that are not continued.
+    read_tokens: prompt tokens per call, up to a quarter of the batch. Few, so
+      that chunks fit the lengths of their prompts, and few slots stay empty
+      while others finish; enough to make a call worth its overhead.
   """
 
   batch_tokens: int
   num_new: int
   multiple: int
   total_rows: int
-  call_tokens: int = 0
-  prefill_share: int = 32
-  read_share: int = 16
+  read_tokens: int
 
   def num_slots(self, cache_length: int) -> int:
     """Number of slots for decoding."""
@@ -116,16 +111,11 @@ class BatchSizes:
 
   def to_prefill(self, length: int, cache_length: int) -> int:
     """Rows per prefill, for decoding with this cache length."""
-    rows = self._read_tokens(self.prefill_share) // length
-    return min(self._fit(rows), self.num_slots(cache_length))
+    return min(self.to_read(length), self.num_slots(cache_length))
 
   def to_read(self, length: int) -> int:
     """Rows per call for prompts that are not continued."""
-    return self._fit(self._read_tokens(self.read_share) // length)
-
-  def _read_tokens(self, share: int) -> int:
-    worth = min(self.call_tokens, self.batch_tokens // 4)
-    return max(self.batch_tokens // share, worth)
+    return self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
 
   def _fit(self, rows: int) -> int:
     most = -(-self.total_rows // self.multiple)

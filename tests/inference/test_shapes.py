@@ -85,7 +85,7 @@ def test_chunks_hold_every_prompt_once():
 
 def test_rows_fit_the_budget_and_the_mesh():
   sizes = inference.BatchSizes(
-    batch_tokens=4096, num_new=64, multiple=4, total_rows=1000
+    batch_tokens=4096, num_new=64, multiple=4, total_rows=1000, read_tokens=256
   )
   for length, cache in ((16, 64), (64, 64), (448, 448)):
     slots, prefilled = sizes.num_slots(cache), sizes.to_prefill(length, cache)
@@ -94,20 +94,20 @@ def test_rows_fit_the_budget_and_the_mesh():
     assert 0 < prefilled <= slots
     assert 0 < sizes.to_read(length) <= 4096 // length
   few = inference.BatchSizes(
-    batch_tokens=4096, num_new=64, multiple=4, total_rows=5
+    batch_tokens=4096, num_new=64, multiple=4, total_rows=5, read_tokens=256
   )
   assert few.num_slots(64) == 8
   none = inference.BatchSizes(
-    batch_tokens=1, num_new=64, multiple=4, total_rows=5
+    batch_tokens=1, num_new=64, multiple=4, total_rows=5, read_tokens=256
   )
   assert none.num_slots(64) == none.to_prefill(64, 64) == none.to_read(64) == 4
 
 
-def test_a_call_reads_at_least_as_many_tokens_as_it_costs():
-  def rows(worth):
-    sizes = inference.BatchSizes(4096, 64, 1, 1000, call_tokens=worth)
+def test_a_call_reads_the_given_tokens_up_to_a_quarter_of_the_batch():
+  def rows(read_tokens):
+    sizes = inference.BatchSizes(4096, 64, 1, 1000, read_tokens)
     return sizes.to_prefill(16, 64), sizes.to_read(16)
 
-  assert rows(0) == (4096 // 32 // 16, 4096 // 16 // 16)
-  assert rows(200) == (200 // 16, 4096 // 16 // 16)
+  assert rows(1) == (1, 1)
+  assert rows(200) == (200 // 16, 200 // 16)
   assert rows(10**6) == (32, 4096 // 4 // 16)  # No more than there are slots.
