@@ -35,7 +35,7 @@ from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.scorer import Scorer
 
-GROUPS = ('pool', 'generate', 'features', 'stop')
+GROUPS = ('pool', 'commands', 'generate', 'features', 'stop')
 FIELDS = (
   'case',
   'contestant',
@@ -341,15 +341,25 @@ def pool_case(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
   }
 
 
+def processes(
+  groups: Sequence[str], model: pathlib.Path, prompts: pathlib.Path
+) -> Iterator[dict[str, str]]:
+  """Rows of the groups that time whole commands."""
+  if 'pool' in groups:
+    # First, since a child's peak is at least this process's size at the start.
+    yield pool_case(model, prompts)
+  if 'commands' in groups:
+    yield from whole_commands.compete(model, read_prompts(prompts))
+
+
 def cases(
   groups: Sequence[str], arguments: argparse.Namespace
 ) -> Iterator[dict[str, str]]:
   """Rows of the requested groups."""
   repeats = arguments.repeats
   model, prompts = arguments.model, arguments.prompts
-  if 'pool' in groups and model and prompts:
-    # First, since a child's peak is at least this process's size at the start.
-    yield pool_case(model, prompts)
+  if model and prompts:
+    yield from processes(groups, model, prompts)
   if {'generate', 'features'} & {*groups}:
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder)
@@ -379,8 +389,12 @@ def main() -> None:
   """Runs the requested groups, prints a table and writes it."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('groups', nargs='*', help=f'any of {", ".join(GROUPS)}')
-  parser.add_argument('--model', type=pathlib.Path, help='for stop and pool')
-  parser.add_argument('--prompts', type=pathlib.Path, help='for stop and pool')
+  parser.add_argument(
+    '--model', type=pathlib.Path, help='a chat model; not for the random one'
+  )
+  parser.add_argument(
+    '--prompts', type=pathlib.Path, help='JSONL, for the same groups'
+  )
   parser.add_argument('--stop_token_id', type=int, default=4010)
   parser.add_argument('--repeats', type=int, default=3)
   parser.add_argument(

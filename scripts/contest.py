@@ -66,7 +66,7 @@ def show(
   print(' | '.join(fields), flush=True)
   for row in rows:
     seen.append(row)
-    print(' | '.join(row[field] for field in fields), flush=True)
+    print(' | '.join(row.get(field, '') for field in fields), flush=True)
   if path:
     with open(path, 'w', newline='') as file:
       writer = csv.DictWriter(file, fields)

@@ -1,0 +1,99 @@
+"""Times the score command against a script in transformers, both from start.
+
+Each side is a process of its own, so that imports, loading, tokenising and
+compilation count, as they do for a user.
+"""
+
+from collections.abc import Iterator, Sequence
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+PEER = pathlib.Path(__file__).with_name('score_with_transformers.py')
+NUM_PROMPTS = 64
+MAX_CHARACTERS = 1200
+BATCH_SIZES = (16, 32, 64)
+
+
+def compete(
+  model: pathlib.Path, prompts: Sequence[str]
+) -> Iterator[dict[str, str]]:
+  """Rows of the table: this library's first and second run, and the peer.
+
+  Args:
+    model: a Hugging Face directory of a chat model.
+    prompts: the first 64 of at most 1,200 characters are scored.
+  """
+  chosen = [p for p in prompts if len(p) < MAX_CHARACTERS][:NUM_PROMPTS]
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    file = folder / 'prompts.jsonl'
+    file.write_text(''.join(json.dumps({'prompt': p}) + '\n' for p in chosen))
+    for with_prompts in (False, True):
+      seconds = {
+        f'ours, {run} run': _ours(folder, model, file, with_prompts)
+        for run in ('first', 'second')
+      }
+      for size in BATCH_SIZES:
+        name = f'transformers, batches of {size}'
+        seconds[name] = _peer(folder, model, file, size, with_prompts)
+      scores = 'all scores' if with_prompts else 'no prompt scores'
+      for contestant, taken in seconds.items():
+        yield {
+          'case': f'{model.name}, {len(chosen)} prompts, commands, {scores}',
+          'contestant': contestant,
+          'seconds': f'{taken:.1f}',
+          'ratio': f'{taken / seconds["ours, second run"]:.2f}',
+        }
+
+
+def _ours(
+  folder: pathlib.Path,
+  model: pathlib.Path,
+  file: pathlib.Path,
+  with_prompts: bool,
+) -> float:
+  """Seconds of the score stage; the pool is read before."""
+  with tempfile.TemporaryDirectory(dir=folder) as workdir:
+
+    def command(stage: str) -> list[str]:
+      return [
+        *(sys.executable, '-m', 'edsft_jax.main', stage),
+        f'--workdir={workdir}/study',
+        f'--config.pool.path={file}',
+        '--config.pool.heldout_fraction=0.0',
+        f'--config.model.path={model}',
+        f'--config.scoring.prompt_scores={with_prompts}',
+      ]
+
+    # Compiled programs are kept here, apart from those of the two cases.
+    cache = folder / f'cache-{with_prompts}'
+    environment = os.environ | {'XDG_CACHE_HOME': str(cache)}
+    _seconds(command('pool'), environment)
+    return _seconds(command('score'), environment)
+
+
+def _peer(
+  folder: pathlib.Path,
+  model: pathlib.Path,
+  file: pathlib.Path,
+  batch_size: int,
+  with_prompts: bool,
+) -> float:
+  command = [sys.executable, PEER, model, file, folder / 'peer.npz']
+  command.append(f'--batch_size={batch_size}')
+  if with_prompts:
+    command.append('--prompt_scores')
+  return _seconds([str(part) for part in command], dict(os.environ))
+
+
+def _seconds(command: list[str], environment: dict[str, str]) -> float:
+  start = time.perf_counter()
+  subprocess.run(
+    command, env=environment, stdout=subprocess.DEVNULL, check=True
+  )
+  return time.perf_counter() - start
