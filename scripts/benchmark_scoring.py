@@ -29,6 +29,7 @@ from contest import Contestant, compete, show
 from flax import nnx
 import jax
 import numpy as np
+import whole_commands
 
 from edsft_jax import config, inference, models
 from edsft_jax.mesh import make_mesh
