@@ -5,6 +5,7 @@ they keep. README.md in this folder explains when each is worthwhile.
 """
 
 import dataclasses
+import time
 
 import numpy as np
 
@@ -13,9 +14,14 @@ from edsft_jax.selection.kernel import Kernel
 from edsft_jax.selection.look_ahead import LookAhead, largest, look_ahead
 from edsft_jax.selection.options import Plan
 from edsft_jax.selection.problem import Order, Problem
-from edsft_jax.selection.residual_passes import make_residuals, residuals_pay
+from edsft_jax.selection.residual_passes import (
+  make_residuals,
+  memory_wanted,
+  residuals_pay,
+  sparse_enough,
+)
 from edsft_jax.selection.residuals import SparseResiduals
-from edsft_jax.selection.result import Certificate
+from edsft_jax.selection.result import Certificate, MemoryUse
 from edsft_jax.selection.search import Search
 
 
@@ -49,6 +55,7 @@ def greedy(problem: Problem, plan: Plan) -> Order:
   more = True
   while more and search.num_picked < search.goal:
     residuals = switch.residuals()
+    search.order.memory_use = switch.memory_use()
     if residuals is not None:
       return over_residuals(search, residuals)
     gain_C = _known_gains(search, ahead)
@@ -104,6 +111,14 @@ class _Switch:
     self._ahead = ahead
     self._sample_CxU = search.cache.similarities(row_C[::step])
     self._alive = self._too_many = np.inf
+    # About the memory limit that would have been enough, and since when.
+    self._wanted, self._since = 0, 0.0
+
+  def memory_use(self) -> MemoryUse:
+    """Returns what the memory limit has cost so far."""
+    seconds = time.monotonic() - self._since if self._wanted else 0.0
+    limit = self._search.plan.memory_limit
+    return MemoryUse(limit, self._wanted, self._search.num_picked, seconds)
 
   def residuals(self) -> SparseResiduals | None:
     """Returns residuals at the current coverage; None if it is too early."""
@@ -133,10 +148,20 @@ class _Switch:
     """Whether residuals would pay, estimated from the sample."""
     alive = np.count_nonzero(self._sample_CxU > self._search.current_U)
     self._alive = alive / len(self._sample_CxU)
-    fewer = bool(self._alive < self._too_many)
-    return fewer and residuals_pay(
-      self._alive, self._search.problem, self._search.plan
-    )
+    problem, plan = self._search.problem, self._search.plan
+    if self._alive < self._too_many:
+      if residuals_pay(self._alive, problem, plan):
+        return True
+      # With enough memory, residuals are made after the guessed picks.
+      after_guess = self._search.num_picked >= len(self._ahead.guess)
+      if after_guess and sparse_enough(self._alive, problem, plan):
+        self._want(memory_wanted(self._alive, problem))
+    return False
+
+  def _want(self, memory: float) -> None:
+    """Notes that more memory would have been faster, the first time."""
+    if not self._wanted:
+      self._wanted, self._since = int(memory), time.monotonic()
 
   def _make(self) -> SparseResiduals | None:
     """Makes residuals in one pass; None if they do not fit."""
@@ -149,6 +174,7 @@ class _Switch:
       # The estimate was too low: try again once it has halved.
       search.enter('residuals do not fit')
       self._too_many = self._alive / 2
+      self._want(2 * memory_wanted(self._alive, search.problem))
     else:
       search.refresh(gain_C)
     return residuals

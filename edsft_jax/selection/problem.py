@@ -7,7 +7,7 @@ import numpy as np
 from edsft_jax.selection import checks, inputs
 from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.progress import Progress
-from edsft_jax.selection.result import Certificate, Selection
+from edsft_jax.selection.result import Certificate, MemoryUse, Selection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +107,14 @@ class Order:
     gains: the marginal gain of each pick.
     certificates: bounds on what any set can reach.
     objective: F of the initial rows and the picks.
+    memory_use: what the memory limit cost; None if all similarities fit.
   """
 
   candidates: list[int]
   gains: list[float]
   certificates: list[Certificate]
   objective: float
+  memory_use: MemoryUse | None = None
 
   @classmethod
   def of_nothing(cls) -> 'Order':
@@ -138,4 +140,6 @@ class Order:
       picked = np.concatenate([picked, rest[: problem.budget - len(picked)]])
     gains = np.zeros(problem.budget)
     gains[: len(self.gains)] = self.gains
-    return Selection(picked, gains, self.objective, self.certificates)
+    return Selection(
+      picked, gains, self.objective, self.certificates, self.memory_use
+    )

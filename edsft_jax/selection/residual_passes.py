@@ -25,14 +25,23 @@ def residuals_pay(alive: float, problem: Problem, plan: Plan) -> bool:
     problem: has the numbers of rows and candidates.
     plan: has the memory limit.
   """
+  fit = memory_wanted(alive, problem) <= plan.memory_limit
+  return fit and sparse_enough(alive, problem, plan)
+
+
+def sparse_enough(alive: float, problem: Problem, plan: Plan) -> bool:
+  """Whether residuals would pay if there was enough memory."""
   options = plan.options
   count = len(problem.row_C)
-  entries = alive * count
   few = max(
     options.small_residuals, count * problem.num_rows // options.sparse_one_in
   )
-  fit = entries * _ENTRY_BYTES <= _SAFE * plan.memory_limit
-  return bool(options.use_residuals and entries <= few and fit)
+  return bool(options.use_residuals and alive * count <= few)
+
+
+def memory_wanted(alive: float, problem: Problem) -> float:
+  """Returns the memory limit, in bytes, that this many residuals fit."""
+  return alive * len(problem.row_C) * _ENTRY_BYTES / _SAFE
 
 
 def make_residuals(

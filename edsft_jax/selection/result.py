@@ -40,6 +40,30 @@ class Certificate:
 
 
 @dataclasses.dataclass(frozen=True)
+class MemoryUse:
+  """What the memory limit of facility location cost.
+
+  Attributes:
+    limit: the limit, in bytes.
+    wanted: about the limit that would have cost nothing; at most `limit` if
+      this one did not.
+    picks: picks made before what is left to compute fit the limit.
+    seconds: time that these picks took longer than with enough memory, at most:
+      from when `wanted` bytes would have been enough.
+  """
+
+  limit: int
+  wanted: int
+  picks: int
+  seconds: float
+
+  @property
+  def enough(self) -> bool:
+    """Whether more memory would not have been faster."""
+    return self.wanted <= self.limit
+
+
+@dataclasses.dataclass(frozen=True)
 class Selection:
   """A selection in greedy order; its first m picks answer budget m.
 
@@ -49,6 +73,8 @@ class Selection:
     objective: value of `initial` and all picks together; each function defines
       it. NaN if there is none.
     certificates: bounds, for facility location; otherwise empty.
+    memory_use: what the memory limit cost, for facility location; otherwise
+      None, as for pools of which all similarities fit.
   """
 
   indices: np.ndarray
@@ -57,6 +83,7 @@ class Selection:
   certificates: Sequence[Certificate] = dataclasses.field(
     default=(), repr=False
   )
+  memory_use: MemoryUse | None = dataclasses.field(default=None, repr=False)
 
   @property
   def upper_bound(self) -> float | None:

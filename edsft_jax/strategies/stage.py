@@ -314,6 +314,8 @@ def _extend(
       seed,
     )
   bar.update(before + pending.budget - bar.n)
+  if chosen is not None and chosen.memory_use is not None:
+    _say_memory(name, chosen.memory_use, view.memory_limit is None)
   order = orders.extend(view, pending.row, chosen, extended, number)
   orders.write(workdir.selection(name, seed), order, extended)
   return order, chosen
@@ -344,6 +346,21 @@ def _as_before(view: View, num_prompts: int) -> selection.Similarity | None:
     return kernel
   assert view.features is not None
   return derived.with_scale(kernel.width, view.features[:num_prompts])
+
+
+def _say_memory(name: str, use: selection.MemoryUse, by_default: bool) -> None:
+  """Says what the memory limit is, and what it cost."""
+  limit = f'{name}: memory limit {use.limit / 2**30:.2f} GiB'
+  if by_default:
+    limit += ' (from what is free; selection.memory_limit sets it)'
+  if use.enough:
+    console.say('select', f'{limit}: enough')
+    return
+  console.say(
+    'select',
+    f'{limit}: the first {console.count(use.picks, "pick")} took up to '
+    f'{use.seconds:.1f} s longer than with about {use.wanted / 2**30:.2f} GiB',
+  )
 
 
 def _say_tasks_left_out(
