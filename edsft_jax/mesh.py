@@ -4,6 +4,7 @@ The same code runs on one device and on many: on a mesh of one device,
 everything is replicated.
 """
 
+import collections
 from collections.abc import Sequence
 import math
 from typing import Any
@@ -126,6 +127,30 @@ def sharding(
     axes = RULES[name]
     spec.append(axes if size % _num_devices(mesh, axes) == 0 else None)
   return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+class InFlight:
+  """Limits how far the host runs ahead of the devices, in steps of a loop.
+
+  JAX lets 32 programs wait for a CPU device. From the next one on, threads that
+  dispatch wait for a place in the pool of as many threads as devices, which the
+  collectives of the programs before it need: nothing moves any more, and after
+  40 seconds XLA aborts the process ('Expected 2 threads to join the
+  rendezvous'). Elsewhere, running so far ahead gains nothing.
+  """
+
+  # Each of at most three programs.
+  MAX_STEPS = 8
+
+  def __init__(self) -> None:
+    """Starts with no steps."""
+    self._results: collections.deque[jax.Array] = collections.deque()
+
+  def add(self, result: jax.Array) -> None:
+    """Takes a result of the latest step; waits for the one 8 steps before."""
+    self._results.append(result)
+    if len(self._results) > self.MAX_STEPS:
+      jax.block_until_ready(self._results.popleft())
 
 
 def _num_devices(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

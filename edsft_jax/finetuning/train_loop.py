@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from edsft_jax import errors, store
+from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import batches, trainer
 from edsft_jax.finetuning.checkpoints import Checkpoints
 from edsft_jax.finetuning.metrics_log import MetricsLog
@@ -75,11 +76,13 @@ def train(
     progress(first)
     with MetricsLog(run, first) as log:
       losses = _Losses(run, h.learning_rate)
+      in_flight = mesh_lib.InFlight()
       for step in range(first + 1, num_steps + 1):
         rows = order[(step - 1) * h.batch_size : step * h.batch_size]
         batch, width = batches.make([examples[i] for i in rows], num_rows)
         state, loss = model.step(state, batch, width, rates[step - 1])
         losses.add(loss, int(batch.num_response.sum()))
+        in_flight.add(loss)
         progress(1)
         if schedule.logs(step, num_steps):
           mean, num_tokens = losses.take(step)
@@ -110,7 +113,7 @@ class _Losses:
     Raises:
       InputError: one of them is not finite.
     """
-    # The loop waits for the device only here, so steps run back to back.
+    # The loop waits for the latest step only here: steps run back to back.
     values = np.asarray(jax.device_get(self._losses), np.float64)
     if not np.all(np.isfinite(values)):
       raise self.not_finite(

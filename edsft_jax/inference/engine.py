@@ -321,12 +321,14 @@ class Engine:
   ) -> None:
     """Prefills the chunks of a queue and decodes them in slots."""
     pending = []
+    in_flight = mesh_lib.InFlight()
     for number, (chunk, cache_length) in unless_stopped(enumerate(queue)):
       slots.reserve(cache_length)
       prefilled, found = self._programs.prefill(
         weights, *self._pad(chunk, prompts)
       )
       slots.insert(chunk, prefilled)
+      in_flight.add(prefilled.last_token_B)
       pending.append((chunk, found))
 
       max_active = 0

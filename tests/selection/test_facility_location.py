@@ -602,3 +602,22 @@ def test_a_large_host_does_not_raise_the_memory_limit():
   assert memory.limit(None, mesh, lambda: 2**40) == 2.5 * 2**30
   assert memory.limit(2**40, mesh) == 2**40
   assert 0 < memory.limit(None, mesh) <= 2.5 * 2**30
+
+
+def test_what_the_memory_limit_cost_is_returned():
+  features = np.random.default_rng(0).normal(size=(1500, 3))
+  options = Options(kernel_rows=0)
+  expected = select(options, features, 300, memory_limit=2**30)
+  assert expected.memory_use.enough
+  assert expected.memory_use.limit == 2**30
+  little = select(options, features, 300, memory_limit=2**18)
+  np.testing.assert_array_equal(little.indices, expected.indices)
+  use = little.memory_use
+  assert not use.enough
+  assert use.picks > expected.memory_use.picks
+  assert use.seconds > 0
+  # What was wanted is about what is enough.
+  more = select(options, features, 300, memory_limit=2 * use.wanted)
+  assert more.memory_use.enough
+  # All similarities fit.
+  assert selection.facility_location(features, 9).memory_use is None

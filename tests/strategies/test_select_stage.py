@@ -631,3 +631,33 @@ def test_a_strategy_may_read_what_is_there_without_generation(
   stage.run(config, workdir)
   expected = np.argsort(-lengths, kind='stable')[:BUDGET].tolist()
   assert _picks(workdir, 'random') == expected
+
+
+@pytest.mark.parametrize(
+  ('use', 'words'),
+  [
+    (
+      selection.MemoryUse(2**30, 0, 5, 0.0),
+      'memory limit 1.00 GiB (from what is free; selection.memory_limit sets '
+      'it): enough\n',
+    ),
+    (
+      selection.MemoryUse(2**30, 3 * 2**30, 38, 71.25),
+      'sets it): the first 38 picks took up to 71.2 s longer than with about '
+      '3.00 GiB\n',
+    ),
+  ],
+)
+def test_the_cost_of_the_memory_limit_is_said(
+  workdir, monkeypatch, capsys, use, words
+):
+  features = _features()
+
+  def choose(view, budget, seed):
+    chosen = selection.facility_location(features, budget)
+    return dataclasses.replace(chosen, memory_use=use)
+
+  row = dataclasses.replace(STRATEGIES['facility_location'], choose=choose)
+  monkeypatch.setitem(STRATEGIES, 'facility_location', row)
+  stage.run(_config('facility_location'), workdir)
+  assert words in capsys.readouterr().out

@@ -1,0 +1,67 @@
+"""Trains a cell of many quick steps on four CPU devices, again and again.
+
+Started by test_mesh_steps.py: the number of devices is fixed when jax starts.
+"""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=4 '
+  '--xla_cpu_collective_call_warn_stuck_timeout_seconds=5 '
+  '--xla_cpu_collective_call_terminate_timeout_seconds=10'
+)
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+import numpy as np
+import tiny_study
+
+from edsft_jax import models, store
+from edsft_jax.finetuning import train_loop
+from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
+from edsft_jax.mesh import make_mesh
+from edsft_jax.models.responses import Example
+
+RUNS, STEPS, BATCH = 10, 150, 4
+
+
+def main() -> None:
+  """Prints the number of each run that has ended."""
+  mesh = make_mesh(data=1, fsdp=2, tensor=2)
+  trainer = Trainer(
+    models.load_decoder(tiny_study.MODEL, 'float32', mesh),
+    Hyperparameters(
+      method='lora',
+      lora_rank=4,
+      lora_alpha=8.0,
+      lora_targets=('q_proj', 'down_proj'),
+      epochs=STEPS,
+      batch_size=BATCH,
+      max_length=0,
+      learning_rate=0.01,
+      warmup_fraction=0.1,
+      weight_decay=0.1,
+      clip_norm=0.5,
+    ),
+    mesh,
+  )
+  rng = np.random.default_rng(0)
+  examples = [
+    Example(rng.integers(3, 60, size=14).tolist(), 8, False, False)
+  ] * BATCH
+  # Nothing is read between the first step and the last.
+  schedule = train_loop.Schedule(checkpoint_steps=STEPS, log_steps=STEPS)
+  for number in range(RUNS):
+    with tempfile.TemporaryDirectory() as folder:
+      workdir = store.Workdir(pathlib.Path(folder))
+      run = workdir.run('random-k4-seed0')
+      train_loop.train(
+        trainer, run, examples, 0, num_rows=BATCH, schedule=schedule
+      )
+    print('ended', number, flush=True)
+
+
+if __name__ == '__main__':
+  main()
