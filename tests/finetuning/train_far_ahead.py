@@ -13,7 +13,8 @@ os.environ['XLA_FLAGS'] = (
   '--xla_cpu_collective_call_warn_stuck_timeout_seconds=5 '
   '--xla_cpu_collective_call_terminate_timeout_seconds=10'
 )
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+_TESTS = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
 
 import numpy as np
 import tiny_study
