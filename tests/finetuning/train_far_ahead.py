@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Trains a cell of many quick steps on four CPU devices, again and again.
 
 Started by test_mesh_steps.py: the number of devices is fixed when jax starts.
@@ -13,8 +14,7 @@ os.environ['XLA_FLAGS'] = (
   '--xla_cpu_collective_call_warn_stuck_timeout_seconds=5 '
   '--xla_cpu_collective_call_terminate_timeout_seconds=10'
 )
-_TESTS = pathlib.Path(__file__).parents[1]
-sys.path[:0] = [str(_TESTS), str(_TESTS.parent)]
+sys.path[:0] = [str(path) for path in pathlib.Path(__file__).parents[1:3]]
 
 import numpy as np
 import tiny_study
