@@ -6,8 +6,9 @@
 Every contestant of a case runs once to warm up, then all take turns, and the
 median of three calls counts, so that other load on the machine affects all
 alike. The time of similarities is included. CPU seconds add up over threads.
-The pool is a mixture of 200 clusters of skewed sizes. Memory is the peak of a
-separate process: in total, beyond the features, and the bound for the latter
+The pool is a mixture of 200 clusters of skewed sizes; k-center also has one of
+37 clusters of unequal size and spread. Memory is the peak of a separate
+process: in total, beyond the features, and the bound for the latter
 (memory_limit + c N).
 """
 
@@ -54,6 +55,17 @@ def clustered_pool(n: int, d: int) -> np.ndarray:
   label = rng.choice(200, n, p=share / share.sum())
   spread = 0.5 * rng.gamma(2, 0.5, size=(n, 1))
   return (centre[label] + spread * rng.normal(size=(n, d))).astype(np.float32)
+
+
+def uneven_pool(n: int, d: int) -> np.ndarray:
+  """37 Gaussian clusters of unequal size and spread."""
+  rng = np.random.default_rng(0)
+  share = rng.gamma(1.0, size=37)
+  centre = 3 * rng.normal(size=(37, d))
+  spread = rng.gamma(2, 0.5, size=37)
+  label = rng.choice(37, n, p=share / share.sum())
+  noise = spread[label, None] * rng.normal(size=(n, d))
+  return (centre[label] + noise).astype(np.float32)
 
 
 def kernel(features: np.ndarray, similarity: str) -> np.ndarray:
@@ -222,13 +234,16 @@ def small_cases(peers: Sequence[Callable], repeats: int):
 
 
 def k_center_cases(repeats: int):
-  """N = 20k, d = 512, 2,000 centres."""
-  arguments = (clustered_pool(20_000, 512), 2_000)
-  contestants = {
-    make.__name__: make(*arguments)
-    for make in (ours_k_center, numpy_k_center, jax_k_center)
-  }
-  yield from rows_of('k-center N=20000 d=512 k=2000', contestants, repeats)
+  """N = 20k, d = 512, 2,000 centres, of two kinds of pools."""
+  pools = {'200 clusters': clustered_pool, '37 uneven clusters': uneven_pool}
+  for name, make_pool in pools.items():
+    arguments = (make_pool(20_000, 512), 2_000)
+    contestants = {
+      make.__name__: make(*arguments)
+      for make in (ours_k_center, numpy_k_center, jax_k_center)
+    }
+    case = f'k-center N=20000 d=512 k=2000, {name}'
+    yield from rows_of(case, contestants, repeats)
 
 
 def approximate_cases(repeats: int):

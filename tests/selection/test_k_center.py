@@ -6,7 +6,7 @@ import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
-from edsft_jax.selection.distances import Sizes
+from edsft_jax.selection.distances import Sizes, lowered_bounds
 from edsft_jax.selection.k_center import farthest_first
 
 
@@ -126,8 +126,8 @@ def test_ties_across_the_edge_of_a_block(block):
 
 # Of 16 rows per tile, so that several devices have some.
 SIZES = (
-  Sizes(farthest=3, batch=8, small_batch=4, exact=5, tile_rows=16),
-  Sizes(farthest=16, batch=2, small_batch=1, exact=40, tile_rows=16),
+  Sizes(farthest=3, batch=8, exact=5, tile_rows=16),
+  Sizes(farthest=16, batch=2, exact=40, tile_rows=16),
 )
 
 
@@ -159,3 +159,26 @@ def test_equal_rows_come_last_in_order():
   assert result.indices.tolist() == [1, 3, 6, 0, 2, 4, 5, 7, 8]
   np.testing.assert_allclose(result.gains[1:], [5, 1, 0, 0, 0, 0, 0, 0])
   assert result.objective == 0
+
+
+def test_bounds_are_lowered_only_in_the_tiles_that_are_wanted():
+  point = pool(48)
+  norm = np.square(point).sum(axis=1)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ('data',))
+  lowered = lowered_bounds(
+    point.reshape(3, 16, 5),
+    norm.reshape(3, 16),
+    np.full((3, 16), np.inf, np.float32),
+    # All chosen ones, none of them, and those from the 7th on.
+    np.array([0, 21, 7], np.int32),
+    point[::-1],
+    norm[::-1],
+    np.int32(21),
+    mesh=mesh,
+    batch=8,
+  )
+  square = np.square(point[:, None] - point[::-1][None, :21]).sum(axis=2)
+  expected = np.full((3, 16), np.inf)
+  expected[0] = square[:16].min(axis=1)
+  expected[2] = square[32:, 7:].min(axis=1)
+  np.testing.assert_allclose(lowered, expected, atol=1e-4)

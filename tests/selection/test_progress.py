@@ -118,17 +118,17 @@ def test_nothing_to_gain_and_nothing_to_pick():
 @pytest.mark.parametrize(('farthest', 'exact'), [(8, 1), (64, 4)])
 def test_k_center(farthest, exact):
   calls = Calls()
-  sizes = Sizes(farthest, batch=4, small_batch=2, exact=16, tile_rows=16)
+  sizes = Sizes(farthest, batch=4, exact=16, tile_rows=16)
   arguments = FEATURES, 50, range(240), 0, None
   expected = farthest_first(*arguments, None, sizes)
   assert_equal(farthest_first(*arguments, calls, sizes), expected)
   calls.check(50)
   # Told of: 19 parts, twice, when distances are prepared; blocks of initial
   # positions; parts of 16 looked at exactly, of the 60 rows that are left or of
-  # 8; the block of the first picks. Besides: the start, equal rows, and what is
-  # put on devices.
+  # 8; the block of the first picks. Besides: the start, equal rows, what is put
+  # on devices, and the bounds, which are lowered once.
   blocks = -(-240 // farthest) + 1
-  assert calls.before_any_pick() == 2 * 19 + blocks + exact + 3
+  assert calls.before_any_pick() == 2 * 19 + blocks + exact + 4
   assert len({picks for picks, _ in calls}) >= 50 // farthest
 
 

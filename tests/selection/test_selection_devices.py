@@ -185,7 +185,15 @@ def test_products_are_true_float32():
         keep=True,
       ),
       distances.lowered_bounds.lower(
-        tiles, rows, rows, points, norms, mesh=mesh
+        tiles,
+        rows,
+        rows,
+        np.zeros(len(tiles), np.int32),
+        points,
+        norms,
+        np.int32(len(points)),
+        mesh=mesh,
+        batch=16,
       ),
       distances.squares_to_chosen.lower(
         points,
