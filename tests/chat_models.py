@@ -105,7 +105,7 @@ R1 = (
   '{% endif %}{% endfor %}'
   "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
 )
-# Its roles are no tokens.
+# Its role markers are not tokens.
 ZEPHYR = (
   "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content }}"
   "{{ eos_token + '\\n' }}"

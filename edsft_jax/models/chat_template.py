@@ -124,7 +124,7 @@ def parse_arguments(text: str) -> dict[str, Any]:
   """Parses prompt.template_arguments, a JSON object.
 
   Raises:
-    InputError: it is none, or has a variable that is not free.
+    InputError: it is not one, or sets a reserved variable.
   """
   try:
     arguments = json.loads(text)
@@ -135,8 +135,8 @@ def parse_arguments(text: str) -> dict[str, Any]:
     ) from None
   if not isinstance(arguments, dict):
     raise errors.InputError(
-      f'prompt.template_arguments {text!r} is not a JSON object: give one such '
-      'as {"enable_thinking": false}'
+      f'prompt.template_arguments {text!r} is not a JSON object: give one '
+      'such as {"enable_thinking": false}'
     )
   for name in _RESERVED:
     if name in arguments:
@@ -151,7 +151,7 @@ def parse_date(text: str) -> datetime.date:
   """Parses prompt.date.
 
   Raises:
-    InputError: it is no date in the form YYYY-MM-DD.
+    InputError: it is not a date in the form YYYY-MM-DD.
   """
   try:
     date = datetime.date.fromisoformat(text)

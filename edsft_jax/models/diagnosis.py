@@ -68,7 +68,7 @@ def refuse_adapter(directory: pathlib.Path) -> None:
 def refuse_foreign_prefix(
   directory: pathlib.Path, names: Iterable[str]
 ) -> None:
-  """Refuses tensors with names that start otherwise than in a saved model.
+  """Refuses tensors whose names do not start with "model."
 
   Args:
     directory: named in the error.

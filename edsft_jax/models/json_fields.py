@@ -177,7 +177,7 @@ class Fields:
     return self._checked(name, self.value(name, default))
 
   def numbers(self, name: str, length: int) -> tuple[float, ...]:
-    """A list of so many finite numbers above 0."""
+    """A list of `length` finite numbers above 0."""
     values = self.value(name)
     if not isinstance(values, list) or len(values) != length:
       raise self.error(name, f'is not a list of {length} numbers')

@@ -24,14 +24,17 @@ def read_layers(fields: Fields, family: Family, num_layers: int) -> LayerKinds:
   """
   types = _layer_types(fields, num_layers)
   no_rope_layers = _no_rope_layers(fields, family, num_layers)
-  read = {'all': _all, 'switched': _switched, 'typed': _typed}
-  if family.window == 'none':
-    if types is not None and SLIDING in types:
-      raise fields.error('layer_types', 'this architecture has no windows')
-    return LayerKinds(None, (), no_rope_layers)
-  window, kinds = read[family.window](
-    fields, family, types or [], num_layers, no_rope_layers
-  )
+  window: int | None = None
+  kinds: Sequence[str] = types or []
+  if family.window == 'all':
+    window, kinds = _all(fields, kinds, num_layers)
+  elif family.window == 'switched':
+    windowed = no_rope_layers if family.no_rope == 'listed' else None
+    window, kinds = _switched(fields, kinds, num_layers, windowed)
+  elif family.window == 'typed':
+    window, kinds = _typed(fields, family, kinds, num_layers)
+  elif SLIDING in kinds:
+    raise fields.error('layer_types', 'this architecture has no windows')
   if window is None:
     return LayerKinds(None, (), no_rope_layers)
   full_layers = tuple(n for n, kind in enumerate(kinds) if kind == FULL)
@@ -94,14 +97,9 @@ def _no_rope_layers(
 
 
 def _all(
-  fields: Fields,
-  family: Family,
-  types: Sequence[str],
-  num_layers: int,
-  no_rope_layers: Sequence[int],
+  fields: Fields, types: Sequence[str], num_layers: int
 ) -> tuple[int | None, Sequence[str]]:
   """Every layer has the window, unless it is null."""
-  del family, no_rope_layers
   window = _present(fields)
   kind = FULL if window is None else SLIDING
   if types and set(types) != {kind}:
@@ -111,12 +109,15 @@ def _all(
 
 def _switched(
   fields: Fields,
-  family: Family,
   types: Sequence[str],
   num_layers: int,
-  no_rope_layers: Sequence[int],
+  windowed: Sequence[int] | None,
 ) -> tuple[int | None, Sequence[str]]:
-  """use_sliding_window says whether, layer_types or max_window_layers where."""
+  """use_sliding_window says whether, layer_types where.
+
+  Without layer_types, `windowed` are the layers with a window; if it is None,
+  max_window_layers says how many layers come before them.
+  """
   used = fields.boolean('use_sliding_window')
   # Without effect if it is false.
   window = fields.get('sliding_window')
@@ -124,13 +125,11 @@ def _switched(
   if not types:
     if not used:
       return None, ()
-    if family.no_rope == 'listed':
-      full = [n not in no_rope_layers for n in range(num_layers)]
-      full = [True] * num_layers if window is None else full
-    else:
-      first = fields.integer('max_window_layers', least=0)
-      full = [n < first for n in range(num_layers)]
-    types = [FULL if is_full else SLIDING for is_full in full]
+    if windowed is None:
+      windowed = range(fields.integer('max_window_layers', least=0), num_layers)
+    elif window is None:
+      windowed = ()
+    types = [SLIDING if n in windowed else FULL for n in range(num_layers)]
   if SLIDING not in types:
     return None, ()
   if not used:
@@ -141,14 +140,9 @@ def _switched(
 
 
 def _typed(
-  fields: Fields,
-  family: Family,
-  types: Sequence[str],
-  num_layers: int,
-  no_rope_layers: Sequence[int],
+  fields: Fields, family: Family, types: Sequence[str], num_layers: int
 ) -> tuple[int | None, Sequence[str]]:
-  """layer_types says where; without it, every so many layers have none."""
-  del no_rope_layers
+  """layer_types says where; without it, see Family.full_every."""
   window = _present(fields)
   # Gemma 2's first files have both.
   if fields.get('sliding_window_size') not in (None, window):

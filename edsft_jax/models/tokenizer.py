@@ -348,7 +348,7 @@ def _convert(
     loaded = transformers.AutoTokenizer.from_pretrained(
       directory, local_files_only=True, trust_remote_code=False
     )
-  except Exception as error:  # Converters raise whatever they like.
+  except Exception as error:  # Converters raise many types.
     line = ' '.join(str(error).split())
     raise errors.InputError(
       f'{directory}: no tokenizer can be built from {files} ({line}): save it '

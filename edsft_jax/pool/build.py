@@ -211,30 +211,31 @@ class _Sorter:
 
   def _other_columns(self, row: readers.Row, other: readers.Row) -> list[str]:
     """Columns without a role that have different values."""
-    mine, theirs = row.values or {}, other.values or {}
     return [
-      name
-      for name, value in mine.items()
-      if name not in self._columns.used
-      and not columns_lib.is_unnamed(name)
-      and value != theirs.get(name)
+      name for name, mine, theirs in self._unused(row, other) if mine != theirs
     ]
 
   def _differing_columns(
     self, row: readers.Row, other: readers.Row
   ) -> list[str]:
     """Columns with different text, which may belong to the prompt."""
-    mine, theirs = row.values or {}, other.values or {}
     return [
       name
-      for name, value in mine.items()
-      if name not in self._columns.used
-      and not columns_lib.is_unnamed(name)
-      and not columns_lib.may_be_answer(name)
-      and _is_prose(value)
-      and _is_prose(theirs.get(name))
-      and value.split() != theirs[name].split()
+      for name, mine, theirs in self._unused(row, other)
+      if not columns_lib.may_be_answer(name)
+      and _is_prose(mine)
+      and _is_prose(theirs)
+      and mine.split() != theirs.split()
     ]
+
+  def _unused(
+    self, row: readers.Row, other: readers.Row
+  ) -> Iterator[tuple[str, Any, Any]]:
+    """The columns without a role, each with the values of both rows."""
+    theirs = other.values or {}
+    for name, value in (row.values or {}).items():
+      if name not in self._columns.used and not columns_lib.is_unnamed(name):
+        yield name, value, theirs.get(name)
 
   def finish(self) -> Built:
     """Returns the result.

@@ -358,7 +358,7 @@ def _refuse_quarantined(
   workdir: store.Workdir,
   counts: dict[str, Any],
 ) -> None:
-  """Being strict also goes for a pool that was made when it was not."""
+  """Applies pool.strict to a pool that was read without it."""
   if options.strict and counts['quarantined']:
     first = store.read_jsonl(workdir.quarantine)[0]
     place = f'line {first["line"]}' if first['line'] else f'id {first["id"]!r}'

@@ -16,7 +16,7 @@ class UnusableRow(Exception):
 def is_missing(value: Any) -> bool:
   """Whether a value is None, blank, empty, or NaN, which some tools write."""
   if isinstance(value, str):
-    # Characters that nobody sees are no text.
+    # Invisible characters are not text.
     return not (
       value if value.isascii() else duplicates.canonical(value)
     ).strip()

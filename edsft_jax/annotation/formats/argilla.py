@@ -26,7 +26,7 @@ import re
 import tokenize
 from typing import Any
 
-from edsft_jax import console, errors
+from edsft_jax import console
 from edsft_jax.annotation.formats import table, verdicts
 from edsft_jax.annotation.formats.format import Format, Row, Task, Verdict
 from edsft_jax.tables import readers
@@ -119,19 +119,11 @@ def _questions(records: Sequence[readers.Row]) -> _Questions:
         for question, value in one.values.items():
           if isinstance(value, str) and value.strip():
             said.setdefault(question, []).append(value)
-  found = {'verdict'}
-  for question, values in said.items():
-    if question in ('response', 'reason', 'verdict'):
-      continue
-    try:
-      if verdicts.is_column(question, values):
-        found.add(question)
-    except verdicts.UnknownVerdict as e:
-      raise errors.InputError(
-        f'has {e}, which is not a verdict: use accepted, rejected or skipped'
-      ) from None
+  found = verdicts.columns_among(
+    {n: v for n, v in said.items() if n not in ('response', 'reason')}
+  )
   names = [name for name in said if name not in (*found, 'reason')]
-  return _Questions(table.choose_answer(names), frozenset(found))
+  return _Questions(table.choose_answer(names), found)
 
 
 def _of_record(record: readers.Row, questions: _Questions) -> Iterator[Row]:

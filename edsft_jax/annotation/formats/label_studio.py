@@ -12,7 +12,7 @@ import dataclasses
 import json
 from typing import Any
 
-from edsft_jax import errors, store
+from edsft_jax import store
 from edsft_jax.annotation.formats import table, verdicts
 from edsft_jax.annotation.formats.format import Format, Row, Task, Verdict
 from edsft_jax.tables import readers
@@ -89,17 +89,9 @@ def _controls(records: Sequence[readers.Row]) -> _Controls:
         texts.update({n: None for n, some in given.texts.items() if any(some)})
         for name, some in given.choices.items():
           choices.setdefault(name, []).extend(some)
-  found = {'verdict'}
-  for name, some in choices.items():
-    try:
-      if name != 'verdict' and verdicts.is_column(name, some):
-        found.add(name)
-    except verdicts.UnknownVerdict as e:
-      raise errors.InputError(
-        f'has {e}, which is not a verdict: use accepted, rejected or skipped'
-      ) from None
+  found = verdicts.columns_among(choices)
   names = [n for n in texts if n not in (*found, 'reason')]
-  return _Controls(table.choose_answer(names), frozenset(found))
+  return _Controls(table.choose_answer(names), found)
 
 
 class _Given:
@@ -114,7 +106,7 @@ class _Given:
     """Reads an annotation.
 
     Raises:
-      NotText: it is none.
+      NotText: it is malformed.
     """
     self.texts: dict[str, list[str]] = {}
     self.choices: dict[str, list[str]] = {}

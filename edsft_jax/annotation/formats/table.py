@@ -147,7 +147,7 @@ class _Reader:
     """Finds columns of verdicts among the others.
 
     Raises:
-      InputError: one has a verdict's name, and a value that is none.
+      InputError: one has a verdict's name, and a value that is not a verdict.
     """
     left_out = {*self._find(ANNOTATORS)}
     if not any(map(self._is_filled, self._responses)):

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 import re
 from typing import Any
 
+from edsft_jax import errors
 from edsft_jax.annotation.formats.format import Verdict
 
 _WORDS = {
@@ -105,6 +106,28 @@ def is_column(name: str, values: Iterable[Any]) -> bool:
   for word in words:
     of_cell(name, word)
   return True
+
+
+def columns_among(values: Mapping[str, Iterable[Any]]) -> frozenset[str]:
+  """Names of the columns that hold verdicts, always with 'verdict'.
+
+  Args:
+    values: the values of each column.
+
+  Raises:
+    InputError: by its name one does, but a value means nothing known.
+  """
+  try:
+    found = {
+      name
+      for name, some in values.items()
+      if name != 'verdict' and is_column(name, some)
+    }
+  except UnknownVerdict as e:
+    raise errors.InputError(
+      f'has {e}, which is not a verdict: use accepted, rejected or skipped'
+    ) from None
+  return frozenset(('verdict', *found))
 
 
 def of_cell(column: str, value: Any) -> Verdict | None:
