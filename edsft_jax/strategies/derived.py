@@ -1,22 +1,36 @@
 """Derives a kernel width and tasks from the features, for strategies."""
 
+import dataclasses
 import math
 
 import numpy as np
 
 from edsft_jax import console, selection, store
 
-# The curves of a larger pool are computed on an even sample of this many
-# prompts, with a proportional budget: a pick then stands for as many prompts.
-CURVE_PROMPTS = 4000
-
-# The sample is larger if it would leave fewer picks than this ...
-CURVE_PICKS = 20
-# ... but no larger than this.
-MOST_CURVE_PROMPTS = 20_000
-
 # Limit on the tasks found in a pool without labels, unless the config sets it.
 MAX_CLUSTERS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSizes:
+  """How many prompts of a large pool the gains curves are computed on.
+
+  The budget is proportional: a pick then stands for as many prompts.
+
+  Attributes:
+    prompts: the usual number.
+    least_picks: the sample is larger if it would leave fewer picks than this.
+    most_prompts: but no larger than this.
+  """
+
+  prompts: int = 4000
+  least_picks: int = 20
+  most_prompts: int = 20_000
+
+  def num_prompts(self, pool: int, budget: int) -> int:
+    """Prompts in the sample of a pool of this size."""
+    wanted = max(self.prompts, math.ceil(self.least_picks * pool / budget))
+    return min(pool, wanted, self.most_prompts)
 
 
 def tasks(features: np.ndarray, num_clusters: int) -> list[str]:
@@ -55,6 +69,7 @@ def kernel_width(
   budget: int,
   features_hash: str,
   grown: bool,
+  sizes: SampleSizes | None = None,
 ) -> float:
   """Returns the width that the gains curves suggest: selection.kernel_width.
 
@@ -68,15 +83,15 @@ def kernel_width(
     budget: the largest budget of the study.
     features_hash: hash of the features, stored with the curves.
     grown: whether prompts were appended to the pool.
+    sizes: of the sample.
   """
   if workdir.gains_curves.exists():
     known = store.read_json(workdir.gains_curves)
     if grown or known['features'] == features_hash:
       return known['suggested']
   n = len(features)
-  sample = np.unique(
-    np.linspace(0, n - 1, _num_curve_prompts(n, budget)).astype(np.int64)
-  )
+  size = (sizes or SampleSizes()).num_prompts(n, budget)
+  sample = np.unique(np.linspace(0, n - 1, size).astype(np.int64))
   sample_budget = max(1, round(budget * len(sample) / n))
   found = selection.kernel_width(features[sample], sample_budget)
   store.write_json(
@@ -99,12 +114,6 @@ def kernel_width(
     f'{_outcome(found, len(sample), sample_budget)}',
   )
   return found.width
-
-
-def _num_curve_prompts(num_prompts: int, budget: int) -> int:
-  """How many prompts to compute the gains curves on."""
-  wanted = max(CURVE_PROMPTS, math.ceil(CURVE_PICKS * num_prompts / budget))
-  return min(num_prompts, wanted, MOST_CURVE_PROMPTS)
 
 
 def _outcome(

@@ -7,8 +7,8 @@ from edsft_jax import selection, store
 from edsft_jax.strategies import derived
 
 
-def width(workdir, features, budget):
-  return derived.kernel_width(workdir, features, budget, 'hash', False)
+def width(workdir, features, budget, sizes=None):
+  return derived.kernel_width(workdir, features, budget, 'hash', False, sizes)
 
 
 @pytest.fixture
@@ -53,15 +53,16 @@ def test_identical_prompts_have_any_width(workdir, capsys):
   ('n', 'budget', 'num_prompts', 'picks'),
   [
     (300, 30, 300, 30),
-    (5_000, 500, 4_000, 400),
-    # 4,000 prompts would leave 10 picks.
-    (12_000, 30, 8_000, 20),
-    (30_000, 5, 20_000, 3),
+    (500, 50, 400, 40),
+    # 400 prompts would leave 10 picks.
+    (1_200, 30, 800, 20),
+    (3_000, 5, 2_000, 3),
   ],
 )
 def test_a_sample_keeps_the_share_of_the_budget(
   workdir, n, budget, num_prompts, picks
 ):
-  width(workdir, pool(n, 2), budget)
+  sizes = derived.SampleSizes(prompts=400, most_prompts=2_000)
+  width(workdir, pool(n, 2), budget, sizes)
   written = store.read_json(workdir.gains_curves)
   assert (written['num_prompts'], written['budget']) == (num_prompts, picks)
