@@ -25,7 +25,7 @@ def statistics(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pad_left(
-  rows: list[list[int]], length: int
+  rows: list[list[int]], length: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
   """Token ids and mask, [rows, length]."""
   ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -33,7 +33,7 @@ def pad_left(
   for number, row in enumerate(rows):
     ids[number, length - len(row) :] = torch.tensor(row)
     mask[number, length - len(row) :] = 1
-  return ids, mask
+  return ids.to(device), mask.to(device)
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def score(
   prompt_scores: bool,
 ) -> dict[str, np.ndarray]:
   """Scores of one batch by name, each [rows]; features are [rows, D]."""
-  ids, mask = pad_left(rows, max(map(len, rows)))
+  ids, mask = pad_left(rows, max(map(len, rows)), model.device)
   hidden = model.model(
     input_ids=ids, attention_mask=mask, use_cache=False
   ).last_hidden_state
@@ -59,7 +59,7 @@ def score(
     found['prompt_mean_entropy'] = torch.stack([e.mean() for e, _ in per_row])
     found['prompt_min_margin'] = torch.stack([m.min() for _, m in per_row])
   if max_new_tokens:
-    end_ids = model.generation_config.eos_token_id
+    end_ids = torch.tensor(model.generation_config.eos_token_id or -1)
     out = model.generate(
       input_ids=ids,
       attention_mask=mask,
@@ -70,7 +70,7 @@ def score(
       return_dict_in_generate=True,
     )
     new = out.sequences[:, ids.shape[1] :]
-    ended = torch.isin(new, torch.tensor(end_ids).reshape(-1))
+    ended = torch.isin(new, end_ids.reshape(-1).to(new.device))
     counts = ended.cumsum(1) - ended.int() == 0
     steps = [statistics(logits) for logits in out.logits]
     entropy = torch.stack([e for e, _ in steps], 1)
@@ -78,7 +78,7 @@ def score(
     found['num_generated_tokens'] = counts.sum(1)
     found['mean_entropy'] = (entropy * counts).sum(1) / counts.sum(1)
     found['min_margin'] = margin.masked_fill(~counts, np.inf).min(1).values
-  return {name: x.numpy() for name, x in found.items()}
+  return {name: x.float().cpu().numpy() for name, x in found.items()}
 
 
 def main() -> None:
