@@ -53,22 +53,25 @@ class Runner:
           self._generate.append((i, k, request))
         else:
           self._likelihood.append((i, k, request))
-    self._generator, self._scorer = (
-      inference.Engine(
-        decoder,
-        device_mesh,
-        inference.choose_shapes(
-          decoder, device_mesh, lengths or [1], num_models
-        ),
-        end_ids=prompt_format.end_ids,
-        max_new_tokens=task.max_new_tokens,
-        batch_tokens=batch_tokens,
-        max_rows=max(len(lengths), 1),
-      )
-      for lengths in (
-        [len(request.tokens) for _, _, request in self._generate],
-        [len(request.tokens) for _, _, request in self._likelihood],
-      )
+    lengths = [len(request.tokens) for _, _, request in self._generate]
+    self._generator = inference.Engine(
+      decoder,
+      device_mesh,
+      inference.choose_shapes(decoder, device_mesh, lengths or [1], num_models),
+      end_ids=prompt_format.end_ids,
+      max_new_tokens=task.max_new_tokens,
+      batch_tokens=batch_tokens,
+      max_rows=max(len(lengths), 1),
+    )
+    self._scorer = inference.LikelihoodEngine(
+      decoder,
+      device_mesh,
+      [
+        inference.Target(request.tokens, request.num_targets)
+        for _, _, request in self._likelihood
+      ],
+      batch_tokens=batch_tokens,
+      num_passes=num_models,
     )
     self._stop = None
     if task.stop:
@@ -91,14 +94,7 @@ class Runner:
       progress: called with the work done; a request counts as a prompt.
     """
     responses: list[dict[int, Response]] = [{} for _ in self._task.items]
-    scored = self._scorer.likelihood(
-      weights,
-      [
-        inference.Target(r.tokens, r.num_targets)
-        for _, _, r in self._likelihood
-      ],
-      progress,
-    )
+    scored = self._scorer(weights, progress)
     for row, (i, k, request) in enumerate(self._likelihood):
       responses[i][k] = Scored(
         float(scored.nll[row]),

@@ -14,10 +14,13 @@ from edsft_jax.inference.decoding import (
 from edsft_jax.inference.engine import (
   Engine,
   Generations,
-  Likelihoods,
   Progress,
-  Target,
   choose_shapes,
+)
+from edsft_jax.inference.likelihood import (
+  LikelihoodEngine,
+  Likelihoods,
+  Target,
 )
 from edsft_jax.inference.programs import Hooks, target_likelihood
 from edsft_jax.inference.shapes import (
@@ -40,6 +43,7 @@ __all__ = [
   'Generations',
   'GreedyDecoding',
   'Hooks',
+  'LikelihoodEngine',
   'Likelihoods',
   'Progress',
   'ShapeOptions',

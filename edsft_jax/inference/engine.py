@@ -1,4 +1,4 @@
-"""Runs prompts through a model: prefill, likelihood, continuous batching.
+"""Runs prompts through a model: prefill, continuous batching.
 
 Rows end at different steps, so a batch that waits for its last row mostly
 computes rows that have ended. Instead, the next few prompts are prefilled and
@@ -7,8 +7,7 @@ cache-length bucket run out, the remaining rows move to the next larger one.
 """
 
 from collections.abc import Callable, Sequence
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
@@ -77,7 +76,7 @@ def _tokens_in(
   return seconds * flops / (2 * costs.num_layer_weights)
 
 
-def _read_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:
+def read_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:
   """Prompt tokens per call that make up for its overhead."""
   platform = mesh.devices.flat[0].platform
   tokens = _READ_TOKENS.get(platform, _ACCELERATOR_READ_TOKENS)
@@ -85,32 +84,6 @@ def _read_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:
     tokens * mesh_lib.batch_multiple(mesh),
     int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
   )
-
-
-class Target(NamedTuple):
-  """A continuation to score, with its context.
-
-  Attributes:
-    tokens: ids of the context, followed by those of the continuation.
-    num_targets: number of tokens of the continuation; fewer than all, since
-      nothing predicts the first token.
-  """
-
-  tokens: Sequence[int] | np.ndarray
-  num_targets: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihoods:
-  """Likelihoods of n continuations, in the given order.
-
-  Attributes:
-    nll: float64 [n], summed negative log-likelihood in nats.
-    is_greedy: bool [n], whether each token was the likeliest one.
-  """
-
-  nll: np.ndarray
-  is_greedy: np.ndarray
 
 
 class Engine:
@@ -159,7 +132,7 @@ class Engine:
       max_new_tokens,
       mesh_lib.batch_multiple(mesh),
       -(-max_rows // self._num_workers),
-      read_tokens=_read_tokens(decoder, mesh),
+      read_tokens=read_tokens(decoder, mesh),
     )
     graph, _ = nnx.split(decoder)
     hooks = hooks or Hooks()
@@ -207,54 +180,6 @@ class Engine:
       collect,
     )
     return found.tree
-
-  def likelihood(
-    self,
-    weights: nnx.State,
-    targets: Sequence[Target],
-    progress: Progress = lambda work: None,
-  ) -> Likelihoods:
-    """Scores given continuations.
-
-    Args:
-      weights: weights of a decoder with the constructor's structure.
-      targets: contexts with their continuations.
-      progress: called with the work done since its last call.
-
-    Raises:
-      ValueError: a target has no context.
-    """
-    for i, target in enumerate(targets):
-      if not 0 <= target.num_targets < len(target.tokens):
-        raise ValueError(
-          f'target {i} has {target.num_targets} targets among '
-          f'{len(target.tokens)} tokens: give fewer than all'
-        )
-    found = Rows(len(targets))
-    report = Reporter(self._costs, progress)
-    tokens = [target.tokens for target in targets]
-
-    def dispatch(chunk: shapes_lib.Chunk) -> Any:
-      num_B = np.zeros(chunk.num_rows, np.int32)
-      num_B[: len(chunk.indices)] = [
-        targets[i].num_targets for i in chunk.indices
-      ]
-      num_B = mesh_lib.shard_batch(self._mesh, num_B)
-      padded = self._pad(chunk, tokens)
-      return self._programs.likelihood(weights, *padded, num_B)
-
-    def collect(chunk: shapes_lib.Chunk, result: Any) -> None:
-      found.put(chunk.indices, jax.device_get(result))
-      report.read(
-        [len(targets[i].tokens) for i in chunk.indices],
-        [targets[i].num_targets for i in chunk.indices],
-      )
-
-    self._run_chunks([len(ids) for ids in tokens], dispatch, collect)
-    if not targets:
-      return Likelihoods(np.zeros(0), np.zeros(0, bool))
-    nll = found.tree['nll'].astype(np.float64)
-    return Likelihoods(nll, found.tree['is_greedy'])
 
   def generate(
     self,

@@ -126,20 +126,6 @@ class Programs:
       }
     )
 
-  def likelihood(
-    self,
-    weights: nnx.State,
-    tokens_BxL: jax.Array,
-    mask_BxL: jax.Array,
-    num_targets_B: jax.Array,
-  ) -> dict[str, jax.Array]:
-    """See `target_likelihood`."""
-    decoder = nnx.merge(self.graph, weights)
-    hidden_BxLxD = decoder(tokens_BxL, mask_BxL).hidden_BxLxD
-    return self._replicated(
-      target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_targets_B)
-    )
-
   def _run_prompt_hook(
     self,
     decoder: Decoder,
@@ -184,7 +170,6 @@ class CompiledPrograms:
     self.decode_until = Compiled(
       jax.jit(programs.decode_until, donate_argnums=1)
     )
-    self.likelihood = Compiled(jax.jit(programs.likelihood))
     self.init_state = Compiled(
       jax.jit(programs.init_state, static_argnums=(1, 2))
     )
@@ -194,7 +179,7 @@ class CompiledPrograms:
   @property
   def num_programs(self) -> int:
     """Programs compiled so far to read prompts and to decode."""
-    compiled = (self.read, self.prefill, self.decode_until, self.likelihood)
+    compiled = (self.read, self.prefill, self.decode_until)
     return sum(function.num_programs for function in compiled)
 
 

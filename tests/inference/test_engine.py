@@ -1,6 +1,4 @@
-"""The engine against one row at a time: likelihood, stops, refilled slots."""
-
-import functools
+"""The engine against one row at a time: stops, refilled slots."""
 
 from flax import nnx
 import jax
@@ -41,101 +39,6 @@ def _engine(decoder, devices=1, batch_tokens=240, **options):
   return engine, nnx.split(decoder)[1]
 
 
-@pytest.fixture(scope='module')
-def log_probs(decoder, forward):
-  """ids -> float64 log probabilities [L, V], one row without padding."""
-
-  @functools.cache
-  def compute(ids: tuple[int, ...]) -> np.ndarray:
-    # To one length, behind what counts: causal, so it changes nothing.
-    tokens = np.zeros((1, 56), np.int32)
-    tokens[0, : len(ids)] = ids
-    logits = np.asarray(forward(decoder, tokens)[0][0], np.float64)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-  return lambda ids: compute(tuple(ids))
-
-
-def _expected(log_probs, target: inference.Target) -> tuple[float, bool]:
-  ids = list(target.tokens)
-  log_prob_LxV = log_probs(ids)
-  places = range(len(ids) - target.num_targets, len(ids))
-  nll = -sum(log_prob_LxV[i - 1, ids[i]] for i in places)
-  greedy = all(np.argmax(log_prob_LxV[i - 1]) == ids[i] for i in places)
-  return nll, greedy
-
-
-def _targets(decoder, prompts) -> list[inference.Target]:
-  """Some continued greedily, some cut anywhere, some with nothing scored."""
-  engine, weights = _engine(decoder)
-  continued = engine.generate(weights, prompts[:9]).tokens
-  targets = [
-    inference.Target([*prompt, *ids.tolist()], len(ids))
-    for prompt, ids in zip(prompts, continued, strict=False)
-  ]
-  spoilt = [*targets[2].tokens[:-1], (targets[2].tokens[-1] + 1) % 60]
-  return [
-    *targets,
-    inference.Target(spoilt, NUM_NEW),
-    *(
-      inference.Target(ids, number % len(ids))
-      for number, ids in enumerate(prompts[9:])
-    ),
-  ]
-
-
-@pytest.mark.parametrize('devices', [1, 8])
-def test_likelihood_is_that_of_one_row_at_a_time(
-  goldens, decoder, prompts, log_probs, devices
-):
-  targets = _targets(decoder, prompts)
-  mesh = make_mesh(devices=jax.devices()[:devices])
-  placed = models.load_decoder(goldens['mistral_v4'].path, 'float32', mesh)
-  engine, weights = _engine(placed, devices)
-  seen = []
-  found = engine.likelihood(weights, targets, seen.append)
-  expected = [_expected(log_probs, target) for target in targets]
-  np.testing.assert_allclose(
-    found.nll, [nll for nll, _ in expected], rtol=1e-4, atol=1e-4
-  )
-  assert found.is_greedy.tolist() == [greedy for _, greedy in expected]
-  assert found.is_greedy[:9].all()
-  assert not found.is_greedy[9]
-  work = sum(seen, inference.Work())
-  assert work.prompts == len(targets)
-  assert work.tokens == sum(len(target.tokens) for target in targets)
-
-
-@pytest.mark.parametrize('block', [1, 5, 100])
-def test_likelihood_does_not_depend_on_blocks_of_logits(
-  decoder, prompts, log_probs, block
-):
-  rows = [ids for ids in prompts if len(ids) > 17][:4]
-  num_targets = np.array([0, 1, 16, 12], np.int32)
-  tokens, mask = inference.pad_left(rows, 40)
-  hidden = decoder(tokens, mask).hidden_BxLxD
-  found = inference.target_likelihood(
-    decoder,
-    hidden,
-    tokens,
-    num_targets,
-    max_logits=4 * decoder.config.vocab_size * block,
-  )
-  expected = [
-    _expected(log_probs, inference.Target(ids, int(num)))[0]
-    for ids, num in zip(rows, num_targets, strict=True)
-  ]
-  np.testing.assert_allclose(found['nll'], expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize('num_targets', [-1, 3, 5])
-def test_a_target_without_a_context_is_refused(decoder, num_targets):
-  engine, weights = _engine(decoder)
-  target = inference.Target([5, 6, 7], num_targets)
-  with pytest.raises(ValueError, match='target 0 has'):
-    engine.likelihood(weights, [target])
-
-
 def test_prompts_that_cannot_run_are_refused(decoder):
   engine, weights = _engine(decoder)
   with pytest.raises(ValueError, match='prompt 1 has no tokens'):
@@ -144,9 +47,8 @@ def test_prompts_that_cannot_run_are_refused(decoder):
     engine.generate(weights, [[5] * 5000])
 
 
-def test_nothing_to_score_is_nothing(decoder):
+def test_no_prompts_are_continued(decoder):
   engine, weights = _engine(decoder)
-  assert engine.likelihood(weights, []).nll.tolist() == []
   assert engine.generate(weights, []).tokens == []
 
 

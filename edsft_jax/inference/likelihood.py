@@ -1,0 +1,422 @@
+"""Likelihoods of given continuations.
+
+Rows that begin alike, such as the questions of a subject after the same worked
+examples, share the keys and values of their common prefix: it is read once.
+Continuations that differ only in their last token, such as the letters of a
+question, are scored from one row.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import threading
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax import models
+from edsft_jax.inference import shapes as shapes_lib
+from edsft_jax.inference import throughput, workers
+from edsft_jax.inference.collect import Progress, Reporter
+from edsft_jax.inference.engine import choose_shapes, read_tokens
+from edsft_jax.inference.prefixes import find_groups
+from edsft_jax.inference.programs import target_likelihood
+
+# Prefix tokens that are read, and kept, at a time; more for a longer prefix.
+_POOL_TOKENS = 2048
+
+
+class Target(NamedTuple):
+  """A continuation to score, with its context.
+
+  Attributes:
+    tokens: ids of the context, followed by those of the continuation.
+    num_targets: number of tokens of the continuation; fewer than all, since
+      nothing predicts the first token.
+  """
+
+  tokens: Sequence[int] | np.ndarray
+  num_targets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+  """Likelihoods of n continuations, in the given order.
+
+  Attributes:
+    nll: float64 [n], summed negative log-likelihood in nats.
+    is_greedy: bool [n], whether each token was the likeliest one.
+  """
+
+  nll: np.ndarray
+  is_greedy: np.ndarray
+
+
+@dataclasses.dataclass
+class _Row:
+  """An input row, and the targets that are scored from it.
+
+  Attributes:
+    inputs: the tokens of its targets, but for their last one.
+    num_scored: how many of the inputs are targets.
+    indices: the targets.
+    last: the last token of each target.
+    prefix: number of tokens that are read as part of a prefix.
+    slot: the place of its prefix among those that are read together.
+  """
+
+  inputs: tuple[int, ...]
+  num_scored: int
+  indices: list[int] = dataclasses.field(default_factory=list)
+  last: list[int] = dataclasses.field(default_factory=list)
+  prefix: int = 0
+  slot: int = 0
+
+  @property
+  def own(self) -> tuple[int, ...]:
+    """The inputs after the prefix."""
+    return self.inputs[self.prefix :]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wave:
+  """Prefixes that are read together, and the rows that follow them.
+
+  Attributes:
+    prefixes: token ids of each; none for rows without a prefix.
+    length: their padded length; 0 without.
+    num_prefixes: number of prefixes, with padding.
+    rows: the rows.
+    shapes: padded lengths of the rows without their prefixes.
+  """
+
+  prefixes: list[tuple[int, ...]]
+  length: int
+  num_prefixes: int
+  rows: list[_Row]
+  shapes: shapes_lib.Shapes
+
+
+class LikelihoodEngine:
+  """Scores the same continuations by models of one structure."""
+
+  def __init__(
+    self,
+    decoder: models.Decoder,
+    mesh: jax.sharding.Mesh,
+    targets: Sequence[Target],
+    *,
+    batch_tokens: int,
+    num_passes: int = 1,
+  ):
+    """Groups targets and chooses shapes; compiles nothing yet.
+
+    Args:
+      decoder: gives the structure; its weights are on the mesh.
+      mesh: batches are split over its axes data and fsdp.
+      targets: contexts with their continuations.
+      batch_tokens: tokens per batch, padding and prefixes included.
+      num_passes: how often the targets will run, for example once per model.
+
+    Raises:
+      ValueError: a target has no context.
+    """
+    for i, target in enumerate(targets):
+      if not 0 <= target.num_targets < len(target.tokens):
+        raise ValueError(
+          f'target {i} has {target.num_targets} targets among '
+          f'{len(target.tokens)} tokens: give fewer than all'
+        )
+    self._mesh = mesh
+    self._num_workers = workers.num_workers(mesh)
+    self._num_targets = len(targets)
+    self._costs = throughput.Costs(
+      decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
+    )
+    self._batch_tokens = batch_tokens // self._num_workers
+    self._read_tokens = read_tokens(decoder, mesh)
+    rows = _rows(targets)
+    self._max_choices = max((len(row.last) for row in rows), default=1)
+    self._waves = self._plan(decoder, rows, num_passes)
+    graph, _ = nnx.split(decoder)
+    self._programs = _Programs(graph, mesh)
+
+  @property
+  def num_programs(self) -> int:
+    """Programs compiled so far."""
+    return self._programs.read.num_programs + self._programs.score.num_programs
+
+  def __call__(
+    self, weights: nnx.State, progress: Progress = lambda work: None
+  ) -> Likelihoods:
+    """Scores the targets.
+
+    Args:
+      weights: weights of a decoder with the constructor's structure.
+      progress: called with the work done since its last call; a target counts
+        as a prompt.
+    """
+    found = _Found(self._num_targets)
+    report = Reporter(self._costs, progress)
+
+    def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
+      for wave in unless_stopped(self._waves[number :: self._num_workers]):
+        self._run(weights, wave, found, report, unless_stopped)
+
+    workers.run(work, self._num_workers)
+    return Likelihoods(found.nll, found.is_greedy)
+
+  def _plan(
+    self, decoder: models.Decoder, rows: list[_Row], num_passes: int
+  ) -> list[_Wave]:
+    """Waves of prefixes with their rows."""
+    # The token before the first target may not be in the prefix.
+    groups = [[row] for row in rows]
+    if not _depends_on_length(decoder.config):
+      shared = find_groups(
+        [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
+      )
+      groups = [[rows[i] for i in group.indices] for group in shared]
+      for group, of_group in zip(shared, groups, strict=True):
+        for row in of_group:
+          row.prefix = group.length
+
+    def choose(lengths: list[int]) -> shapes_lib.Shapes:
+      return choose_shapes(decoder, self._mesh, lengths, num_passes)
+
+    alone = [row for group in groups for row in group if not row.prefix]
+    waves = []
+    if alone:
+      shapes = choose([len(row.own) for row in alone])
+      # Equal shares for the workers, of long rows and of short ones.
+      alone.sort(key=lambda row: len(row.own))
+      waves += [
+        _Wave([], 0, 0, part, shapes)
+        for n in range(self._num_workers)
+        if (part := alone[n :: self._num_workers])
+      ]
+    groups = [group for group in groups if group[0].prefix]
+    lengths = [group[0].prefix for group in groups]
+    by_length: dict[int, list[list[_Row]]] = {}
+    if groups:
+      of_prefixes = choose(lengths)
+      for group in sorted(groups, key=lambda group: group[0].prefix):
+        length = of_prefixes.length(group[0].prefix)
+        by_length.setdefault(length, []).append(group)
+    for length, some in by_length.items():
+      shapes = choose([len(row.own) for group in some for row in group])
+      waves += self._waves_of(length, some, shapes)
+    return waves
+
+  def _waves_of(
+    self, length: int, groups: list[list[_Row]], shapes: shapes_lib.Shapes
+  ) -> list[_Wave]:
+    """Waves of groups whose prefixes have the same padded length."""
+    multiple = mesh_lib.batch_multiple(self._mesh)
+    most = max(_POOL_TOKENS // length, 1)
+    size = -(-min(most, len(groups)) // multiple) * multiple
+    waves = []
+    for start in range(0, len(groups), size):
+      some = groups[start : start + size]
+      for slot, group in enumerate(some):
+        for row in group:
+          row.slot = slot
+      prefixes = [group[0].inputs[: group[0].prefix] for group in some]
+      rows = [row for group in some for row in group]
+      waves.append(_Wave(prefixes, length, size, rows, shapes))
+    return waves
+
+  def _run(
+    self,
+    weights: nnx.State,
+    wave: _Wave,
+    found: '_Found',
+    report: Reporter,
+    unless_stopped: workers.UnlessStopped,
+  ) -> None:
+    """Reads the prefixes of a wave, then scores its rows."""
+    pool = None
+    if wave.prefixes:
+      padded = shapes_lib.pad_left(
+        wave.prefixes, wave.length, wave.num_prefixes
+      )
+      pool = self._programs.read(
+        weights, *mesh_lib.shard_batch(self._mesh, padded)
+      )
+      report.prefilled(
+        [len(ids) for ids in wave.prefixes], [0] * len(wave.prefixes)
+      )
+    sizes = shapes_lib.BatchSizes(
+      self._batch_tokens,
+      wave.length,
+      mesh_lib.batch_multiple(self._mesh),
+      len(wave.rows),
+      self._read_tokens,
+    )
+    chunks = shapes_lib.chunks(
+      [len(row.own) for row in wave.rows],
+      range(len(wave.rows)),
+      wave.shapes,
+      lambda length: sizes.to_prefill(length, length),
+    )
+    pending = None
+    for chunk in unless_stopped(chunks):
+      rows = [wave.rows[i] for i in chunk.indices]
+      result = self._programs.score(
+        weights,
+        pool,
+        *mesh_lib.shard_batch(self._mesh, self._pad(chunk, rows)),
+      )
+      # Collects one chunk while the device computes the next.
+      if pending is not None:
+        found.put(*pending, report)
+      pending = rows, result
+    if pending is not None:
+      found.put(*pending, report)
+
+  def _pad(
+    self, chunk: shapes_lib.Chunk, rows: Sequence[_Row]
+  ) -> tuple[np.ndarray, ...]:
+    """Arguments of `_score`, padded to the chunk's shape."""
+    tokens_BxL, mask_BxL = shapes_lib.pad_left(
+      [row.own for row in rows], chunk.length, chunk.num_rows
+    )
+    slot_B = np.zeros(chunk.num_rows, np.int32)
+    num_scored_B = np.zeros(chunk.num_rows, np.int32)
+    last_BxC = np.zeros((chunk.num_rows, self._max_choices), np.int32)
+    for number, row in enumerate(rows):
+      slot_B[number] = row.slot
+      num_scored_B[number] = row.num_scored
+      last_BxC[number, : len(row.last)] = row.last
+    return slot_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC
+
+
+class _Found:
+  """Likelihoods found so far, by several threads."""
+
+  def __init__(self, num_targets: int):
+    # A target without tokens is certain.
+    self.nll = np.zeros(num_targets)
+    self.is_greedy = np.ones(num_targets, bool)
+    self._lock = threading.Lock()
+
+  def put(
+    self, rows: Sequence[_Row], result: dict[str, Any], report: Reporter
+  ) -> None:
+    """Waits for the results of rows, and stores them."""
+    result = jax.device_get(result)
+    with self._lock:
+      for number, row in enumerate(rows):
+        for choice, index in enumerate(row.indices):
+          self.nll[index] = result['nll'][number, choice]
+          self.is_greedy[index] = result['is_greedy'][number, choice]
+    report.prefilled(
+      [len(row.own) for row in rows],
+      [row.num_scored + 1 for row in rows],
+      num_finished=sum(len(row.indices) for row in rows),
+    )
+
+
+def _rows(targets: Sequence[Target]) -> list[_Row]:
+  """Rows for the targets; those that differ in the last token share one."""
+  rows: dict[tuple[tuple[int, ...], int], _Row] = {}
+  for index, target in enumerate(targets):
+    if not target.num_targets:
+      continue
+    *inputs, last = np.asarray(target.tokens).tolist()
+    key = tuple(inputs), target.num_targets - 1
+    row = rows.setdefault(key, _Row(*key))
+    row.indices.append(index)
+    row.last.append(last)
+  return list(rows.values())
+
+
+def _depends_on_length(config: models.DecoderConfig) -> bool:
+  """Whether keys depend on the length of the row that they are part of."""
+  ropes = (config.rope, config.window_rope)
+  return any(rope is not None and rope.kind == 'dynamic' for rope in ropes)
+
+
+class _Programs:
+  """The compiled programs of one model structure."""
+
+  def __init__(self, graph: nnx.GraphDef, mesh: jax.sharding.Mesh):
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def read(
+      weights: nnx.State, tokens_NxP: jax.Array, mask_NxP: jax.Array
+    ) -> models.KVCache:
+      decoder = nnx.merge(graph, weights)
+      cache = decoder.init_cache(*tokens_NxP.shape)
+      cache = decoder(tokens_NxP, mask_NxP, cache=cache).kv_cache
+      assert cache is not None
+      return cache
+
+    def score(weights: nnx.State, *args: Any) -> dict[str, jax.Array]:
+      found = _score(nnx.merge(graph, weights), *args)
+      return jax.lax.with_sharding_constraint(found, replicated)
+
+    self.read = workers.Compiled(jax.jit(read))
+    self.score = workers.Compiled(jax.jit(score))
+
+
+def _score(
+  decoder: models.Decoder,
+  pool: models.KVCache | None,
+  slot_B: jax.Array,
+  tokens_BxL: jax.Array,
+  mask_BxL: jax.Array,
+  num_scored_B: jax.Array,
+  last_BxC: jax.Array,
+) -> dict[str, jax.Array]:
+  """Scores each row's last tokens, followed by each of C tokens.
+
+  Args:
+    decoder: the model.
+    pool: keys and values of the prefixes, if rows have any.
+    slot_B: the prefix of each row, an index into the pool.
+    tokens_BxL: the rows without their prefixes, padded on the left.
+    mask_BxL: true at tokens.
+    num_scored_B: how many last tokens of each row to score.
+    last_BxC: tokens that may follow the row.
+
+  Returns:
+    nll: float32 [B, C], in nats.
+    is_greedy: bool [B, C], whether each token is the likeliest one.
+  """
+  cache = None
+  if pool is not None:
+    cache = _follow(pool, slot_B, tokens_BxL.shape[1])
+  hidden_BxLxD = decoder(tokens_BxL, mask_BxL, cache=cache).hidden_BxLxD
+  logits_BxV = decoder.logits(hidden_BxLxD[:, -1])
+  chosen_BxC = jnp.take_along_axis(logits_BxV, last_BxC, axis=-1)
+  nll_BxC = jax.nn.logsumexp(logits_BxV, axis=-1)[:, None] - chosen_BxC
+  is_best_BxC = chosen_BxC >= jnp.max(logits_BxV, axis=-1)[:, None]
+  if tokens_BxL.shape[1] == 1:  # Nothing comes before a target.
+    return {'nll': nll_BxC, 'is_greedy': is_best_BxC}
+  before = target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_scored_B)
+  return {
+    'nll': before['nll'][:, None] + nll_BxC,
+    'is_greedy': before['is_greedy'][:, None] & is_best_BxC,
+  }
+
+
+def _follow(
+  pool: models.KVCache, slot_B: jax.Array, num_more: int
+) -> models.KVCache:
+  """Each row's prefix, with room for further entries."""
+
+  def take(x_Nx: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+    widths = [(0, 0)] * x_Nx.ndim
+    widths[axis] = (0, num_more)
+    return jnp.pad(x_Nx[slot_B], widths, constant_values=fill)
+
+  return models.KVCache(
+    keys=tuple(take(x_NxKxAxS, 3) for x_NxKxAxS in pool.keys),
+    values=tuple(take(x_NxKxSxA, 2) for x_NxKxSxA in pool.values),
+    position_BxS=take(pool.position_BxS, 1, -1),
+    cache_index=pool.cache_index,
+  )

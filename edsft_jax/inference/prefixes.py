@@ -1,0 +1,116 @@
+"""Finds what token rows have in common, so that it is read only once."""
+
+from collections.abc import Sequence
+import dataclasses
+
+# A shorter prefix saves less than keeping and copying its cache costs.
+MIN_LENGTH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+  """Rows that begin with the same tokens.
+
+  Attributes:
+    indices: the rows.
+    length: number of common tokens; 0 for a row that shares nothing.
+  """
+
+  indices: list[int]
+  length: int
+
+
+@dataclasses.dataclass
+class _Node:
+  """Sorted rows with a common prefix, and how they are grouped so far.
+
+  Attributes:
+    length: tokens that all its rows have in common.
+    first: its first row, in sorted order.
+    groups: (rows, length) of each group.
+  """
+
+  length: int
+  first: int
+  groups: list[tuple[list[int], int]] = dataclasses.field(default_factory=list)
+
+
+def find_groups(
+  rows: Sequence[Sequence[int]], min_length: int = MIN_LENGTH
+) -> list[Group]:
+  """Groups rows by common prefixes, such that many tokens are saved.
+
+  A group of n rows with P common tokens saves (n - 1) P. Groups do not nest:
+  each row has at most one prefix. In sorted order, the rows with a common
+  prefix are neighbours; such runs form a tree, which is grouped from its
+  leaves: a group stays if that saves more than joining the rest of the larger
+  run. Rarely, another grouping would save a little more.
+
+  Args:
+    rows: token ids; only these may be shared.
+    min_length: the shortest prefix worth sharing.
+
+  Returns:
+    Groups in the order of their first rows; each row is in one.
+  """
+  keys = [tuple(row) for row in rows]
+  order = sorted(range(len(keys)), key=keys.__getitem__)
+  stack = [_Node(0, 0)]
+  for place in range(1, len(order) + 1):
+    shared = 0
+    if place < len(order):
+      shared = _num_common(keys[order[place - 1]], keys[order[place]])
+    first, groups = place - 1, []
+    while stack[-1].length > shared:
+      node = stack.pop()
+      first = node.first
+      node.groups += groups
+      groups = _regroup(node, place, min_length)
+    if stack[-1].length < shared:
+      stack.append(_Node(shared, first))
+    stack[-1].groups += groups
+  alone = set(range(len(order)))
+  groups = []
+  for places, length in stack[0].groups:
+    alone -= set(places)
+    groups.append(Group(sorted(order[place] for place in places), length))
+  groups += [Group([order[place]], 0) for place in alone]
+  return sorted(groups, key=lambda group: group.indices[0])
+
+
+def _regroup(
+  node: _Node, end: int, min_length: int
+) -> list[tuple[list[int], int]]:
+  """The groups of a node's rows, after those that join its own prefix."""
+  if node.length < min_length:
+    return node.groups
+  kept = [
+    (places, length)
+    for places, length in node.groups
+    if (len(places) - 1) * length > len(places) * node.length
+  ]
+  rest = set(range(node.first, end))
+  for places, _ in kept:
+    rest -= set(places)
+  joined = [*kept, (sorted(rest), node.length)] if len(rest) > 1 else kept
+  return max(joined, node.groups, key=_saved)
+
+
+def _saved(groups: list[tuple[list[int], int]]) -> int:
+  return sum((len(places) - 1) * length for places, length in groups)
+
+
+def _num_common(first: tuple[int, ...], second: tuple[int, ...]) -> int:
+  """Number of tokens that two rows begin with in common."""
+  most = min(len(first), len(second))
+  if first[:most] == second[:most]:
+    return most
+  low, high = 0, most
+  # The common part is bisected, since comparing slices is fast.
+  while high - low > 1:
+    middle = (low + high) // 2
+    if first[low:middle] == second[low:middle]:
+      low = middle
+    else:
+      high = middle
+  return low

@@ -1,0 +1,168 @@
+"""Likelihoods against one row at a time, without cache or prefix."""
+
+import functools
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from edsft_jax import inference, models
+from edsft_jax.mesh import make_mesh
+
+NUM_NEW = 9
+
+
+@pytest.fixture(scope='module')
+def decoder(goldens) -> models.Decoder:
+  return goldens['mistral_v4'].decoder
+
+
+@pytest.fixture(scope='module')
+def prompts(decoder) -> list[list[int]]:
+  """Some on their own; some with 20 tokens in common, some with 17 others."""
+  rng = np.random.default_rng(3)
+  vocab = decoder.config.vocab_size
+
+  def draw(size) -> list[int]:
+    return rng.integers(3, vocab, size).tolist()
+
+  first, second = draw(20), draw(17)
+  return [
+    *(draw(n) for n in (1, 2, 9, 15, 30)),
+    *([*first, *draw(n)] for n in (1, 2, 7, 12, 13)),
+    *([*second, *draw(n)] for n in (3, 20)),
+  ]
+
+
+@pytest.fixture(scope='module')
+def log_probs(decoder, forward):
+  """ids -> float64 log probabilities [L, V], one row without padding."""
+
+  @functools.cache
+  def compute(ids: tuple[int, ...]) -> np.ndarray:
+    # To one length, behind what counts: causal, so it changes nothing.
+    tokens = np.zeros((1, 56), np.int32)
+    tokens[0, : len(ids)] = ids
+    logits = np.asarray(forward(decoder, tokens)[0][0], np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+  return lambda ids: compute(tuple(ids))
+
+
+def _expected(log_probs, target: inference.Target) -> tuple[float, bool]:
+  ids = list(target.tokens)
+  log_prob_LxV = log_probs(ids)
+  places = range(len(ids) - target.num_targets, len(ids))
+  nll = -sum(log_prob_LxV[i - 1, ids[i]] for i in places)
+  greedy = all(np.argmax(log_prob_LxV[i - 1]) == ids[i] for i in places)
+  return nll, greedy
+
+
+@pytest.fixture(scope='module')
+def targets(decoder, prompts, log_probs) -> list[inference.Target]:
+  """Some continued greedily, some cut anywhere, some with nothing scored."""
+  result = []
+  for prompt in prompts[3:8]:
+    ids = [*prompt]
+    while len(ids) < len(prompt) + NUM_NEW:
+      ids.append(int(np.argmax(log_probs(ids)[len(ids) - 1])))
+    result.append(inference.Target(ids, NUM_NEW))
+  *begun, last = result[2].tokens
+  for other in range(3):  # They differ in the last token alone.
+    result.append(inference.Target([*begun, (last + 1 + other) % 60], NUM_NEW))
+  return result + [
+    inference.Target(ids, number % len(ids))
+    for number, ids in enumerate(prompts)
+  ]
+
+
+def _score(decoder, targets, devices=1, progress=lambda work: None):
+  mesh = make_mesh(devices=jax.devices()[:devices])
+  engine = inference.LikelihoodEngine(decoder, mesh, targets, batch_tokens=300)
+  return engine(nnx.split(decoder)[1], progress)
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_likelihood_is_that_of_one_row_at_a_time(
+  goldens, targets, log_probs, devices
+):
+  mesh = make_mesh(devices=jax.devices()[:devices])
+  placed = models.load_decoder(goldens['mistral_v4'].path, 'float32', mesh)
+  seen = []
+  found = _score(placed, targets, devices, seen.append)
+  expected = [_expected(log_probs, target) for target in targets]
+  np.testing.assert_allclose(
+    found.nll, [nll for nll, _ in expected], rtol=1e-4, atol=1e-4
+  )
+  assert found.is_greedy.tolist() == [greedy for _, greedy in expected]
+  assert found.is_greedy[:5].all()
+  assert not found.is_greedy[5:8].any()
+  work = sum(seen, inference.Work())
+  assert work.prompts == sum(target.num_targets > 0 for target in targets)
+
+
+def test_what_is_common_is_read_once(decoder):
+  """Two subjects with their examples, three questions, four letters."""
+  rng = np.random.default_rng(4)
+  shots = rng.integers(3, 60, (2, 40)).tolist()
+  questions = rng.integers(3, 60, (3, 10)).tolist()
+  targets = [
+    inference.Target([*shots[s], *question, letter], 1)
+    for question in questions
+    for s in range(2)
+    for letter in (5, 6, 7, 8)
+  ]
+  seen = []
+  found = _score(decoder, targets, progress=seen.append)
+  work = sum(seen, inference.Work())
+  assert work.tokens == 2 * 40 + 6 * 10
+  assert work.prompts == 24
+  assert found.nll.shape == (24,)
+
+
+def test_rows_whose_keys_depend_on_their_length_share_nothing(goldens):
+  """With dynamic rope, a prefix read alone has other keys."""
+  decoder = goldens['dynamic_v5'].decoder
+  length = decoder.config.rope.original_context
+  rng = np.random.default_rng(5)
+  ids = rng.integers(3, decoder.config.vocab_size, length + 4).tolist()
+  targets = [inference.Target([*ids[: length + n], 7], 1) for n in (1, 2, 3, 4)]
+  seen = []
+  together = _score(decoder, targets, progress=seen.append).nll
+  alone = [_score(decoder, [target]).nll[0] for target in targets]
+  np.testing.assert_allclose(together, alone, rtol=1e-5)
+  work = sum(seen, inference.Work())
+  assert work.tokens == sum(len(target.tokens) - 1 for target in targets)
+
+
+@pytest.mark.parametrize('block', [1, 5, 100])
+def test_likelihood_does_not_depend_on_blocks_of_logits(
+  decoder, prompts, log_probs, block
+):
+  rows = [ids for ids in prompts if len(ids) > 20][:4]
+  num_targets = np.array([0, 1, 16, 12], np.int32)
+  tokens, mask = inference.pad_left(rows, 40)
+  hidden = decoder(tokens, mask).hidden_BxLxD
+  found = inference.target_likelihood(
+    decoder,
+    hidden,
+    tokens,
+    num_targets,
+    max_logits=4 * decoder.config.vocab_size * block,
+  )
+  expected = [
+    _expected(log_probs, inference.Target(ids, int(num)))[0]
+    for ids, num in zip(rows, num_targets, strict=True)
+  ]
+  np.testing.assert_allclose(found['nll'], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('num_targets', [-1, 3, 5])
+def test_a_target_without_a_context_is_refused(decoder, num_targets):
+  with pytest.raises(ValueError, match='target 0 has'):
+    _score(decoder, [inference.Target([5, 6, 7], num_targets)])
+
+
+def test_nothing_to_score_is_nothing(decoder):
+  assert _score(decoder, []).nll.tolist() == []
