@@ -53,7 +53,9 @@ class Runner:
           self._generate.append((i, k, request))
         else:
           self._likelihood.append((i, k, request))
-    lengths = [len(request.tokens) for _, _, request in self._generate]
+    prompts = [request.tokens for _, _, request in self._generate]
+    prefix = inference.choose_prefix(decoder, device_mesh, prompts)
+    lengths = [len(tokens) - len(prefix) for tokens in prompts]
     self._generator = inference.Engine(
       decoder,
       device_mesh,
@@ -62,6 +64,7 @@ class Runner:
       max_new_tokens=task.max_new_tokens,
       batch_tokens=batch_tokens,
       max_rows=max(len(lengths), 1),
+      prefix=prefix,
     )
     self._scorer = inference.LikelihoodEngine(
       decoder,

@@ -15,6 +15,7 @@ from edsft_jax.inference.engine import (
   Engine,
   Generations,
   Progress,
+  choose_prefix,
   choose_shapes,
 )
 from edsft_jax.inference.likelihood import (
@@ -52,6 +53,7 @@ __all__ = [
   'Target',
   'Work',
   'argmax',
+  'choose_prefix',
   'choose_shapes',
   'chunks',
   'generate',

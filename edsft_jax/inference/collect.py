@@ -57,9 +57,20 @@ class Rows:
 class Reporter:
   """Reports finished work to a progress callback, one thread at a time."""
 
-  def __init__(self, costs: throughput.Costs, progress: Progress):
+  def __init__(
+    self, costs: throughput.Costs, progress: Progress, num_shared: int = 0
+  ):
+    """Reports nothing yet.
+
+    Args:
+      costs: operations and memory traffic of the model's tokens.
+      progress: called with the work done.
+      num_shared: the first tokens of every row that are read only once, so
+        that they cost no operations.
+    """
     self._costs = costs
     self._progress = progress
+    self._num_shared = num_shared
     self._lock = threading.Lock()
 
   def read(self, lengths: Sequence[int], num_scored: Sequence[int]) -> None:
@@ -78,12 +89,13 @@ class Reporter:
     num_finished: int = 0,
   ) -> None:
     """Reports rows that were read, of which `num_finished` are finished."""
+    first = self._num_shared
     self._report(
       throughput.Work(
         prompts=num_finished,
         tokens=sum(lengths),
         flops=sum(
-          self._costs.flops(0, length, num)
+          self._costs.flops(first, length, min(num, length - first))
           for length, num in zip(lengths, num_scored, strict=True)
         ),
         bytes=self._costs.read_bytes(scored=any(num_scored)),

@@ -67,7 +67,11 @@ class GreedyDecoding:
   layer: int = -1
 
   def prefill(
-    self, decoder: Decoder, tokens: jax.Array, mask: jax.Array
+    self,
+    decoder: Decoder,
+    tokens: jax.Array,
+    mask: jax.Array,
+    cache: KVCache | None = None,
   ) -> tuple[DecodeState, Output]:
     """Reads prompts and chooses each one's first new token.
 
@@ -77,13 +81,16 @@ class GreedyDecoding:
         row's last token.
       mask: [B, L], true at tokens. A row of padding alone ends before its first
         new token.
+      cache: what the rows have read before, with L free entries at its end;
+        None: nothing.
 
     Returns:
-      A state whose cache has L entries and no ring yet, and the output of the
-      forward pass over the prompts, without its cache.
+      A state whose cache ends with these L entries and has no ring yet, and the
+      output of the forward pass over the tokens, without its cache.
     """
     batch, length = tokens.shape
-    cache = decoder.init_cache(batch, length)
+    if cache is None:
+      cache = decoder.init_cache(batch, length)
     prompt = decoder(tokens, mask, cache=cache, layer=self.layer)
     assert prompt.kv_cache is not None
     logits_BxV = decoder.logits(prompt.hidden_BxLxD[:, -1])

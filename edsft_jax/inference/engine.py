@@ -25,6 +25,12 @@ from edsft_jax.inference.collect import (
   Rows,
 )
 from edsft_jax.inference.decoding import GreedyDecoding
+from edsft_jax.inference.prefixes import (
+  MIN_LENGTH,
+  Prefix,
+  can_share,
+  common_prefix,
+)
 from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
 from edsft_jax.inference.slots import Slots, Stop
 
@@ -66,6 +72,25 @@ def choose_shapes(
   return shapes_lib.Shapes.of(lengths, options)
 
 
+def choose_prefix(
+  decoder: models.Decoder, mesh: jax.sharding.Mesh, prompts: Tokens
+) -> list[int]:
+  """The tokens that all prompts start with, for `Engine`.
+
+  None if they are few, if reading them for each prompt takes no longer than
+  compiling the program that reads them once, or if the model cannot.
+
+  Args:
+    decoder: the model.
+    mesh: the devices.
+    prompts: ids of each prompt.
+  """
+  prefix = common_prefix(prompts) if can_share(decoder.config) else []
+  num_saved = len(prefix) * len(prompts)
+  pays_off = num_saved > _tokens_in(_COMPILE_SECONDS, decoder, mesh)
+  return prefix if pays_off and len(prefix) >= MIN_LENGTH else []
+
+
 def _tokens_in(
   seconds: float, decoder: models.Decoder, mesh: jax.sharding.Mesh
 ) -> float:
@@ -105,23 +130,26 @@ class Engine:
     max_rows: int,
     hooks: Hooks | None = None,
     layer: int = -1,
+    prefix: Sequence[int] = (),
   ):
     """Compiles nothing yet.
 
     Args:
       decoder: gives the structure; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      shapes: the padded lengths.
+      shapes: the padded lengths, without the prefix.
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
       max_rows: rows per call at most.
       hooks: functions to compute for each row.
       layer: layer of the prompt hook's features, see Decoder.__call__.
+      prefix: tokens that all rows start with, read once per call.
     """
     self.batch_tokens = batch_tokens
     self._mesh = mesh
     self._shapes = shapes
+    self._prefix = list(prefix)
     self._num_workers = workers.num_workers(mesh)
     # Each part of a split batch reads all weights.
     self._costs = throughput.Costs(
@@ -166,8 +194,9 @@ class Engine:
       A pytree of [n, ...] arrays, in the order of the prompts.
     """
     found = Rows(len(prompts))
-    report = Reporter(self._costs, progress)
+    report = self._reporter(progress)
     scored = self._programs.scores_prompt
+    prefix, prompts_after = self._read_prefix(weights, prompts)
 
     def collect(chunk: shapes_lib.Chunk, result: Any) -> None:
       found.put(chunk.indices, jax.device_get(result))
@@ -175,8 +204,10 @@ class Engine:
       report.read(lengths, lengths if scored else [0] * len(lengths))
 
     self._run_chunks(
-      [len(ids) for ids in prompts],
-      lambda chunk: self._programs.read(weights, *self._pad(chunk, prompts)),
+      [len(ids) for ids in prompts_after],
+      lambda chunk: self._programs.read(
+        weights, prefix, *self._pad(chunk, prompts_after)
+      ),
       collect,
     )
     return found.tree
@@ -197,26 +228,53 @@ class Engine:
       stop: strings that end a continuation, besides the end ids.
 
     Raises:
-      ValueError: a prompt has no tokens.
+      ValueError: a prompt has no tokens after the prefix.
     """
+    lengths = [len(ids) for ids in prompts]
+    prefix, prompts = self._read_prefix(weights, prompts)
     if empty := [i for i, ids in enumerate(prompts) if not len(ids)]:
       raise ValueError(f'prompt {empty[0]} has no tokens')
     result = Collector(
-      [len(ids) for ids in prompts],
-      Reporter(self._costs, progress),
-      self._programs.scores_prompt,
+      lengths, self._reporter(progress), self._programs.scores_prompt
     )
-    in_order = np.argsort([len(ids) for ids in prompts], kind='stable')
+    in_order = np.argsort(lengths, kind='stable')
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       # Strided over the sorted prompts, so that workers get equal shares.
       mine = in_order[number :: self._num_workers].tolist()
       queue = self._queue(prompts, mine)
       slots = Slots(self._programs, weights, self._sizes, stop)
-      self._decode(weights, prompts, queue, slots, result, unless_stopped)
+      self._decode(
+        weights, prefix, prompts, queue, slots, result, unless_stopped
+      )
 
     workers.run(work, self._num_workers)
     return result.finish()
+
+  def _reporter(self, progress: Progress) -> Reporter:
+    return Reporter(self._costs, progress, len(self._prefix))
+
+  def _read_prefix(
+    self, weights: nnx.State, rows: Tokens
+  ) -> tuple[Prefix | None, Tokens]:
+    """Reads the prefix, if there is one; returns rows without it.
+
+    Raises:
+      ValueError: a row does not start with it.
+    """
+    if not self._prefix or not rows:
+      return None, rows
+    size = len(self._prefix)
+    for i, ids in enumerate(rows):
+      if list(ids[:size]) != self._prefix:
+        raise ValueError(f'row {i} does not start with the prefix')
+    tokens_1xP = np.array([self._prefix], np.int32)
+    prefix = self._programs.read_prefix(weights, tokens_1xP)
+    return prefix, [ids[size:] for ids in rows]
+
+  def _cache_length(self, num_tokens: int) -> int:
+    """Cache entries for the prefix and this many tokens after it."""
+    return len(self._prefix) + self._shapes.cache_length(num_tokens)
 
   def _queue(
     self, prompts: Tokens, indices: Sequence[int]
@@ -227,9 +285,9 @@ class Engine:
       [len(ids) for ids in prompts],
       indices,
       shapes,
-      lambda length: sizes.to_prefill(length, shapes.cache_length(length)),
+      lambda length: sizes.to_prefill(length, self._cache_length(length)),
     )
-    caches = [shapes.cache_length(chunk.length) for chunk in queue]
+    caches = [self._cache_length(chunk.length) for chunk in queue]
     if queue and len(indices) <= sizes.num_slots(caches[-1]):
       # All rows fit into the slots at once: no need to move any.
       caches = [caches[-1]] * len(caches)
@@ -238,6 +296,7 @@ class Engine:
   def _decode(
     self,
     weights: nnx.State,
+    prefix: Prefix | None,
     prompts: Tokens,
     queue: list[tuple[shapes_lib.Chunk, int]],
     slots: Slots,
@@ -250,7 +309,7 @@ class Engine:
     for number, (chunk, cache_length) in unless_stopped(enumerate(queue)):
       slots.reserve(cache_length)
       prefilled, found = self._programs.prefill(
-        weights, *self._pad(chunk, prompts)
+        weights, prefix, *self._pad(chunk, prompts)
       )
       slots.insert(chunk, prefilled)
       in_flight.add(prefilled.last_token_B)

@@ -22,7 +22,7 @@ from edsft_jax.inference import shapes as shapes_lib
 from edsft_jax.inference import throughput, workers
 from edsft_jax.inference.collect import Progress, Reporter
 from edsft_jax.inference.engine import choose_shapes, read_tokens
-from edsft_jax.inference.prefixes import find_groups
+from edsft_jax.inference.prefixes import can_share, find_groups
 from edsft_jax.inference.programs import target_likelihood
 
 # Prefix tokens that are read, and kept, at a time; more for a longer prefix.
@@ -175,7 +175,7 @@ class LikelihoodEngine:
     """Waves of prefixes with their rows."""
     # The token before the first target may not be in the prefix.
     groups = [[row] for row in rows]
-    if not _depends_on_length(decoder.config):
+    if can_share(decoder.config):
       shared = find_groups(
         [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
       )
@@ -203,9 +203,9 @@ class LikelihoodEngine:
     by_length: dict[int, list[list[_Row]]] = {}
     if groups:
       of_prefixes = choose(lengths)
-      for group in sorted(groups, key=lambda group: group[0].prefix):
-        length = of_prefixes.length(group[0].prefix)
-        by_length.setdefault(length, []).append(group)
+      for members in sorted(groups, key=lambda members: members[0].prefix):
+        length = of_prefixes.length(members[0].prefix)
+        by_length.setdefault(length, []).append(members)
     for length, some in by_length.items():
       shapes = choose([len(row.own) for group in some for row in group])
       waves += self._waves_of(length, some, shapes)
@@ -332,12 +332,6 @@ def _rows(targets: Sequence[Target]) -> list[_Row]:
     row.indices.append(index)
     row.last.append(last)
   return list(rows.values())
-
-
-def _depends_on_length(config: models.DecoderConfig) -> bool:
-  """Whether keys depend on the length of the row that they are part of."""
-  ropes = (config.rope, config.window_rope)
-  return any(rope is not None and rope.kind == 'dynamic' for rope in ropes)
 
 
 class _Programs:

@@ -2,9 +2,57 @@
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edsft_jax.models import Decoder, DecoderConfig, KVCache
 
 # A shorter prefix saves less than keeping and copying its cache costs.
 MIN_LENGTH = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+  """A prefix of P tokens that has been read.
+
+  Attributes:
+    kv_cache: its keys and values, of one row.
+    found: what the prefix hook returned; None without one.
+  """
+
+  kv_cache: KVCache
+  found: Any
+
+  def new_cache(self, decoder: Decoder, num_rows: int, length: int) -> KVCache:
+    """A cache of rows that start with the prefix.
+
+    Args:
+      decoder: the model.
+      num_rows: number of rows, B.
+      length: free entries per row, L.
+
+    Returns:
+      A cache with P + L entries.
+    """
+    empty = decoder.init_cache(num_rows, length)
+
+    def extended(prefix: jax.Array, empty: jax.Array, axis: int) -> jax.Array:
+      shape = (num_rows, *prefix.shape[1:])
+      return jnp.concatenate([jnp.broadcast_to(prefix, shape), empty], axis)
+
+    before = self.kv_cache
+    return KVCache(
+      keys=tuple(map(extended, before.keys, empty.keys, [3] * len(empty.keys))),
+      values=tuple(
+        map(extended, before.values, empty.values, [2] * len(empty.values))
+      ),
+      position_BxS=extended(before.position_BxS, empty.position_BxS, 1),
+      cache_index=jnp.int32(before.length),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +83,23 @@ class _Node:
   groups: list[tuple[list[int], int]] = dataclasses.field(default_factory=list)
 
 
+def can_share(config: DecoderConfig) -> bool:
+  """Whether keys do not depend on the length of the row they are part of."""
+  ropes = (config.rope, config.window_rope)
+  return all(rope is None or rope.kind != 'dynamic' for rope in ropes)
+
+
+def common_prefix(rows: Sequence[Sequence[int] | np.ndarray]) -> list[int]:
+  """The tokens that all rows start with, without any row's last."""
+  if not rows:
+    return []
+  first, *others = (tuple(np.asarray(row).tolist()) for row in rows)
+  length = min(map(len, rows)) - 1
+  for row in others:
+    length = min(length, _num_common(first[:length], row[:length]))
+  return list(first[: max(length, 0)])
+
+
 def find_groups(
   rows: Sequence[Sequence[int]], min_length: int = MIN_LENGTH
 ) -> list[Group]:
@@ -60,7 +125,8 @@ def find_groups(
     shared = 0
     if place < len(order):
       shared = _num_common(keys[order[place - 1]], keys[order[place]])
-    first, groups = place - 1, []
+    first = place - 1
+    groups: list[tuple[list[int], int]] = []
     while stack[-1].length > shared:
       node = stack.pop()
       first = node.first
@@ -70,12 +136,12 @@ def find_groups(
       stack.append(_Node(shared, first))
     stack[-1].groups += groups
   alone = set(range(len(order)))
-  groups = []
+  found = []
   for places, length in stack[0].groups:
     alone -= set(places)
-    groups.append(Group(sorted(order[place] for place in places), length))
-  groups += [Group([order[place]], 0) for place in alone]
-  return sorted(groups, key=lambda group: group.indices[0])
+    found.append(Group(sorted(order[place] for place in places), length))
+  found += [Group([order[place]], 0) for place in alone]
+  return sorted(found, key=lambda group: group.indices[0])
 
 
 def _regroup(

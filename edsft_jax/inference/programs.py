@@ -14,13 +14,15 @@ import jax.numpy as jnp
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.inference.decoding import DecodeState, GreedyDecoding
+from edsft_jax.inference.prefixes import Prefix
 from edsft_jax.inference.workers import Compiled
-from edsft_jax.models import Decoder, Output
+from edsft_jax.models import Decoder, KVCache, Output
 
 # Most logits held at once while given tokens are scored, in floats.
 MAX_LOGITS = 2**22
 
-PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array], Any]
+PrefixHook = Callable[[Decoder, Output, jax.Array], Any]
+PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array, Any], Any]
 RowHook = Callable[[Any, jax.Array], Any]
 
 
@@ -29,8 +31,11 @@ class Hooks:
   """Functions to compute for each row; pure and traceable.
 
   Attributes:
-    prompt: (decoder, output of the forward pass, tokens [B, L], mask [B, L]) ->
-      a pytree of [B, ...] arrays.
+    prefix: (decoder, output of the forward pass, tokens [1, P]) -> a pytree,
+      for the prefix that all prompts share.
+    prompt: (decoder, output of the forward pass, tokens [B, L], mask [B, L],
+      the result of `prefix`) -> a pytree of [B, ...] arrays. With a prefix,
+      output and tokens are those after it; without one, its result is None.
     step: see `GreedyDecoding.step_hook`.
     row: (results of `step` as [B, T] arrays, bool [B, T] mask of a row's steps)
       -> a pytree of [B, ...] arrays.
@@ -38,6 +43,7 @@ class Hooks:
       as operations in the progress bar.
   """
 
+  prefix: PrefixHook | None = None
   prompt: PromptHook | None = None
   step: Callable[[jax.Array, jax.Array], Any] | None = None
   row: RowHook | None = None
@@ -53,21 +59,42 @@ class Programs:
   decoding: GreedyDecoding
   hooks: Hooks
 
+  def read_prefix(self, weights: nnx.State, tokens_1xP: jax.Array) -> Prefix:
+    """Reads what all prompts start with."""
+    decoder = nnx.merge(self.graph, weights)
+    cache = decoder.init_cache(*tokens_1xP.shape)
+    mask_1xP = jnp.ones_like(tokens_1xP)
+    output = decoder(tokens_1xP, mask_1xP, cache, layer=self.decoding.layer)
+    assert output.kv_cache is not None
+    hook = self.hooks.prefix
+    found = hook(decoder, output, tokens_1xP) if hook else None
+    return self._replicated(Prefix(output.kv_cache, found))
+
   def read(
-    self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
+    self,
+    weights: nnx.State,
+    prefix: Prefix | None,
+    tokens_BxL: jax.Array,
+    mask_BxL: jax.Array,
   ) -> Any:
     """Returns the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
-    output = decoder(tokens_BxL, mask_BxL, layer=self.decoding.layer)
-    return self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL)
+    cache = _cache_after(prefix, decoder, tokens_BxL)
+    output = decoder(tokens_BxL, mask_BxL, cache, layer=self.decoding.layer)
+    return self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL, prefix)
 
   def prefill(
-    self, weights: nnx.State, tokens_BxL: jax.Array, mask_BxL: jax.Array
+    self,
+    weights: nnx.State,
+    prefix: Prefix | None,
+    tokens_BxL: jax.Array,
+    mask_BxL: jax.Array,
   ) -> tuple[DecodeState, Any]:
     """Returns rows to continue, and the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
-    state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL)
-    found = self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL)
+    cache = _cache_after(prefix, decoder, tokens_BxL)
+    state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL, cache)
+    found = self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL, prefix)
     return self._placed(state), found
 
   def init_state(
@@ -132,11 +159,13 @@ class Programs:
     output: Output,
     tokens_BxL: jax.Array,
     mask_BxL: jax.Array,
+    prefix: Prefix | None,
   ) -> Any:
     if self.hooks.prompt is None:
       return None
+    before = prefix.found if prefix else None
     return self._replicated(
-      self.hooks.prompt(decoder, output, tokens_BxL, mask_BxL)
+      self.hooks.prompt(decoder, output, tokens_BxL, mask_BxL, before)
     )
 
   def _placed(self, state: DecodeState) -> DecodeState:
@@ -157,6 +186,13 @@ class Programs:
     )
 
 
+def _cache_after(
+  prefix: Prefix | None, decoder: Decoder, tokens_BxL: jax.Array
+) -> KVCache | None:
+  """A cache for rows of tokens that follow the prefix."""
+  return prefix.new_cache(decoder, *tokens_BxL.shape) if prefix else None
+
+
 class CompiledPrograms:
   """`Programs` jitted; buffers that are replaced are donated."""
 
@@ -165,6 +201,7 @@ class CompiledPrograms:
     self.max_new_tokens = programs.decoding.max_new_tokens
     self.end_ids = frozenset(programs.decoding.end_ids)
     self.scores_prompt = programs.hooks.scores_prompt
+    self.read_prefix = Compiled(jax.jit(programs.read_prefix))
     self.read = Compiled(jax.jit(programs.read))
     self.prefill = Compiled(jax.jit(programs.prefill))
     self.decode_until = Compiled(
@@ -179,7 +216,7 @@ class CompiledPrograms:
   @property
   def num_programs(self) -> int:
     """Programs compiled so far to read prompts and to decode."""
-    compiled = (self.read, self.prefill, self.decode_until)
+    compiled = (self.read_prefix, self.read, self.prefill, self.decode_until)
     return sum(function.num_programs for function in compiled)
 
 

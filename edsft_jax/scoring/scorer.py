@@ -57,13 +57,14 @@ class Scorer:
     length_normalized: bool = False,
     pooling: str = 'mean',
     layer: int = -1,
+    prefix: Sequence[int] = (),
   ):
     """Compiles nothing yet.
 
     Args:
       decoder: the model; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      shapes: the padded lengths.
+      shapes: the padded lengths, without the prefix.
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
@@ -72,6 +73,7 @@ class Scorer:
       length_normalized: divide least_confidence by the number of steps.
       pooling: how features are pooled, see `pool_features`.
       layer: layer of the features, see Decoder.__call__.
+      prefix: tokens that all prompts start with, see `inference.choose_prefix`.
     """
     self._weights = nnx.split(decoder)[1]
     self._engine = inference.Engine(
@@ -83,6 +85,7 @@ class Scorer:
       batch_tokens=batch_tokens,
       max_rows=max_rows,
       hooks=inference.Hooks(
+        prefix=functools.partial(_read_prefix, with_scores=prompt_scores),
         prompt=functools.partial(
           _prompt_results,
           with_scores=prompt_scores,
@@ -96,6 +99,7 @@ class Scorer:
         scores_prompt=prompt_scores,
       ),
       layer=layer,
+      prefix=prefix,
     )
 
   @property
@@ -191,25 +195,93 @@ def _row_results(
   }
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _SharedPrefix:
+  """What rows of P + L tokens that share their first P need of these.
+
+  Attributes:
+    features_1xPxD: their hidden states.
+    statistics: of each of them given those before, fields [1, P - 1]; None if
+      the prompts' own tokens are not scored.
+    next_logits_1xV: logits of the token after them; None likewise.
+  """
+
+  features_1xPxD: jax.Array
+  statistics: statistics.TokenStatistics | None
+  next_logits_1xV: jax.Array | None
+
+
+def _read_prefix(
+  decoder: models.Decoder,
+  output: models.Output,
+  tokens_1xP: jax.Array,
+  *,
+  with_scores: bool,
+) -> _SharedPrefix:
+  """The prefix hook."""
+  hidden_1xPxD = output.hidden_BxLxD
+  if not with_scores:
+    return _SharedPrefix(output.features_BxLxD, None, None)
+  return _SharedPrefix(
+    output.features_BxLxD,
+    _prompt_statistics(decoder, hidden_1xPxD, tokens_1xP),
+    decoder.logits(hidden_1xPxD[:, -1]),
+  )
+
+
 def _prompt_results(
   decoder: models.Decoder,
   output: models.Output,
   tokens_BxL: jax.Array,
   mask_BxL: jax.Array,
+  prefix: _SharedPrefix | None,
   *,
   with_scores: bool,
   length_normalized: bool,
   pooling: str,
 ) -> dict[str, Any]:
+  """The prompt hook."""
   scores = {}
+  features_BxLxD = output.features_BxLxD
   if with_scores:
-    scores = statistics.sequence_scores(
-      _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL),
-      mask_BxL[:, :-1] & mask_BxL[:, 1:],
-      length_normalized,
+    found = _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL)
+    valid_BxT = mask_BxL[:, :-1] & mask_BxL[:, 1:]
+    if prefix is not None:
+      before = _statistics_before(prefix, tokens_BxL, mask_BxL)
+      found = jax.tree.map(_along_tokens, before, found)
+      valid_BxT = jnp.pad(
+        valid_BxT, ((0, 0), (before.entropy.shape[1], 0)), constant_values=True
+      )
+    scores = statistics.sequence_scores(found, valid_BxT, length_normalized)
+  if prefix is not None:
+    num_before = prefix.features_1xPxD.shape[1]
+    features_BxLxD = _along_tokens(prefix.features_1xPxD, features_BxLxD)
+    mask_BxL = jnp.pad(
+      mask_BxL, ((0, 0), (num_before, 0)), constant_values=True
     )
-  features = pool_features(output.features_BxLxD, mask_BxL, pooling)
+  features = pool_features(features_BxLxD, mask_BxL, pooling)
   return {'scores': scores, 'features': features}
+
+
+def _along_tokens(before: jax.Array, after_BxLx: jax.Array) -> jax.Array:
+  """[1 or B, P, ...] and [B, L, ...] -> [B, P + L, ...]."""
+  shape = (after_BxLx.shape[0], *before.shape[1:])
+  return jnp.concatenate([jnp.broadcast_to(before, shape), after_BxLx], axis=1)
+
+
+def _statistics_before(
+  prefix: _SharedPrefix, tokens_BxL: jax.Array, mask_BxL: jax.Array
+) -> statistics.TokenStatistics:
+  """Statistics of the prefix and of each row's first token, fields [B, P]."""
+  assert prefix.next_logits_1xV is not None
+  first_Bx1 = jnp.argmax(mask_BxL, axis=1, keepdims=True)
+  token_Bx1 = jnp.take_along_axis(tokens_BxL, first_Bx1, axis=1)
+  logits_Bx1xV = jnp.broadcast_to(
+    prefix.next_logits_1xV, (*token_Bx1.shape, prefix.next_logits_1xV.shape[1])
+  )
+  first = statistics.token_statistics(logits_Bx1xV, token_Bx1)
+  return jax.tree.map(_along_tokens, prefix.statistics, first)
 
 
 def _prompt_statistics(

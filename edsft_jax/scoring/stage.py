@@ -218,10 +218,13 @@ def _score_shards(
   encoded = EncodedPool.of(
     prompt_format, pool, decoder.config.context - c.max_new_tokens
   )
-  shapes = inference.choose_shapes(decoder, mesh, encoded.lengths)
+  prefix = inference.choose_prefix(decoder, mesh, encoded.tokens)
+  shapes = inference.choose_shapes(
+    decoder, mesh, [length - len(prefix) for length in encoded.lengths]
+  )
   end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
   max_rows = min(c.shard_prompts, len(pool))
-  scorer_of = _scorers(c, decoder, mesh, shapes, end_ids, max_rows)
+  scorer_of = _scorers(c, decoder, mesh, shapes, prefix, end_ids, max_rows)
 
   mine = shards.part(plan.todo, processes.index(), processes.count())
   computed = plan.todo if mesh.is_multi_process else mine
@@ -274,6 +277,7 @@ def _scorers(
   decoder: models.Decoder,
   mesh: jax.sharding.Mesh,
   shapes: inference.Shapes,
+  prefix: Sequence[int],
   end_ids: Sequence[int],
   max_rows: int,
 ) -> Callable[[int], Scorer]:
@@ -291,6 +295,7 @@ def _scorers(
       length_normalized=options.length_normalized,
       pooling=options.features.pooling,
       layer=options.features.layer,
+      prefix=prefix,
     )
   )
 

@@ -98,7 +98,7 @@ def test_hooks_see_each_row_alone(decoder, prompts):
   """What they return lands at its own row, whatever the order of slots."""
   end_ids = tuple(range(0, decoder.config.vocab_size, 5))
   hooks = inference.Hooks(
-    prompt=lambda decoder, output, tokens, mask: {
+    prompt=lambda decoder, output, tokens, mask, prefix: {
       'first': tokens[jax.numpy.arange(len(tokens)), mask.argmax(1)],
       'length': mask.sum(1),
     },

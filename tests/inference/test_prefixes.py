@@ -1,8 +1,14 @@
 """Groups of rows with common prefixes against all groupings."""
 
-import numpy as np
+import dataclasses
 
+import jax
+import numpy as np
+import pytest
+
+from edsft_jax import inference, models
 from edsft_jax.inference import prefixes
+from edsft_jax.mesh import make_mesh
 
 
 def _common(rows) -> int:
@@ -74,3 +80,38 @@ def test_subjects_have_a_prefix_each():
 
 def test_no_rows_have_no_groups():
   assert prefixes.find_groups([]) == []
+
+
+@pytest.mark.parametrize(
+  ('rows', 'prefix'),
+  [
+    ([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 9]], [1, 2]),
+    # A row's last token stays its own.
+    ([[1, 2, 3], [1, 2, 3, 4]], [1, 2]),
+    ([np.array([7, 8, 9]), [7, 8, 9]], [7, 8]),
+    ([[1, 2], [2, 2]], []),
+    ([[1], [1, 2]], []),
+    ([], []),
+  ],
+)
+def test_common_prefix(rows, prefix):
+  assert prefixes.common_prefix(rows) == prefix
+
+
+def test_a_prefix_is_read_once_if_that_saves_more_than_it_costs(goldens):
+  mesh = make_mesh(devices=jax.devices()[:1])
+  rows = [[*range(3, 23), i] for i in range(60)]
+
+  def chosen(rows, golden='mistral_v4'):
+    # As large as a real model, but only shapes.
+    small = goldens[golden].decoder.config
+    config = dataclasses.replace(small, mlp_width=10**6)
+    decoder = models.Decoder(config, rngs=None)
+    return inference.choose_prefix(decoder, mesh, rows)
+
+  assert chosen(rows) == rows[0][:20]
+  assert chosen(rows[:9]) == []
+  # Too short to be worth a cache.
+  assert chosen([row[10:] for row in rows]) == []
+  # Keys depend on how long a row is.
+  assert chosen(rows, 'dynamic_v4') == []

@@ -61,7 +61,7 @@ def alone(decoder, tokens, end_ids):
   return result
 
 
-def _scorer(decoder, mesh, end_ids, shapes, batch_tokens) -> Scorer:
+def _scorer(decoder, mesh, end_ids, shapes, batch_tokens, **options) -> Scorer:
   return Scorer(
     decoder,
     mesh,
@@ -70,6 +70,7 @@ def _scorer(decoder, mesh, end_ids, shapes, batch_tokens) -> Scorer:
     max_new_tokens=NUM_NEW,
     batch_tokens=batch_tokens,
     max_rows=99,
+    **options,
   )
 
 
@@ -168,6 +169,51 @@ def test_rows_that_are_not_continued_are_read(decoder, tokens, end_ids):
     np.testing.assert_allclose(
       values, whole.prompt_scores[name], atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(('pooling', 'devices'), [('mean', 1), ('weighted', 8)])
+def test_a_prefix_read_once_changes_nothing(
+  decoder, tokens, end_ids, pooling, devices
+):
+  prefix = list(range(20, 37))
+  rows = [np.array([*prefix, *ids], np.int32) for ids in tokens]
+  mesh = make_mesh(devices=jax.devices()[:devices])
+  placed = models.load_decoder(GOLDEN, 'float32', mesh)
+  # The longer rows are not continued, so that both programs read.
+  some = np.arange(len(rows)) % 3 == 0
+  seen = []
+  whole, shared = (
+    _scorer(placed, mesh, end_ids, shapes, 900, pooling=pooling, **options)(
+      rows, some, seen.append
+    )
+    for shapes, options in (
+      (Shapes((64,), (64,)), {}),
+      (Shapes((16, 48), (16, 48)), {'prefix': prefix}),
+    )
+  )
+  for ids, expected in zip(shared.tokens, whole.tokens, strict=True):
+    assert ids.tolist() == expected.tolist()
+  np.testing.assert_allclose(
+    shared.features, whole.features, rtol=1e-4, atol=1e-5
+  )
+  for found, expected in (
+    (shared.scores, whole.scores),
+    (shared.prompt_scores, whole.prompt_scores),
+  ):
+    for name, values in expected.items():
+      np.testing.assert_allclose(
+        found[name], values, rtol=1e-4, atol=1e-5, err_msg=name
+      )
+  assert sum(seen, throughput.Work()).prompts == 2 * len(rows)
+
+
+def test_rows_without_the_prefix_are_refused(decoder, tokens, end_ids):
+  mesh = make_mesh(devices=jax.devices()[:1])
+  scorer = _scorer(
+    decoder, mesh, end_ids, Shapes((48,), (48,)), 900, prefix=[1]
+  )
+  with pytest.raises(ValueError, match='row 0 does not start with the prefix'):
+    scorer(tokens, np.ones(len(tokens), bool))
 
 
 def test_steps_whose_best_logits_nearly_tie_are_counted():
