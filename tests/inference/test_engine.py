@@ -108,12 +108,12 @@ def test_likelihood_is_that_of_one_row_at_a_time(
 
 @pytest.mark.parametrize('block', [1, 5, 100])
 def test_likelihood_does_not_depend_on_blocks_of_logits(
-  decoder, prompts, log_probs, block
+  decoder, prompts, log_probs, forward, block
 ):
   rows = [ids for ids in prompts if len(ids) > 17][:4]
   num_targets = np.array([0, 1, 16, 12], np.int32)
   tokens, mask = inference.pad_left(rows, 40)
-  hidden = decoder(tokens, mask).hidden_BxLxD
+  _, hidden = forward(decoder, tokens, mask)
   found = inference.target_likelihood(
     decoder,
     hidden,
