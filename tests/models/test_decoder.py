@@ -37,13 +37,12 @@ def test_numbers_match_transformers(golden):
   def run(state, tokens):
     decoder = nnx.merge(graphdef, state)
     outputs = [
-      decoder(tokens, mask, layer=layer)
-      for layer in [*range(num_layers + 1), -1, -num_layers - 1]
+      decoder(tokens, mask, layer=layer) for layer in range(num_layers + 1)
     ]
     features = [output.features_BxLxD for output in outputs]
     return decoder.logits(outputs[0].hidden_BxLxD), features
 
-  logits, (*features, last, first) = run(state, text)
+  logits, features = run(state, text)
   num_greedy = text.shape[1] - length + 1
   np.testing.assert_array_equal(
     np.argmax(logits[:, length - 1 :], axis=-1),
@@ -65,8 +64,24 @@ def test_numbers_match_transformers(golden):
     np.testing.assert_allclose(
       feature[:, :length].mean(1), expected, rtol=0, atol=2e-4
     )
-  np.testing.assert_array_equal(last, features[-1])
-  np.testing.assert_array_equal(first, features[0])
+
+
+def test_layers_are_counted_from_either_end(goldens):
+  num = goldens['tied_v4'].decoder.config.num_layers
+  graphdef, state = nnx.split(goldens['tied_v4'].decoder)
+
+  @jax.jit
+  def run(state):
+    decoder = nnx.merge(graphdef, state)
+    tokens = jnp.array([[3, 4, 5]])
+    return [
+      decoder(tokens, jnp.ones(tokens.shape), layer=layer).features_BxLxD
+      for layer in (0, num, -num - 1, -1)
+    ]
+
+  embedded, final, *same = run(state)
+  np.testing.assert_array_equal(same, [embedded, final])
+  assert not np.array_equal(embedded, final)
 
 
 def test_unknown_layers_are_refused(goldens):
