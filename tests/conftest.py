@@ -8,6 +8,10 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
 
+# Most programs run once: quick compilation is worth more than quick programs.
+# scripts/test_slow.sh compiles as users do, and so does tests/selection.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
 # No test asks the hub for a model.
 os.environ['HF_HUB_OFFLINE'] = '1'
 

@@ -56,17 +56,23 @@ def one_device() -> jax.sharding.Mesh:
   return make_mesh(1, 1, 1, devices=jax.devices()[:1])
 
 
+class Goldens(dict[str, Golden]):
+  """Loads each when it is first asked for."""
+
+  def __init__(self, mesh: jax.sharding.Mesh):
+    self.mesh = mesh
+
+  def __missing__(self, case: str) -> Golden:
+    path = GOLDENS / case
+    with np.load(path / 'golden.npz') as values:
+      decoder = models.load_decoder(path, 'float32', self.mesh)
+      self[case] = Golden(path, decoder, dict(values))
+    return self[case]
+
+
 @pytest.fixture(scope='session')
-def goldens(one_device) -> dict[str, Golden]:
-  result = {}
-  for case in CASES:
-    with np.load(GOLDENS / case / 'golden.npz') as values:
-      result[case] = Golden(
-        GOLDENS / case,
-        models.load_decoder(GOLDENS / case, 'float32', one_device),
-        dict(values),
-      )
-  return result
+def goldens(one_device) -> Goldens:
+  return Goldens(one_device)
 
 
 @pytest.fixture(scope='session')

@@ -10,19 +10,21 @@ from places import REPOSITORY
 import pyarrow.parquet as pq
 import pytest
 from small_study import SMALL, small
+import tiny_study
 
 from configs import quickstart
 from edsft_jax import errors, pipeline, store, study
 
+NUM_DEVICES = 4
 
-def _command(workdir: pathlib.Path, num_devices: int, *stages: str):
+
+def _command(workdir: pathlib.Path):
   flags = [f'--config.{name}={value}' for name, value in SMALL.items()]
   return subprocess.run(
     [
       sys.executable,
       '-m',
       'edsft_jax.main',
-      *stages,
       '--config=configs/quickstart.py',
       f'--workdir={workdir}',
       *flags,
@@ -30,7 +32,7 @@ def _command(workdir: pathlib.Path, num_devices: int, *stages: str):
     cwd=REPOSITORY,
     env={
       **os.environ,
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={num_devices}',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={NUM_DEVICES}',
     },
     capture_output=True,
     text=True,
@@ -51,7 +53,7 @@ def _stamps(root: pathlib.Path) -> dict[str, int]:
 def demo(tmp_path_factory):
   """The quickstart, cut small, on four devices."""
   root = tmp_path_factory.mktemp('demo')
-  return root, _command(root, num_devices=4)
+  return root, _command(root)
 
 
 def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
@@ -85,7 +87,7 @@ def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
   assert workdir.report.exists()
   manifest = store.read_json(workdir.manifest)
   assert set(manifest['stages']) >= set(pipeline.STAGES)
-  assert len(manifest['devices']) == 4
+  assert len(manifest['devices']) == NUM_DEVICES
   assert store.read_json(workdir.config)['study']['budgets'] == [8, 16]
 
 
@@ -107,8 +109,8 @@ def test_demo_prints_the_table_and_the_path_of_the_report(demo):
 def test_one_device_chooses_the_same_prompts(demo, tmp_path):
   root, _ = demo
   config = small()
-  result = _command(tmp_path, 1, 'pool', 'score', 'select')
-  assert result.returncode == 0, result.stderr
+  with tiny_study.on_one_device():
+    pipeline.run(config, store.Workdir(tmp_path), ('pool', 'score', 'select'))
   for strategy in config.selection.strategies:
     for seed in config.study.seeds:
       assert study.selected_ids(
@@ -133,16 +135,14 @@ def test_a_second_run_writes_nothing(demo):
 def test_more_cells_redo_nothing(demo):
   root, _ = demo
   before = _stamps(root)
-  pipeline.run(
-    small(
-      **{
-        'study.budgets': (8, 16, 20),
-        'study.seeds': (0,),
-        'selection.strategies': ('random', 'min_margin'),
-      }
-    ),
-    store.Workdir(root),
-  )
+  more = {
+    'study.budgets': (8, 16, 20),
+    'study.seeds': (0,),
+    'selection.strategies': ('random', 'min_margin'),
+  }
+  # The programs of the first run, which are not compiled again.
+  with tiny_study.on_devices(NUM_DEVICES):
+    pipeline.run(small(**more), store.Workdir(root))
   after = _stamps(root)
   new = {name.split('/')[1] for name in after.keys() - before.keys()}
   assert {'random-k20-seed0', 'min_margin-k20-seed0'} <= new

@@ -13,6 +13,13 @@ from configs import default
 from edsft_jax import errors, pipeline, store, study
 from edsft_jax.strategies.registry import STRATEGIES
 
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  with tiny_study.on_one_device():
+    yield
+
+
 # A pool whose answers can be told from everything else.
 
 
@@ -83,8 +90,7 @@ def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
     'study.seeds': (0,),
     'selection.strategies': ('random', 'min_margin'),
   }
-  with tiny_study.on_one_device():
-    pipeline.run(small(**options), store.Workdir(root))
+  pipeline.run(small(**options), store.Workdir(root))
   said = capsys.readouterr().out
   workdir = store.Workdir(root)
   todo = store.read_jsonl(workdir.todo)
@@ -106,8 +112,7 @@ def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
     for row in table:
       writer.writerow({**row, 'response': f'answer to {row["prompt_id"]}'})
   options['annotation.answers_path'] = str(filled)
-  with tiny_study.on_one_device():
-    pipeline.run(small(**options), store.Workdir(root))
+  pipeline.run(small(**options), store.Workdir(root))
   said = capsys.readouterr().out
   assert 'full pool' not in said.split('strategy')[-1]
   assert workdir.run('min_margin-k6-seed0').evaluation('heldout').exists()
@@ -125,8 +130,7 @@ def test_buyer_without_a_heldout_file_gets_the_list_too(tmp_path, capsys):
     'study.seeds': (0,),
     'selection.strategies': ('random',),
   }
-  with tiny_study.on_one_device():
-    pipeline.run(small(**options), store.Workdir(root))
+  pipeline.run(small(**options), store.Workdir(root))
   assert 'waiting for the answers' in capsys.readouterr().out
   todo = store.read_jsonl(store.Workdir(root).todo)
   answers = _write_jsonl(
@@ -175,7 +179,7 @@ def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
       'pool.path': str(shared / 'data' / 'dolly15k.jsonl.gz'),
       'pool.limit': 40,
       'scoring.batch_tokens': 4096,
-      'model.path': str(shared / 'models' / 'stories3M'),
+      'model.path': str(shared / 'models' / 'stories260K'),
       'study.budgets': (8,),
       'study.seeds': (0,),
       'study.full_pool': False,
@@ -185,10 +189,9 @@ def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
     }
   )
   root = tmp_path / 'w'
-  with tiny_study.on_one_device():
-    pipeline.run(config, store.Workdir(root), ('pool', 'score', 'select'))
-    config.selection.strategies = ('random', 'facility_location')
-    pipeline.run(config, store.Workdir(root))
+  pipeline.run(config, store.Workdir(root), ('pool', 'score', 'select'))
+  config.selection.strategies = ('random', 'facility_location')
+  pipeline.run(config, store.Workdir(root))
   workdir = store.Workdir(root)
   for strategy in tuple(STRATEGIES):
     ids = study.selected_ids(workdir, strategy, 0)

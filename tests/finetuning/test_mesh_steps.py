@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from edsft_jax.mesh import InFlight
 
 
-def test_weights_split_both_ways_train_ten_times():
+def test_weights_split_both_ways_train_twice():
   script = pathlib.Path(__file__).with_name('train_far_ahead.py')
   result = subprocess.run(
     [sys.executable, script],
@@ -21,7 +21,7 @@ def test_weights_split_both_ways_train_ten_times():
     timeout=300,
   )
   assert result.returncode == 0, result.stderr[-2000:]
-  assert result.stdout.split('\n')[:-1] == [f'ended {i}' for i in range(10)]
+  assert result.stdout.split('\n')[:-1] == ['ended 0', 'ended 1']
 
 
 def test_no_more_than_a_few_steps_are_in_flight():

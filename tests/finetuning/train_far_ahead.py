@@ -25,7 +25,7 @@ from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
 from edsft_jax.mesh import make_mesh
 from edsft_jax.models.responses import Example
 
-RUNS, STEPS, BATCH = 10, 150, 4
+RUNS, STEPS, BATCH = 2, 150, 4
 
 
 def main() -> None:

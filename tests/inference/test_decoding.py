@@ -40,6 +40,20 @@ def run(decoder, tokens, mask, end_ids=(-1, -1), max_new_tokens=NUM_NEW):
   return _run(graphdef, state, tokens, mask, end_ids, max_new_tokens)
 
 
+DECODING = inference.GreedyDecoding(NUM_NEW, (-1,))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(graphdef, weights, tokens, mask):
+  return DECODING.prefill(nnx.merge(graphdef, weights), tokens, mask)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode_until(graphdef, weights, state, max_steps):
+  decoder = nnx.merge(graphdef, weights)
+  return DECODING.decode_until(decoder, state, 0, max_steps)
+
+
 def pad(golden, rows):
   """Six rows of three more columns than the golden's: one program for all."""
   return inference.pad_left(rows, golden.values['tokens'].shape[1] + 3, 6)
@@ -169,36 +183,34 @@ def test_padding_and_other_rows_change_nothing(clear):
 
 
 def test_rows_moved_leave_slots_empty(clear):
-  decoding = inference.GreedyDecoding(3, (-1,))
   padded = inference.pad_left(rows(clear), 27)
-  new, _ = decoding.prefill(clear.decoder, *padded)
-  few = decoding.insert(
-    decoding.init_state(clear.decoder, 4, 27), new, np.array([3, 1])
-  )
+  new, _ = _prefill(*nnx.split(clear.decoder), *padded)
+  insert = jax.jit(DECODING.insert)
+  few = insert(DECODING.init_state(clear.decoder, 4, 27), new, np.array([3, 1]))
   assert few.active_B.tolist() == [False, True, False, True]
-  moved = decoding.resize(few, np.array([3, -1, 1]), 30)
+  resize = jax.jit(DECODING.resize, static_argnums=2)
+  moved = resize(few, np.array([3, -1, 1]), 30)
   assert moved.active_B.tolist() == [True, False, True]
   assert moved.last_token_B[::2].tolist() == new.last_token_B[:2].tolist()
   assert (moved.kv_cache.position_BxS[1] == -1).all()
-  assert moved.kv_cache.position_BxS.shape == (3, 33)
+  assert moved.kv_cache.position_BxS.shape == (3, 30 + NUM_NEW)
   assert int(moved.kv_cache.cache_index) == 30
   # One beyond the last slot leaves a row out.
-  fewer = decoding.insert(few, new, np.array([4, 0]))
+  fewer = insert(few, new, np.array([4, 0]))
   assert fewer.active_B.tolist() == [True, True, False, True]
   assert fewer.last_token_B[0] == new.last_token_B[1]
 
 
 def test_decoding_stops_after_max_steps_and_resumes(clear):
-  decoding = inference.GreedyDecoding(NUM_NEW, (-1,))
-  padded = inference.pad_left(rows(clear), 27)
-  new, _ = decoding.prefill(clear.decoder, *padded)
-  state = decoding.insert(
-    decoding.init_state(clear.decoder, 2, 27), new, np.array([0, 1])
+  model = nnx.split(clear.decoder)
+  new, _ = _prefill(*model, *inference.pad_left(rows(clear), 27))
+  state = jax.jit(DECODING.insert)(
+    DECODING.init_state(clear.decoder, 2, 27), new, np.array([0, 1])
   )
-  state, steps = decoding.decode_until(clear.decoder, state, 0, 4)
+  state, steps = _decode_until(*model, state, 4)
   assert int(steps) == 4
   assert state.num_tokens_B.tolist() == [5, 5]
-  state, steps = decoding.decode_until(clear.decoder, state)
+  state, steps = _decode_until(*model, state, NUM_NEW)
   assert int(steps) == NUM_NEW - 5
   np.testing.assert_array_equal(state.tokens_BxT, clear.values['greedy'])
 

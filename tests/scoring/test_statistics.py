@@ -1,10 +1,15 @@
 """Token statistics and pooling against numpy, term by term."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from edsft_jax.scoring import pooling, statistics
+
+token_statistics = jax.jit(statistics.token_statistics)
+sequence_scores = jax.jit(statistics.sequence_scores, static_argnums=2)
+pool_features = jax.jit(pooling.pool_features, static_argnums=2)
 
 
 def _reference(logit_TxV, token_T, normalized):
@@ -42,10 +47,8 @@ def test_sequence_scores_match_the_definitions(normalized):
   # What stands after the end must not count, however extreme.
   logits[~valid] = 1e4 * rng.normal(size=(int((~valid).sum()), vocab))
 
-  got = statistics.sequence_scores(
-    statistics.token_statistics(
-      jnp.asarray(logits, jnp.float32), jnp.asarray(tokens)
-    ),
+  got = sequence_scores(
+    token_statistics(jnp.asarray(logits, jnp.float32), jnp.asarray(tokens)),
     jnp.asarray(valid),
     normalized,
   )
@@ -62,13 +65,13 @@ def test_sequence_scores_match_the_definitions(normalized):
 
 def test_two_equal_best_tokens_have_no_margin():
   logits = jnp.array([[2.0, 5.0, 5.0, 1.0]])
-  got = statistics.token_statistics(logits, jnp.array([1]))
+  got = token_statistics(logits, jnp.array([1]))
   assert got.top1[0] == got.top2[0]
 
 
 def test_bfloat16_logits_are_reduced_in_float32():
   logits = jnp.zeros([1, 4096], jnp.bfloat16)
-  got = statistics.token_statistics(logits, jnp.array([0]))
+  got = token_statistics(logits, jnp.array([0]))
   np.testing.assert_allclose(got.entropy[0], np.log(4096), rtol=1e-6)
 
 
@@ -91,7 +94,7 @@ def test_pooling_ignores_padding_on_either_side(name, left, right):
     [np.repeat(garbage, left, 0), hidden_LxD, np.repeat(garbage, right, 0)]
   )
   mask = np.array([False] * left + [True] * 4 + [False] * right)
-  got = pooling.pool_features(
+  got = pool_features(
     jnp.asarray(padded[None], jnp.float32), jnp.asarray(mask[None]), name
   )
   np.testing.assert_allclose(got[0], expected[name], rtol=1e-5)
@@ -99,6 +102,6 @@ def test_pooling_ignores_padding_on_either_side(name, left, right):
 
 def test_pooling_of_bfloat16_is_float32():
   hidden = jnp.full([1, 300, 2], 1.0, jnp.bfloat16)
-  got = pooling.pool_features(hidden, jnp.ones([1, 300], bool), 'mean')
+  got = pool_features(hidden, jnp.ones([1, 300], bool), 'mean')
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, 1.0, rtol=1e-6)

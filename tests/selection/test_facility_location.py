@@ -361,9 +361,9 @@ def test_scaling_by_a_power_of_two_changes_nothing(scale):
 @pytest.mark.parametrize('offset', [0.0, 30.0, 1000.0])
 @pytest.mark.parametrize('width', [0.05, 1.0])
 def test_regret_in_a_float64_replay(offset, width):
-  features = clustered(900).astype(np.float64) + offset
+  features = clustered(600).astype(np.float64) + offset
   similarity = selection.Rbf(width=width)
-  result = select(LARGE, features, 200, similarity)
+  result = select(LARGE, features, 150, similarity)
   s = reference.exact_similarities(features, similarity)
   assert reference.worst_regret(s, result.indices) < 1e-5
   covered = s[:, result.indices].max(axis=1).sum()
@@ -371,7 +371,9 @@ def test_regret_in_a_float64_replay(offset, width):
   assert result.gains.sum() == pytest.approx(result.objective, rel=1e-6)
 
 
-@pytest.mark.parametrize('width', [0.3, 1.0])
+@pytest.mark.parametrize(
+  'width', [0.3, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 def test_regret_on_five_thousand_rows(width):
   features = clustered(5000, d=16).astype(np.float64) + 30
   result = selection.facility_location(
