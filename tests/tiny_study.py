@@ -39,17 +39,11 @@ def config() -> ml_collections.ConfigDict:
 
 
 @contextlib.contextmanager
-def on_devices(num_devices: int) -> Iterator[None]:
-  """Stages run on so many of the eight devices."""
-  devices = jax.devices()[:num_devices]
-  make_mesh = functools.partial(mesh.make_mesh, devices=devices)
-  with mock.patch.object(mesh, 'make_mesh', make_mesh):
-    yield
-
-
-def on_one_device() -> contextlib.AbstractContextManager[None]:
+def on_one_device() -> Iterator[None]:
   """Stages run on one of the eight devices: less to compile."""
-  return on_devices(1)
+  one_device = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
+  with mock.patch.object(mesh, 'make_mesh', one_device):
+    yield
 
 
 def make(root: pathlib.Path) -> store.Workdir:
