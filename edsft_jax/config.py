@@ -57,7 +57,9 @@ def get_config() -> ml_collections.ConfigDict:
   # A Hugging Face model directory, a model's name on the hub ('owner/model'),
   # or 'demo' for the small built-in one.
   c.model.path = 'demo'
-  # 'float32' | 'bfloat16' | 'float16'; no platform changes it silently.
+  # Of weights and activations: 'float32' | 'bfloat16' | 'float16'; or
+  # 'bfloat16_weights', which has float32 activations and is what to use on an
+  # accelerator. No platform changes it silently.
   c.model.dtype = 'float32'
 
   c.mesh = ml_collections.ConfigDict()

@@ -102,7 +102,13 @@ def ours(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     config_file = pathlib.Path(folder) / 'config.json'
     config_file.write_text(json.dumps(COMMON | MODELS[arguments.model]))
     config = models.read_config(folder)
-  decoder = models.Decoder(config, rngs=nnx.Rngs(0), dtype=arguments.dtype)
+  weight_dtype, activation_dtype = models.parse_dtype(arguments.dtype)
+  decoder = models.Decoder(
+    config,
+    rngs=nnx.Rngs(0),
+    dtype=weight_dtype,
+    activation_dtype=activation_dtype,
+  )
   tokens = make_tokens(arguments)
   lengths = [len(ids) for ids in tokens]
   scorer = Scorer(
@@ -198,7 +204,10 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--model', choices=MODELS, default='smollm2_135m')
   parser.add_argument(
-    '--dtype', choices=('bfloat16', 'float32'), default='bfloat16'
+    '--dtype',
+    choices=('bfloat16', 'bfloat16_weights', 'float32'),
+    default='bfloat16',
+    help='model.dtype; bfloat16_weights has no peer: add --side ours',
   )
   parser.add_argument('--prompts', type=int, default=256)
   parser.add_argument('--lengths', type=int, nargs=2, default=(256, 256))

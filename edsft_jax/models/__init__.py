@@ -12,6 +12,7 @@ from edsft_jax.models.checkpoint import (
   load_decoder,
   parse_dtype,
   resolve,
+  rounding_note,
   save_decoder,
 )
 from edsft_jax.models.config import DecoderConfig, Rope
@@ -48,6 +49,7 @@ __all__ = [
   'parse_dtype',
   'read_config',
   'resolve',
+  'rounding_note',
   'save_adapter',
   'save_decoder',
   'shard_decoder',

@@ -30,7 +30,13 @@ from edsft_jax.models.tokenizer import check_files
 
 WEIGHTS = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-DTYPES = ('float32', 'bfloat16', 'float16')
+# model.dtype -> dtypes of weights and of activations.
+DTYPES = {
+  'float32': ('float32', 'float32'),
+  'bfloat16': ('bfloat16', 'bfloat16'),
+  'bfloat16_weights': ('bfloat16', 'float32'),
+  'float16': ('float16', 'float16'),
+}
 _FILE_DTYPES = ('F32', 'BF16', 'F16')
 _PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
 # Buffers in old checkpoints that follow from the config.
@@ -83,11 +89,16 @@ def _download(name: str) -> pathlib.Path:
     ) from None
 
 
-def parse_dtype(name: Any) -> jnp.dtype:
-  """'float32' | 'bfloat16' | 'float16' -> dtype."""
+def parse_dtype(name: Any) -> tuple[jnp.dtype, jnp.dtype]:
+  """Dtypes of weights and of activations for a value of model.dtype.
+
+  Raises:
+    InputError: there is no such value.
+  """
   if name not in DTYPES:
-    raise errors.InputError(f'model.dtype {name!r} is not one of {DTYPES}')
-  return jnp.dtype(name)
+    raise errors.unknown(f'model.dtype {name!r}', name, DTYPES)
+  weights, activations = DTYPES[name]
+  return jnp.dtype(weights), jnp.dtype(activations)
 
 
 def check(path: Path) -> DecoderConfig:
@@ -107,6 +118,19 @@ def check(path: Path) -> DecoderConfig:
   return config
 
 
+def rounding_note(path: Path, dtype: str) -> str:
+  """A note if model.dtype has fewer bits than the file's weights, else ''."""
+  weight_dtype, _ = parse_dtype(dtype)
+  with _Weights(resolve(path)) as weights:
+    wider = weights.has_float32 and weight_dtype.itemsize < 4
+  if not wider:
+    return ''
+  return (
+    f'the checkpoint is float32, and model.dtype={dtype} rounds its weights: '
+    'scores differ from those of float32'
+  )
+
+
 def load_decoder(
   path: Path, dtype: str | jnp.dtype, mesh: jax.sharding.Mesh
 ) -> Decoder:
@@ -114,15 +138,19 @@ def load_decoder(
 
   Args:
     path: see `resolve`.
-    dtype: dtype of the weights and matmuls, whatever the file's is.
+    dtype: dtype of weights and activations, whatever the file's is, or
+      'bfloat16_weights' for bfloat16 weights and float32 activations.
     mesh: the mesh to shard the weights over, by mesh.RULES.
 
   Raises:
     InputError: see `check`.
   """
-  dtype = parse_dtype(jnp.dtype(dtype).name)
+  name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+  weight_dtype, activation_dtype = parse_dtype(name)
   config = check(path)
-  decoder = _abstract(config, dtype)
+  decoder = Decoder(
+    config, rngs=None, dtype=weight_dtype, activation_dtype=activation_dtype
+  )
   with _Weights(resolve(path)) as weights:
     weights.check_tied(config)
     loaded = [
@@ -132,7 +160,9 @@ def load_decoder(
           jax.make_array_from_callback(
             variable.shape,
             sharding,
-            weights.reader(path_in_decoder, variable.shape, config, dtype),
+            weights.reader(
+              path_in_decoder, variable.shape, config, weight_dtype
+            ),
           )
         ),
       )
@@ -216,11 +246,6 @@ def end_ids(path: Path) -> tuple[int, ...]:
   return ()
 
 
-def _abstract(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
-  """A decoder with shapes instead of weights."""
-  return Decoder(config, rngs=None, dtype=dtype)
-
-
 @functools.cache
 def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   """Name and shape of each tensor that a checkpoint must have.
@@ -228,7 +253,7 @@ def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   Cached, since every stage checks the model and building 80 layers takes
   seconds.
   """
-  state = nnx.state(_abstract(config, jnp.dtype('float32')))
+  state = nnx.state(Decoder(config, rngs=None))
   parameters = {
     path: variable.shape for path, variable in nnx.to_flat_state(state)
   }
@@ -264,6 +289,12 @@ class _Weights:
   def __exit__(self, *unused: Any) -> None:
     self._file_of.clear()
     self._open.clear()
+
+  @property
+  def has_float32(self) -> bool:
+    """Whether some tensor is float32."""
+    dtypes = (f.get_slice(n).get_dtype() for n, f in self._file_of.items())
+    return 'F32' in dtypes
 
   def check(self, config: DecoderConfig) -> None:
     """Compares names, shapes and dtypes with the decoder's."""

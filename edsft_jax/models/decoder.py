@@ -1,8 +1,9 @@
 """A causal decoder in Flax NNX, for every family of families.FAMILIES.
 
 Modules have the names that Hugging Face uses, so a parameter's path is the name
-of its tensor. Matmuls use the dtype of the weights (with true float32 precision
-if that is float32); norms, rope and softmax are always float32.
+of its tensor. Matmuls use the dtype of the activations (with true float32
+precision if that is float32), which is that of the weights, or float32 over
+bfloat16 weights. Norms, rope and softmax are always float32.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from edsft_jax.models.modules import (
   Norm,
   capped,
   precision_of,
+  product,
   scaled,
 )
 from edsft_jax.models.rope import rotate, rotations
@@ -112,17 +114,23 @@ class Decoder(nnx.Module):
     *,
     rngs: nnx.Rngs | None,
     dtype: jax.typing.DTypeLike = jnp.float32,
+    activation_dtype: jax.typing.DTypeLike | None = None,
   ):
     """Initialises the weights.
 
     Args:
       config: the architecture.
       rngs: for the weights; None leaves shapes in their place, to be replaced.
-      dtype: dtype of weights and matmuls.
+      dtype: dtype of the weights.
+      activation_dtype: dtype of activations, cache and matmuls; None: that of
+        the weights. Another one must be float32, over bfloat16 weights.
     """
     self.config = config
     self.dtype = jnp.dtype(dtype)
-    self.embed_tokens = Embedding(config, self.dtype, rngs)
+    self.activation_dtype = jnp.dtype(activation_dtype or dtype)
+    self.embed_tokens = Embedding(
+      config, self.dtype, self.activation_dtype, rngs
+    )
     self.layers = nnx.List(
       [Layer(config, self.dtype, rngs) for _ in range(config.num_layers)]
     )
@@ -139,6 +147,12 @@ class Decoder(nnx.Module):
         rngs=rngs,
       )
     )
+
+  @property
+  def dtype_name(self) -> str:
+    """The dtypes as the option model.dtype spells them."""
+    same = self.activation_dtype == self.dtype
+    return self.dtype.name if same else f'{self.dtype.name}_weights'
 
   def __call__(
     self,
@@ -249,12 +263,7 @@ class Decoder(nnx.Module):
       weight_DxV = self.embed_tokens.weight[...].T
     else:
       weight_DxV = self.lm_head.weight[...]
-    logits = jnp.matmul(
-      hidden,
-      weight_DxV,
-      precision=precision_of(self.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    logits = product(hidden, weight_DxV, jnp.dtype(jnp.float32))
     if self.config.logit_divisor != 1.0:
       logits = logits / self.config.logit_divisor
     return capped(logits, self.config.logit_cap)
@@ -265,13 +274,13 @@ class Decoder(nnx.Module):
     Keys are [..., A, S] but values [..., S, A], so that both products of a
     decode step read memory contiguously.
     """
-    config = self.config
+    config, dtype = self.config, self.activation_dtype
     rows = (batch, config.num_kv_heads)
     key_shape = (*rows, config.head_dim, length)
     value_shape = (*rows, length, config.head_dim)
     return KVCache(
-      keys=tuple(jnp.zeros(key_shape, self.dtype) for _ in self.layers),
-      values=tuple(jnp.zeros(value_shape, self.dtype) for _ in self.layers),
+      keys=tuple(jnp.zeros(key_shape, dtype) for _ in self.layers),
+      values=tuple(jnp.zeros(value_shape, dtype) for _ in self.layers),
       position_BxS=jnp.full((batch, length), -1, jnp.int32),
       cache_index=jnp.zeros((), jnp.int32),
     )

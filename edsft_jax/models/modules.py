@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edsft_jax.models.config import DecoderConfig
+from edsft_jax.models.split_product import split_product
 
 
 class LoRAParam(nnx.Param):
@@ -88,7 +89,7 @@ class Linear(nnx.Module):
     # With all tokens on one axis, a weight's gradient is a single matmul,
     # without transposed copies of the activations.
     rows = x.reshape(-1, x.shape[-1])
-    y = jnp.matmul(rows, self.weight[...], precision=precision)
+    y = product(rows, self.weight[...])
     if self.bias is not None:
       y = y + self.bias[...]
     if self.lora_a is not None and self.lora_b is not None:
@@ -103,18 +104,26 @@ class Embedding(nnx.Module):
   """Looks up each token's row of the table [V, D], and scales it."""
 
   def __init__(
-    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs | None
+    self,
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    activation_dtype: jnp.dtype,
+    rngs: nnx.Rngs | None,
   ):
     shape = (config.vocab_size, config.width)
     self.weight = nnx.Param(
       _normal(rngs, shape, config.initializer_range, dtype)
     )
+    self.activation_dtype = activation_dtype
     # Gemma's reference code rounds the scale.
-    self.scale = float(np.asarray(config.embedding_scale).astype(dtype))
+    self.scale = float(
+      np.asarray(config.embedding_scale).astype(activation_dtype)
+    )
 
   def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
     """[B, L] -> [B, L, D]."""
-    return scaled(jnp.take(self.weight[...], tokens_BxL, axis=0), self.scale)
+    x_BxLxD = jnp.take(self.weight[...], tokens_BxL, axis=0)
+    return scaled(x_BxLxD.astype(self.activation_dtype), self.scale)
 
 
 class Norm(nnx.Module):
@@ -138,6 +147,25 @@ class Norm(nnx.Module):
     if self.offset:
       return (y * (1.0 + self.weight[...].astype(jnp.float32))).astype(x.dtype)
     return y.astype(x.dtype) * self.weight[...]
+
+
+def product(
+  x: jax.Array, weight: jax.Array, dtype: jnp.dtype | None = None
+) -> jax.Array:
+  """x W, [..., in] x [in, out].
+
+  Args:
+    x: activations.
+    weight: in the same dtype, or bfloat16 if the activations are float32.
+    dtype: dtype of the result; None: that of the activations.
+  """
+  if x.dtype == weight.dtype:
+    precision = precision_of(x.dtype)
+    return jnp.matmul(
+      x, weight, precision=precision, preferred_element_type=dtype
+    )
+  rows = split_product(x.reshape(-1, x.shape[-1]), weight)
+  return rows.reshape(*x.shape[:-1], -1)
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:

@@ -94,7 +94,9 @@ class Scorer:
         ),
         step=statistics.token_statistics,
         row=functools.partial(
-          _row_results, length_normalized=length_normalized
+          _row_results,
+          length_normalized=length_normalized,
+          near_tie=statistics.NEAR_TIES[decoder.dtype_name],
         ),
         scores_prompt=prompt_scores,
       ),
@@ -186,11 +188,12 @@ def _row_results(
   step_BxT: jax.Array,
   *,
   length_normalized: bool,
+  near_tie: float,
 ) -> dict[str, Any]:
   scores = statistics.sequence_scores(observed, step_BxT, length_normalized)
   scores['first_token_confidence'] = observed.top1[:, 0]
   return {
-    'near_ties': statistics.near_ties(observed, step_BxT),
+    'near_ties': statistics.near_ties(observed, step_BxT, near_tie),
     'scores': scores,
   }
 

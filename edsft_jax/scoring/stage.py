@@ -15,7 +15,7 @@ import tqdm
 from edsft_jax import console, errors, inference, models, processes, store
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.inference.throughput import Rate
-from edsft_jax.scoring import shards, table
+from edsft_jax.scoring import shards, statistics, table
 from edsft_jax.scoring.encoding import EncodedPool, to_generate
 from edsft_jax.scoring.plan import ShardPlan, begin
 from edsft_jax.scoring.pooling import POOLINGS
@@ -130,6 +130,9 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     **table.counts(workdir),
     'prompts_with_control_tokens': with_control,
   }
+  if noise := _noise(config.model.dtype, counts):
+    notes.append(noise)
+    console.say('score', noise)
   manifest.finish('score', {**counts, 'notes': notes})
   shutil.rmtree(workdir.score_shards)
   generated = (
@@ -143,6 +146,19 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     f'{generated if counts["generated_tokens"] else "none generated"}, '
     f'{console.count(counts["truncated"], "prompt")} truncated -> '
     f'{workdir.scores.parent}',
+  )
+
+
+def _noise(dtype: str, counts: dict[str, int]) -> str:
+  """What half-precision activations cost, or '' if there are none."""
+  if models.parse_dtype(dtype)[1].itemsize > 2 or not counts['continued']:
+    return ''
+  share = counts['continuations_near_a_tie'] / counts['continued']
+  return (
+    f'{share:.0%} of the continuations have a step whose two best logits '
+    f'differ by less than {statistics.NEAR_TIES[dtype]}, the error of {dtype} '
+    'activations: their min_margin is mostly noise, and so is their text from '
+    'there on; model.dtype=bfloat16_weights does not have this error'
   )
 
 
@@ -209,6 +225,8 @@ def _score_shards(
   if with_control:
     prompts = console.count(with_control, 'prompt')
     notes.append(f'{prompts} with control tokens, {prompt_format.control_note}')
+  if rounding := models.rounding_note(path, config.model.dtype):
+    notes.append(rounding)
   for note in notes:
     console.say('score', note)
   generate, in_sample = _to_generate(c, pool, plan)

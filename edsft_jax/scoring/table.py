@@ -74,10 +74,16 @@ def counts(workdir: store.Workdir) -> dict[str, int]:
     known = name in table.column_names
     return (pc.sum(table[name]).as_py() or 0) if known else 0
 
+  continued = near_a_tie = 0
+  if 'near_ties' in table.column_names:
+    continued = pc.count(table['near_ties']).as_py()
+    near_a_tie = pc.sum(pc.greater(table['near_ties'], 0)).as_py() or 0
   return {
     'prompts': table.num_rows,
     'prompt_tokens': total('num_prompt_tokens'),
     'generated_tokens': total('num_generated_tokens'),
     'near_ties': total('near_ties'),
+    'continued': continued,
+    'continuations_near_a_tie': near_a_tie,
     'truncated': total('truncated'),
   }

@@ -6,6 +6,7 @@ The goldens under tests/models/goldens were made by scripts/make_goldens.py.
 import dataclasses
 import itertools
 import json
+import re
 
 from flax import nnx
 import formats
@@ -467,6 +468,52 @@ def test_half_precision_stays_near(goldens, one_device, case, dtype, forward):
   spread = np.ptp(golden.values['logits'])
   error = np.abs(logits - golden.values['logits']).max() / spread
   assert HALF[case, dtype] / 5 < error < HALF[case, dtype] * 1.6
+
+
+@pytest.mark.parametrize('case', ['qwen2_v4', 'gemma2_v4', 'granite_v5'])
+def test_bfloat16_weights_leave_activations_float32(
+  goldens, one_device, case, forward
+):
+  path, tokens = goldens[case].path, goldens[case].values['tokens']
+  decoder = models.load_decoder(path, 'bfloat16_weights', one_device)
+  weights = jax.tree.leaves(nnx.state(decoder, nnx.Param))
+  assert {weight.dtype.name for weight in weights} == {'bfloat16'}
+  assert decoder.init_cache(1, 2).keys[0].dtype == jnp.float32
+  # float32 throughout, with the same rounded weights.
+  rounded = models.load_decoder(path, 'float32', one_device)
+  state = jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16).astype(jnp.float32),
+    nnx.state(rounded, nnx.Param),
+  )
+  nnx.update(rounded, state)
+  expected, expected_features = forward(rounded, tokens)
+  logits, features = forward(decoder, tokens)
+  assert features.dtype == logits.dtype == jnp.float32
+  spread = np.ptp(expected)
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-5 * spread)
+  spread = np.ptp(expected_features)
+  np.testing.assert_allclose(
+    features, expected_features, rtol=0, atol=5e-5 * spread
+  )
+
+
+def test_bfloat16_weights_are_never_converted(goldens, one_device):
+  decoder = models.load_decoder(
+    goldens['tied_v4'].path, 'bfloat16_weights', one_device
+  )
+  graphdef, state = nnx.split(decoder)
+
+  def f(state, tokens):
+    decoder = nnx.merge(graphdef, state)
+    output = decoder(tokens, jnp.ones(tokens.shape))
+    return decoder.logits(output.hidden_BxLxD)
+
+  text = jax.jit(f).lower(state, jnp.zeros((1, 7), jnp.int32)).as_text()
+  upcast = re.findall(
+    r'convert .*: \(tensor<(.*)bf16>\) -> tensor<.*f32>', text
+  )
+  # The norms' scales and the looked up embeddings.
+  assert all(shape.count('x') == 1 or '7x' in shape for shape in upcast)
 
 
 def test_a_fresh_decoder_follows_the_config(goldens):

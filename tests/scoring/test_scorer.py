@@ -216,14 +216,34 @@ def test_rows_without_the_prefix_are_refused(decoder, tokens, end_ids):
     scorer(tokens, np.ones(len(tokens), bool))
 
 
-def test_steps_whose_best_logits_nearly_tie_are_counted():
-  logits = np.array([[0.0, 5.0, 5.0 - 9e-5], [0.0, 5.0, 5.0 - 1.1e-4]])
+@pytest.mark.parametrize(
+  ('dtype', 'inside', 'outside'),
+  [
+    ('float32', 9e-5, 1.1e-4),
+    ('bfloat16_weights', 2.4e-4, 2.6e-4),
+    ('float16', 0.049, 0.051),
+    ('bfloat16', 0.24, 0.26),
+  ],
+)
+def test_steps_whose_best_logits_nearly_tie_are_counted(dtype, inside, outside):
+  logits = np.array([[0.0, 5.0, 5.0 - inside], [0.0, 5.0, 5.0 - outside]])
   observed = statistics.token_statistics(
     logits[:, None].astype(np.float32), np.ones((2, 1), np.int32)
   )
   valid = np.ones((2, 1), bool)
-  assert statistics.near_ties(observed, valid).tolist() == [1, 0]
-  assert statistics.near_ties(observed, ~valid).tolist() == [0, 0]
+  limit = statistics.NEAR_TIES[dtype]
+  assert statistics.near_ties(observed, valid, limit).tolist() == [1, 0]
+  assert statistics.near_ties(observed, ~valid, limit).tolist() == [0, 0]
+
+
+def test_the_limit_of_near_ties_follows_the_dtype(tokens):
+  mesh = make_mesh(devices=jax.devices()[:1])
+  near = {}
+  for dtype in ('float32', 'bfloat16'):
+    decoder = models.load_decoder(GOLDEN, dtype, mesh)
+    scorer = _scorer(decoder, mesh, (), Shapes((48,), (48,)), 600)
+    near[dtype] = scorer(tokens, np.ones(len(tokens), bool)).near_ties.sum()
+  assert near['float32'] < 3 < near['bfloat16']
 
 
 def test_only_what_is_computed_counts(decoder):

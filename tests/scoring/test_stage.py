@@ -208,6 +208,33 @@ def test_prompts_with_control_tokens_are_counted(workdir, capsys):
   assert said in ' '.join(counts['notes'])
 
 
+@pytest.mark.parametrize(
+  ('dtype', 'noisy'), [('bfloat16', True), ('bfloat16_weights', False)]
+)
+def test_noise_of_half_precision_is_said(workdir, capsys, dtype, noisy):
+  config = _config()
+  config.model.dtype = dtype
+  scoring.run(config, workdir)
+  near = pq.read_table(workdir.scores)['near_ties'].to_numpy() > 0
+  said = f'{near.mean():.0%} of the continuations have a step'
+  assert near.any() or not noisy
+  assert (said in capsys.readouterr().out) == noisy
+  notes = store.Manifest(workdir).counts('score')['notes']
+  assert any(said in note for note in notes) == noisy
+
+
+def test_rounded_weights_are_said(workdir, capsys):
+  """The golden's tensors are float32."""
+  config = _config()
+  config.scoring.generate = False
+  for dtype, rounds in (('bfloat16_weights', True), ('float32', False)):
+    config.model.dtype = dtype
+    shutil.rmtree(workdir.scores.parent, ignore_errors=True)
+    workdir.manifest.unlink(missing_ok=True)
+    scoring.run(config, workdir)
+    assert ('rounds its weights' in capsys.readouterr().out) == rounds
+
+
 def test_length_normalized_divides_by_the_steps(scored):
   config = _config()
   config.scoring.length_normalized = True
@@ -278,6 +305,7 @@ def test_a_second_run_loads_no_model(scored, monkeypatch):
     ('prompt.control_tokens', 'special'),
     ('prompt.date', '2025-01-31'),
     ('model.dtype', 'bfloat16'),
+    ('model.dtype', 'bfloat16_weights'),
     ('model.path', str(GOLDEN.with_name('linear_v4'))),
   ],
 )
