@@ -11,7 +11,7 @@ import ml_collections
 
 from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.finetuning import batches, train_loop
+from edsft_jax.finetuning import batches, memory, train_loop
 from edsft_jax.finetuning import trainer as trainer_lib
 from edsft_jax.models import lora, responses
 
@@ -48,6 +48,7 @@ def check_options(config: ml_collections.ConfigDict) -> None:
     raise errors.unknown(
       f'finetuning.method {c.method!r}', c.method, trainer_lib.METHODS
     )
+  memory.MemoryOptions.of(c).check()
   unknown = [name for name in c.lora_targets if name not in lora.TARGETS]
   if unknown or not c.lora_targets:
     raise errors.InputError(
@@ -323,11 +324,15 @@ def _finetune(
     )
     for cell, triples in cells.items()
   }
-  trainer = trainer_lib.Trainer(decoder, hyperparameters, mesh)
+  trainer = trainer_lib.Trainer(
+    decoder,
+    hyperparameters,
+    mesh,
+    trainer_lib.MemoryOptions.of(config.finetuning),
+  )
   schedule = train_loop.Schedule(
     config.finetuning.checkpoint_steps, config.finetuning.log_steps
   )
-  multiple = mesh_lib.batch_multiple(mesh)
   total = sum(steps.values())
   done = total - sum(steps[cell] for cell in todo)
   with console.bar('finetune', total, 'steps', initial=done) as bar:
@@ -338,7 +343,6 @@ def _finetune(
         run,
         [encoded[i] for i, _, _ in cells[cell]],
         cell.seed,
-        num_rows=-(-hyperparameters.batch_size // multiple) * multiple,
         schedule=schedule,
         progress=bar.update,
       )

@@ -44,7 +44,6 @@ def train(
   examples: Sequence[Example],
   seed: int,
   *,
-  num_rows: int,
   schedule: Schedule,
   progress: Callable[[int], Any] = lambda n: None,
 ) -> trainer.State:
@@ -58,7 +57,6 @@ def train(
     run: the folder of metrics and checkpoints.
     examples: the cell's answered prompts.
     seed: seed of the initialisation and the data order.
-    num_rows: rows that batches are padded to, at least the batch size.
     schedule: when to log and save.
     progress: called with the number of steps done since its last call, first
       with those of the checkpoint.
@@ -79,9 +77,9 @@ def train(
       in_flight = mesh_lib.InFlight()
       for step in range(first + 1, num_steps + 1):
         rows = order[(step - 1) * h.batch_size : step * h.batch_size]
-        batch, width = batches.make([examples[i] for i in rows], num_rows)
-        state, loss = model.step(state, batch, width, rates[step - 1])
-        losses.add(loss, int(batch.num_response.sum()))
+        chosen = [examples[i] for i in rows]
+        state, loss = model.step(state, chosen, rates[step - 1])
+        losses.add(loss, sum(e.num_response for e in chosen))
         in_flight.add(loss)
         progress(1)
         if schedule.logs(step, num_steps):

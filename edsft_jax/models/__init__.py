@@ -17,7 +17,7 @@ from edsft_jax.models.checkpoint import (
 )
 from edsft_jax.models.config import DecoderConfig, Rope
 from edsft_jax.models.config_json import read_config
-from edsft_jax.models.decoder import Decoder, KVCache, Output
+from edsft_jax.models.decoder import Decoder, KVCache, Output, output_logits
 from edsft_jax.models.fingerprint import fingerprint
 from edsft_jax.models.lora import (
   add_lora,
@@ -46,6 +46,7 @@ __all__ = [
   'load_decoder',
   'load_prompt_format',
   'merged',
+  'output_logits',
   'parse_dtype',
   'read_config',
   'resolve',

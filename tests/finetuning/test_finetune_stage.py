@@ -339,6 +339,8 @@ def test_full_finetuning_writes_a_model_directory(workdir):
     ('clip_norm', 0.0, 'finetuning.clip_norm is 0.0'),
     ('checkpoint_steps', 0, 'finetuning.checkpoint_steps is 0'),
     ('log_steps', 0, 'finetuning.log_steps is 0'),
+    ('remat', 'layers', "finetuning.remat 'layers' is unknown.*'layer'"),
+    ('micro_batch_size', -1, 'finetuning.micro_batch_size is -1'),
   ],
 )
 def test_bad_options(workdir, option, value, message):

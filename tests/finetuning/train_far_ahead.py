@@ -58,9 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
       workdir = store.Workdir(pathlib.Path(folder))
       run = workdir.run('random-k4-seed0')
-      train_loop.train(
-        trainer, run, examples, 0, num_rows=BATCH, schedule=schedule
-      )
+      train_loop.train(trainer, run, examples, 0, schedule=schedule)
     print('ended', number, flush=True)
 
 
