@@ -76,6 +76,8 @@ class Trainer:
 
   Attributes:
     hyperparameters: those of every cell.
+    gradients: (params, frozen, micro-batch) -> loss and its gradients, summed
+      over the response tokens of a micro-batch.
   """
 
   def __init__(
@@ -107,7 +109,7 @@ class Trainer:
     shardings = jax.tree.map(
       lambda leaf: leaf.sharding, self.init_state(seed=0)
     )
-    self._gradients = jax.jit(
+    self.gradients = jax.jit(
       self._loss_and_gradients, out_shardings=(None, shardings.params)
     )
     self._add = jax.jit(_add, donate_argnums=0)
@@ -158,6 +160,11 @@ class Trainer:
       self._halve(examples)
     return self._update(state, *sums, np.float32(num_targets), learning_rate)
 
+  def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
+    """The program of `gradients` for micro-batches of this shape."""
+    params = self.init_state(0).params
+    return self.gradients.lower(params, self._frozen, batch)
+
   def _summed(
     self, params: list[jax.Array], examples: Sequence[Example]
   ) -> tuple[jax.Array, list[jax.Array]]:
@@ -166,7 +173,7 @@ class Trainer:
     for batch in batches.micro_batches(examples, self._layout):
       shape = batch.tokens.shape
       batch = mesh_lib.shard_batch(self._mesh, batch)
-      part = self._gradients(params, self._frozen, batch)
+      part = self.gradients(params, self._frozen, batch)
       sums = part if sums is None else self._add(sums, part)
       if shape not in self._seen:
         # Only a shape's first run can find that there is too little memory.

@@ -58,15 +58,6 @@ def _brute_force(decoder, forward, example: Example) -> float:
 EXAMPLES = [_example(3, 4), _example(11, 1), _example(1, 9), _example(2, 0)]
 
 
-<<<<<<< HEAD
-def test_loss_is_that_of_the_response_alone(decoder, forward, loss):
-  """On any padding of rows and length, and with room for more targets."""
-  expected = [_brute_force(decoder, forward, example) for example in EXAMPLES]
-  for length, num_rows, num_targets in ((16, 4, 9), (24, 8, 23), (16, 5, 15)):
-    loss_B = loss(batches.pad(EXAMPLES, length, num_rows), num_targets)
-    np.testing.assert_allclose(loss_B[:4], expected, rtol=1e-5, atol=1e-5)
-    assert np.all(loss_B[4:] == 0)
-=======
 @pytest.mark.parametrize(
   ('rows', 'shape', 'groups', 'chunk'),
   [
@@ -77,15 +68,14 @@ def test_loss_is_that_of_the_response_alone(decoder, forward, loss):
   ],
 )
 def test_loss_is_that_of_the_responses_alone(
-  decoder, loss, rows, shape, groups, chunk
+  decoder, forward, loss, rows, shape, groups, chunk
 ):
   """On any padding and packing, and in chunks of any size."""
-  expected = sum(_brute_force(decoder, example) for example in EXAMPLES)
+  expected = sum(_brute_force(decoder, forward, e) for e in EXAMPLES)
   packed = [[EXAMPLES[i] for i in row] for row in rows]
   batch = batches.fill(packed, shape, groups)
   most_logits = chunk * groups * decoder.config.vocab_size
   np.testing.assert_allclose(loss(batch, most_logits), expected, rtol=1e-5)
->>>>>>> dc4fb56 (Packed micro-batches, chunked loss with its gradient, rematerialisation by layer)
 
 
 def test_the_first_token_is_never_a_target(decoder, loss):

@@ -167,7 +167,7 @@ def test_same_on_several_devices(hyperparameters, mesh):
   np.testing.assert_allclose(losses_4, losses, rtol=1e-5)
   for a, b in zip(state.params, state_4.params, strict=True):
     np.testing.assert_allclose(b, a, rtol=2e-3, atol=2e-5)
-  assert several._gradients._cache_size() == 1
+  assert several.gradients._cache_size() == 1
 
 
 def test_seed_sets_the_initialisation():
@@ -198,7 +198,7 @@ def test_bfloat16_is_trained_in_float32(tmp_path):
 def test_compiled_once_for_a_shape():
   """Cells differ in seed, learning rate and state, which are arguments."""
   _, trainer = _trainer(LORA)
-  before = trainer._gradients._cache_size()
+  before = trainer.gradients._cache_size()
   _train(trainer, STEPS, seed=0)
   _train(trainer, STEPS, seed=1)
-  assert trainer._gradients._cache_size() - before <= 1
+  assert trainer.gradients._cache_size() - before <= 1
