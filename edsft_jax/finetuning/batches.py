@@ -1,6 +1,7 @@
 """Batches of examples, determined by the seed alone."""
 
 from collections.abc import Sequence
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -33,8 +34,16 @@ def order(num_examples: int, epochs: int, seed: int) -> np.ndarray:
   )
 
 
-# Separates the random stream of the data order from others of the same seed.
+# Separate the random streams of the data order and of dropout from others of
+# the same seed.
 _DATA = 1
+_DROPOUT = 2
+
+
+def dropout_key(seed: int, step: int) -> jax.Array:
+  """The random key of a step's dropout."""
+  key = jax.random.fold_in(jax.random.key(seed), _DROPOUT)
+  return jax.random.fold_in(key, step)
 
 
 class MicroBatch(NamedTuple):
@@ -47,6 +56,8 @@ class MicroBatch(NamedTuple):
     tokens: int32 [B, L].
     segments: int32 [B, L], for each token the number of its example in the row,
       from 1; 0: padding.
+    numbers: int32 [B, L], the number of each token among those of the step, in
+      the order of its examples, from 0: what dropout depends on.
     targets: int32 [G, N], the tokens of responses in a group; then zeros.
     sources: int32 [G, N], the slot of each target's predecessor in its group.
     num_targets: int32 [G], number of targets.
@@ -54,6 +65,7 @@ class MicroBatch(NamedTuple):
 
   tokens: Array
   segments: Array
+  numbers: Array
   targets: Array
   sources: Array
   num_targets: Array
@@ -98,12 +110,17 @@ def micro_batches(
   of its own. Lengths and numbers of rows are rounded to few, so that few
   programs are compiled.
   """
-  ordered = sorted(examples, key=lambda e: len(e.tokens), reverse=True)
+  ends = itertools.accumulate(len(e.tokens) for e in examples)
+  ordered = sorted(
+    ((e, end - len(e.tokens)) for e, end in zip(examples, ends, strict=True)),
+    key=lambda pair: len(pair[0].tokens),
+    reverse=True,
+  )
   result = []
   while ordered:
-    length = bucket(max(len(ordered[0].tokens), 2))
+    length = bucket(max(len(ordered[0][0].tokens), 2))
     if layout.packing:
-      rows = first_fit([len(e.tokens) for e in ordered], length)
+      rows = first_fit([len(e.tokens) for e, _ in ordered], length)
     else:
       rows = [[i] for i in range(min(layout.rows(length), len(ordered)))]
     # As few micro-batches as possible, of one size.
@@ -141,19 +158,29 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def fill(
-  rows: Sequence[Sequence[Example]], shape: tuple[int, int], groups: int
+  rows: Sequence[Sequence[tuple[Example, int]]],
+  shape: tuple[int, int],
+  groups: int,
 ) -> MicroBatch:
-  """A micro-batch of these rows; those that are missing are padding."""
+  """A micro-batch of these rows; those that are missing are padding.
+
+  Args:
+    rows: examples, each with the number of its first token in the step.
+    shape: B and L.
+    groups: see `MicroBatch`.
+  """
   num_rows, length = shape
   tokens_BxL = np.zeros(shape, np.int32)
   segments_BxL = np.zeros(shape, np.int32)
+  numbers_BxL = np.zeros(shape, np.int32)
   is_target_BxL = np.zeros(shape, bool)
   for r, row in enumerate(rows):
     end = 0
-    for number, example in enumerate(row, start=1):
+    for segment, (example, number) in enumerate(row, start=1):
       start, end = end, end + len(example.tokens)
       tokens_BxL[r, start:end] = example.tokens
-      segments_BxL[r, start:end] = number
+      segments_BxL[r, start:end] = segment
+      numbers_BxL[r, start:end] = np.arange(number, number + end - start)
       # Nothing predicts the first token of an example.
       first = max(end - example.num_response, start + 1)
       is_target_BxL[r, first:end] = True
@@ -168,6 +195,7 @@ def fill(
   return MicroBatch(
     tokens_BxL,
     segments_BxL,
+    numbers_BxL,
     targets_GxN,
     sources_GxN,
     is_target_GxN.sum(axis=1, dtype=np.int32),

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -32,33 +31,17 @@ class Hyperparameters:
   method: str
   lora_rank: int
   lora_alpha: float
+  lora_dropout: float
+  rslora: bool
   lora_targets: tuple[str, ...]
   epochs: int
   batch_size: int
   max_length: int
   learning_rate: float
+  schedule: str
   warmup_fraction: float
   weight_decay: float
   clip_norm: float
-
-
-def learning_rates(
-  peak: float, num_steps: int, warmup_fraction: float
-) -> np.ndarray:
-  """Linear warm-up to the peak, then cosine decay to zero; float32 [n].
-
-  No step has a rate of zero: the first is peak / warm-up steps, and the decay
-  reaches zero one step after the last.
-  """
-  warmup = math.ceil(warmup_fraction * num_steps)
-  step = np.arange(num_steps)
-  rising = (step + 1) / max(warmup, 1)
-  falling = 0.5 * (
-    1 + np.cos(np.pi * (step - warmup) / max(num_steps - warmup, 1))
-  )
-  return np.where(step < warmup, rising, falling).astype(np.float32) * (
-    np.float32(peak)
-  )
 
 
 class State(NamedTuple):
@@ -86,8 +69,18 @@ class Trainer:
     hyperparameters: Hyperparameters,
     mesh: jax.sharding.Mesh,
     memory: MemoryOptions | None = None,
+    adapter: pathlib.Path | None = None,
   ):
-    """Takes the decoder as loaded; its weights are not changed."""
+    """Compiles nothing yet.
+
+    Args:
+      decoder: the base model as loaded; its weights are not changed.
+      hyperparameters: those of every cell.
+      mesh: the mesh of the decoder's weights.
+      memory: how a step is divided; None: as by default.
+      adapter: a PEFT adapter to start from, of these hyperparameters; None: new
+        adapters.
+    """
     self.hyperparameters = hyperparameters
     self._mesh = mesh
     memory = memory or MemoryOptions()
@@ -95,6 +88,7 @@ class Trainer:
     self._layout = memory.layout(mesh)
     self._halved = False
     self._seen: set[tuple[int, ...]] = set()
+    self._adapter = adapter
     self._base_graph, self._base_weights = nnx.split(decoder)
     graph, params, frozen = self._trainable(seed=0)
     self._frozen = jax.tree.leaves(frozen)
@@ -118,6 +112,7 @@ class Trainer:
       donate_argnames='state',
       out_shardings=(shardings, None),
     )
+    self._nll = jax.jit(self._response_nll)
 
   def init_state(self, seed: int) -> State:
     """The state before the first step, initialised by the seed."""
@@ -136,10 +131,11 @@ class Trainer:
     state: State,
     examples: Sequence[Example],
     learning_rate: np.float32,
+    dropout_key: jax.Array | None = None,
   ) -> tuple[State, jax.Array]:
     """One AdamW step; `state` is donated.
 
-    If the device runs out of memory, the step is repeated with half the rows
+    Without a key for it, there is no dropout. If the device runs out of memory, the step is repeated with half the rows
     per micro-batch, once in the life of this trainer.
 
     Returns:
@@ -152,7 +148,7 @@ class Trainer:
     num_targets = max(sum(e.num_response for e in examples), 1)
     while True:
       try:
-        sums = self._summed(state.params, examples)
+        sums = self._summed(state.params, examples, dropout_key)
         break
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
@@ -166,14 +162,17 @@ class Trainer:
     return self.gradients.lower(params, self._frozen, batch)
 
   def _summed(
-    self, params: list[jax.Array], examples: Sequence[Example]
+    self,
+    params: list[jax.Array],
+    examples: Sequence[Example],
+    dropout_key: jax.Array | None,
   ) -> tuple[jax.Array, list[jax.Array]]:
     """Loss and gradients, summed over the response tokens of the examples."""
     sums = None
     for batch in batches.micro_batches(examples, self._layout):
       shape = batch.tokens.shape
       batch = mesh_lib.shard_batch(self._mesh, batch)
-      part = self.gradients(params, self._frozen, batch)
+      part = self.gradients(params, self._frozen, batch, dropout_key)
       sums = part if sums is None else self._add(sums, part)
       if shape not in self._seen:
         # Only a shape's first run can find that there is too little memory.
@@ -207,34 +206,35 @@ class Trainer:
       f'{halved.rows(longest)}',
     )
 
-  def save(
-    self, state: State, directory: pathlib.Path, base: pathlib.Path, name: str
-  ) -> None:
-    """Writes a PEFT adapter (LoRA) or a Hugging Face model directory (full).
+  def nll(self, state: State, examples: Sequence[Example]) -> float:
+    """Negative log-likelihood of the examples' responses, summed, in nats."""
+    parts = [
+      self._nll(
+        state.params, self._frozen, mesh_lib.shard_batch(self._mesh, batch)
+      )
+      for batch in batches.micro_batches(examples, self._layout)
+    ]
+    return float(sum(parts))
 
-    Args:
-      state: the trained state.
-      directory: where to write.
-      base: the directory the base model was loaded from.
-      name: the base model's name in the adapter's config.
-    """
-    decoder = self._merge(self._as_loaded(state.params), self._frozen)
-    if self.hyperparameters.method == 'lora':
-      models.save_adapter(decoder, directory, name)
-    else:
-      models.save_decoder(decoder, directory, base)
+  def decoder(self, state: State) -> models.Decoder:
+    """The model with the trained parameters, in the dtype of the base model."""
+    return self._merge(self._as_loaded(state.params), self._frozen)
 
   def _trainable(self, seed: int) -> tuple[nnx.GraphDef, Any, Any]:
     decoder = nnx.merge(self._base_graph, self._base_weights)
     if self.hyperparameters.method == 'full':
       return _split(decoder, nnx.Param)
-    models.add_lora(
-      decoder,
-      self.hyperparameters.lora_rank,
-      self.hyperparameters.lora_alpha,
-      self.hyperparameters.lora_targets,
-      rngs=nnx.Rngs(seed),
-    )
+    if self._adapter is not None:
+      models.load_adapter(decoder, self._adapter)
+    else:
+      models.add_lora(
+        decoder,
+        self.hyperparameters.lora_rank,
+        self.hyperparameters.lora_alpha,
+        self.hyperparameters.lora_targets,
+        rngs=nnx.Rngs(seed),
+        rslora=self.hyperparameters.rslora,
+      )
     return _split(decoder, models.LoRAParam)
 
   def _place(self, leaf: jax.Array) -> jax.Array:
@@ -247,13 +247,26 @@ class Trainer:
     return [p.astype(d) for p, d in zip(params, self._dtypes, strict=True)]
 
   def _loss_and_gradients(
-    self, params: list[jax.Array], frozen: list[jax.Array], batch: MicroBatch
+    self,
+    params: list[jax.Array],
+    frozen: list[jax.Array],
+    batch: MicroBatch,
+    dropout_key: jax.Array | None = None,
   ) -> tuple[jax.Array, list[jax.Array]]:
     def loss(params: list[jax.Array]) -> jax.Array:
       decoder = self._merge(self._as_loaded(params), frozen)
+      if dropout_key is not None:
+        rate = self.hyperparameters.lora_dropout
+        models.set_dropout(decoder, rate, dropout_key, batch.numbers)
       return summed_loss(decoder, batch, self._remat)
 
     return jax.value_and_grad(loss)(params)
+
+  def _response_nll(
+    self, params: list[jax.Array], frozen: list[jax.Array], batch: MicroBatch
+  ) -> jax.Array:
+    decoder = self._merge(self._as_loaded(params), frozen)
+    return summed_loss(decoder, batch)
 
   def _updated(
     self,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edsft_jax.finetuning import batches
-from edsft_jax.finetuning.trainer import learning_rates
+from edsft_jax.finetuning.schedules import learning_rates
 from edsft_jax.models.responses import Example
 
 
@@ -108,7 +108,7 @@ def test_half_the_rows():
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
-  rates = learning_rates(0.4, 40, warmup_fraction=0.1)
+  rates = learning_rates('cosine', 0.4, 40, warmup_fraction=0.1)
   np.testing.assert_allclose(rates[:5], [0.1, 0.2, 0.3, 0.4, 0.4], rtol=1e-6)
   assert np.all(np.diff(rates[4:]) < 0)
   np.testing.assert_allclose(rates[4 + 18], 0.2, rtol=1e-6)  # Half way down.
@@ -119,7 +119,7 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
 
 @pytest.mark.parametrize(('steps', 'fraction'), [(1, 0.05), (3, 1.0), (2, 0.0)])
 def test_learning_rate_of_short_runs(steps, fraction):
-  rates = learning_rates(0.4, steps, fraction)
+  rates = learning_rates('cosine', 0.4, steps, fraction)
   assert rates.shape == (steps,)
   assert np.all(rates > 0)
   assert rates.max() == np.float32(0.4)

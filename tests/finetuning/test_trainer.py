@@ -23,11 +23,14 @@ LORA = Hyperparameters(
   method='lora',
   lora_rank=4,
   lora_alpha=8.0,
+  lora_dropout=0.0,
+  rslora=False,
   lora_targets=('q_proj', 'down_proj'),
   epochs=1,
   batch_size=4,
   max_length=0,
   learning_rate=0.01,
+  schedule='cosine',
   warmup_fraction=0.1,
   weight_decay=0.1,
   clip_norm=0.5,
@@ -73,11 +76,12 @@ def _train(trainer, steps, seed=0):
 
 def _saved(trainer, state, path) -> models.Decoder:
   """The trained model, through its files."""
-  trainer.save(state, path, tiny_study.MODEL, 'base')
-  if (path / 'adapter_config.json').exists():
+  if trainer.hyperparameters.method == 'lora':
+    models.save_adapter(trainer.decoder(state), path, 'base')
     decoder = models.load_decoder(tiny_study.MODEL, 'float32', _mesh())
     models.load_adapter(decoder, path)
     return decoder
+  models.save_decoder(trainer.decoder(state), path, tiny_study.MODEL)
   return models.load_decoder(path, 'float32', _mesh())
 
 
@@ -190,7 +194,7 @@ def test_bfloat16_is_trained_in_float32(tmp_path):
   assert not any(
     np.array_equal(a, b) for a, b in zip(start, state.params, strict=True)
   )
-  trainer.save(state, tmp_path, tiny_study.MODEL, 'base')
+  models.save_decoder(trainer.decoder(state), tmp_path, tiny_study.MODEL)
   assert '"bfloat16"' in (tmp_path / 'config.json').read_text()
   models.load_decoder(tmp_path, 'bfloat16', _mesh())
 
