@@ -111,10 +111,10 @@ def micro_batches(
   programs are compiled.
   """
   ends = itertools.accumulate(len(e.tokens) for e in examples)
+  numbers = [e - len(x.tokens) for x, e in zip(examples, ends, strict=True)]
+  # Longest first; the number of its first token goes with an example.
   ordered = sorted(
-    ((e, end - len(e.tokens)) for e, end in zip(examples, ends, strict=True)),
-    key=lambda pair: len(pair[0].tokens),
-    reverse=True,
+    zip(examples, numbers, strict=True), key=lambda x: -len(x[0].tokens)
   )
   result = []
   while ordered:
@@ -130,7 +130,14 @@ def micro_batches(
       part = [
         [ordered[i] for i in row] for row in rows[start : start + num_rows]
       ]
-      result.append(fill(part, (num_rows, length), layout.groups))
+      result.append(
+        fill(
+          [[example for example, _ in row] for row in part],
+          (num_rows, length),
+          layout.groups,
+          [[number for _, number in row] for row in part],
+        )
+      )
     ordered = ordered[sum(map(len, rows)) :]
   return result
 
@@ -158,16 +165,18 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def fill(
-  rows: Sequence[Sequence[tuple[Example, int]]],
+  rows: Sequence[Sequence[Example]],
   shape: tuple[int, int],
   groups: int,
+  numbers: Sequence[Sequence[int]] | None = None,
 ) -> MicroBatch:
   """A micro-batch of these rows; those that are missing are padding.
 
   Args:
-    rows: examples, each with the number of its first token in the step.
+    rows: examples.
     shape: B and L.
     groups: see `MicroBatch`.
+    numbers: the number of each example's first token; None: not needed.
   """
   num_rows, length = shape
   tokens_BxL = np.zeros(shape, np.int32)
@@ -176,11 +185,13 @@ def fill(
   is_target_BxL = np.zeros(shape, bool)
   for r, row in enumerate(rows):
     end = 0
-    for segment, (example, number) in enumerate(row, start=1):
+    for segment, example in enumerate(row, start=1):
       start, end = end, end + len(example.tokens)
       tokens_BxL[r, start:end] = example.tokens
       segments_BxL[r, start:end] = segment
-      numbers_BxL[r, start:end] = np.arange(number, number + end - start)
+      if numbers is not None:
+        first_number = numbers[r][segment - 1]
+        numbers_BxL[r, start:end] = first_number + np.arange(end - start)
       # Nothing predicts the first token of an example.
       first = max(end - example.num_response, start + 1)
       is_target_BxL[r, first:end] = True

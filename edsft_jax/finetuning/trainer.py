@@ -135,8 +135,9 @@ class Trainer:
   ) -> tuple[State, jax.Array]:
     """One AdamW step; `state` is donated.
 
-    Without a key for it, there is no dropout. If the device runs out of memory, the step is repeated with half the rows
-    per micro-batch, once in the life of this trainer.
+    If the device runs out of memory, the step is repeated with half the rows
+    per micro-batch, once in the life of this trainer. Without a key for it,
+    there is no dropout.
 
     Returns:
       The new state, and the loss before the step: the mean over the examples'

@@ -116,11 +116,13 @@ def _dropout(x_BxLxN: jax.Array, keys_BxL: jax.Array, rate: float) -> jax.Array:
 
   A token's mask depends on its own key alone, wherever in a batch it is.
   """
-  size = x_BxLxN.shape[-1]
-  keep = jax.vmap(
-    jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, size))
+
+  def keep(key: jax.Array) -> jax.Array:
+    return jax.random.bernoulli(key, 1 - rate, x_BxLxN.shape[-1:])
+
+  kept_BxLxN = jnp.where(
+    jax.vmap(jax.vmap(keep))(keys_BxL), x_BxLxN / (1 - rate), 0
   )
-  kept_BxLxN = jnp.where(keep(keys_BxL), x_BxLxN / (1 - rate), 0)
   return kept_BxLxN.astype(x_BxLxN.dtype)
 
 
