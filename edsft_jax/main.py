@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
         'no --workdir: name the folder for this study, as --workdir=runs/first'
       )
     stages = pipeline.stages_asked_for(argv[1:])
-    part = study.Part.parse(options.cells) if options.cells else None
+    part = study.CellPart.parse(options.cells) if options.cells else None
     interrupts.raise_on_sigterm()
     workdir = store.open_workdir(options.workdir)
     enable_compilation_cache()

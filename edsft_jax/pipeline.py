@@ -165,7 +165,7 @@ def run(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   stages: Sequence[str] = tuple(STAGES),
-  part: study.Part | None = None,
+  part: study.CellPart | None = None,
 ) -> None:
   """Runs stages in order in a workdir; skips what is done and unchanged.
 
@@ -265,7 +265,7 @@ def _run_stages(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   stages: Sequence[str],
-  part: study.Part | None,
+  part: study.CellPart | None,
 ) -> None:
   start = time.monotonic()
   for i, name in enumerate(stages):

@@ -28,7 +28,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class CellPart:
   """The I-th of N parts of the cells, for a machine that shares the workdir.
 
   Attributes:
@@ -40,7 +40,7 @@ class Part:
   count: int
 
   @classmethod
-  def parse(cls, text: str) -> 'Part':
+  def parse(cls, text: str) -> 'CellPart':
     """'I/N' -> the part.
 
     Raises:

@@ -81,7 +81,7 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
 def run(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
-  part: study.Part | None = None,
+  part: study.CellPart | None = None,
 ) -> None:
   """Evaluates the base model and every finetuned cell, once on each task.
 

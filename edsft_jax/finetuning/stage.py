@@ -46,7 +46,7 @@ def _require_heldout(workdir: store.Workdir) -> None:
 def run(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
-  part: study.Part | None = None,
+  part: study.CellPart | None = None,
 ) -> None:
   """Finetunes every cell of the study; resumes an interrupted run.
 

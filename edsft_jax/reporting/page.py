@@ -18,6 +18,7 @@ from edsft_jax.reporting import (
   results,
   statistics,
   timing,
+  training,
   wording,
 )
 from edsft_jax.strategies import registry
@@ -156,6 +157,7 @@ def _about(
     ),
     'coverage': _coverage(config, found),
     'absent': results.absent_lines(found.absent),
+    'rising': training.rising_losses(workdir, found.evaluations),
     'rejected': len(study.rejected_ids(workdir)),
     'counts': {
       stage: _flat(manifest.counts(stage))

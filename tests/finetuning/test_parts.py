@@ -38,7 +38,7 @@ CELLS = [study.Cell('s', k, i) for k in (10, 20) for i in (0, 1, 2)]
 
 @pytest.mark.parametrize('count', [1, 2, 3, 7])
 def test_parts_are_disjoint_and_whole(count):
-  parts = [study.Part(i, count).of(CELLS) for i in range(count)]
+  parts = [study.CellPart(i, count).of(CELLS) for i in range(count)]
   assert sorted(sum(parts, []), key=CELLS.index) == CELLS
   if count < len(CELLS):
     # No part has only large budgets.
@@ -49,12 +49,12 @@ def test_parts_are_disjoint_and_whole(count):
 @pytest.mark.parametrize('text', ['2/2', '1', '-1/2', 'a/b', '/2', '0/0'])
 def test_bad_parts(text):
   with pytest.raises(errors.InputError, match=r'--cells=.*0/4'):
-    study.Part.parse(text)
+    study.CellPart.parse(text)
 
 
 def test_a_lost_machines_cells_are_made_by_the_whole_command(workdir):
   config = _config()
-  first = study.Part.parse('0/2')
+  first = study.CellPart.parse('0/2')
   finetuning.run(config, workdir, first)
   evaluation.run(config, workdir, first)
   some = _done(workdir)
@@ -76,7 +76,7 @@ def test_a_lost_machines_cells_are_made_by_the_whole_command(workdir):
 def test_the_last_part_leaves_counts_to_the_whole_command(workdir, monkeypatch):
   config = _config()
   for index in range(2):
-    finetuning.run(config, workdir, study.Part(index, 2))
+    finetuning.run(config, workdir, study.CellPart(index, 2))
   assert len(_done(workdir)) == 4
 
   def step(*unused):
@@ -92,7 +92,7 @@ def test_a_cell_of_another_command_is_left_to_it(workdir, capsys):
   name = 'random-k9-seed0'
   with store.locked(workdir, name) as is_free:
     assert is_free
-    finetuning.run(config, workdir, study.Part(0, 1))
+    finetuning.run(config, workdir, study.CellPart(0, 1))
   assert _done(workdir) == {
     'random-k5-seed0',
     'random-k5-seed1',
@@ -139,7 +139,10 @@ def test_who_may_use_a_workdir_together(workdir, kind, shared, whole):
 def test_only_cells_can_be_divided(workdir):
   with pytest.raises(errors.InputError, match=r'divides finetune and evaluate'):
     pipeline.run(
-      _config(), workdir, ['finetune', 'evaluate', 'report'], study.Part(0, 2)
+      _config(),
+      workdir,
+      ['finetune', 'evaluate', 'report'],
+      study.CellPart(0, 2),
     )
 
 
