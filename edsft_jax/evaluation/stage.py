@@ -297,25 +297,23 @@ def _write(
     {
       'id': item.id,
       'task': item.task,
+      **({'category': item.category} if item.category else {}),
       'reference': item.reference,
       **task.score(item, given),
     }
     for item, given in zip(task.items, responses, strict=True)
   ]
-  needed = {*_ITEM_COLUMNS, *task.metrics}
+  columns = {metric.column or name for name, metric in task.metrics.items()}
+  needed = {*_ITEM_COLUMNS, *columns}
   for row in rows:
     if lacking := sorted(needed - row.keys()):
       raise TypeError(f'the rows of task {task.name} have no {lacking}')
-    for name in task.metrics:
+    for name in columns:
       if not np.isfinite(row[name]):
         raise errors.InputError(
           f'evaluating {cell.name} on {task.name}: the {name} of {row["id"]!r} '
           "is not finite: the model's numbers overflow; check model.dtype"
         )
-  by_task: dict[str, list[dict[str, Any]]] = {}
-  for row in rows:
-    if row['task'] is not None:
-      by_task.setdefault(row['task'], []).append(row)
   means = metrics.aggregate(rows, task.metrics)
   store.write_jsonl(run.items(task.name), rows)
   store.write_json(
@@ -334,10 +332,14 @@ def _write(
         }
         for name, metric in task.metrics.items()
       },
-      'by_task': {
-        group: metrics.aggregate(some, task.metrics)
-        for group, some in by_task.items()
+      **{
+        f'by_{column}': {
+          group: metrics.aggregate(some, task.metrics)
+          for group, some in metrics.group_by(rows, column).items()
+        }
+        for column in ('task', 'category')
       },
+      'counts': dict(task.counts),
       'fingerprint': fingerprint,
     },
   )
