@@ -187,8 +187,7 @@ class Bbh:
 def variant(protocol: str, cot: bool, shots: int, chat: bool) -> Variant:
   """Stops, length and extractor of a protocol."""
   if protocol == 'open_instruct':
-    stop = () if chat else ('\n\n',)
-    return Variant(stop, 512, 'open_instruct')
+    return Variant(() if chat else ('\n\n',), 512, 'open_instruct')
   if not shots:
     # The harness's own default for the number of tokens.
     return Variant(('</s>', 'Q:', '<|im_end|>'), 256, 'strip')
