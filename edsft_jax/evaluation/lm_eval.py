@@ -9,13 +9,13 @@ takes the harness's own flags. From Python, give its `simple_evaluate` an
 """
 
 from collections.abc import Sequence
+import datetime
 import json
 import sys
 from typing import Any
 
 from flax import nnx
 
-from edsft_jax import config as config_lib
 from edsft_jax import errors, inference, models
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models import chat_template, tokenizer
@@ -72,22 +72,26 @@ class EdsftLM(TemplateLM):
     if adapter:
       models.load_adapter(self._decoder, models.resolve(adapter))
     self._weights = nnx.split(self._decoder)[1]
-    options = {
-      **config_lib.get_config().prompt,
+    # Today, as transformers has it.
+    today = datetime.date.today().isoformat()
+    self._format = models.load_prompt_format(
+      self._path,
+      template='raw',
+      separator='',
+      truncate='start',
+      template_arguments='{}',
       # As in the harness: the text of a chat contains them as themselves.
-      'control_tokens': 'special',
-      'template': 'raw',
-    }
-    self._format = models.load_prompt_format(self._path, **options)
+      control_tokens='special',
+      date=today,
+    )
     self._tokenizer = tokenizer.load_tokenizer(self._path)
     self._batch_tokens = int(batch_tokens)
     self._context = int(max_length) or self._decoder.config.context
     text = self._tokenizer.chat_template()
     self._template: chat_template.ChatTemplate | None = None
     if text:
-      date = chat_template.parse_date(options['date'])
       self._template = chat_template.ChatTemplate(
-        text, self._tokenizer.names, {}, date
+        text, self._tokenizer.names, {}, chat_template.parse_date(today)
       )
 
   @property

@@ -12,7 +12,7 @@ import numpy as np
 
 from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.evaluation import metrics
+from edsft_jax.evaluation import contamination, metrics
 from edsft_jax.evaluation import tasks as tasks_lib
 from edsft_jax.evaluation.runner import Runner
 from edsft_jax.evaluation.task import Response, Task
@@ -253,7 +253,33 @@ def _evaluate(
         )
       responses = runners[graph](weights, rate)
       _write(workdir.run(cell.name), cell, task, responses, todo[cell])
-  return {'items': len(task.items), **task.counts}
+  overlap = _count_contaminated(config, workdir, task)
+  return {
+    'items': len(task.items),
+    **task.counts,
+    'contaminated_by_pool': overlap['pool'],
+  }
+
+
+def _count_contaminated(
+  config: ml_collections.ConfigDict, workdir: store.Workdir, task: Task
+) -> dict[str, Any]:
+  """Writes contamination.json of a task; see contamination.count."""
+  overlap = contamination.count(
+    task.items,
+    contamination.read_texts(workdir),
+    {
+      cell.name: study.selected_ids(workdir, cell.strategy, cell.seed)[
+        : cell.budget
+      ]
+      for cell in study.cells(config)
+      if workdir.selection(cell.strategy, cell.seed).exists()
+    },
+  )
+  path = workdir.contamination
+  known = store.read_json(path) if path.exists() else {}
+  store.write_json(path, {**known, task.name: overlap})
+  return overlap
 
 
 def _decoders(

@@ -105,6 +105,8 @@ class Item:
     reference: the correct answer.
     requests: the requests to a model.
     category: a larger group that its task belongs to, or None.
+    text: the question without what all items share, to be searched for in the
+      pool.
   """
 
   id: str
@@ -112,6 +114,7 @@ class Item:
   reference: str
   requests: tuple[Request, ...]
   category: str | None = None
+  text: str = ''
 
 
 class Task(Protocol):

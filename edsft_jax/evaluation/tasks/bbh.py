@@ -130,7 +130,13 @@ class Bbh:
       for q, e in zip(questions, encoded, strict=True)
     }
     self.items: Sequence[Item] = [
-      Item(q['id'], q['task'], q['target'], (Generate(e.tokens, e.truncated),))
+      Item(
+        q['id'],
+        q['task'],
+        q['target'],
+        (Generate(e.tokens, e.truncated),),
+        text=q['input'],
+      )
       for q, e in zip(questions, encoded, strict=True)
     ]
     self.counts: Mapping[str, int] = fewshot.counts(encoded)

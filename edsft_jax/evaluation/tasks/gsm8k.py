@@ -89,7 +89,13 @@ class Gsm8k:
       for q, e in zip(questions, encoded, strict=True)
     }
     self.items: Sequence[Item] = [
-      Item(q['id'], None, q['answer'], (Generate(e.tokens, e.truncated),))
+      Item(
+        q['id'],
+        None,
+        q['answer'],
+        (Generate(e.tokens, e.truncated),),
+        text=q['question'],
+      )
       for q, e in zip(questions, encoded, strict=True)
     ]
     self.counts: Mapping[str, int] = fewshot.counts(encoded)
