@@ -252,7 +252,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetuning.wandb_project = ''
 
   c.evaluation = ml_collections.ConfigDict()
-  # Tasks to evaluate every model on: 'heldout', the held-out prompts.
+  # Tasks to evaluate every model on: 'heldout', the held-out prompts; 'mmlu';
+  # 'bbh' (BIG-Bench Hard); 'gsm8k'.
   c.evaluation.tasks = ('heldout',)
   # Tokens of the greedy answer to a held-out prompt at most.
   c.evaluation.max_new_tokens = 64
@@ -260,6 +261,56 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.batch_tokens = 32768
   # Evaluate only this many held-out prompts, from the start; 0: all.
   c.evaluation.limit = 0
+  c.evaluation.mmlu = ml_collections.ConfigDict()
+  # Questions: a file with subject, question, choices and answer (a letter or an
+  # index from 0); a folder of the original CSV files; or hf:NAME:CONFIG/SPLIT.
+  c.evaluation.mmlu.path = ''
+  # Worked examples, in the same forms: the dev split.
+  c.evaluation.mmlu.shots_path = ''
+  # Worked examples per prompt, the first ones of the subject.
+  c.evaluation.mmlu.shots = 5
+  # Questions per subject, from the start; 0: all.
+  c.evaluation.mmlu.limit = 0
+  # Whose prompts and rules: 'original' (Hendrycks et al.) | 'open_instruct' |
+  # 'lm_eval' (lm-evaluation-harness).
+  c.evaluation.mmlu.protocol = 'lm_eval'
+  # True: the prompt is a user's turn in the chat template.
+  c.evaluation.mmlu.chat = False
+  c.evaluation.bbh = ml_collections.ConfigDict()
+  # Questions: a file with task, input and target; the folder bbh of BIG-Bench
+  # Hard's repository; or hf:NAME/SPLIT.
+  c.evaluation.bbh.path = ''
+  # The prompts with worked examples: BIG-Bench Hard's folder cot-prompts, or a
+  # JSON object with the text of each task.
+  c.evaluation.bbh.shots_path = ''
+  # Worked examples per prompt: 3 or, without reasoning, 0.
+  c.evaluation.bbh.shots = 3
+  # Questions per task, from the start; 0: all.
+  c.evaluation.bbh.limit = 0
+  # Whose prompts and rules: 'open_instruct' | 'lm_eval'.
+  c.evaluation.bbh.protocol = 'lm_eval'
+  # True: answers are reasoned ("Let's think step by step"); False: direct.
+  c.evaluation.bbh.cot = True
+  # True: the prompt is a user's turn in the chat template.
+  c.evaluation.bbh.chat = False
+  # Tokens per answer at most; 0: the protocol's own number.
+  c.evaluation.bbh.max_new_tokens = 0
+  c.evaluation.gsm8k = ml_collections.ConfigDict()
+  # Questions: a file with question and answer (or prompt and response), or
+  # hf:NAME:CONFIG/SPLIT.
+  c.evaluation.gsm8k.path = ''
+  # Worked examples, in the same forms: the training split.
+  c.evaluation.gsm8k.shots_path = ''
+  # Worked examples per prompt, drawn as the protocol does.
+  c.evaluation.gsm8k.shots = 5
+  # Questions, from the start; 0: all.
+  c.evaluation.gsm8k.limit = 0
+  # Whose prompts and rules: 'lm_eval'.
+  c.evaluation.gsm8k.protocol = 'lm_eval'
+  # True: the prompt is a user's turn in the chat template.
+  c.evaluation.gsm8k.chat = False
+  # Tokens per answer at most; 0: the protocol's own number.
+  c.evaluation.gsm8k.max_new_tokens = 0
 
   c.report = ml_collections.ConfigDict()
   # The metric of the headline table: 'loss' | 'exact_match' | 'rouge_l'.

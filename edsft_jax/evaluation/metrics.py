@@ -46,16 +46,50 @@ def aggregate(
     metrics: the columns to average.
 
   Returns:
-    {name: {value, standard_error, n}}; standard_error is None for a single
-    item.
+    {name: {value, standard_error, n}}, and clustered_standard_error if the
+    items are of several tasks. The standard error takes items as independent,
+    those within a task for a mean over tasks; it is None for a single item. The
+    clustered one allows items of a task to be correlated (Miller 2024, arXiv
+    2411.00640, section 2.2).
   """
-  return {
-    name: _mean(
-      np.array([row[name] for row in rows], np.float64),
-      np.array([row[metric.weight] if metric.weight else 1 for row in rows]),
-    )
-    for name, metric in metrics.items()
-  }
+  tasks = group_by(rows, 'task')
+  result = {}
+  for name, metric in metrics.items():
+    if metric.over_tasks and tasks:
+      result[name] = _mean_over_tasks(list(tasks.values()), name, metric)
+      continue
+    value_N, weight_N = _columns(rows, name, metric)
+    result[name] = _mean(value_N, weight_N)
+    if len(tasks) > 1:
+      cluster_N = np.unique(
+        [str(row['task']) for row in rows], return_inverse=True
+      )[1]
+      result[name]['clustered_standard_error'] = _clustered_error(
+        value_N, weight_N, cluster_N
+      )
+  return result
+
+
+def group_by(
+  rows: Sequence[Mapping[str, Any]], column: str
+) -> dict[str, list[Mapping[str, Any]]]:
+  """The rows of each value of a column; rows without one are left out."""
+  groups: dict[str, list[Mapping[str, Any]]] = {}
+  for row in rows:
+    if row.get(column) is not None:
+      groups.setdefault(row[column], []).append(row)
+  return groups
+
+
+def _columns(
+  rows: Sequence[Mapping[str, Any]], name: str, metric: Metric
+) -> tuple[np.ndarray, np.ndarray]:
+  """Values and weights of the rows."""
+  weight = metric.weight
+  return (
+    np.array([row[metric.column or name] for row in rows], np.float64),
+    np.array([row[weight] if weight else 1 for row in rows]),
+  )
 
 
 def _mean(value_N: np.ndarray, weight_N: np.ndarray) -> dict[str, Any]:
@@ -69,3 +103,29 @@ def _mean(value_N: np.ndarray, weight_N: np.ndarray) -> dict[str, Any]:
     residual_N = weight_N * (value_N - mean)
     error = math.sqrt(math.fsum(residual_N**2) * n / (n - 1)) / total
   return {'value': mean, 'standard_error': error, 'n': n}
+
+
+def _clustered_error(
+  value_N: np.ndarray, weight_N: np.ndarray, cluster_N: np.ndarray
+) -> float:
+  """The standard error of the mean if only clusters are independent."""
+  total = float(weight_N.sum()) or 1.0
+  mean = math.fsum(value_N * weight_N) / total
+  sum_C = np.bincount(cluster_N, weight_N * (value_N - mean))
+  return math.sqrt(math.fsum(sum_C**2)) / total
+
+
+def _mean_over_tasks(
+  tasks: Sequence[Sequence[Mapping[str, Any]]], name: str, metric: Metric
+) -> dict[str, Any]:
+  """Mean of the means of tasks."""
+  means = [_mean(*_columns(rows, name, metric)) for rows in tasks]
+  found = [mean['standard_error'] for mean in means]
+  error = None
+  if None not in found:
+    error = math.sqrt(math.fsum(x * x for x in found)) / len(means)
+  return {
+    'value': math.fsum(mean['value'] for mean in means) / len(means),
+    'standard_error': error,
+    'n': sum(mean['n'] for mean in means),
+  }

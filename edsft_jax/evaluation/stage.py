@@ -12,7 +12,7 @@ import numpy as np
 
 from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.evaluation import metrics
+from edsft_jax.evaluation import contamination, metrics
 from edsft_jax.evaluation import tasks as tasks_lib
 from edsft_jax.evaluation.runner import Runner
 from edsft_jax.evaluation.task import Response, Task
@@ -292,7 +292,34 @@ def _evaluate(
           continue
         responses = runners[graph](weights, rate)
         _write(run, cell, task, responses, todo[cell])
-  return {'items': len(task.items), **task.counts}
+  overlap = _count_contaminated(config, workdir, task)
+  return {
+    'items': len(task.items),
+    **task.counts,
+    'contaminated_by_pool': overlap['pool'],
+  }
+
+
+def _count_contaminated(
+  config: ml_collections.ConfigDict, workdir: store.Workdir, task: Task
+) -> dict[str, Any]:
+  """Writes contamination.json of a task; see contamination.count."""
+  overlap = contamination.count(
+    task.items,
+    contamination.read_texts(workdir),
+    {
+      cell.name: study.selected_ids(workdir, cell.strategy, cell.seed)[
+        : cell.budget
+      ]
+      for cell in study.cells(config)
+      if workdir.selection(cell.strategy, cell.seed).exists()
+    },
+  )
+  path = workdir.contamination
+  with store.locked(workdir, path.name, wait=True):
+    known = store.read_json(path) if path.exists() else {}
+    store.write_json(path, {**known, task.name: overlap})
+  return overlap
 
 
 def _decoders(
@@ -343,25 +370,23 @@ def _write(
     {
       'id': item.id,
       'task': item.task,
+      **({'category': item.category} if item.category else {}),
       'reference': item.reference,
       **task.score(item, given),
     }
     for item, given in zip(task.items, responses, strict=True)
   ]
-  needed = {*_ITEM_COLUMNS, *task.metrics}
+  columns = {metric.column or name for name, metric in task.metrics.items()}
+  needed = {*_ITEM_COLUMNS, *columns}
   for row in rows:
     if lacking := sorted(needed - row.keys()):
       raise TypeError(f'the rows of task {task.name} have no {lacking}')
-    for name in task.metrics:
+    for name in columns:
       if not np.isfinite(row[name]):
         raise errors.InputError(
           f'evaluating {cell.name} on {task.name}: the {name} of {row["id"]!r} '
           "is not finite: the model's numbers overflow; check model.dtype"
         )
-  by_task: dict[str, list[dict[str, Any]]] = {}
-  for row in rows:
-    if row['task'] is not None:
-      by_task.setdefault(row['task'], []).append(row)
   means = metrics.aggregate(rows, task.metrics)
   store.write_jsonl(run.items(task.name), rows)
   store.write_json(
@@ -380,10 +405,14 @@ def _write(
         }
         for name, metric in task.metrics.items()
       },
-      'by_task': {
-        group: metrics.aggregate(some, task.metrics)
-        for group, some in by_task.items()
+      **{
+        f'by_{column}': {
+          group: metrics.aggregate(some, task.metrics)
+          for group, some in metrics.group_by(rows, column).items()
+        }
+        for column in ('task', 'category')
       },
+      'counts': dict(task.counts),
       'fingerprint': fingerprint,
     },
   )

@@ -18,12 +18,17 @@ class Metric:
     larger_is_better: False if smaller values are better.
     meaning: what it measures, with the unit.
     weight: the column of weights for the mean over items; '' for equal ones.
+    column: the column that is averaged; '' for the one with the metric's name.
+    over_tasks: whether to average the means of the items' tasks, each with the
+      same weight, instead of the items.
   """
 
   label: str
   larger_is_better: bool
   meaning: str
   weight: str = ''
+  column: str = ''
+  over_tasks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +104,17 @@ class Item:
     task: the group that it is reported under, such as a subject, or None.
     reference: the correct answer.
     requests: the requests to a model.
+    category: a larger group that its task belongs to, or None.
+    text: the question without what all items share, to be searched for in the
+      pool.
   """
 
   id: str
   task: str | None
   reference: str
   requests: tuple[Request, ...]
+  category: str | None = None
+  text: str = ''
 
 
 class Task(Protocol):

@@ -22,6 +22,7 @@ from edsft_jax.inference.likelihood import (
   LikelihoodEngine,
   Likelihoods,
   Target,
+  rolling_targets,
 )
 from edsft_jax.inference.programs import Hooks, target_likelihood
 from edsft_jax.inference.shapes import (
@@ -58,5 +59,6 @@ __all__ = [
   'chunks',
   'generate',
   'pad_left',
+  'rolling_targets',
   'target_likelihood',
 ]

@@ -100,6 +100,30 @@ class _Wave:
   shapes: shapes_lib.Shapes
 
 
+def rolling_targets(
+  ids: Sequence[int], prefix_id: int, context: int
+) -> list[Target]:
+  """Windows in which each token of a text is a target once.
+
+  A window but the first has as much context as fits before its targets: one
+  token, except for the last window, as in lm-evaluation-harness.
+
+  Args:
+    ids: the text.
+    prefix_id: the token that the first one is predicted from.
+    context: tokens that the model reads at most.
+  """
+  targets = []
+  for start in range(0, len(ids), context):
+    end = min(start + context, len(ids))
+    if start == 0:
+      tokens = [prefix_id, *ids[:end]]
+    else:
+      tokens = list(ids[end - context - 1 : end])
+    targets.append(Target(tokens, end - start))
+  return targets
+
+
 class LikelihoodEngine:
   """Scores the same continuations by models of one structure."""
 
@@ -180,9 +204,9 @@ class LikelihoodEngine:
         [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
       )
       groups = [[rows[i] for i in group.indices] for group in shared]
-      for group, of_group in zip(shared, groups, strict=True):
-        for row in of_group:
-          row.prefix = group.length
+      for common, group in zip(shared, groups, strict=True):
+        for row in group:
+          row.prefix = common.length
 
     def choose(lengths: list[int]) -> shapes_lib.Shapes:
       return choose_shapes(decoder, self._mesh, lengths, num_passes)

@@ -206,6 +206,48 @@ class PromptFormat:
       return ids
     return [*ids, self._eos]
 
+  @property
+  def has_template(self) -> bool:
+    """Whether prompts go through a chat template."""
+    return isinstance(self._layout, ChatLayout)
+
+  def text(self, prompt: Prompt, chat: bool) -> str:
+    """The text of a prompt for `encode_text` and `encode_pair`.
+
+    Args:
+      prompt: text, or turns with 'role' and 'content'.
+      chat: whether to render the chat template, up to where an answer begins;
+        otherwise the text is the prompt itself.
+    """
+    messages = self._messages(prompt)
+    if chat:
+      return self._layout.prompt(messages, True)
+    return ''.join(turn['content'] for turn in messages)
+
+  def encode_text(self, text: str) -> list[int]:
+    """Ids of the whole of a text made by `text`, with BOS if there is one."""
+    return self._with_prefix(self._control.encode(text))
+
+  def encode_pair(
+    self, context: str, continuation: str
+  ) -> tuple[list[int], list[int]]:
+    """Ids of a context, and of a continuation as it is tokenised after it.
+
+    Both are encoded together, and the continuation gets what exceeds the
+    context's own number of ids; white space at the end of the context becomes
+    part of the continuation. This is lm-evaluation-harness's rule. Encoded
+    alone, a continuation such as ' A' has other ids in some tokenizers.
+
+    Args:
+      context: a text made by `text`.
+      continuation: plain text.
+    """
+    stripped = context.rstrip()
+    continuation = context[len(stripped) :] + self._marked(continuation)
+    whole = self.encode_text(stripped + continuation)
+    num_context = len(self.encode_text(stripped))
+    return whole[:num_context], whole[num_context:]
+
   def num_control_tokens(self, prompt: Prompt, response: str = '') -> int:
     """How many control tokens the text of the messages contains."""
     texts = [turn['content'] for turn in _turns(prompt)]

@@ -9,8 +9,8 @@ import pathlib
 from typing import Protocol
 
 from edsft_jax import console, errors, store
-from edsft_jax.pool import demo, hub_dataset, tfds_dataset
-from edsft_jax.tables import readers
+from edsft_jax.pool import demo, tfds_dataset
+from edsft_jax.tables import hub_dataset, readers
 
 DEMO = 'demo'
 # The option for messages about the format of a file.

@@ -81,6 +81,7 @@ def make(
     timings=timings,
     strategies=registry.STRATEGIES,
     verdicts=comparison.Verdict,
+    contamination=_contamination(workdir),
   )
   return Page(
     html=html,
@@ -95,6 +96,12 @@ def make(
       for one in compared[name].values()
     ],
   )
+
+
+def _contamination(workdir: store.Workdir) -> dict[str, Any]:
+  """Task -> its counts of items that share text with the pool."""
+  path = workdir.contamination
+  return store.read_json(path) if path.exists() else {}
 
 
 @dataclasses.dataclass(frozen=True)

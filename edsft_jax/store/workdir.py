@@ -62,6 +62,11 @@ class Workdir:
     return self.root / 'annotations' / 'asked.json'
 
   @property
+  def contamination(self) -> pathlib.Path:
+    """How many evaluation items share text with the pool, by task."""
+    return self.root / 'contamination.json'
+
+  @property
   def rejected(self) -> pathlib.Path:
     """Prompts that annotators rejected; no cell uses them."""
     return self.root / 'annotations' / 'rejected.jsonl'

@@ -39,7 +39,8 @@ CELLS = [study.Cell('s', k, i) for k in (10, 20) for i in (0, 1, 2)]
 @pytest.mark.parametrize('count', [1, 2, 3, 7])
 def test_parts_are_disjoint_and_whole(count):
   parts = [study.CellPart(i, count).of(CELLS) for i in range(count)]
-  assert sorted(sum(parts, []), key=CELLS.index) == CELLS
+  together = [cell for part in parts for cell in part]
+  assert sorted(together, key=CELLS.index) == CELLS
   if count < len(CELLS):
     # No part has only large budgets.
     sizes = [sum(cell.budget for cell in part) for part in parts]

@@ -1,4 +1,4 @@
-"""Options of the recipe: rates, dropout, adapters to start from, held-out loss."""
+"""The recipe: rates, dropout, adapters to start from, held-out losses."""
 
 import dataclasses
 import json

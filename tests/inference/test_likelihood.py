@@ -166,3 +166,15 @@ def test_a_target_without_a_context_is_refused(decoder, num_targets):
 
 def test_nothing_to_score_is_nothing(decoder):
   assert _score(decoder, []).nll.tolist() == []
+
+
+def test_rolling_windows_score_each_token_once():
+  """The example in lm-evaluation-harness's documentation."""
+  windows = inference.rolling_targets(list(range(10)), 99, 4)
+  assert windows == [
+    ([99, 0, 1, 2, 3], 4),
+    ([3, 4, 5, 6, 7], 4),
+    ([5, 6, 7, 8, 9], 2),
+  ]
+  assert inference.rolling_targets([], 99, 4) == []
+  assert inference.rolling_targets([7], 99, 4) == [([99, 7], 1)]

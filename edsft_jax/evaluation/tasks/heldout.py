@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import ml_collections
 
 from edsft_jax import errors, models, store
+from edsft_jax.evaluation import contamination
 from edsft_jax.evaluation import metrics as metrics_lib
 from edsft_jax.evaluation.task import (
   Generate,
@@ -71,9 +72,16 @@ class Heldout:
       with errors.about_prompt(item_id):
         examples.append(self._encode(prompt, reference))
     self.items: Sequence[Item] = [
-      Item(item_id, task, reference, requests)
-      for item_id, task, reference, (requests, _) in zip(
+      Item(
+        item_id,
+        task,
+        reference,
+        requests,
+        text=contamination.prompt_text(prompt),
+      )
+      for item_id, prompt, task, reference, (requests, _) in zip(
         heldout.ids,
+        heldout.prompts,
         heldout.tasks or repeat(None, len(heldout)),
         heldout.responses or (),
         examples,

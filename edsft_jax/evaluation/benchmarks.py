@@ -1,0 +1,197 @@
+"""Reads the questions of benchmarks from files, and checks their options."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from edsft_jax import errors, models, store
+from edsft_jax.tables import hub_dataset, readers
+
+# Field -> the names it may have in a file, the usual one first.
+Fields = Mapping[str, tuple[str, ...]]
+
+
+def read(path: str, option: str, fields: Fields) -> list[dict[str, Any]]:
+  """The records of a file, or of a split 'hf:NAME/SPLIT', in order.
+
+  Args:
+    path: the file; text may be compressed.
+    option: the option that names it, for messages.
+    fields: the fields that every record must have.
+
+  Returns:
+    The named fields of each record, and its 'id' if it has one.
+
+  Raises:
+    InputError: naming the record that cannot be read or lacks a field.
+  """
+  records = []
+  for row in _rows(path, option):
+    if row.values is None:
+      raise errors.InputError(
+        f'{option}: {path}, {row.place}: {row.problem}: fix or remove it'
+      )
+    record = {
+      field: _field(row, names, f'{option}: {path}, {row.place}')
+      for field, names in fields.items()
+    }
+    if row.values.get('id') is not None:
+      record['id'] = str(row.values['id'])
+    records.append(record)
+  if not records:
+    raise errors.InputError(f'{option}: {path} has no records')
+  return records
+
+
+def _rows(path: str, option: str) -> Iterator[readers.Row]:
+  if path.startswith(hub_dataset.PREFIX):
+    return hub_dataset.Split(path).rows()
+  file = pathlib.Path(path)
+  readers.check_readable(file, option)
+  return readers.read(file, readers.find_format(file, 'auto', option), option)
+
+
+def _field(row: readers.Row, names: tuple[str, ...], place: str) -> Any:
+  assert row.values is not None
+  for name in names:
+    if row.values.get(name) is not None:
+      return row.values[name]
+  if any(name in row.values for name in names):
+    raise errors.InputError(f'{place} has no {names[0]}: fill it in')
+  raise errors.unknown(
+    f'{place} has no field {names[0]!r}, which', names[0], row.values
+  )
+
+
+def check(
+  config: ml_collections.ConfigDict, task: str, protocols: Sequence[str]
+) -> None:
+  """Rejects bad options that all benchmarks share, and missing files.
+
+  Args:
+    config: the whole config.
+    task: its section in config.evaluation.
+    protocols: the protocols that the task has.
+
+  Raises:
+    InputError: naming the option.
+  """
+  c = config.evaluation[task]
+  if c.protocol not in protocols:
+    raise errors.unknown(
+      f'evaluation.{task}.protocol {c.protocol!r}', c.protocol, protocols
+    )
+  for name in ('shots', 'limit'):
+    if c[name] < 0:
+      raise errors.InputError(
+        f'evaluation.{task}.{name} is {c[name]}: give 0 or more'
+      )
+  if not c.path:
+    raise errors.InputError(
+      f'evaluation.{task}.path is empty: name the file of its questions'
+    )
+  if c.shots and not c.shots_path:
+    raise errors.InputError(
+      f'evaluation.{task}.shots is {c.shots}, but there is no '
+      f'evaluation.{task}.shots_path: name the file of its worked examples, or '
+      'set shots to 0'
+    )
+  for name in ('path', 'shots_path') if c.shots else ('path',):
+    is_local = not c[name].startswith(hub_dataset.PREFIX)
+    if is_local and not pathlib.Path(c[name]).exists():
+      raise errors.InputError(
+        f'evaluation.{task}.{name}={c[name]} does not exist: check the path'
+      )
+  if c.chat:
+    # The stage has checked the model by now.
+    prompt_format = models.load_prompt_format(
+      models.resolve(config.model.path), **config.prompt
+    )
+    if not prompt_format.has_template:
+      raise errors.InputError(
+        f'evaluation.{task}.chat is True, but there is no chat template: set '
+        'prompt.template, or chat to False'
+      )
+
+
+def fingerprint(
+  config: ml_collections.ConfigDict, task: str, options: Sequence[str] = ()
+) -> dict[str, Any]:
+  """The options that affect a benchmark's results, and hashes of its files."""
+  c = config.evaluation[task]
+  names = ('protocol', 'shots', 'limit', 'chat', *options)
+  result = {f'evaluation.{task}.{name}': c[name] for name in names}
+  result[f'evaluation.{task}.path'] = hash_source(c.path)
+  if c.shots:
+    result[f'evaluation.{task}.shots_path'] = hash_source(c.shots_path)
+  return result
+
+
+def hash_source(path: str) -> str:
+  """SHA-256 of a file, of the files in a folder, or of a split, in hex."""
+  if path.startswith(hub_dataset.PREFIX):
+    return hub_dataset.Split(path).hash()
+  source = pathlib.Path(path)
+  if not source.is_dir():
+    return store.hash_file(source)
+  digest = hashlib.sha256()
+  for file in sorted(source.rglob('*')):
+    if file.is_file():
+      name = file.relative_to(source).as_posix()
+      digest.update(f'{name} {store.hash_file(file)}\n'.encode())
+  return digest.hexdigest()
+
+
+def first_of_each(
+  records: Sequence[dict[str, Any]], field: str, limit: int
+) -> list[dict[str, Any]]:
+  """The first `limit` records (0: all) of each value of a field, in order."""
+  counts: dict[str, int] = {}
+  kept = []
+  for record in records:
+    group = record[field]
+    counts[group] = counts.get(group, 0) + 1
+    if not limit or counts[group] <= limit:
+      kept.append(record)
+  return kept
+
+
+def check_max_new_tokens(
+  config: ml_collections.ConfigDict, task: str, default: int
+) -> None:
+  """Rejects a number of new tokens that leaves no room for a prompt.
+
+  Args:
+    config: the whole config.
+    task: its section in config.evaluation.
+    default: the protocol's number, which an option of 0 stands for.
+
+  Raises:
+    InputError: naming the option.
+  """
+  option = config.evaluation[task].max_new_tokens
+  context = models.check(models.resolve(config.model.path)).context
+  if not 1 <= (option or default) < context:
+    whose = '' if option else f" (the protocol's own {default})"
+    raise errors.InputError(
+      f'evaluation.{task}.max_new_tokens is {option}{whose}: give 1 to '
+      f"{context - 1}, so that a prompt fits the model's context of {context}"
+    )
+
+
+def refuse_duplicates(records: Sequence[Mapping[str, Any]], place: str) -> None:
+  """Rejects two records with the same id.
+
+  Raises:
+    InputError: naming the id.
+  """
+  seen = set()
+  for record in records:
+    if record['id'] in seen:
+      raise errors.InputError(
+        f'{place} has two records with the id {record["id"]!r}: rename one'
+      )
+    seen.add(record['id'])

@@ -1,0 +1,261 @@
+"""Our tasks and adapter against lm-evaluation-harness, item by item.
+
+Runs where it is installed (pip install 'edsft_jax[lm-eval]'); the comparison
+with its own backend also needs torch.
+"""
+
+import gzip
+import json
+
+import formats
+import jax
+import numpy as np
+import pytest
+
+from configs import default
+from edsft_jax import models, store
+from edsft_jax.evaluation import runner
+from edsft_jax.evaluation.tasks import TASKS, bbh
+from edsft_jax.mesh import make_mesh
+from scripts import harness_tasks
+
+pytestmark = pytest.mark.slow
+
+lm_eval = pytest.importorskip('lm_eval')
+
+
+@pytest.fixture(scope='module')
+def model(shared):
+  return shared / 'models' / 'stories260K'
+
+
+@pytest.fixture(scope='module')
+def adapter(model):
+  from edsft_jax.evaluation import lm_eval as ours
+
+  # Longer than its context, so that few-shot prompts fit.
+  return ours.EdsftLM(str(model))
+
+
+def _rows(shared, name) -> list[dict]:
+  with gzip.open(shared / 'data' / f'{name}.jsonl.gz', 'rt') as f:
+    return [json.loads(line) for line in f]
+
+
+def _harness(model, specs, **options) -> dict[str, list[dict]]:
+  """Task -> the harness's samples, in the order of the questions."""
+  from lm_eval.tasks import TaskManager
+
+  found = lm_eval.simple_evaluate(
+    model,
+    tasks=[dict(spec) for spec in specs],
+    bootstrap_iters=0,
+    task_manager=TaskManager(include_defaults=False),
+    log_samples=True,
+    **options,
+  )['samples']
+  return {
+    task: sorted(samples, key=lambda sample: sample['doc_id'])
+    for task, samples in found.items()
+  }
+
+
+def _our_rows(name, model, **options) -> list[dict]:
+  """Rows of items.jsonl of the base model."""
+  config = default.get_config()
+  config.model.path = str(model)
+  config.prompt.template = 'raw'
+  config.evaluation[name].update(options)
+  mesh = make_mesh(devices=jax.devices()[:1])
+  decoder = models.load_decoder(model, 'float32', mesh)
+  prompt_format = formats.load(model, template='raw')
+  task = TASKS[name](config, None, prompt_format, decoder.config.context)
+  from flax import nnx
+
+  run = runner.Runner(task, decoder, prompt_format, mesh, 8192)
+  responses = run(nnx.split(decoder)[1])
+  return [
+    {'id': item.id, 'task': item.task, **task.score(item, given)}
+    for item, given in zip(task.items, responses, strict=True)
+  ]
+
+
+def _save(tmp_path, name, rows) -> str:
+  store.write_jsonl(tmp_path / f'{name}.jsonl', rows)
+  return str(tmp_path / f'{name}.jsonl')
+
+
+@pytest.mark.parametrize('shots', [0, 2])
+def test_mmlu_equals_the_harness(shared, model, adapter, tmp_path, shots):
+  subjects = ('global_facts', 'marketing')
+  test, dev = (
+    [row for row in _rows(shared, name) if row['subject'] in subjects]
+    for name in ('mmlu_test', 'mmlu_dev')
+  )
+  short = [row for row in test if len(row['question']) < 60]
+  questions = [
+    row for s in subjects for row in [r for r in short if r['subject'] == s][:5]
+  ]
+  specs = harness_tasks.mmlu(tmp_path, questions, dev)
+  theirs = _harness(adapter, specs, num_fewshot=shots)
+  ours = _our_rows(
+    'mmlu',
+    model,
+    path=_save(tmp_path, 'test', questions),
+    shots_path=_save(tmp_path, 'dev', dev),
+    shots=shots,
+  )
+  assert len(ours) == 10
+  for subject in subjects:
+    rows = [row for row in ours if row['task'] == subject]
+    samples = theirs[f'mmlu_{subject}']
+    for row, sample in zip(rows, samples, strict=True):
+      np.testing.assert_allclose(
+        row['log_likelihoods'],
+        [float(found[0]) for found in sample['filtered_resps']],
+        rtol=1e-5,
+      )
+      assert row['accuracy'] == sample['acc']
+
+
+def test_prompts_of_bbh_are_the_harness_s(shared, adapter, tmp_path):
+  """All 27 tasks, reasoned, direct and without examples."""
+  from lm_eval.tasks import TaskManager
+
+  path = str(shared / 'data' / 'bbh_cot_prompts.json')
+  worked = bbh.read_worked(path)
+  questions = [
+    {'task': task, 'input': 'How so?', 'target': 'x'} for task in worked
+  ]
+  manager = TaskManager(include_defaults=False)
+  for variant, cot, shots in (
+    ('bbh_cot_fewshot', True, 3),
+    ('bbh_fewshot', False, 3),
+    ('bbh_zeroshot', False, 0),
+  ):
+    specs = harness_tasks.bbh(tmp_path / variant, questions, variant)
+    loaded = manager.load(specs)['tasks']
+    assert len(loaded) == 27
+    for task in worked:
+      harness = loaded[f'{variant}_{task}']
+      expected = harness.fewshot_context(harness.eval_docs[0], shots)
+      found = bbh.prompt('lm_eval', cot, 'How so?', worked[task], shots)
+      assert found.text(shots) == expected, (variant, task)
+
+
+def test_bbh_equals_the_harness(shared, model, adapter, tmp_path):
+  """Answers of at most 20 tokens, since the small model rambles."""
+  questions = [
+    row
+    for row in _rows(shared, 'bbh')
+    if row['task'] == 'boolean_expressions' and len(row['input']) < 40
+  ][:6]
+  specs = harness_tasks.bbh(tmp_path, questions, 'bbh_zeroshot')
+  gen_kwargs = {'max_gen_toks': 20}
+  theirs = _harness(adapter, specs, gen_kwargs=gen_kwargs)
+  samples = [
+    sample
+    for sample in theirs['bbh_zeroshot_boolean_expressions']
+    if sample['filter'] == 'strict-match'
+  ]
+  ours = _our_rows(
+    'bbh',
+    model,
+    path=_save(tmp_path, 'test', questions),
+    shots_path=str(shared / 'data' / 'bbh_cot_prompts.json'),
+    shots=0,
+    cot=False,
+    max_new_tokens=20,
+  )
+  for row, sample in zip(ours, samples, strict=True):
+    assert row['prediction'] == sample['filtered_resps'][0]
+    assert row['exact_match'] == sample['exact_match']
+
+
+def test_gsm8k_equals_the_harness(shared, model, adapter, tmp_path):
+  rows = [
+    {'question': row['prompt'], 'answer': row['response']}
+    for row in _rows(shared, 'gsm8k_test')
+    if len(row['prompt']) + len(row['response']) < 260
+  ]
+  questions, train = rows[:5], rows[5:15]
+  specs = harness_tasks.gsm8k(tmp_path, questions, train)
+  theirs = _harness(
+    adapter, specs, num_fewshot=1, gen_kwargs={'max_gen_toks': 16}
+  )['gsm8k']
+  ours = _our_rows(
+    'gsm8k',
+    model,
+    path=_save(tmp_path, 'test', questions),
+    shots_path=_save(tmp_path, 'train', train),
+    shots=1,
+    max_new_tokens=16,
+  )
+  for name, metric in (
+    ('strict-match', 'strict_match'),
+    ('flexible-extract', 'flexible_match'),
+  ):
+    samples = [sample for sample in theirs if sample['filter'] == name]
+    for row, sample in zip(ours, samples, strict=True):
+      assert row[metric] == sample['exact_match']
+      assert row['text'] == sample['resps'][0][0]
+
+
+@pytest.mark.parametrize('name', ['stories260K', 'stories3M'])
+def test_pairs_have_the_ids_of_the_harness(shared, name):
+  hf = pytest.importorskip('transformers')
+  from lm_eval.api.model import TemplateLM
+
+  class Theirs(TemplateLM):
+    eot_token_id = 2
+
+    def tok_encode(self, string, add_special_tokens=None, **unused):
+      return tokenizer.encode(string)
+
+    def _loglikelihood_tokens(self, requests, **unused): ...
+    def loglikelihood_rolling(self, requests, disable_tqdm=False): ...
+    def generate_until(self, requests, disable_tqdm=False): ...
+
+  path = shared / 'models' / name
+  tokenizer = hf.AutoTokenizer.from_pretrained(path)
+  prompt_format = formats.load(path)
+  for context, continuation in (
+    ('Answer:', ' A'),
+    ('Answer: ', 'A'),
+    ('Once upon\n\n', 'a time'),
+    ('x', 'yz'),
+  ):
+    assert prompt_format.encode_pair(context, continuation) == (
+      Theirs()._encode_pair(context, continuation)
+    )
+
+
+def test_rolling_and_empty_contexts_equal_the_harness_s(model, adapter):
+  torch_backend = pytest.importorskip('torch') and pytest.importorskip(
+    'lm_eval.models.huggingface'
+  )
+  from lm_eval.api.instance import Instance
+
+  theirs = torch_backend.HFLM(
+    str(model), device='cpu', dtype='float32', max_length=40
+  )
+  from edsft_jax.evaluation import lm_eval as ours
+
+  short = ours.EdsftLM(str(model), max_length=40)
+  text = 'Once upon a time there was a little girl named Lily. ' * 6
+
+  def requests(kind, *args):
+    return [Instance(kind, {}, args, 0)]
+
+  np.testing.assert_allclose(
+    short.loglikelihood_rolling(requests('loglikelihood_rolling', text)),
+    theirs.loglikelihood_rolling(requests('loglikelihood_rolling', text)),
+    rtol=1e-4,
+  )
+  for context, continuation in (('', 'Once upon'), (text, ' She was')):
+    found, expected = (
+      lm.loglikelihood(requests('loglikelihood', context, continuation))[0]
+      for lm in (short, theirs)
+    )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+    assert found[1] == expected[1]
