@@ -110,8 +110,9 @@ def _assert_same(workdir, finished) -> None:
   )
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize('last', [1, 3])
+@pytest.mark.parametrize(
+  ('number', 'last'), [(signal.SIGTERM, 1), (signal.SIGINT, 3)]
+)
 def test_a_signal_loses_no_step(workdir, finished, number, last):
   _run_until(last, number, workdir)
   assert workdir.run(CELL).checkpoints.joinpath(str(last)).exists()
@@ -206,7 +207,7 @@ def _damaged(name):
 @pytest.mark.parametrize(
   'name', ['truncate', 'remove_manifest', 'flip', 'remove_checksums']
 )
-def test_a_damaged_checkpoint_is_named(copy, finished, name):
+def test_a_damaged_checkpoint_is_named(copy, name):
   folder = copy.run(CELL).checkpoints / '4'
   what = _damaged(name)(folder)
   with pytest.raises(errors.InputError) as error:
@@ -216,7 +217,10 @@ def test_a_damaged_checkpoint_is_named(copy, finished, name):
   assert what in message
   assert 'remove that folder' in message
   assert 'resume from step 2' in message
-  shutil.rmtree(folder)
+
+
+def test_the_remedy_for_a_damaged_checkpoint(copy, finished):
+  shutil.rmtree(copy.run(CELL).checkpoints / '4')
   assert _resume(copy) == 3
   _assert_same(copy, finished)
 
