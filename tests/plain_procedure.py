@@ -58,15 +58,10 @@ def standard_error(rows, name, fixed, items):
   if name not in fixed:
     square = drawn / seeds + drawn / random_seeds + items
     return math.sqrt(square), drawn_freedom
-  single, single_freedom = pooled([r for s, r in rows.items() if s in fixed])
-  parts = [drawn / random_seeds, single / seeds]
-  if drawn > single:  # The variance of picks.
-    parts[0] += drawn
-    parts[1] -= single
-  freedom = sum(parts) ** 2 / (
-    parts[0] ** 2 / drawn_freedom + parts[1] ** 2 / single_freedom
-  )
-  return math.sqrt(sum(parts) + items), min(freedom, drawn_freedom)
+  single, _ = pooled([r for s, r in rows.items() if s in fixed])
+  # The variance of picks is what random shows.
+  square = drawn / random_seeds + single / seeds + drawn + items
+  return math.sqrt(square), drawn_freedom
 
 
 def holm(p_values):
@@ -103,21 +98,12 @@ def detectable(rows, one, name, fixed, seeds, alpha, num_tests):
     drawn = pooled([r for s, r in rows.items() if s not in fixed])[0]
     num_drawn = sum(s not in fixed for s in rows)
     random_seeds = max(seeds, len(rows['random']))
-    parts = [drawn / random_seeds + drawn / seeds]
-    freedoms = [num_drawn * (seeds - 1)]
+    square = drawn / random_seeds + drawn / seeds
     if name in fixed:
       single = pooled([r for s, r in rows.items() if s in fixed])[0]
-      picks = drawn > single
-      parts = [
-        drawn / random_seeds + drawn * picks,
-        single / seeds - single * picks,
-      ]
-      freedoms.append(len(fixed) * (seeds - 1))
-    error = math.sqrt(sum(parts) + one['items'])
-    freedom = sum(parts) ** 2 / sum(
-      part**2 / f for part, f in zip(parts, freedoms, strict=True)
-    )
-    freedom = min(freedom, freedoms[0])
+      square = drawn / random_seeds + drawn + single / seeds
+    error = math.sqrt(square + one['items'])
+    freedom = num_drawn * (seeds - 1)
   t = stats.t(freedom)
   return (t.ppf(1 - alpha / (2 * num_tests)) + t.ppf(0.8)) * error
 

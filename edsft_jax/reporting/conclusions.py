@@ -87,8 +87,8 @@ def _nothing_found(
   if sizes:
     largest = max(sizes, key=lambda size: next(iter(size.values())))
     sentences.append(
-      'In four of five such studies, a difference of '
-      f'{wording.detectable(largest)} would be found.'
+      'Four of five such studies would find a difference of '
+      f'{wording.detectable(largest)}.'
     )
   return sentences
 

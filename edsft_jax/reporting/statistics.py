@@ -199,9 +199,11 @@ class Noise:
 
   A deterministic strategy that always sees the whole pool has a single list of
   prompts, whatever the seed: its seeds show no variance of the picks. Such
-  strategies are pooled by themselves, and get the variance of the picks that
-  random shows, the difference of the two variances. It does not shrink with
-  more seeds.
+  strategies are pooled by themselves, and get the variance that random shows
+  as that of their picks, which does not shrink with more seeds. It includes
+  what the initialisation adds: the difference of the two variances is often
+  near 0 by chance, and then one study in ten with 10 seeds found what is not
+  there.
 
   Attributes:
     drawn: of strategies whose lists differ from seed to seed, and random.
@@ -253,11 +255,8 @@ class Noise:
     """The standard error of a strategy's mean, or its difference from random.
 
     sqrt(sigma^2 (1 / R_s + 1 / R_0) + v_I), with the degrees of freedom of
-    sigma^2. Of a strategy with a single list, the variances of both kinds of
-    strategies enter, with the degrees of freedom of Satterthwaite ("An
-    approximate distribution of estimates of variance components", Biometrics
-    Bulletin 2, 1946), but no more than those of the lists' variance: it may
-    seem to be 0 by chance.
+    sigma^2. For a strategy with a single list, the first term is sigma_s^2 /
+    R_s + sigma^2 (1 + 1 / R_0), where sigma_s^2 is that of such strategies.
 
     Args:
       seeds: R_s.
@@ -265,30 +264,12 @@ class Noise:
       items: v_I, see item_variance.
       is_fixed: whether the strategy has a single list of prompts.
     """
-    of_random = 1 / random_seeds if random_seeds else 0.0
-    if not is_fixed or self.fixed is None:
-      variance = self.drawn.value * (1 / seeds + of_random)
-      return Error(np.sqrt(variance + items), self.drawn.freedom)
-    picks = np.maximum(self.drawn.value - self.fixed.value, 0.0)
-    drawn = self.drawn.value * of_random + np.where(
-      picks > 0, self.drawn.value, 0.0
-    )
-    fixed = self.fixed.value / seeds - np.where(
-      picks > 0, self.fixed.value, 0.0
-    )
-    freedom = 0
-    if self.drawn.freedom and self.fixed.freedom:
-      total = np.maximum(drawn + fixed, np.finfo(float).tiny)
-      # Shares of the variance, since the variances' squares may underflow.
-      freedom = np.minimum(
-        self.drawn.freedom,
-        1
-        / (
-          (drawn / total) ** 2 / self.drawn.freedom
-          + (fixed / total) ** 2 / self.fixed.freedom
-        ),
-      )
-    return Error(np.sqrt(drawn + fixed + items), freedom)
+    variance = self.drawn.value / random_seeds if random_seeds else 0.0
+    if is_fixed and self.fixed is not None:
+      variance = variance + self.fixed.value / seeds + self.drawn.value
+    else:
+      variance = variance + self.drawn.value / seeds
+    return Error(np.sqrt(variance + items), self.drawn.freedom)
 
 
 def quantile(share: float, freedom: Numbers) -> Numbers:

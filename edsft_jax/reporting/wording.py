@@ -95,7 +95,7 @@ def money_interval(amounts: tuple[float, float, float]) -> str:
 
 
 def detectable(sizes: Mapping[int, float]) -> str:
-  """The detectable differences: '0.031 with 3 seeds, 0.020 with 5'."""
+  """The detectable differences: '0.031 with 3 seeds and 0.020 with 5'."""
   parts = [
     f'{size:.3f} with {seeds}'
     for seeds, size in sizes.items()
@@ -103,4 +103,4 @@ def detectable(sizes: Mapping[int, float]) -> str:
   ]
   if parts:
     parts[0] += ' seeds' if next(iter(sizes)) != 1 else ' seed'
-  return ', '.join(parts)
+  return listed(parts) if parts else ''
