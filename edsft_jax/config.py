@@ -192,8 +192,12 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetuning.method = 'lora'
   # Rank of the adapters.
   c.finetuning.lora_rank = 16
-  # The update is scaled by lora_alpha / lora_rank.
+  # The update is scaled by lora_alpha / lora_rank, with rslora by lora_alpha
+  # divided by the square root of lora_rank (rank-stabilised adapters).
   c.finetuning.lora_alpha = 32.0
+  c.finetuning.rslora = False
+  # Probability that an input of an adapter is dropped in a training step.
+  c.finetuning.lora_dropout = 0.0
   # Which projections get an adapter.
   c.finetuning.lora_targets = (
     'q_proj',
@@ -204,15 +208,33 @@ def get_config() -> ml_collections.ConfigDict:
     'up_proj',
     'down_proj',
   )
+  # A folder with a PEFT adapter that every cell starts from, of the rank, scale
+  # and targets above; '': new adapters. Scoring uses the model without it.
+  c.finetuning.adapter_path = ''
   # Passes over a cell's examples, the same at every budget.
   c.finetuning.epochs = 3
   # Examples per optimizer step.
   c.finetuning.batch_size = 16
+  # Pack several examples of a step into a row. No token attends to another
+  # example, so results are those of one example per row.
+  c.finetuning.packing = True
+  # Rows computed at once; the gradients of a step's micro-batches are summed.
+  # 0: as many as have 1,024 tokens per CPU or 4,096 per accelerator.
+  c.finetuning.micro_batch_size = 0
+  # 'layer': keep only the inputs of layers for the backward pass, and compute
+  # the rest again: less memory, a third to a half more time. 'none': keep all.
+  # Neither packing nor micro_batch_size nor remat changes results beyond
+  # rounding, and all three may change while a study is running.
+  c.finetuning.remat = 'none'
   # Tokens per example at most; the prompt is truncated first. 0: the context.
   c.finetuning.max_length = 0
-  # AdamW's peak rate, on a cosine schedule that ends at zero.
-  c.finetuning.learning_rate = 1e-3
-  # Linear warm-up, as a share of the cell's steps.
+  # AdamW's peak rate; 0.0: 1e-3 for lora, 1e-4 for full.
+  c.finetuning.learning_rate = 0.0
+  # What follows the warm-up: 'cosine' | 'linear' (both end at zero) |
+  # 'constant'.
+  c.finetuning.schedule = 'cosine'
+  # Linear warm-up, as a share of the cell's steps, but at least two steps; 0.0:
+  # none.
   c.finetuning.warmup_fraction = 0.05
   c.finetuning.weight_decay = 0.0
   # Gradients are clipped to this global norm.
@@ -222,6 +244,21 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetuning.checkpoint_steps = 200
   # Optimizer steps between lines of metrics.jsonl.
   c.finetuning.log_steps = 10
+  # Optimizer steps between losses on the held-out prompts, in metrics.jsonl; 0:
+  # none.
+  c.finetuning.eval_steps = 0
+  # Export the state with the lowest of these losses, not the last one. This and
+  # early_stopping train strategies differently and choose by the prompts that
+  # the evaluation uses.
+  c.finetuning.keep_best = False
+  # End a cell after this many of these losses without a new lowest one; 0: none
+  # ends early.
+  c.finetuning.early_stopping = 0
+  # What lora writes for each cell: 'adapter' (PEFT) | 'merged' (a Hugging Face
+  # model) | 'both', the merged one in a folder next to model.
+  c.finetuning.export = 'adapter'
+  # The project of Weights & Biases to log to, if wandb is installed; '': none.
+  c.finetuning.wandb_project = ''
 
   c.evaluation = ml_collections.ConfigDict()
   # Tasks to evaluate every model on: 'heldout', the held-out prompts; 'mmlu';

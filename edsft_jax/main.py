@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 import edsft_jax
 from edsft_jax import config as config_lib
-from edsft_jax import errors, pipeline, processes, store
+from edsft_jax import errors, interrupts, pipeline, processes, store, study
 
 # What a shell reports for a program killed by SIGPIPE.
 _PIPE_CLOSED = 141
@@ -69,6 +69,9 @@ def cli() -> None:
   flags.DEFINE_integer(
     'start_timeout', 120, 'Seconds to wait for the other processes at start.'
   )
+  flags.DEFINE_string(
+    'cells', '', 'I/N: only the I-th of N parts of the cells, from 0.'
+  )
   with _quiet_on_closed_pipe():
     app.run(main, argv=argv, flags_parser=_parse_flags)
 
@@ -93,6 +96,7 @@ Common options; configs/default.py has all of them:
 {options}
 
 Several processes: --coordinator=HOST:PORT --num_processes=N --process_id=I
+Machines that share the folder: finetune evaluate --cells=I/N, I from 0
 Running the same command again resumes it. --version prints the version."""
 
 
@@ -106,6 +110,8 @@ def main(argv: Sequence[str]) -> None:
         'no --workdir: name the folder for this study, as --workdir=runs/first'
       )
     stages = pipeline.stages_asked_for(argv[1:])
+    part = study.CellPart.parse(options.cells) if options.cells else None
+    interrupts.raise_on_sigterm()
     workdir = store.open_workdir(options.workdir)
     enable_compilation_cache()
     processes.start(
@@ -114,18 +120,13 @@ def main(argv: Sequence[str]) -> None:
       options.process_id,
       options.start_timeout,
     )
-    pipeline.run(_load_config(), workdir, stages)
+    pipeline.run(_load_config(), workdir, stages, part)
   except BrokenPipeError:
     processes.end(_PIPE_CLOSED, _discard_output)
   except errors.InputError as e:
     processes.end(2, functools.partial(_print_error, e))
-  except KeyboardInterrupt:
-    processes.end(
-      130,
-      lambda: print(
-        '\nStopped. Run the same command to resume.', file=sys.stderr
-      ),
-    )
+  except (KeyboardInterrupt, interrupts.Terminated) as e:
+    processes.end(interrupts.exit_code(e), _print_stopped)
   except Exception:
     if processes.count() == 1:
       raise
@@ -205,6 +206,10 @@ def _print_error(problem: Any) -> int:
   who = '' if processes.is_first() else f'process {processes.index()}: '
   print(f'edsft_jax: {who}{" ".join(str(problem).split())}', file=sys.stderr)
   return 2
+
+
+def _print_stopped() -> None:
+  print('\nStopped. Run the same command to resume.', file=sys.stderr)
 
 
 def _drop_repeated(argv: Sequence[str]) -> list[str]:

@@ -37,6 +37,8 @@ class Stage:
     uses_study: whether it reads strategies, budgets and seeds.
     shared: whether several processes work on it together.
     single_process: whether it must run in one process, on all devices.
+    by_cells: whether several commands can divide its cells; its run takes the
+      part that is its own as third argument.
     needs_answers: whether it waits until some cell has all its answers.
     also_checks: stages whose options are checked first; a preview must not
       show what they would reject.
@@ -48,6 +50,7 @@ class Stage:
   uses_study: bool = False
   shared: bool = False
   single_process: bool = False
+  by_cells: bool = False
   needs_answers: bool = False
   also_checks: tuple[str, ...] = ()
 
@@ -105,6 +108,7 @@ STAGES: Mapping[str, Stage] = {
       'one model per strategy, budget and seed',
       uses_study=True,
       single_process=True,
+      by_cells=True,
       needs_answers=True,
     ),
     Stage(
@@ -113,6 +117,7 @@ STAGES: Mapping[str, Stage] = {
       'every model on the evaluation tasks',
       uses_study=True,
       single_process=True,
+      by_cells=True,
       needs_answers=True,
     ),
     Stage(
@@ -160,6 +165,7 @@ def run(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   stages: Sequence[str] = tuple(STAGES),
+  part: study.CellPart | None = None,
 ) -> None:
   """Runs stages in order in a workdir; skips what is done and unchanged.
 
@@ -173,27 +179,45 @@ def run(
     config: see edsft_jax/config.py.
     workdir: the study's folder; created if it does not exist.
     stages: names from COMMANDS, in that order.
+    part: the part of the cells that is this command's, while others share the
+      workdir; None: all cells.
 
   Raises:
     InputError: a bad option or file; finished stages stay finished.
   """
   if unknown := [name for name in stages if name not in COMMANDS]:
     raise errors.unknown(f'stage {unknown[0]!r}', unknown[0], COMMANDS)
+  if part is not None:
+    _refuse_undivided(stages)
   if processes.count() > 1:
     _refuse_single_process(stages)
     _refuse_other_commands(config, stages)
   if not processes.is_first():
     _join_shared(config, workdir, stages)
     return
-  with store.claimed(workdir):
+  with store.claimed(workdir, shared=part is not None):
     processes.check_shared(workdir.root)
     try:
-      _run_stages(config, workdir, stages)
+      _run_stages(config, workdir, stages, part)
     except errors.InputError:
       if not store.Manifest(workdir).stages:
         workdir.config.unlink(missing_ok=True)
       raise
     processes.barrier('end')
+
+
+def _refuse_undivided(stages: Sequence[str]) -> None:
+  if whole := [name for name in stages if not COMMANDS[name].by_cells]:
+    divided = ' and '.join(n for n, stage in STAGES.items() if stage.by_cells)
+    raise errors.InputError(
+      f'--cells divides {divided}, and not {whole[0]}: name only these stages, '
+      'and run the others without --cells'
+    )
+  if processes.count() > 1:
+    raise errors.InputError(
+      '--cells divides the cells between commands of one process each: leave '
+      'it out, or start the processes one by one, without --coordinator'
+    )
 
 
 def _refuse_single_process(stages: Sequence[str]) -> None:
@@ -241,6 +265,7 @@ def _run_stages(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   stages: Sequence[str],
+  part: study.CellPart | None,
 ) -> None:
   start = time.monotonic()
   for i, name in enumerate(stages):
@@ -256,7 +281,11 @@ def _run_stages(
       store.write_json(workdir.config, config.to_dict())
     if COMMANDS[name].shared:
       processes.barrier(name)
-    COMMANDS[name].load().run(config, workdir)
+    run_stage = COMMANDS[name].load().run
+    if COMMANDS[name].by_cells:
+      run_stage(config, workdir, part)
+    else:
+      run_stage(config, workdir)
     if name == 'annotate' and 'select' in stages and _picks_missing(workdir):
       _replace_rejected(config, workdir)
     waiting = [s for s in stages[i + 1 :] if COMMANDS[s].needs_answers]
@@ -264,7 +293,7 @@ def _run_stages(
       console.say(name, f'waiting for the answers: {", ".join(waiting)}')
       break
   # A preview may try options that differ from the study's.
-  if list(stages) != ['pool', PREVIEW.name]:
+  if part is None and list(stages) != ['pool', PREVIEW.name]:
     store.write_json(workdir.config, config.to_dict())
   store.Manifest(workdir).describe(**_devices())
   console.say('done', f'in {time.monotonic() - start:.1f} s')

@@ -54,6 +54,46 @@ def parts_fit(fraction: float, count: int) -> bool:
   return fraction == 1 or fraction * count <= 1 + 1e-9
 
 
+@dataclasses.dataclass(frozen=True)
+class CellPart:
+  """The I-th of N parts of the cells, for a machine that shares the workdir.
+
+  Attributes:
+    index: I, from 0.
+    count: N.
+  """
+
+  index: int
+  count: int
+
+  @classmethod
+  def parse(cls, text: str) -> 'CellPart':
+    """'I/N' -> the part.
+
+    Raises:
+      InputError: it is not of this form, or I is not below N.
+    """
+    index, slash, count = text.partition('/')
+    if slash and index.isdecimal() and count.isdecimal():
+      part = cls(int(index), int(count))
+      if part.index < part.count:
+        return part
+    raise errors.InputError(
+      f'--cells={text}: give I/N, the number of this machine, from 0, and how '
+      'many there are, as --cells=0/4'
+    )
+
+  def of(self, cells: Sequence[Cell]) -> list[Cell]:
+    """This part of the cells, in their order.
+
+    Cells of large budgets are dealt out first, so that parts take about the
+    same time.
+    """
+    by_size = sorted(cells, key=lambda cell: -cell.budget)
+    mine = set(by_size[self.index :: self.count])
+    return [cell for cell in cells if cell in mine]
+
+
 def cells(config: ml_collections.ConfigDict) -> list[Cell]:
   """Every strategy at every budget for every seed."""
   return [

@@ -16,7 +16,7 @@ from matplotlib import figure, patches
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGE = REPOSITORY / 'edsft_jax'
-BOTTOM = ('store', 'console', 'processes', 'errors')
+BOTTOM = ('store', 'console', 'interrupts', 'processes', 'errors')
 REGISTRY = 'strategies/registry'
 # Rows from top to bottom: part -> horizontal position, from 0 to 1.
 ROWS: tuple[dict[str, float], ...] = (
@@ -35,7 +35,7 @@ ROWS: tuple[dict[str, float], ...] = (
   {'inference': 0.15, 'selection': 0.9},
   {'models': 0.3, 'study': 0.68},
   {'mesh': 0.3, 'tables': 0.5, REGISTRY: 0.68},
-  {name: 0.2 + 0.2 * i for i, name in enumerate(BOTTOM)},
+  {name: 0.1 + 0.2 * i for i, name in enumerate(BOTTOM)},
 )
 
 

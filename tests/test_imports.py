@@ -24,7 +24,7 @@ STAGES = (
   'evaluation',
   'reporting',
 )
-SERVES_ALL = {'console', 'errors', 'processes', 'store'}
+SERVES_ALL = {'console', 'errors', 'interrupts', 'processes', 'store'}
 BELOW_STAGES = {
   'study',
   'registry',
@@ -37,6 +37,7 @@ BELOW_STAGES = {
 # Part of the package -> what it may import, besides itself.
 MAY_IMPORT = {
   'errors': set(),
+  'interrupts': set(),
   'processes': {'errors'},
   'console': {'processes'},
   'store': {'errors'},

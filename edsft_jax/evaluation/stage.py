@@ -78,8 +78,17 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
     )
 
 
-def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  part: study.CellPart | None = None,
+) -> None:
   """Evaluates the base model and every finetuned cell, once on each task.
+
+  Args:
+    config: see edsft_jax/config.py.
+    workdir: the study's folder.
+    part: the part of the cells that is this command's; None: all.
 
   Raises:
     InputError: a cell was evaluated with other inputs.
@@ -88,6 +97,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   path = models.resolve(config.model.path)
   options = _options(config, workdir, path)
   cells = _cells(config, workdir)
+  if part:
+    cells = part.of(cells)
   manifest = store.Manifest(workdir)
   known = manifest.stages.get('evaluate')
   if known and known.fingerprint:
@@ -97,8 +108,11 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   todo = {
     name: some
     for name in config.evaluation.tasks
-    if (some := _pending(workdir, name, cells, options[name]))
+    if (some := _pending(config, workdir, name, cells, options[name]))
   }
+  if not todo and part:
+    console.say('evaluate', f'{len(cells)} models, all already done')
+    return
   if not todo:
     manifest.finish(
       'evaluate', {**manifest.counts('evaluate'), 'models': len(cells)}
@@ -110,6 +124,13 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       name: _evaluate(config, workdir, path, name, some)
       for name, some in todo.items()
     }
+  if part:
+    console.say(
+      'evaluate',
+      f'{console.count(len(cells), "model")} -> {workdir.runs}; when every '
+      'part is done, run the command once without --cells',
+    )
+    return
   # Other tasks were counted by earlier runs.
   known_counts = manifest.counts('evaluate')
   manifest.finish(
@@ -193,6 +214,7 @@ _Todo = dict[study.Cell, dict[str, Any]]
 
 
 def _pending(
+  config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   task: str,
   cells: Sequence[study.Cell],
@@ -206,7 +228,7 @@ def _pending(
   todo = {}
   for cell in cells:
     run = workdir.run(cell.name)
-    made_from = store.read_json(run.cell) if run.cell.exists() else None
+    made_from = _made_from(config, run)
     fingerprint = store.plain({**options, 'cell': store.hash_json(made_from)})
     path = run.evaluation(task)
     if path.exists():
@@ -220,6 +242,18 @@ def _pending(
     else:
       todo[cell] = fingerprint
   return todo
+
+
+def _made_from(
+  config: ml_collections.ConfigDict, run: store.Run
+) -> dict[str, Any] | None:
+  """What a cell's model depends on; None for the pretrained model alone."""
+  if run.cell.exists():
+    contents = store.read_json(run.cell)
+    return {k: v for k, v in contents.items() if k != 'training'}
+  if adapter := config.finetuning.adapter_path:
+    return {'adapter': models.hash_adapter(adapter)}
+  return None
 
 
 def _evaluate(
@@ -251,8 +285,13 @@ def _evaluate(
           config.evaluation.batch_tokens,
           num_models=len(todo),
         )
-      responses = runners[graph](weights, rate)
-      _write(workdir.run(cell.name), cell, task, responses, todo[cell])
+      with store.locked(workdir, cell.name) as is_free:
+        run = workdir.run(cell.name)
+        if not is_free or run.evaluation(name).exists():
+          console.say('evaluate', f'{cell.name}: left to another command')
+          continue
+        responses = runners[graph](weights, rate)
+        _write(run, cell, task, responses, todo[cell])
   overlap = _count_contaminated(config, workdir, task)
   return {
     'items': len(task.items),
@@ -277,8 +316,9 @@ def _count_contaminated(
     },
   )
   path = workdir.contamination
-  known = store.read_json(path) if path.exists() else {}
-  store.write_json(path, {**known, task.name: overlap})
+  with store.locked(workdir, path.name, wait=True):
+    known = store.read_json(path) if path.exists() else {}
+    store.write_json(path, {**known, task.name: overlap})
   return overlap
 
 
@@ -302,11 +342,18 @@ def _decoders(
       )
     else:
       decoder = nnx.merge(*nnx.split(base))
-      if c.method == 'lora':
+      if c.adapter_path:
+        models.load_adapter(decoder, c.adapter_path)
+      elif c.method == 'lora':
         # A new adapter changes no output, and lets the base model share the
         # program of the finetuned ones.
         models.add_lora(
-          decoder, c.lora_rank, c.lora_alpha, c.lora_targets, nnx.Rngs(0)
+          decoder,
+          c.lora_rank,
+          c.lora_alpha,
+          c.lora_targets,
+          nnx.Rngs(0),
+          c.rslora,
         )
     yield cell, decoder
 

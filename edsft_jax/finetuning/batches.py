@@ -1,6 +1,7 @@
 """Batches of examples, determined by the seed alone."""
 
 from collections.abc import Sequence
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -33,54 +34,183 @@ def order(num_examples: int, epochs: int, seed: int) -> np.ndarray:
   )
 
 
-# Separates the random stream of the data order from others of the same seed.
+# Separate the random streams of the data order and of dropout from others of
+# the same seed.
 _DATA = 1
+_DROPOUT = 2
 
 
-class Batch(NamedTuple):
-  """Examples padded on the left to one length; padded rows have no tokens.
+def dropout_key(seed: int, step: int) -> jax.Array:
+  """The random key of a step's dropout."""
+  key = jax.random.fold_in(jax.random.key(seed), _DROPOUT)
+  return jax.random.fold_in(key, step)
+
+
+class MicroBatch(NamedTuple):
+  """Rows of examples, one after the other, followed by padding.
+
+  The B rows are divided into G groups, one for each shard of the batch axis, of
+  N = B / G * L slots each.
 
   Attributes:
     tokens: int32 [B, L].
-    num_tokens: int32 [B], tokens of each row without padding.
-    num_response: int32 [B], those of them that belong to the response.
+    segments: int32 [B, L], for each token the number of its example in the row,
+      from 1; 0: padding.
+    numbers: int32 [B, L], the number of each token among those of the step, in
+      the order of its examples, from 0: what dropout depends on.
+    targets: int32 [G, N], the tokens of responses in a group; then zeros.
+    sources: int32 [G, N], the slot of each target's predecessor in its group.
+    num_targets: int32 [G], number of targets.
   """
 
   tokens: Array
-  num_tokens: Array
-  num_response: Array
+  segments: Array
+  numbers: Array
+  targets: Array
+  sources: Array
+  num_targets: Array
 
 
-def pad(examples: Sequence[Example], length: int, num_rows: int) -> Batch:
-  """Pads examples on the left to `length`, and to `num_rows` rows."""
-  tokens_BxL = np.zeros((num_rows, length), np.int32)
-  num_tokens_B = np.zeros(num_rows, np.int32)
-  num_response_B = np.zeros(num_rows, np.int32)
-  for row, example in enumerate(examples):
-    num_tokens_B[row] = len(example.tokens)
-    num_response_B[row] = example.num_response
-    tokens_BxL[row, length - len(example.tokens) :] = example.tokens
-  return Batch(tokens_BxL, num_tokens_B, num_response_B)
+class Layout(NamedTuple):
+  """How examples become micro-batches.
 
-
-def num_targets(examples: Sequence[Example], length: int) -> int:
-  """How many last tokens of rows padded to `length` cover every response.
-
-  Rounded up to one of few numbers, so that few programs are compiled. The first
-  token of a row is never a target, since nothing predicts it.
+  Attributes:
+    packing: several examples may share a row.
+    max_rows: rows of a micro-batch at most; 0: `max_slots` decides.
+    max_slots: tokens and padding of a micro-batch at most, unless that is less
+      than a row for each group.
+    groups: see `MicroBatch`; rows are a multiple of it.
   """
-  longest = max(example.num_response for example in examples)
-  return min(bucket(longest), length - 1)
+
+  packing: bool
+  max_rows: int
+  max_slots: int
+  groups: int
+
+  def rows(self, length: int) -> int:
+    """Rows of a micro-batch of this length at most."""
+    rows = self.max_rows or max(self.max_slots // length, 1)
+    return -(-rows // self.groups) * self.groups
+
+  def halved(self, length: int) -> 'Layout | None':
+    """With half the rows, or None if there is only one for each group."""
+    rows = self.rows(length)
+    if rows == self.groups:
+      return None
+    return self._replace(max_rows=max(rows // 2, 1))
 
 
-def make(examples: Sequence[Example], num_rows: int) -> tuple[Batch, int]:
-  """Pads examples to one of few shapes.
+def micro_batches(
+  examples: Sequence[Example], layout: Layout
+) -> list[MicroBatch]:
+  """The micro-batches of a step.
+
+  With packing, all rows have one length, that of the longest example, rounded
+  up. Without, examples are sorted by length, and each micro-batch has a length
+  of its own. Lengths and numbers of rows are rounded to few, so that few
+  programs are compiled.
+  """
+  ends = itertools.accumulate(len(e.tokens) for e in examples)
+  numbers = [e - len(x.tokens) for x, e in zip(examples, ends, strict=True)]
+  # Longest first; the number of its first token goes with an example.
+  ordered = sorted(
+    zip(examples, numbers, strict=True), key=lambda x: -len(x[0].tokens)
+  )
+  result = []
+  while ordered:
+    length = bucket(max(len(ordered[0][0].tokens), 2))
+    if layout.packing:
+      rows = first_fit([len(e.tokens) for e, _ in ordered], length)
+    else:
+      rows = [[i] for i in range(min(layout.rows(length), len(ordered)))]
+    # As few micro-batches as possible, of one size.
+    num_batches = -(-len(rows) // layout.rows(length))
+    num_rows = -(-len(rows) // (num_batches * layout.groups)) * layout.groups
+    for start in range(0, len(rows), num_rows):
+      part = [
+        [ordered[i] for i in row] for row in rows[start : start + num_rows]
+      ]
+      result.append(
+        fill(
+          [[example for example, _ in row] for row in part],
+          (num_rows, length),
+          layout.groups,
+          [[number for _, number in row] for row in part],
+        )
+      )
+    ordered = ordered[sum(map(len, rows)) :]
+  return result
+
+
+def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+  """Packs sequences, longest first, each into the first row with room for it.
+
+  Args:
+    lengths: of the sequences, in falling order, none above `capacity`.
+    capacity: tokens per row.
 
   Returns:
-    The batch, and how many last tokens cover every response.
+    The indices of the sequences of each row.
   """
-  length = bucket(max(len(e.tokens) for e in examples))
-  return pad(examples, length, num_rows), num_targets(examples, length)
+  rows: list[list[int]] = []
+  room: list[int] = []
+  for index, length in enumerate(lengths):
+    row = next((r for r, left in enumerate(room) if left >= length), len(rows))
+    if row == len(rows):
+      rows.append([])
+      room.append(capacity)
+    rows[row].append(index)
+    room[row] -= length
+  return rows
+
+
+def fill(
+  rows: Sequence[Sequence[Example]],
+  shape: tuple[int, int],
+  groups: int,
+  numbers: Sequence[Sequence[int]] | None = None,
+) -> MicroBatch:
+  """A micro-batch of these rows; those that are missing are padding.
+
+  Args:
+    rows: examples.
+    shape: B and L.
+    groups: see `MicroBatch`.
+    numbers: the number of each example's first token; None: not needed.
+  """
+  num_rows, length = shape
+  tokens_BxL = np.zeros(shape, np.int32)
+  segments_BxL = np.zeros(shape, np.int32)
+  numbers_BxL = np.zeros(shape, np.int32)
+  is_target_BxL = np.zeros(shape, bool)
+  for r, row in enumerate(rows):
+    end = 0
+    for segment, example in enumerate(row, start=1):
+      start, end = end, end + len(example.tokens)
+      tokens_BxL[r, start:end] = example.tokens
+      segments_BxL[r, start:end] = segment
+      if numbers is not None:
+        first_number = numbers[r][segment - 1]
+        numbers_BxL[r, start:end] = first_number + np.arange(end - start)
+      # Nothing predicts the first token of an example.
+      first = max(end - example.num_response, start + 1)
+      is_target_BxL[r, first:end] = True
+  num_slots = num_rows * length // groups
+  targets_GxN = np.zeros((groups, num_slots), np.int32)
+  sources_GxN = np.zeros((groups, num_slots), np.int32)
+  is_target_GxN = is_target_BxL.reshape(groups, num_slots)
+  for group, tokens_N in enumerate(tokens_BxL.reshape(groups, num_slots)):
+    (slots,) = np.nonzero(is_target_GxN[group])
+    targets_GxN[group, : len(slots)] = tokens_N[slots]
+    sources_GxN[group, : len(slots)] = slots - 1
+  return MicroBatch(
+    tokens_BxL,
+    segments_BxL,
+    numbers_BxL,
+    targets_GxN,
+    sources_GxN,
+    is_target_GxN.sum(axis=1, dtype=np.int32),
+  )
 
 
 def bucket(length: int) -> int:

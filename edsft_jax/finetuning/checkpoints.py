@@ -1,16 +1,46 @@
-"""The latest checkpoint of a cell, kept while the cell is being finetuned."""
+"""The latest checkpoints of a cell, kept while the cell is being finetuned.
 
+A folder per step, written by orbax, with the SHA-256 of its files. It gets its
+name once it is complete, so a kill during a save leaves the one before.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import logging
 import pathlib
-from typing import Any
+import shutil
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
+from edsft_jax import errors, store
 from edsft_jax.finetuning.trainer import State
+
+# If the last one is damaged, the one before it is still good.
+_MAX_TO_KEEP = 2
+_CHECKSUMS = 'checksums.json'
+# orbax adds the time to this one when it renames the folder.
+_UNSUMMED = (_CHECKSUMS, '_CHECKPOINT_METADATA')
+_PARTIAL = '.orbax-checkpoint-tmp'
+
+
+class Restored(NamedTuple):
+  """What a checkpoint holds.
+
+  Attributes:
+    step: the number of steps done.
+    state: parameters and optimizer state after that step.
+    progress: the JSON object saved with it; empty for the initial state.
+  """
+
+  step: int
+  state: State
+  progress: dict[str, Any]
 
 
 class Checkpoints:
-  """The latest checkpoint of a cell; opens the folder only when needed."""
+  """The checkpoints of a cell; opens the folder only when needed."""
 
   def __init__(self, directory: pathlib.Path):
     """Takes the checkpoint folder, which need not exist."""
@@ -18,38 +48,162 @@ class Checkpoints:
     self._manager: ocp.CheckpointManager | None = None
 
   def __enter__(self) -> 'Checkpoints':
+    logging.getLogger('absl').addFilter(_is_not_by_orbax)
     return self
 
-  def __exit__(self, *_: Any) -> None:
+  def __exit__(self, exception: type[BaseException] | None, *_: Any) -> None:
+    """Waits for the save under way; its error matters less than another's."""
+    try:
+      with (
+        contextlib.suppress(errors.InputError)
+        if exception
+        else contextlib.nullcontext()
+      ):
+        self.wait()
+    finally:
+      self._close()
+      logging.getLogger('absl').removeFilter(_is_not_by_orbax)
+
+  @property
+  def last_step(self) -> int | None:
+    """The step of the last complete checkpoint, or None."""
+    steps = self._steps()
+    return steps[-1] if steps else None
+
+  def restore(self, state: State) -> Restored:
+    """The last complete checkpoint, or step 0 with `state`.
+
+    Raises:
+      InputError: it is damaged, naming the folder and what to do.
+    """
+    step = self.last_step
+    if step is None:
+      return Restored(0, state, {})
+    self._verify(step)
+    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_disk(state))
+    try:
+      found = self._open().restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract),
+          progress=ocp.args.JsonRestore(),
+        ),
+      )
+    except Exception as error:  # orbax has no error of its own.
+      raise self._damaged(step, str(error)) from error
+    saved = State(found['state']['params'], found['state']['optimizer'])
+    return Restored(step, saved, found['progress'])
+
+  def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
+    """Saves in the background; waits for the save before this one.
+
+    Raises:
+      InputError: the disk was full during this save or the one before.
+    """
+    with self._reporting_full_disk():
+      self._open().save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_on_disk(state)),
+          progress=ocp.args.JsonSave(progress),
+        ),
+      )
+
+  def wait(self) -> None:
+    """Waits until the last save is complete.
+
+    Raises:
+      InputError: the disk was full.
+    """
+    if self._manager is not None:
+      with self._reporting_full_disk():
+        self._manager.wait_until_finished()
+
+  def remove(self) -> None:
+    """Removes all checkpoints."""
+    self._close()
+    if self._directory.exists():
+      shutil.rmtree(self._directory)
+
+  def _close(self) -> None:
     if self._manager is not None:
       self._manager.close()
-
-  def restore(self, state: State) -> tuple[int, State]:
-    """Step and state of the last complete checkpoint, or 0 and `state`."""
-    if not self._directory.exists():
-      return 0, state
-    step = self._open().latest_step()
-    if step is None:
-      return 0, state
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_disk(state))
-    restored = self._open().restore(
-      step, args=ocp.args.StandardRestore(abstract)
-    )
-    return step, State(restored['params'], restored['optimizer'])
-
-  def save(self, step: int, state: State) -> None:
-    """Saves asynchronously; orbax renames the folder once it is complete."""
-    self._open().save(step, args=ocp.args.StandardSave(_on_disk(state)))
+      self._manager = None
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
       self._manager = ocp.CheckpointManager(
         self._directory,
-        options=ocp.CheckpointManagerOptions(max_to_keep=1),
+        options=ocp.CheckpointManagerOptions(
+          max_to_keep=_MAX_TO_KEEP,
+          cleanup_tmp_directories=True,
+          async_options=ocp.AsyncOptions(
+            post_finalization_callback=self._add_checksums
+          ),
+        ),
       )
     return self._manager
+
+  def _steps(self) -> list[int]:
+    if not self._directory.exists():
+      return []
+    names = [p.name for p in self._directory.iterdir() if p.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+  def _add_checksums(self) -> None:
+    """Called by orbax when all is written, before the folder is renamed."""
+    for folder in self._directory.glob(f'*{_PARTIAL}'):
+      store.write_json(folder / _CHECKSUMS, _checksums(folder))
+
+  def _verify(self, step: int) -> None:
+    """Compares a checkpoint's files with their checksums."""
+    folder = self._directory / str(step)
+    try:
+      expected = store.read_json(folder / _CHECKSUMS)
+    except (OSError, ValueError):
+      raise self._damaged(step, f'{_CHECKSUMS} cannot be read') from None
+    found = _checksums(folder)
+    for name, checksum in expected.items():
+      if name not in found:
+        raise self._damaged(step, f'{name} is missing')
+      if found[name] != checksum:
+        raise self._damaged(step, f'{name} has changed since it was written')
+
+  def _damaged(self, step: int, what: str) -> errors.InputError:
+    before = [s for s in self._steps() if s < step]
+    then = (
+      f'resume from step {before[-1]}' if before else 'start this cell again'
+    )
+    return errors.InputError(
+      f'the checkpoint {self._directory / str(step)} is damaged ({what}): '
+      f'remove that folder and run the same command to {then}'
+    )
+
+  @contextlib.contextmanager
+  def _reporting_full_disk(self) -> Iterator[None]:
+    try:
+      with store.reporting_full_disk(self._directory):
+        yield
+    except errors.InputError:
+      for folder in self._directory.glob(f'*{_PARTIAL}'):
+        shutil.rmtree(folder, ignore_errors=True)
+      raise
 
 
 def _on_disk(state: State) -> dict[str, Any]:
   """The state under its names on disk, independent of the field names."""
   return {'params': state.params, 'optimizer': state.opt_state}
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+  """SHA-256 of the files in a checkpoint's folder."""
+  return {
+    str(path.relative_to(folder)): store.hash_file(path)
+    for path in sorted(folder.rglob('*'))
+    if path.is_file() and path.name not in _UNSUMMED
+  }
+
+
+def _is_not_by_orbax(record: logging.LogRecord) -> bool:
+  """Log filter: orbax logs the errors that it raises, with tracebacks."""
+  return 'orbax' not in pathlib.Path(record.pathname).parts

@@ -1,35 +1,178 @@
-"""The loss of a batch: the negative log-likelihood of the responses."""
+"""The loss of a micro-batch: the negative log-likelihood of the responses."""
+
+import functools
+import math
+from typing import Any
 
 import jax
+from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 
-from edsft_jax.finetuning.batches import Batch
-from edsft_jax.models import Decoder
+from edsft_jax.finetuning.batches import MicroBatch
+from edsft_jax.models import Decoder, DecoderConfig, output_logits
 
 
-def loss(decoder: Decoder, batch: Batch, num_targets: int) -> jax.Array:
-  """Negative log-likelihood of each row's response, float32 [B], in nats.
+def max_logits() -> int:
+  """How many logits to compute at once, in floats.
+
+  On a CPU few, so that they stay in its caches.
+  """
+  return 2**22 if jax.default_backend() == 'cpu' else 2**26
+
+
+def loss(
+  decoder: Decoder,
+  batch: MicroBatch,
+  remat: bool = False,
+  most_logits: int = 0,
+) -> jax.Array:
+  """Negative log-likelihood of all responses, summed, in nats.
+
+  Logits are computed in chunks of the tokens that are predicted, each together
+  with its gradient, so that none are kept for the backward pass.
 
   Args:
     decoder: the model.
-    batch: rows of tokens, padded on the left.
-    num_targets: the last tokens of a row to compute logits for (static); no
-      response may be longer.
+    batch: the rows.
+    remat: see `Decoder.hidden_of_packed`.
+    most_logits: how many logits to compute at once; 0: `max_logits()`.
+
+  Returns:
+    A float32 scalar.
   """
-  length = batch.tokens.shape[1]
-  mask_BxL = jnp.arange(length) >= length - batch.num_tokens[:, None]
-  tokens_BxL = jnp.asarray(batch.tokens)
-  hidden_BxLxD = decoder(tokens_BxL, mask_BxL).hidden_BxLxD
-  # Padding is on the left, so responses are the last tokens, each predicted at
-  # the position before its own.
-  hidden_BxTxD = hidden_BxLxD[:, -num_targets - 1 : -1]
-  target_BxT = tokens_BxL[:, -num_targets:]
-  counts_BxT = (
-    jnp.arange(num_targets) >= num_targets - batch.num_response[:, None]
+  hidden_BxLxD = decoder.hidden_of_packed(
+    jnp.asarray(batch.tokens), jnp.asarray(batch.segments), remat
   )
-  logits_BxTxV = decoder.logits(hidden_BxTxD).astype(jnp.float32)
-  nll_BxT = (
-    jax.nn.logsumexp(logits_BxTxV, axis=-1)
-    - jnp.take_along_axis(logits_BxTxV, target_BxT[..., None], axis=-1)[..., 0]
+  groups, num_slots = batch.targets.shape
+  most_logits = most_logits or max_logits()
+  most = max(most_logits // (groups * decoder.config.vocab_size), 1)
+  chunk = math.ceil(num_slots / math.ceil(num_slots / most))
+  return _summed_nll(
+    decoder.config,
+    chunk,
+    hidden_BxLxD.reshape(groups, num_slots, -1),
+    decoder.output_weight,
+    batch,
   )
-  return jnp.sum(jnp.where(counts_BxT, nll_BxT, 0.0), axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed_nll(
+  config: DecoderConfig,
+  chunk: int,
+  hidden_GxNxD: jax.Array,
+  weight: jax.Array,
+  batch: MicroBatch,
+) -> jax.Array:
+  """The nll of all targets, from `chunk` of each group at a time."""
+
+  def add(number: jax.Array, total: jax.Array) -> jax.Array:
+    part = _Chunk(batch, chunk, number)
+    return total + part.nll(config, part.take(hidden_GxNxD), weight)
+
+  num_chunks = _num_chunks(batch, chunk)
+  return jax.lax.fori_loop(0, num_chunks, add, jnp.zeros((), jnp.float32))
+
+
+def _forward(
+  config: DecoderConfig, chunk: int, hidden: Any, weight: Any, batch: Any
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array | None]]:
+  """The nll, and its gradients as residuals; arguments as custom_vjp's."""
+  batch = jax.tree.map(
+    lambda leaf: leaf.value, batch, is_leaf=lambda x: hasattr(x, 'perturbed')
+  )
+  hidden_GxNxD = hidden.value
+  # A frozen output layer gets no gradient.
+  trained = weight.perturbed
+  weight = weight.value
+
+  def add(number: jax.Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
+    total, grad_GxNxD, weight_grad = sums
+    part = _Chunk(batch, chunk, number)
+    nll = functools.partial(part.nll, config)
+    hidden_GxCxD = part.take(hidden_GxNxD)
+    if trained:
+      value, (grad_GxCxD, more) = jax.value_and_grad(nll, (0, 1))(
+        hidden_GxCxD, weight
+      )
+      weight_grad = weight_grad + more.astype(jnp.float32)
+    else:
+      value, grad_GxCxD = jax.value_and_grad(nll)(hidden_GxCxD, weight)
+    return total + value, part.put(grad_GxNxD, grad_GxCxD), weight_grad
+
+  total, grad_GxNxD, weight_grad = jax.lax.fori_loop(
+    0,
+    _num_chunks(batch, chunk),
+    add,
+    (
+      jnp.zeros((), jnp.float32),
+      jnp.zeros_like(hidden_GxNxD),
+      jnp.zeros_like(weight, jnp.float32) if trained else None,
+    ),
+  )
+  if trained:
+    weight_grad = weight_grad.astype(weight.dtype)
+  return total, (grad_GxNxD, weight_grad)
+
+
+def _backward(
+  config: DecoderConfig,
+  chunk: int,
+  gradients: tuple[jax.Array, jax.Array | None],
+  cotangent: Any,
+) -> tuple[Any, ...]:
+  del config, chunk
+  if isinstance(cotangent, SymbolicZero):
+    return None, None, None
+  grad_GxNxD, weight_grad = gradients
+  scaled = (grad_GxNxD * cotangent).astype(grad_GxNxD.dtype)
+  if weight_grad is None:
+    return scaled, None, None
+  return scaled, (weight_grad * cotangent).astype(weight_grad.dtype), None
+
+
+_summed_nll.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _num_chunks(batch: MicroBatch, chunk: int) -> jax.Array:
+  """How many chunks have targets: there is no work for the others."""
+  return (jnp.max(batch.num_targets) + chunk - 1) // chunk
+
+
+class _Chunk:
+  """A part of the targets of every group."""
+
+  def __init__(self, batch: MicroBatch, size: int, number: jax.Array):
+    start = number * size
+    num_slots = batch.targets.shape[1]
+    # The last chunk may begin earlier, at targets that were counted before.
+    first = jnp.minimum(start, num_slots - size)
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, first, size, axis=1)
+    index_C = first + jnp.arange(size)
+    self._target_GxC = cut(jnp.asarray(batch.targets))
+    self._source_GxC = cut(jnp.asarray(batch.sources))
+    self._counts_GxC = (index_C >= start) & (
+      index_C < batch.num_targets[:, None]
+    )
+
+  def take(self, hidden_GxNxD: jax.Array) -> jax.Array:
+    """The hidden states that predict the targets, [G, C, D]."""
+    return jax.vmap(lambda x, i: x[i])(hidden_GxNxD, self._source_GxC)
+
+  def put(self, into_GxNxD: jax.Array, x_GxCxD: jax.Array) -> jax.Array:
+    """Adds to the places that `take` took from."""
+    add = lambda into, x, i: into.at[i].add(x)
+    return jax.vmap(add)(into_GxNxD, x_GxCxD, self._source_GxC)
+
+  def nll(
+    self, config: DecoderConfig, hidden_GxCxD: jax.Array, weight: jax.Array
+  ) -> jax.Array:
+    """Summed nll of the targets, float32."""
+    logits_GxCxV = output_logits(config, hidden_GxCxD, weight)
+    # Compares instead of gathering, so that the gradient is one pass.
+    is_target_GxCxV = (
+      jnp.arange(logits_GxCxV.shape[-1]) == self._target_GxC[..., None]
+    )
+    target_GxC = jnp.sum(jnp.where(is_target_GxCxV, logits_GxCxV, 0), axis=-1)
+    nll_GxC = jax.nn.logsumexp(logits_GxCxV, axis=-1) - target_GxC
+    return jnp.sum(jnp.where(self._counts_GxC, nll_GxC, 0))

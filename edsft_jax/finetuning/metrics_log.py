@@ -1,61 +1,138 @@
-"""Logs loss and learning rate by step to metrics.jsonl and TensorBoard."""
+"""Logs a cell's training: metrics.jsonl, timing.jsonl, TensorBoard, wandb."""
 
+from collections.abc import Mapping
 import json
 import pathlib
 import shutil
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from edsft_jax import store
 
 
-class MetricsLog:
-  """Appends to metrics.jsonl and to TensorBoard, from a given step on."""
+class Tracker(Protocol):
+  """A service that shows metrics, such as Weights & Biases."""
 
-  def __init__(self, run: store.Run, step: int):
-    """Drops what an interrupted run wrote after `step`."""
+  def log(self, values: Mapping[str, float], step: int) -> None:
+    """Takes the values of a step."""
+
+
+class MetricsLog:
+  """Appends the lines of a cell, from a given step on.
+
+  metrics.jsonl only depends on the cell: the lines of an interrupted and
+  resumed run are those of an uninterrupted one. What depends on the machine
+  goes to timing.jsonl, whose lines have the same steps.
+  """
+
+  def __init__(self, run: store.Run, step: int, tracker: Tracker | None = None):
+    """Drops what an interrupted run wrote after `step`.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    self._run = run
+    self._tracker = tracker
     kept = _lines_until(run.metrics, step)
+    timing = _lines_until(run.timing, step)
+    self.first_loss: float | None = kept[0]['loss'] if kept else None
     self._tokens = kept[-1]['tokens'] if kept else 0
-    before = kept[-1]['seconds'] if kept else 0.0
+    before = timing[-1]['seconds'] if timing else 0.0
     self._start = time.monotonic() - before
     store.write_jsonl(run.metrics, kept)
+    store.write_jsonl(run.timing, timing)
     if run.tensorboard.exists():
       shutil.rmtree(run.tensorboard)
-    # Imported here, since it imports torch if that is installed.
-    import tensorboardX
-
-    self._writer = tensorboardX.SummaryWriter(str(run.tensorboard))
-    for line in kept:
-      self._plot(line)
-    self._file = run.metrics.open('a', encoding='utf-8')
+    with store.reporting_full_disk(run.tensorboard):
+      self._events = _Events(run.tensorboard)
+      for line in (*kept, *timing):
+        self._events.write(_plotted(line), line['step'])
+    self._files = [
+      path.open('a', encoding='utf-8') for path in (run.metrics, run.timing)
+    ]
 
   def __enter__(self) -> 'MetricsLog':
     return self
 
   def __exit__(self, *_: Any) -> None:
-    self._file.close()
-    self._writer.close()
+    with store.reporting_full_disk(self._run.root):
+      for file in self._files:
+        file.close()
+      self._events.close()
 
   def write(
-    self, step: int, loss: float, learning_rate: float, num_tokens: int
+    self,
+    step: int,
+    metrics: Mapping[str, float],
+    num_tokens: int,
+    timing: Mapping[str, float],
   ) -> None:
-    """Writes one line; `num_tokens` counts those since the last line."""
-    self._tokens += num_tokens
-    line = {
-      'step': step,
-      'loss': loss,
-      'learning_rate': learning_rate,
-      'tokens': self._tokens,
-      'seconds': round(time.monotonic() - self._start, 3),
-    }
-    self._file.write(json.dumps(line, allow_nan=False) + '\n')
-    # A checkpoint of this step needs this line on disk.
-    self._file.flush()
-    self._plot(line)
+    """Writes the lines of a step.
 
-  def _plot(self, line: dict[str, float]) -> None:
-    for name in ('loss', 'learning_rate', 'tokens'):
-      self._writer.add_scalar(name, line[name], line['step'])
+    Args:
+      step: optimizer steps done.
+      metrics: loss and learning rate, and others, by name.
+      num_tokens: response tokens since the last line.
+      timing: speed and memory, by name.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    self._tokens += num_tokens
+    if self.first_loss is None:
+      self.first_loss = metrics['loss']
+    seconds = round(time.monotonic() - self._start, 3)
+    lines = (
+      {'step': step, **metrics, 'tokens': self._tokens},
+      {'step': step, 'seconds': seconds, **timing},
+    )
+    with store.reporting_full_disk(self._run.root):
+      for file, line in zip(self._files, lines, strict=True):
+        file.write(json.dumps(line, allow_nan=False) + '\n')
+        # A checkpoint of this step needs these lines on disk.
+        file.flush()
+        self._events.write(_plotted(line), step)
+      self._events.flush()
+    if self._tracker is not None:
+      self._tracker.log(_plotted(lines[0]) | _plotted(lines[1]), step)
+
+
+class _Events:
+  """A file of TensorBoard events.
+
+  tensorboardX's SummaryWriter writes in a thread, whose error is lost: on a
+  full disk it dies, and the next events wait for it for ever.
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    # Imported here, since it imports torch if that is installed.
+    import tensorboardX
+    from tensorboardX import event_file_writer
+    from tensorboardX.proto import event_pb2
+
+    directory.mkdir(parents=True)
+    self._scalar = tensorboardX.summary.scalar
+    self._event = event_pb2.Event
+    self._writer = event_file_writer.EventsWriter(str(directory / 'events'))
+
+  def write(self, values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+      self._writer.write_event(
+        self._event(
+          wall_time=time.time(), step=step, summary=self._scalar(name, value)
+        )
+      )
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+def _plotted(line: Mapping[str, float]) -> dict[str, float]:
+  """The values of a line that have a curve of their own."""
+  return {k: v for k, v in line.items() if k not in ('step', 'seconds')}
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[dict[str, Any]]:

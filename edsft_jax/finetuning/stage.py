@@ -1,9 +1,7 @@
 """The finetune stage: selections and their answers -> runs/CELL/model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
-import math
-import pathlib
 import shutil
 from typing import Any
 
@@ -11,9 +9,8 @@ import ml_collections
 
 from edsft_jax import console, errors, models, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.finetuning import batches, train_loop
-from edsft_jax.finetuning import trainer as trainer_lib
-from edsft_jax.models import lora, responses
+from edsft_jax.finetuning import options, runner
+from edsft_jax.finetuning.options import check_options
 
 
 def check(
@@ -31,96 +28,82 @@ def check(
   mesh_lib.make_mesh(**config.mesh)
   store.require(workdir.pool, 'pool', planned)
   store.require(workdir.responses, 'annotate', planned)
+  if config.finetuning.eval_steps and 'pool' not in planned:
+    _require_heldout(workdir)
   for cell in study.cells(config):
     selection = workdir.selection(cell.strategy, cell.seed)
     store.require(selection, 'select', planned)
 
 
-def check_options(config: ml_collections.ConfigDict) -> None:
-  """Rejects bad hyperparameters, and a model that does not support them.
-
-  Raises:
-    InputError: naming the option or the file.
-  """
-  c = config.finetuning
-  context = models.check(models.resolve(config.model.path)).context
-  if c.method not in trainer_lib.METHODS:
-    raise errors.unknown(
-      f'finetuning.method {c.method!r}', c.method, trainer_lib.METHODS
-    )
-  unknown = [name for name in c.lora_targets if name not in lora.TARGETS]
-  if unknown or not c.lora_targets:
+def _require_heldout(workdir: store.Workdir) -> None:
+  if not workdir.heldout.exists():
     raise errors.InputError(
-      f'finetuning.lora_targets is {tuple(c.lora_targets)}: choose from '
-      f'{", ".join(lora.TARGETS)}'
-    )
-  for name in (
-    'lora_rank',
-    'epochs',
-    'batch_size',
-    'checkpoint_steps',
-    'log_steps',
-  ):
-    if c[name] < 1:
-      raise errors.InputError(
-        f'finetuning.{name} is {c[name]}: must be at least 1'
-      )
-  for name in ('lora_alpha', 'learning_rate', 'clip_norm'):
-    if not 0 < c[name] < math.inf:
-      raise errors.InputError(
-        f'finetuning.{name} is {c[name]}: must be above 0'
-      )
-  if not 0 <= c.weight_decay < math.inf:
-    raise errors.InputError(
-      f'finetuning.weight_decay is {c.weight_decay}: must be at least 0'
-    )
-  if not 0 <= c.warmup_fraction <= 1:
-    raise errors.InputError(
-      f'finetuning.warmup_fraction is {c.warmup_fraction}: must be from 0 to 1'
-    )
-  if c.max_length and not 2 <= c.max_length <= context:
-    raise errors.InputError(
-      f'finetuning.max_length is {c.max_length}: give 2 to {context}, the '
-      "model's context, or 0 for all of it"
+      f'finetuning.eval_steps needs {workdir.heldout}, which this study does '
+      'not have: set pool.heldout_path, or leave it at 0'
     )
 
 
-def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  part: study.CellPart | None = None,
+) -> None:
   """Finetunes every cell of the study; resumes an interrupted run.
 
+  Args:
+    config: see edsft_jax/config.py.
+    workdir: the study's folder.
+    part: the part of the cells that is this command's; None: all.
+
   Raises:
-    InputError: a cell was made from other inputs, an answer is missing, or
-      the loss is not finite.
+    InputError: a cell was made from other inputs, an answer is missing, a
+      checkpoint is damaged, or the loss is not finite.
   """
   check(config, workdir, frozenset())
-  c = config.finetuning
-  hyperparameters = trainer_lib.Hyperparameters(
-    **{
-      f.name: c[f.name] for f in dataclasses.fields(trainer_lib.Hyperparameters)
-    }
-  )
   path = models.resolve(config.model.path)
-  options = _options(config, hyperparameters, path)
+  inputs = options.fingerprint(config, path)
   cells = _cells(config, workdir)
-  _remove_outdated(workdir, cells)
+  mine = part.of(list(cells)) if part else list(cells)
+  _remove_outdated(workdir, mine)
   manifest = store.Manifest(workdir)
-  if not any(workdir.runs.glob('*/model')):
+  if not any(workdir.runs.glob('*/cell.json')):
     manifest.forget('finetune')
   manifest.begin(
     'finetune',
-    options,
+    inputs,
     f'set it back, remove {workdir.runs} to finetune every cell again, or use '
     'another --workdir',
   )
-  todo = [
-    cell for cell, ids in cells.items() if _begin(workdir, cell, ids, options)
-  ]
-  if not todo:
-    console.say('finetune', f'{len(cells)} cells, all already done')
+  fingerprints = {
+    cell: store.plain(
+      {**inputs, 'prompts and answers': store.hash_json(cells[cell])}
+    )
+    for cell in mine
+  }
+  for cell in mine:
+    _refuse_change(workdir, cell, fingerprints[cell])
+  kind = config.finetuning.export
+  todo = [c for c in mine if runner.needs_work(workdir.run(c.name), kind)]
+  if not todo and (part or manifest.is_done('finetune')):
+    console.say('finetune', f'{len(mine)} cells, all already done')
     return
   with manifest.timed('finetune'):
-    counts = _finetune(config, workdir, hyperparameters, path, cells, todo)
-  manifest.finish('finetune', counts)
+    work = runner.Runner(config, workdir, cells, path)
+    if todo:
+      work.run(todo, lambda cell: _is_done(workdir, cell, fingerprints[cell]))
+  if part:
+    console.say(
+      'finetune',
+      f'{console.count(len(mine), "cell")} of {len(cells):,} -> '
+      f'{workdir.runs}; when every part is done, run the command once without '
+      '--cells',
+    )
+  else:
+    manifest.finish('finetune', work.counts)
+    _say_counts(work.counts, workdir)
+
+
+def _say_counts(counts: Mapping[str, int], workdir: store.Workdir) -> None:
   console.say(
     'finetune',
     f'{console.count(counts["cells"], "cell")}, '
@@ -132,8 +115,6 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   )
 
 
-# A cell's examples: id, prompt and answer.
-_Triples = list[tuple[str, store.Prompt, str]]
 # Cells that wait for answers, with how many they lack, and the first prompt of
 # these; None if rejected picks have not been replaced.
 _Waiting = list[tuple[study.Cell, int, str | None]]
@@ -141,7 +122,7 @@ _Waiting = list[tuple[study.Cell, int, str | None]]
 
 def _cells(
   config: ml_collections.ConfigDict, workdir: store.Workdir
-) -> dict[study.Cell, _Triples]:
+) -> dict[study.Cell, runner.Triples]:
   """Every cell that has its answers with its examples, in greedy order.
 
   Raises:
@@ -151,7 +132,7 @@ def _cells(
   prompts = dict(zip(pool.ids, pool.prompts, strict=True))
   answers = store.read_responses(workdir.responses)
 
-  def triples(ids: Sequence[str]) -> _Triples:
+  def triples(ids: Sequence[str]) -> runner.Triples:
     return [(i, prompts[i], answers[i]) for i in ids]
 
   result = {}
@@ -206,152 +187,49 @@ _NAMES_SHOWN = 5
 
 
 def _remove_outdated(
-  workdir: store.Workdir, cells: Mapping[study.Cell, _Triples]
+  workdir: store.Workdir, cells: Collection[study.Cell]
 ) -> None:
   """Removes cells of the study whose answers were corrected since."""
   for cell in study.outdated(workdir):
-    run = workdir.run(cell.name)
-    if cell in cells and run.model.exists():
-      console.say('finetune', f'{cell.name}: corrected answers, made again')
-      shutil.rmtree(run.root)
+    if cell not in cells:
+      continue
+    with store.locked(workdir, cell.name) as is_free:
+      if is_free:
+        console.say('finetune', f'{cell.name}: corrected answers, made again')
+        shutil.rmtree(workdir.run(cell.name).root)
 
 
-def _options(
-  config: ml_collections.ConfigDict,
-  hyperparameters: trainer_lib.Hyperparameters,
-  path: pathlib.Path,
-) -> dict[str, Any]:
-  """The inputs that the weights of every cell depend on, by name."""
-  fields = dataclasses.asdict(hyperparameters)
-  if hyperparameters.method != 'lora':
-    fields = {k: v for k, v in fields.items() if not k.startswith('lora_')}
-  return {
-    **models.fingerprint(path, config.model.dtype, config.prompt),
-    **{f'finetuning.{name}': value for name, value in fields.items()},
-  }
-
-
-def _begin(
-  workdir: store.Workdir,
-  cell: study.Cell,
-  examples: _Triples,
-  options: Mapping[str, Any],
-) -> bool:
-  """Prepares a cell's folder; returns False if the cell is done.
+def _refuse_change(
+  workdir: store.Workdir, cell: study.Cell, fingerprint: Mapping[str, Any]
+) -> None:
+  """Refuses a cell that was begun with other inputs, done or not.
 
   Raises:
-    InputError: the cell is done, but was made from other inputs.
+    InputError: naming the cell and what changed.
   """
   run = workdir.run(cell.name)
-  fingerprint = {
-    **options,
-    'prompts and answers': store.hash_json(examples),
-  }
-  old = store.read_json(run.cell) if run.cell.exists() else None
-  if run.model.exists():
+  if run.cell.exists() or run.model.exists():
+    old = store.read_json(run.cell) if run.cell.exists() else {}
     store.refuse_change(
       f'finetune cell {cell.name}',
-      old['fingerprint'] if old else {},
+      old.get('fingerprint', {}),
       fingerprint,
       f'set it back, delete {run.root} or use another --workdir',
     )
-    if run.checkpoints.exists():
-      shutil.rmtree(run.checkpoints)
-    return False
-  new = store.plain({**dataclasses.asdict(cell), 'fingerprint': fingerprint})
-  if old != new:
-    # Started with other inputs and never finished: start over.
-    if run.root.exists():
-      shutil.rmtree(run.root)
-    store.write_json(run.cell, new)
-  return True
 
 
-def _encode(
-  prompt_format: models.PromptFormat,
-  cells: Mapping[study.Cell, _Triples],
-  max_length: int,
-) -> dict[str, responses.Example]:
-  """Tokenises the prompts of all cells with their answers; by id."""
-  encoded = {}
-  for triples in cells.values():
-    for i, prompt, answer in triples:
-      if i not in encoded:
-        with errors.about_prompt(i):
-          encoded[i] = responses.encode(
-            prompt_format, prompt, answer, max_length
-          )
-  return encoded
+def _is_done(
+  workdir: store.Workdir, cell: study.Cell, fingerprint: Mapping[str, Any]
+) -> bool:
+  """Whether a cell is done; writes cell.json when it begins.
 
-
-def _num_with_control_tokens(
-  prompt_format: models.PromptFormat, cells: Mapping[study.Cell, _Triples]
-) -> int:
-  """Number of different examples whose text has control tokens."""
-  examples = {x[0]: x for triples in cells.values() for x in triples}
-  return sum(
-    prompt_format.num_control_tokens(prompt, answer) > 0
-    for _, prompt, answer in examples.values()
-  )
-
-
-def _finetune(
-  config: ml_collections.ConfigDict,
-  workdir: store.Workdir,
-  hyperparameters: trainer_lib.Hyperparameters,
-  path: pathlib.Path,
-  cells: Mapping[study.Cell, _Triples],
-  todo: Sequence[study.Cell],
-) -> dict[str, int]:
-  """Finetunes the cells of `todo`; returns the counts of all cells."""
-  prompt_format = models.load_prompt_format(path, **config.prompt)
-  with_control = _num_with_control_tokens(prompt_format, cells)
-  if with_control:
-    examples = console.count(with_control, 'example')
-    console.say(
-      'finetune',
-      f'{examples} with control tokens, {prompt_format.control_note}',
+  Raises:
+    InputError: another command began it with other inputs.
+  """
+  run = workdir.run(cell.name)
+  _refuse_change(workdir, cell, fingerprint)
+  if not run.cell.exists():
+    store.write_json(
+      run.cell, {**dataclasses.asdict(cell), 'fingerprint': fingerprint}
     )
-  mesh = mesh_lib.make_mesh(**config.mesh)
-  decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  encoded = _encode(
-    prompt_format, cells, hyperparameters.max_length or decoder.config.context
-  )
-  steps = {
-    cell: batches.num_steps(
-      len(triples), hyperparameters.epochs, hyperparameters.batch_size
-    )
-    for cell, triples in cells.items()
-  }
-  trainer = trainer_lib.Trainer(decoder, hyperparameters, mesh)
-  schedule = train_loop.Schedule(
-    config.finetuning.checkpoint_steps, config.finetuning.log_steps
-  )
-  multiple = mesh_lib.batch_multiple(mesh)
-  total = sum(steps.values())
-  done = total - sum(steps[cell] for cell in todo)
-  with console.bar('finetune', total, 'steps', initial=done) as bar:
-    for cell in todo:
-      run = workdir.run(cell.name)
-      state = train_loop.train(
-        trainer,
-        run,
-        [encoded[i] for i, _, _ in cells[cell]],
-        cell.seed,
-        num_rows=-(-hyperparameters.batch_size // multiple) * multiple,
-        schedule=schedule,
-        progress=bar.update,
-      )
-      with store.replacing(run.model) as partial:
-        trainer.save(state, partial, path, config.model.path)
-      if run.checkpoints.exists():
-        shutil.rmtree(run.checkpoints)
-  return {
-    'cells': len(cells),
-    'steps': total,
-    'examples': len(encoded),
-    'response_tokens': sum(e.num_response for e in encoded.values()),
-    'prompts_truncated': sum(e.prompt_truncated for e in encoded.values()),
-    'responses_cut': sum(e.response_cut for e in encoded.values()),
-    'with_control_tokens': with_control,
-  }
+  return run.model.exists()

@@ -1,8 +1,8 @@
 """The optimizer step, compiled once per batch shape for all cells."""
 
+from collections.abc import Sequence
 import dataclasses
 import functools
-import math
 import pathlib
 from typing import Any, NamedTuple
 
@@ -13,10 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
+from edsft_jax import console, errors, models
 from edsft_jax import mesh as mesh_lib
-from edsft_jax import models
-from edsft_jax.finetuning.batches import Batch
-from edsft_jax.finetuning.loss import loss as batch_loss
+from edsft_jax.finetuning import batches
+from edsft_jax.finetuning.batches import MicroBatch
+from edsft_jax.finetuning.loss import loss as summed_loss
+from edsft_jax.finetuning.memory import MemoryOptions
+from edsft_jax.models.responses import Example
 
 METHODS = ('lora', 'full')
 
@@ -28,33 +31,17 @@ class Hyperparameters:
   method: str
   lora_rank: int
   lora_alpha: float
+  lora_dropout: float
+  rslora: bool
   lora_targets: tuple[str, ...]
   epochs: int
   batch_size: int
   max_length: int
   learning_rate: float
+  schedule: str
   warmup_fraction: float
   weight_decay: float
   clip_norm: float
-
-
-def learning_rates(
-  peak: float, num_steps: int, warmup_fraction: float
-) -> np.ndarray:
-  """Linear warm-up to the peak, then cosine decay to zero; float32 [n].
-
-  No step has a rate of zero: the first is peak / warm-up steps, and the decay
-  reaches zero one step after the last.
-  """
-  warmup = math.ceil(warmup_fraction * num_steps)
-  step = np.arange(num_steps)
-  rising = (step + 1) / max(warmup, 1)
-  falling = 0.5 * (
-    1 + np.cos(np.pi * (step - warmup) / max(num_steps - warmup, 1))
-  )
-  return np.where(step < warmup, rising, falling).astype(np.float32) * (
-    np.float32(peak)
-  )
 
 
 class State(NamedTuple):
@@ -72,6 +59,8 @@ class Trainer:
 
   Attributes:
     hyperparameters: those of every cell.
+    gradients: (params, frozen, micro-batch) -> loss and its gradients, summed
+      over the response tokens of a micro-batch.
   """
 
   def __init__(
@@ -79,10 +68,27 @@ class Trainer:
     decoder: models.Decoder,
     hyperparameters: Hyperparameters,
     mesh: jax.sharding.Mesh,
+    memory: MemoryOptions | None = None,
+    adapter: pathlib.Path | None = None,
   ):
-    """Takes the decoder as loaded; its weights are not changed."""
+    """Compiles nothing yet.
+
+    Args:
+      decoder: the base model as loaded; its weights are not changed.
+      hyperparameters: those of every cell.
+      mesh: the mesh of the decoder's weights.
+      memory: how a step is divided; None: as by default.
+      adapter: a PEFT adapter to start from, of these hyperparameters; None: new
+        adapters.
+    """
     self.hyperparameters = hyperparameters
     self._mesh = mesh
+    memory = memory or MemoryOptions()
+    self._remat = memory.remat == 'layer'
+    self._layout = memory.layout(mesh)
+    self._halved = False
+    self._seen: set[tuple[int, ...]] = set()
+    self._adapter = adapter
     self._base_graph, self._base_weights = nnx.split(decoder)
     graph, params, frozen = self._trainable(seed=0)
     self._frozen = jax.tree.leaves(frozen)
@@ -97,12 +103,16 @@ class Trainer:
     shardings = jax.tree.map(
       lambda leaf: leaf.sharding, self.init_state(seed=0)
     )
-    self._step = jax.jit(
-      self._update,
-      static_argnames='num_targets',
+    self.gradients = jax.jit(
+      self._loss_and_gradients, out_shardings=(None, shardings.params)
+    )
+    self._add = jax.jit(_add, donate_argnums=0)
+    self._update = jax.jit(
+      self._updated,
       donate_argnames='state',
       out_shardings=(shardings, None),
     )
+    self._nll = jax.jit(self._response_nll)
 
   def init_state(self, seed: int) -> State:
     """The state before the first step, initialised by the seed."""
@@ -119,49 +129,113 @@ class Trainer:
   def step(
     self,
     state: State,
-    batch: Batch,
-    num_targets: int,
+    examples: Sequence[Example],
     learning_rate: np.float32,
+    dropout_key: jax.Array | None = None,
   ) -> tuple[State, jax.Array]:
     """One AdamW step; `state` is donated.
 
+    If the device runs out of memory, the step is repeated with half the rows
+    per micro-batch, once in the life of this trainer. Without a key for it,
+    there is no dropout.
+
     Returns:
-      The new state, and the loss before the step: the mean over the batch's
+      The new state, and the loss before the step: the mean over the examples'
       response tokens, a float32 scalar on the device that may still be pending.
+
+    Raises:
+      InputError: there is not enough memory for half the rows either.
     """
-    batch = mesh_lib.shard_batch(self._mesh, batch)
-    return self._step(
-      state, self._frozen, batch, learning_rate, num_targets=num_targets
+    num_targets = max(sum(e.num_response for e in examples), 1)
+    while True:
+      try:
+        sums = self._summed(state.params, examples, dropout_key)
+        break
+      except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+          raise
+      self._halve(examples)
+    return self._update(state, *sums, np.float32(num_targets), learning_rate)
+
+  def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
+    """The program of `gradients` for micro-batches of this shape."""
+    params = self.init_state(0).params
+    return self.gradients.lower(params, self._frozen, batch)
+
+  def _summed(
+    self,
+    params: list[jax.Array],
+    examples: Sequence[Example],
+    dropout_key: jax.Array | None,
+  ) -> tuple[jax.Array, list[jax.Array]]:
+    """Loss and gradients, summed over the response tokens of the examples."""
+    sums = None
+    for batch in batches.micro_batches(examples, self._layout):
+      shape = batch.tokens.shape
+      batch = mesh_lib.shard_batch(self._mesh, batch)
+      part = self.gradients(params, self._frozen, batch, dropout_key)
+      sums = part if sums is None else self._add(sums, part)
+      if shape not in self._seen:
+        # Only a shape's first run can find that there is too little memory.
+        jax.block_until_ready(sums)
+        self._seen.add(shape)
+    assert sums is not None
+    return sums
+
+  def _halve(self, examples: Sequence[Example]) -> None:
+    """Halves the rows of micro-batches, if that was not done before.
+
+    Raises:
+      InputError: it was, or there is only one row per device.
+    """
+    longest = batches.bucket(max(len(e.tokens) for e in examples))
+    now = self._layout.rows(longest)
+    halved = self._layout.halved(longest)
+    if self._halved or halved is None:
+      raise errors.InputError(
+        f'finetuning runs out of memory with micro-batches of {now} x '
+        f'{longest:,} tokens: set finetuning.micro_batch_size below {now} '
+        if now > self._layout.groups
+        else f'finetuning runs out of memory with a row of {longest:,} tokens '
+        "per device: set finetuning.remat='layer', or lower "
+        'finetuning.max_length'
+      )
+    self._layout, self._halved = halved, True
+    console.say(
+      'finetune',
+      f'out of memory with micro-batches of {now} rows: going on with '
+      f'{halved.rows(longest)}',
     )
 
-  def save(
-    self, state: State, directory: pathlib.Path, base: pathlib.Path, name: str
-  ) -> None:
-    """Writes a PEFT adapter (LoRA) or a Hugging Face model directory (full).
+  def nll(self, state: State, examples: Sequence[Example]) -> float:
+    """Negative log-likelihood of the examples' responses, summed, in nats."""
+    parts = [
+      self._nll(
+        state.params, self._frozen, mesh_lib.shard_batch(self._mesh, batch)
+      )
+      for batch in batches.micro_batches(examples, self._layout)
+    ]
+    return float(sum(parts))
 
-    Args:
-      state: the trained state.
-      directory: where to write.
-      base: the directory the base model was loaded from.
-      name: the base model's name in the adapter's config.
-    """
-    decoder = self._merge(self._as_loaded(state.params), self._frozen)
-    if self.hyperparameters.method == 'lora':
-      models.save_adapter(decoder, directory, name)
-    else:
-      models.save_decoder(decoder, directory, base)
+  def decoder(self, state: State) -> models.Decoder:
+    """The model with the trained parameters, in the dtype of the base model."""
+    return self._merge(self._as_loaded(state.params), self._frozen)
 
   def _trainable(self, seed: int) -> tuple[nnx.GraphDef, Any, Any]:
     decoder = nnx.merge(self._base_graph, self._base_weights)
     if self.hyperparameters.method == 'full':
       return _split(decoder, nnx.Param)
-    models.add_lora(
-      decoder,
-      self.hyperparameters.lora_rank,
-      self.hyperparameters.lora_alpha,
-      self.hyperparameters.lora_targets,
-      rngs=nnx.Rngs(seed),
-    )
+    if self._adapter is not None:
+      models.load_adapter(decoder, self._adapter)
+    else:
+      models.add_lora(
+        decoder,
+        self.hyperparameters.lora_rank,
+        self.hyperparameters.lora_alpha,
+        self.hyperparameters.lora_targets,
+        rngs=nnx.Rngs(seed),
+        rslora=self.hyperparameters.rslora,
+      )
     return _split(decoder, models.LoRAParam)
 
   def _place(self, leaf: jax.Array) -> jax.Array:
@@ -173,20 +247,37 @@ class Trainer:
   def _as_loaded(self, params: list[jax.Array]) -> list[jax.Array]:
     return [p.astype(d) for p, d in zip(params, self._dtypes, strict=True)]
 
-  def _update(
+  def _loss_and_gradients(
+    self,
+    params: list[jax.Array],
+    frozen: list[jax.Array],
+    batch: MicroBatch,
+    dropout_key: jax.Array | None = None,
+  ) -> tuple[jax.Array, list[jax.Array]]:
+    def loss(params: list[jax.Array]) -> jax.Array:
+      decoder = self._merge(self._as_loaded(params), frozen)
+      if dropout_key is not None:
+        rate = self.hyperparameters.lora_dropout
+        models.set_dropout(decoder, rate, dropout_key, batch.numbers)
+      return summed_loss(decoder, batch, self._remat)
+
+    return jax.value_and_grad(loss)(params)
+
+  def _response_nll(
+    self, params: list[jax.Array], frozen: list[jax.Array], batch: MicroBatch
+  ) -> jax.Array:
+    decoder = self._merge(self._as_loaded(params), frozen)
+    return summed_loss(decoder, batch)
+
+  def _updated(
     self,
     state: State,
-    frozen: list[jax.Array],
-    batch: Batch,
+    loss: jax.Array,
+    gradients: list[jax.Array],
+    num_targets: jax.Array,
     learning_rate: jax.Array,
-    num_targets: int,
   ) -> tuple[State, jax.Array]:
-    def mean_loss(params: list[jax.Array]) -> jax.Array:
-      decoder = self._merge(self._as_loaded(params), frozen)
-      loss_B = batch_loss(decoder, batch, num_targets)
-      return jnp.sum(loss_B) / jnp.maximum(jnp.sum(batch.num_response), 1)
-
-    loss, gradients = jax.value_and_grad(mean_loss)(state.params)
+    gradients = [g / num_targets for g in gradients]
     direction, opt_state = self._optimizer.update(
       gradients, state.opt_state, state.params
     )
@@ -194,7 +285,11 @@ class Trainer:
       p - learning_rate * d
       for p, d in zip(state.params, direction, strict=True)
     ]
-    return State(params, opt_state), loss
+    return State(params, opt_state), loss / num_targets
+
+
+def _add(x: Any, y: Any) -> Any:
+  return jax.tree.map(jnp.add, x, y)
 
 
 def _split(

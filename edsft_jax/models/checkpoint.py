@@ -206,18 +206,38 @@ def save_decoder(
   dtype = decoder.dtype.name
   if source is None:
     fields = config_json.to_json(decoder.config, dtype)
-    generation = {
-      name: fields[name] for name in ('bos_token_id', 'eos_token_id')
-    }
-    store.write_json(directory / 'generation_config.json', generation)
+    ids = {name: fields[name] for name in ('bos_token_id', 'eos_token_id')}
+    store.write_json(directory / 'generation_config.json', ids)
   else:
     source = resolve(source)
     fields = config_json.read_json_object(source / 'config.json')
     fields['dtype' if 'dtype' in fields else 'torch_dtype'] = dtype
-    for name in ('generation_config.json', *TOKENIZER_FILES):
-      if (source / name).is_file():
-        shutil.copyfile(source / name, directory / name)
+    generation = source / 'generation_config.json'
+    if generation.is_file():
+      shutil.copyfile(generation, directory / generation.name)
+    copy_tokenizer(source, directory)
   store.write_json(directory / 'config.json', fields)
+
+
+def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> None:
+  """Copies the tokenizer's files from one model directory to another."""
+  for name in TOKENIZER_FILES:
+    if (source / name).is_file():
+      shutil.copyfile(source / name, directory / name)
+
+
+def portable_name(path: Path) -> str:
+  """What other programs, in other folders, find the model by.
+
+  A name on the hub, also for a folder of the hub's cache; otherwise an absolute
+  path.
+  """
+  directory = resolve(path)
+  if directory.parent.name == 'snapshots':
+    kind, *name = directory.parents[1].name.split('--')
+    if kind == 'models' and _HUB_NAME.fullmatch('/'.join(name)):
+      return '/'.join(name)
+  return str(directory.resolve())
 
 
 def hash_model(path: Path) -> str:

@@ -7,13 +7,21 @@ bfloat16 weights. Norms, rope and softmax are always float32.
 """
 
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from edsft_jax.models.attention import (
+  MAX_SCORES,
+  QUERY_BLOCK,
+  AttentionInputs,
+  attend,
+  lengths,
+  positions,
+)
 from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.modules import (
   Embedding,
@@ -21,14 +29,10 @@ from edsft_jax.models.modules import (
   Mlp,
   Norm,
   capped,
-  precision_of,
   product,
   scaled,
 )
-from edsft_jax.models.rope import rotate, rotations
-
-# See Attention.max_scores.
-MAX_SCORES = 2**26
+from edsft_jax.models.rope import LENGTH_KINDS, rotate, rotations
 
 
 @jax.tree_util.register_dataclass
@@ -69,37 +73,6 @@ class Output:
   hidden_BxLxD: jax.Array
   features_BxLxD: jax.Array
   kv_cache: KVCache | None
-
-
-class AttentionInputs(NamedTuple):
-  """Inputs that the attention of all layers of a kind shares.
-
-  Attributes:
-    position_BxL: positions of the queries.
-    position_BxS: positions of the keys; -1 for padding and empty entries.
-    rotation: cosines and sines to rotate queries and keys by; None: no rope.
-    cache_index: cache entry of the first new key; 0 without a cache.
-    window: number of tokens a query attends to, including itself; None for all.
-    score_divisor: divisor of the scores.
-    score_cap: soft cap of the scores after that, if any.
-  """
-
-  position_BxL: jax.Array
-  position_BxS: jax.Array
-  rotation: tuple[jax.Array, jax.Array] | None
-  cache_index: jax.Array | int
-  window: int | None
-  score_divisor: float
-  score_cap: float | None
-
-  def mask(self) -> jax.Array:
-    """Bool [B, L, S], true where a query attends to a key."""
-    # Positions count tokens, so padding takes up no part of a window.
-    back_BxLxS = self.position_BxL[:, :, None] - self.position_BxS[:, None, :]
-    mask_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
-    if self.window is None:
-      return mask_BxLxS
-    return mask_BxLxS & (back_BxLxS < self.window)
 
 
 class Decoder(nnx.Module):
@@ -184,7 +157,7 @@ class Decoder(nnx.Module):
       )
     layer %= num_states
     inputs = self._attention_inputs(mask.astype(bool), cache)
-    inputs_of_layers = self._inputs_of_layers(inputs)
+    inputs_of_layers = self._inputs_of_layers(inputs, inputs.position_BxL)
     x_BxLxD = self.embed_tokens(tokens)
     features_BxLxD = x_BxLxD
     keys, values = [], []
@@ -227,11 +200,26 @@ class Decoder(nnx.Module):
       position_BxS = jax.lax.dynamic_update_slice(
         cache.position_BxS, position_BxS, (0, cache_index)
       )
+    return self._shared_inputs(
+      position_BxL, position_BxL, position_BxS, cache_index
+    )
+
+  def _shared_inputs(
+    self,
+    rope_position_BxL: jax.Array,
+    position_BxL: jax.Array,
+    position_BxS: jax.Array,
+    cache_index: jax.Array | int,
+    length_BxL: jax.Array | None = None,
+  ) -> AttentionInputs:
+    """Inputs of a layer without a window."""
     config = self.config
     return AttentionInputs(
       position_BxL=position_BxL,
       position_BxS=position_BxS,
-      rotation=rotations(config.rope, config.head_dim, position_BxL),
+      rotation=rotations(
+        config.rope, config.head_dim, rope_position_BxL, length_BxL
+      ),
       cache_index=cache_index,
       window=None,
       score_divisor=1 / config.score_scale
@@ -240,14 +228,22 @@ class Decoder(nnx.Module):
       score_cap=config.score_cap,
     )
 
-  def _inputs_of_layers(self, full: AttentionInputs) -> list[AttentionInputs]:
+  def _inputs_of_layers(
+    self,
+    full: AttentionInputs,
+    rope_position_BxL: jax.Array,
+    length_BxL: jax.Array | None = None,
+  ) -> list[AttentionInputs]:
     """Each layer's inputs, from those of a layer without a window."""
     config = self.config
-    windowed = full._replace(window=config.window)
+    windowed = full
+    if config.window is not None:
+      windowed = full._replace(window=config.window)
     if config.window_rope is not None:
-      rope, position_BxL = config.window_rope, full.position_BxL
       windowed = windowed._replace(
-        rotation=rotations(rope, config.head_dim, position_BxL)
+        rotation=rotations(
+          config.window_rope, config.head_dim, rope_position_BxL, length_BxL
+        )
       )
     inputs = [
       full if number in config.full_layers else windowed
@@ -257,16 +253,59 @@ class Decoder(nnx.Module):
       inputs[number] = inputs[number]._replace(rotation=None)
     return inputs
 
+  def hidden_of_packed(
+    self, tokens: jax.Array, segments: jax.Array, remat: bool
+  ) -> jax.Array:
+    """Hidden states after the final norm, of rows of several sequences.
+
+    No token attends to another sequence, and positions count from the start of
+    each, so that a sequence has the hidden states that it has alone.
+
+    Args:
+      tokens: [B, L] ids.
+      segments: int32 [B, L], the number of the sequence of each token, from 1
+        and rising; 0: padding, at the end.
+      remat: keep only the inputs of layers for the backward pass, which then
+        computes them again.
+
+    Returns:
+      [B, L, D].
+    """
+    rope = self.config.window_rope, self.config.rope
+    position_BxL = positions(segments)
+    length_BxL = None
+    if any(r is not None and r.kind in LENGTH_KINDS for r in rope):
+      length_BxL = lengths(segments, position_BxL)
+    # Sequences are further apart than the window reaches.
+    length = tokens.shape[1]
+    apart_BxL = position_BxL + segments * (2 * length)
+    shared = self._shared_inputs(
+      position_BxL,
+      apart_BxL,
+      jnp.where(segments > 0, apart_BxL, -1),
+      cache_index=0,
+      length_BxL=length_BxL,
+    )._replace(window=length, query_block=QUERY_BLOCK)
+    x_BxLxD = self.embed_tokens(tokens)
+    for block, inputs in zip(
+      self.layers,
+      self._inputs_of_layers(shared, position_BxL, length_BxL),
+      strict=True,
+    ):
+      run = functools.partial(_hidden_of_layer, block, inputs)
+      x_BxLxD = (jax.checkpoint(run) if remat else run)(x_BxLxD)
+    return self.norm(x_BxLxD)
+
+  @property
+  def output_weight(self) -> jax.Array:
+    """Weight of the output layer; [V, D] if it is the embedding's."""
+    if self.lm_head is None:
+      return self.embed_tokens.weight[...]
+    return self.lm_head.weight[...]
+
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Logits over the vocabulary, float32: [..., D] -> [..., V]."""
-    if self.lm_head is None:
-      weight_DxV = self.embed_tokens.weight[...].T
-    else:
-      weight_DxV = self.lm_head.weight[...]
-    logits = product(hidden, weight_DxV, jnp.dtype(jnp.float32))
-    if self.config.logit_divisor != 1.0:
-      logits = logits / self.config.logit_divisor
-    return capped(logits, self.config.logit_cap)
+    return output_logits(self.config, hidden, self.output_weight)
 
   def init_cache(self, batch: int, length: int) -> KVCache:
     """An empty cache for `batch` rows of at most `length` tokens and padding.
@@ -284,6 +323,17 @@ class Decoder(nnx.Module):
       position_BxS=jnp.full((batch, length), -1, jnp.int32),
       cache_index=jnp.zeros((), jnp.int32),
     )
+
+
+def output_logits(
+  config: DecoderConfig, hidden: jax.Array, weight: jax.Array
+) -> jax.Array:
+  """`Decoder.logits` as a function of `Decoder.output_weight`."""
+  weight_DxV = weight.T if config.tied else weight
+  logits = product(hidden, weight_DxV, jnp.dtype(jnp.float32))
+  if config.logit_divisor != 1.0:
+    logits = logits / config.logit_divisor
+  return capped(logits, config.logit_cap)
 
 
 # DecoderConfig.norms -> names, in checkpoints, of a layer's norms: before
@@ -343,6 +393,12 @@ class Layer(nnx.Module):
     """Normalises if there is a norm at this place of NORMS."""
     name = NORMS[self.norms][place]
     return x_BxLxD if name is None else getattr(self, name)(x_BxLxD)
+
+
+def _hidden_of_layer(
+  layer: Layer, inputs: AttentionInputs, x_BxLxD: jax.Array
+) -> jax.Array:
+  return layer(x_BxLxD, inputs, None)[0]
 
 
 class Attention(nnx.Module):
@@ -413,7 +469,7 @@ class Attention(nnx.Module):
     q_BxKxGxLxA = q_BxHxLxA.reshape(
       batch, self.num_kv_heads, -1, length, head_dim
     )
-    attended_BxKxGxLxA = _attend(
+    attended_BxKxGxLxA = attend(
       q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, self.max_scores
     )
     merged_BxLxHA = (
@@ -427,67 +483,3 @@ class Attention(nnx.Module):
     """[B, L, H * A] -> [B, H, L, A]."""
     batch, length, _ = x_BxLxHA.shape
     return x_BxLxHA.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)
-
-
-def _attend(
-  q_BxKxGxLxA: jax.Array,
-  k_BxKxAxS: jax.Array,
-  v_BxKxSxA: jax.Array,
-  inputs: AttentionInputs,
-  max_scores: int,
-) -> jax.Array:
-  """Softmax attention, [B, K, G, L, A].
-
-  Works in blocks of queries if there would be more than `max_scores` scores.
-  """
-  *heads, length, head_dim = q_BxKxGxLxA.shape
-  most = max(max_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
-  if length <= most:
-    return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
-  size = next(n for n in range(most, 0, -1) if length % n == 0)
-
-  # The backward pass recomputes scores instead of keeping them.
-  @jax.checkpoint
-  def attend_block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-    q_BxKxGxPxA, position_BxP = part
-    block = inputs._replace(position_BxL=position_BxP)
-    return _attend_block(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, block)
-
-  q_BxKxGxNxPxA = q_BxKxGxLxA.reshape(*heads, -1, size, head_dim)
-  position_BxNxP = inputs.position_BxL.reshape(heads[0], -1, size)
-  attended_NxBxKxGxPxA = jax.lax.map(
-    attend_block,
-    (jnp.moveaxis(q_BxKxGxNxPxA, 3, 0), position_BxNxP.swapaxes(0, 1)),
-  )
-  return jnp.moveaxis(attended_NxBxKxGxPxA, 0, 3).reshape(q_BxKxGxLxA.shape)
-
-
-def _attend_block(
-  q_BxKxGxLxA: jax.Array,
-  k_BxKxAxS: jax.Array,
-  v_BxKxSxA: jax.Array,
-  inputs: AttentionInputs,
-) -> jax.Array:
-  precision = precision_of(q_BxKxGxLxA.dtype)
-  score_BxKxGxLxS = jnp.einsum(
-    'bkgla,bkas->bkgls',
-    q_BxKxGxLxA,
-    k_BxKxAxS,
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  )
-  score_BxKxGxLxS = capped(
-    score_BxKxGxLxS / inputs.score_divisor, inputs.score_cap
-  )
-  # A finite value, so that a row of padding alone gives no NaN.
-  score_BxKxGxLxS = jnp.where(
-    inputs.mask()[:, None, None],
-    score_BxKxGxLxS,
-    jnp.finfo(jnp.float32).min,
-  )
-  return jnp.einsum(
-    'bkgls,bksa->bkgla',
-    jax.nn.softmax(score_BxKxGxLxS).astype(v_BxKxSxA.dtype),
-    v_BxKxSxA,
-    precision=precision,
-  )

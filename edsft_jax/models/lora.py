@@ -1,13 +1,15 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), saved as PEFT does.
 
 A projection's W becomes W + (alpha / rank) A B. A is random and B is zero, so a
-new adapter does not change the output.
+new adapter does not change the output. Rank-stabilised adapters (Kalajdzievski
+2023, arXiv 2312.03732) are scaled by alpha / sqrt(rank).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import math
 import pathlib
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -22,7 +24,7 @@ from edsft_jax.models.config import DecoderConfig
 from edsft_jax.models.config_json import read_json_object
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.models.diagnosis import ADAPTER_CONFIG
-from edsft_jax.models.modules import Linear, LoRAParam
+from edsft_jax.models.modules import DropoutKeys, Linear, LoRAParam
 from edsft_jax.models.placement import StatePath
 
 TARGETS = (
@@ -46,11 +48,13 @@ def add_lora(
   alpha: float,
   targets: Sequence[str],
   rngs: nnx.Rngs,
+  rslora: bool = False,
 ) -> None:
   """Adds an adapter to every projection of the named kinds, in place.
 
   Adapters are float32 whatever the decoder's dtype, since updates are small. A
-  is uniform in +-1 / sqrt(in), as in PEFT.
+  is uniform in +-1 / sqrt(in), as in PEFT. With `rslora` they are
+  rank-stabilised.
 
   Raises:
     InputError: an unknown target, or a rank below 1.
@@ -65,7 +69,31 @@ def add_lora(
       )
     )
     linear.lora_b = LoRAParam(jnp.zeros((rank, num_out), jnp.float32))
-    linear.lora_scale = alpha / rank
+    linear.lora_scale = scale(rank, alpha, rslora)
+
+
+def scale(rank: int, alpha: float, rslora: bool) -> float:
+  """What an adapter's A B is multiplied by."""
+  return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def set_dropout(
+  decoder: Decoder, rate: float, key: jax.Array, numbers_BxL: jax.Array
+) -> None:
+  """Has the adapters drop inputs in the next forward pass, in place.
+
+  Args:
+    decoder: a model with adapters.
+    rate: probability that an input is dropped, below 1.
+    key: a random key.
+    numbers_BxL: int32 [B, L]; tokens of the same number have the same mask.
+  """
+  fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (None, 0))
+  for count, (_, linear) in enumerate(projections(decoder)):
+    if linear.lora_a is not None:
+      own_key = jax.random.fold_in(key, count)
+      linear.lora_dropout = rate
+      linear.lora_keys = DropoutKeys(fold(own_key, numbers_BxL))
 
 
 def projections(
@@ -100,7 +128,11 @@ def merged(decoder: Decoder) -> Decoder:
 
 
 def save_adapter(
-  decoder: Decoder, path: str | pathlib.Path, base_name: str
+  decoder: Decoder,
+  path: str | pathlib.Path,
+  base_name: str,
+  rslora: bool = False,
+  dropout: float = 0.0,
 ) -> None:
   """Writes the adapters in PEFT's format.
 
@@ -108,6 +140,8 @@ def save_adapter(
     decoder: a model with adapters, all of the same rank and scale.
     path: the directory, created if missing.
     base_name: name of the base model, for adapter_config.json.
+    rslora: whether the adapters are rank-stabilised.
+    dropout: probability of dropout in further training.
 
   Raises:
     ValueError: the decoder has no adapters.
@@ -115,11 +149,11 @@ def save_adapter(
   directory = pathlib.Path(path)
   directory.mkdir(parents=True, exist_ok=True)
   adapters: dict[StatePath, _Adapter] = {}
-  scale = 0.0
+  factor = 0.0
   for module_path, linear in projections(decoder):
     if linear.lora_a is None or linear.lora_b is None:
       continue
-    scale = linear.lora_scale
+    factor = linear.lora_scale
     adapters[module_path] = (
       np.asarray(jax.device_get(linear.lora_a[...])),
       np.asarray(jax.device_get(linear.lora_b[...])),
@@ -145,14 +179,21 @@ def save_adapter(
       'task_type': 'CAUSAL_LM',
       'base_model_name_or_path': base_name,
       'r': rank,
-      'lora_alpha': scale * rank,
-      'lora_dropout': 0.0,
+      'lora_alpha': factor / scale(rank, 1.0, rslora),
+      'use_rslora': rslora,
+      'lora_dropout': dropout,
       'target_modules': targets,
       'bias': 'none',
       'fan_in_fan_out': False,
       'inference_mode': True,
     },
   )
+
+
+def hash_adapter(path: str | pathlib.Path) -> str:
+  """One hash over a PEFT adapter's config and weights."""
+  names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+  return store.hash_files([pathlib.Path(path) / name for name in names])
 
 
 def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
@@ -165,7 +206,7 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
   """
   directory = pathlib.Path(path)
   config = decoder.config
-  targets, rank, alpha = _read_config(directory / ADAPTER_CONFIG, config.fused)
+  targets, rank, alpha, rslora = read_adapter_config(directory, config)
   weights = directory / ADAPTER_WEIGHTS
   try:
     tensors = safetensors.numpy.load_file(weights)
@@ -189,7 +230,7 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
     b = b[where.start : where.start + num_out]
     linear.lora_a = LoRAParam(jnp.asarray(a.T, jnp.float32))
     linear.lora_b = LoRAParam(jnp.asarray(b.T, jnp.float32))
-    linear.lora_scale = alpha / rank
+    linear.lora_scale = scale(rank, alpha, rslora)
   if tensors:
     raise errors.InputError(
       f'{weights} has the unknown tensor {sorted(tensors)[0]}'
@@ -198,7 +239,6 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
 
 # Fields that, if set, change the computation from W + scale A B.
 _UNSUPPORTED = (
-  'use_rslora',
   'use_dora',
   'rank_pattern',
   'alpha_pattern',
@@ -211,18 +251,36 @@ _UNSUPPORTED = (
 )
 
 
-def _read_config(
-  file: pathlib.Path, fused: bool
-) -> tuple[tuple[str, ...], int, float]:
-  """Targets, rank and alpha of adapter_config.json.
+class AdapterConfig(NamedTuple):
+  """What adapter_config.json says; see edsft_jax/config.py for the fields.
+
+  Attributes:
+    targets: the decoder's projections with an adapter.
+    rank: the rank of every adapter.
+    alpha: see `scale`.
+    rslora: whether the adapters are rank-stabilised.
+  """
+
+  targets: tuple[str, ...]
+  rank: int
+  alpha: float
+  rslora: bool
+
+
+def read_adapter_config(
+  path: str | pathlib.Path, config: DecoderConfig
+) -> AdapterConfig:
+  """Reads a PEFT adapter's config.
 
   Args:
-    file: it.
-    fused: see DecoderConfig; the targets returned are those of the decoder.
+    path: the adapter's directory.
+    config: the base model's.
 
   Raises:
-    InputError: the adapter is of a kind that is not supported.
+    InputError: there is none, or the adapter is of a kind that is not
+      supported.
   """
+  file = pathlib.Path(path) / ADAPTER_CONFIG
   fields = read_json_object(file)
   unsupported = [name for name in _UNSUPPORTED if fields.get(name)]
   # These initialisations move a part of the base weights into the adapter.
@@ -247,10 +305,15 @@ def _read_config(
     or isinstance(alpha, bool)
   ):
     raise errors.InputError(f'{file}: target_modules, r or lora_alpha is wrong')
-  if fused:
+  if config.fused:
     parts = [tensors_lib.FUSED.get(name, (name,)) for name in targets]
     targets = list(itertools.chain.from_iterable(parts))
-  return _checked_targets(targets, rank), rank, alpha
+  return AdapterConfig(
+    _checked_targets(targets, rank),
+    rank,
+    alpha,
+    fields.get('use_rslora') is True,
+  )
 
 
 def _fused(

@@ -16,6 +16,10 @@ class LoRAParam(nnx.Param):
   """A low-rank adapter's weight; nnx.split(decoder, LoRAParam, ...)."""
 
 
+class DropoutKeys(nnx.Variable):
+  """A random key for each token, [B, L], for dropout before an adapter."""
+
+
 def _gelu_tanh(x: jax.Array) -> jax.Array:
   """GELU by tanh, rounded once, as in torch."""
   return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
@@ -63,7 +67,9 @@ class Linear(nnx.Module):
     bias: [out], or None.
     lora_a: [in, R], or None.
     lora_b: [R, out], or None.
-    lora_scale: alpha / R.
+    lora_scale: alpha / R, or alpha / sqrt(R) for a rank-stabilised adapter.
+    lora_dropout: probability that an input of the adapter is dropped.
+    lora_keys: keys of the dropout in this step; None: nothing is dropped.
   """
 
   def __init__(
@@ -82,6 +88,8 @@ class Linear(nnx.Module):
     self.lora_a: LoRAParam | None = nnx.data(None)
     self.lora_b: LoRAParam | None = nnx.data(None)
     self.lora_scale = 0.0
+    self.lora_dropout = 0.0
+    self.lora_keys: DropoutKeys | None = nnx.data(None)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., in] -> [..., out]."""
@@ -95,9 +103,27 @@ class Linear(nnx.Module):
     if self.lora_a is not None and self.lora_b is not None:
       a = self.lora_a[...].astype(x.dtype)
       b = self.lora_b[...].astype(x.dtype)
+      if self.lora_keys is not None:
+        dropped = _dropout(x, self.lora_keys[...], self.lora_dropout)
+        rows = dropped.reshape(rows.shape)
       low = jnp.matmul(rows, a, precision=precision) * self.lora_scale
       y = y + jnp.matmul(low, b, precision=precision)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _dropout(x_BxLxN: jax.Array, keys_BxL: jax.Array, rate: float) -> jax.Array:
+  """Sets entries to zero at random; the mean stays the same.
+
+  A token's mask depends on its own key alone, wherever in a batch it is.
+  """
+
+  def keep(key: jax.Array) -> jax.Array:
+    return jax.random.bernoulli(key, 1 - rate, x_BxLxN.shape[-1:])
+
+  kept_BxLxN = jnp.where(
+    jax.vmap(jax.vmap(keep))(keys_BxL), x_BxLxN / (1 - rate), 0
+  )
+  return kept_BxLxN.astype(x_BxLxN.dtype)
 
 
 class Embedding(nnx.Module):

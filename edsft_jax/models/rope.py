@@ -9,9 +9,15 @@ import numpy as np
 
 from edsft_jax.models.config import Rope
 
+# Kinds whose angles depend on the length of the sequence.
+LENGTH_KINDS = ('dynamic', 'longrope')
+
 
 def rotations(
-  rope: Rope, head_dim: int, position_BxL: jax.Array
+  rope: Rope,
+  head_dim: int,
+  position_BxL: jax.Array,
+  length_BxL: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines for `rotate`, each [B, 1, L, A].
 
@@ -25,8 +31,9 @@ def rotations(
     of_rows = (
       dynamic_frequencies if rope.kind == 'dynamic' else longrope_frequencies
     )
-    length_B = jnp.max(position_BxL, axis=1) + 1
-    frequency = of_rows(rope, head_dim, length_B)[:, None, None]
+    if length_BxL is None:
+      length_BxL = jnp.max(position_BxL, axis=1, keepdims=True) + 1
+    frequency = of_rows(rope, head_dim, length_BxL)[:, None]
   else:
     frequency = jnp.asarray(frequencies(rope, head_dim))
   angle = position_BxL[:, None, :, None].astype(jnp.float32) * frequency
@@ -81,24 +88,24 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def dynamic_frequencies(
-  rope: Rope, head_dim: int, length_B: jax.Array
+  rope: Rope, head_dim: int, length: jax.Array
 ) -> jax.Array:
-  """Radians per position for rows of these lengths, [B, A / 2] float32.
+  """Radians per position at these lengths, [..., A / 2] float32.
 
   Theta grows with the row's length beyond the original context.
   """
-  length_B = jnp.maximum(length_B, rope.original_context).astype(jnp.float32)
-  growth_B = rope.factor * length_B / rope.original_context - (rope.factor - 1)
+  length = jnp.maximum(length, rope.original_context).astype(jnp.float32)
+  growth = rope.factor * length / rope.original_context - (rope.factor - 1)
   rotary_dim = rope.rotary_dim(head_dim)
-  theta_B = rope.theta * growth_B ** (rotary_dim / (rotary_dim - 2))
+  theta = rope.theta * growth ** (rotary_dim / (rotary_dim - 2))
   exponent = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
-  return theta_B[:, None] ** -exponent
+  return theta[..., None] ** -exponent
 
 
 def longrope_frequencies(
-  rope: Rope, head_dim: int, length_B: jax.Array
+  rope: Rope, head_dim: int, length: jax.Array
 ) -> jax.Array:
-  """Radians per position for rows of these lengths, [B, A / 2] float32.
+  """Radians per position at these lengths, [..., A / 2] float32.
 
   Rows beyond the original context have factors of their own (Ding et al. 2024,
   arXiv 2402.13753).
@@ -109,8 +116,8 @@ def longrope_frequencies(
     frequency / np.array(factors, np.float32)
     for factors in (rope.short_factors, rope.long_factors)
   )
-  is_long_Bx1 = (length_B > rope.original_context)[:, None]
-  return jnp.where(is_long_Bx1, long, short)
+  is_long = (length > rope.original_context)[..., None]
+  return jnp.where(is_long, long, short)
 
 
 def rotate(

@@ -21,6 +21,7 @@ from edsft_jax.reporting import (
   results,
   savings,
   timing,
+  training,
   wording,
 )
 from edsft_jax.strategies import registry
@@ -203,6 +204,7 @@ def _about(
     'seeds_text': _seeds_text(found),
     'choice_text': _choice_text(config),
     'absent': results.absent_lines(found.absent),
+    'rising': training.rising_losses(workdir, found.evaluations),
     'rejected': len(study.rejected_ids(workdir)),
     'counts': {
       stage: _flat(manifest.counts(stage))

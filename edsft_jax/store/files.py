@@ -32,26 +32,44 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     InputError: the disk or the quota is full.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'.{path.name}.partial')
-  _remove(partial)
-  try:
-    yield partial
-    _apply_umask(partial)
-    _sync(partial)
-    os.replace(partial, path)
-  except BaseException as e:
+  with reporting_full_disk(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)
-    if isinstance(e, OSError) and e.errno in _NO_SPACE:
-      raise errors.InputError(
-        f'{path} cannot be written ({os.strerror(e.errno)}): free some space '
-        'and run the same command to resume'
-      ) from e
-    raise
+    try:
+      yield partial
+      _apply_umask(partial)
+      _sync(partial)
+      os.replace(partial, path)
+    except BaseException:
+      _remove(partial)
+      raise
 
 
 # Disk full, quota exceeded, file too large.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def reporting_full_disk(path: pathlib.Path) -> Iterator[None]:
+  """Turns the error for a full disk or quota into one that names `path`.
+
+  Libraries in C++ have it only in the text of their errors.
+
+  Raises:
+    InputError: the disk or the quota is full.
+  """
+  try:
+    yield
+  except Exception as e:
+    for number in _NO_SPACE:
+      reason = os.strerror(number)
+      if reason in str(e) or getattr(e, 'errno', None) == number:
+        raise errors.InputError(
+          f'{path} cannot be written ({reason}): free some space and run the '
+          'same command to resume'
+        ) from e
+    raise
 
 
 def _remove(path: pathlib.Path) -> None:

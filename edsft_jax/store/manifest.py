@@ -11,7 +11,7 @@ from typing import Any
 
 from edsft_jax import errors
 from edsft_jax.store import files
-from edsft_jax.store.workdir import Workdir
+from edsft_jax.store.workdir import Workdir, locked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,13 @@ class Manifest:
     Raises:
       InputError: it is damaged.
     """
+    self._workdir = workdir
     self._path = workdir.manifest
     self._stages: dict[str, StageRecord] = {}
     self._facts: dict[str, Any] = {}
+    self._read()
+
+  def _read(self) -> None:
     if self._path.exists():
       with files.refuse_damaged(
         self._path,
@@ -95,15 +99,15 @@ class Manifest:
     Raises:
       InputError: the stage was begun or done with another fingerprint.
     """
-    known = self._stages.get(stage)
-    if known is not None:
-      refuse_change(
-        f'{stage} in this workdir', known.fingerprint, fingerprint, remedy
-      )
-      return known.done
-    self._stages[stage] = StageRecord(plain(fingerprint))
-    self._write()
-    return False
+    if stage not in self._stages:
+      with self._changing():
+        # Unless a command that shares the workdir was faster.
+        self._stages.setdefault(stage, StageRecord(plain(fingerprint)))
+    known = self._stages[stage]
+    refuse_change(
+      f'{stage} in this workdir', known.fingerprint, fingerprint, remedy
+    )
+    return known.done
 
   def restart(
     self, stage: str, fingerprint: Mapping[str, Any], seconds: float = 0.0
@@ -118,11 +122,12 @@ class Manifest:
     self.forget(stage)
     self.begin(stage, fingerprint)
     if seconds:
-      self._change(stage, seconds=seconds)
+      self._change(stage, seconds)
 
   def forget(self, stage: str) -> None:
     """Drops a stage's record, if it has no results that could be mixed up."""
-    self._stages.pop(stage, None)
+    with self._changing():
+      self._stages.pop(stage, None)
 
   def finish(
     self, stage: str, counts: Mapping[str, Any], seconds: float = 0.0
@@ -134,8 +139,7 @@ class Manifest:
       counts: its counts, by name.
       seconds: wall time to add, if the work was not `timed`.
     """
-    total = round(self._stages[stage].seconds + seconds, 3)
-    self._change(stage, done=True, counts=plain(counts), seconds=total)
+    self._change(stage, seconds, done=True, counts=plain(counts))
 
   def update(
     self,
@@ -153,10 +157,7 @@ class Manifest:
       seconds: wall time to add.
     """
     self._change(
-      stage,
-      fingerprint=plain(fingerprint),
-      counts=plain(counts),
-      seconds=round(self._stages[stage].seconds + seconds, 3),
+      stage, seconds, fingerprint=plain(fingerprint), counts=plain(counts)
     )
 
   @contextlib.contextmanager
@@ -166,24 +167,33 @@ class Manifest:
     try:
       yield
     finally:
-      before = self._stages.get(stage, StageRecord()).seconds
-      spent = time.monotonic() - start
-      self._change(stage, seconds=round(before + spent, 3))
+      self._change(stage, time.monotonic() - start)
 
   def describe(self, **facts: Any) -> None:
     """Records facts about the whole study."""
-    self._facts |= plain(facts)
-    self._write()
+    with self._changing():
+      self._facts |= plain(facts)
 
-  def _change(self, stage: str, **fields: Any) -> None:
-    record = self._stages.get(stage, StageRecord())
-    self._stages[stage] = dataclasses.replace(record, **fields)
-    self._write()
+  def _change(self, stage: str, seconds: float, **fields: Any) -> None:
+    """Adds wall time to a stage's record and sets fields of it."""
+    with self._changing():
+      record = self._stages.get(stage, StageRecord())
+      total = round(record.seconds + seconds, 3)
+      self._stages[stage] = dataclasses.replace(record, seconds=total, **fields)
 
-  def _write(self) -> None:
-    self._facts['versions'] = versions()
-    stages = {n: dataclasses.asdict(r) for n, r in self._stages.items()}
-    files.write_json(self._path, {'stages': stages, **self._facts})
+  @contextlib.contextmanager
+  def _changing(self) -> Iterator[None]:
+    """Writes what the block changes.
+
+    Commands that share the workdir take turns: each reads what the others have
+    written before.
+    """
+    with locked(self._workdir, 'manifest', wait=True):
+      self._read()
+      yield
+      self._facts['versions'] = versions()
+      stages = {n: dataclasses.asdict(r) for n, r in self._stages.items()}
+      files.write_json(self._path, {'stages': stages, **self._facts})
 
 
 def refuse_change(

@@ -125,6 +125,11 @@ class Workdir:
     return self.selections / f'{strategy}.json'
 
   @property
+  def locks(self) -> pathlib.Path:
+    """Files without content; see `locked`."""
+    return self.root / '.locks'
+
+  @property
   def runs(self) -> pathlib.Path:
     """One folder per cell of the study."""
     return self.root / 'runs'
@@ -161,14 +166,29 @@ class Run:
     return self.root / 'metrics.jsonl'
 
   @property
+  def timing(self) -> pathlib.Path:
+    """Seconds, speed and memory by step."""
+    return self.root / 'timing.jsonl'
+
+  @property
   def tensorboard(self) -> pathlib.Path:
-    """The same as TensorBoard events."""
+    """Both as TensorBoard events."""
     return self.root / 'tensorboard'
 
   @property
   def checkpoints(self) -> pathlib.Path:
     """Exists only while the cell is being finetuned."""
     return self.root / 'checkpoints'
+
+  @property
+  def best_checkpoint(self) -> pathlib.Path:
+    """The state with the lowest held-out loss; exists as long as those."""
+    return self.root / 'best_checkpoint'
+
+  @property
+  def merged(self) -> pathlib.Path:
+    """A Hugging Face model, next to an adapter if both are exported."""
+    return self.root / 'merged'
 
   @property
   def evaluations(self) -> pathlib.Path:
@@ -225,8 +245,13 @@ def require(path: pathlib.Path, stage: str, planned: Set[str]) -> None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Workdir) -> Iterator[None]:
+def claimed(workdir: Workdir, shared: bool = False) -> Iterator[None]:
   """Locks a workdir; removes it and parents made for it if it stays empty.
+
+  Args:
+    workdir: the workdir.
+    shared: whether other commands may share it, which then lock what they
+      write by `locked`.
 
   Raises:
     InputError: another command is using it, or it cannot be written to.
@@ -242,8 +267,9 @@ def claimed(workdir: Workdir) -> Iterator[None]:
       'another folder'
     ) from None
   with file:
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:
       raise errors.InputError(
         f'another command is using {workdir.root}: wait for it, or name '
@@ -257,3 +283,28 @@ def claimed(workdir: Workdir) -> Iterator[None]:
         workdir.root.rmdir()
         for parent in made[1:]:
           parent.rmdir()
+
+
+@contextlib.contextmanager
+def locked(workdir: Workdir, name: str, wait: bool = False) -> Iterator[bool]:
+  """Locks a part of a workdir, such as a cell, against other commands.
+
+  The system frees the lock of a process that dies.
+
+  Args:
+    workdir: the workdir.
+    name: the part.
+    wait: whether to wait until it is free.
+
+  Yields:
+    Whether the part was free.
+  """
+  path = workdir.locks / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+      yield False
+    else:
+      yield True

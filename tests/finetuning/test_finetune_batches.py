@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edsft_jax.finetuning import batches
-from edsft_jax.finetuning.trainer import learning_rates
+from edsft_jax.finetuning.schedules import learning_rates
 from edsft_jax.models.responses import Example
 
 
@@ -30,20 +30,85 @@ def test_steps_cover_every_epoch(num, epochs, size, steps):
   assert batches.num_steps(num, epochs, size) == steps
 
 
-def test_batches_keep_the_examples():
-  examples = [
-    Example(list(range(3, 3 + n)), n // 2, False, False) for n in (4, 20)
+def _examples(*lengths) -> list[Example]:
+  rng = np.random.default_rng(len(lengths))
+  return [
+    Example(rng.integers(3, 99, size=n).tolist(), n // 3, False, False)
+    for n in lengths
   ]
-  batch, num_targets = batches.make(examples, num_rows=3)
-  assert batch.tokens.shape == (3, 32)
-  assert num_targets == 16
-  assert batch.num_tokens.tolist() == [4, 20, 0]
-  assert batch.num_response.tolist() == [2, 10, 0]
-  assert batch.tokens[1, -20:].tolist() == examples[1].tokens
+
+
+def _contents(micro_batches) -> list[tuple[list[int], list[int]]]:
+  """Tokens and response of every example, sorted."""
+  found = []
+  for batch in micro_batches:
+    groups, num_slots = batch.targets.shape
+    is_target = np.zeros((groups, num_slots), bool)
+    for group, number in enumerate(batch.num_targets):
+      slots = batch.sources[group, :number] + 1
+      is_target[group, slots] = True
+      tokens_N = batch.tokens.reshape(groups, num_slots)[group]
+      assert np.array_equal(tokens_N[slots], batch.targets[group, :number])
+    is_target = is_target.reshape(batch.tokens.shape)
+    for tokens, segments, targets in zip(
+      batch.tokens, batch.segments, is_target, strict=True
+    ):
+      assert not np.any(tokens[segments == 0])
+      found += [
+        (tokens[segments == n].tolist(), tokens[targets & (segments == n)])
+        for n in range(1, segments.max() + 1)
+      ]
+  return sorted((tokens, response.tolist()) for tokens, response in found)
+
+
+LAYOUTS = [
+  batches.Layout(packing, max_rows, max_slots, groups)
+  for packing in (True, False)
+  for max_rows, max_slots, groups in ((0, 64, 1), (3, 0, 1), (1, 0, 4))
+]
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_micro_batches_have_each_example_once(layout):
+  examples = _examples(4, 20, 9, 1, 33, 12, 12, 40, 2)
+  found = batches.micro_batches(examples, layout)
+  assert _contents(found) == sorted(
+    (e.tokens, e.tokens[max(len(e.tokens) - e.num_response, 1) :])
+    for e in examples
+  )
+  for batch in found:
+    rows, length = batch.tokens.shape
+    assert rows % layout.groups == 0
+    assert rows <= layout.rows(length)
+
+
+def test_packing_fills_rows_in_order_of_length():
+  assert batches.first_fit([9, 7, 4, 3, 3, 1], 10) == [[0, 5], [1, 3], [2, 4]]
+  examples = _examples(20, 5, 30, 11, 14)
+  (packed,) = batches.micro_batches(
+    examples, batches.Layout(True, 0, 256, groups=1)
+  )
+  assert packed.tokens.shape == (3, 32)
+
+
+def test_without_packing_similar_lengths_share_a_micro_batch():
+  examples = _examples(20, 5, 30, 6, 90, 15)
+  found = batches.micro_batches(examples, batches.Layout(False, 2, 0, groups=1))
+  assert [b.tokens.shape for b in found] == [(2, 96), (2, 32), (2, 16)]
+
+
+def test_half_the_rows():
+  layout = batches.Layout(True, 0, 1000, groups=2)
+  assert layout.rows(100) == 10
+  halves = []
+  while layout is not None:
+    halves.append(layout.rows(100))
+    layout = layout.halved(100)
+  assert halves == [10, 6, 4, 2]
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
-  rates = learning_rates(0.4, 40, warmup_fraction=0.1)
+  rates = learning_rates('cosine', 0.4, 40, warmup_fraction=0.1)
   np.testing.assert_allclose(rates[:5], [0.1, 0.2, 0.3, 0.4, 0.4], rtol=1e-6)
   assert np.all(np.diff(rates[4:]) < 0)
   np.testing.assert_allclose(rates[4 + 18], 0.2, rtol=1e-6)  # Half way down.
@@ -54,7 +119,7 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_zero():
 
 @pytest.mark.parametrize(('steps', 'fraction'), [(1, 0.05), (3, 1.0), (2, 0.0)])
 def test_learning_rate_of_short_runs(steps, fraction):
-  rates = learning_rates(0.4, steps, fraction)
+  rates = learning_rates('cosine', 0.4, steps, fraction)
   assert rates.shape == (steps,)
   assert np.all(rates > 0)
   assert rates.max() == np.float32(0.4)

@@ -1,5 +1,7 @@
 """The loss of a response, against log-softmax written out in numpy."""
 
+import functools
+
 from flax import nnx
 import jax
 import numpy as np
@@ -31,13 +33,12 @@ def loss(decoder):
   """The loss of this decoder, compiled."""
   graph, params = nnx.split(decoder)
 
-  def traced(params, batch, num_targets):
-    return loss_lib.loss(nnx.merge(graph, params), batch, num_targets)
+  @functools.partial(jax.jit, static_argnames='most_logits')
+  def traced(params, batch, most_logits):
+    merged = nnx.merge(graph, params)
+    return loss_lib.loss(merged, batch, most_logits=most_logits)
 
-  compiled = jax.jit(traced, static_argnums=2)
-  return lambda batch, num_targets: np.asarray(
-    compiled(params, batch, num_targets)
-  )
+  return lambda batch, most_logits: float(traced(params, batch, most_logits))
 
 
 def _brute_force(decoder, forward, example: Example) -> float:
@@ -57,16 +58,32 @@ def _brute_force(decoder, forward, example: Example) -> float:
 EXAMPLES = [_example(3, 4), _example(11, 1), _example(1, 9), _example(2, 0)]
 
 
-def test_loss_is_that_of_the_response_alone(decoder, forward, loss):
-  """On any padding of rows and length, and with room for more targets."""
-  expected = [_brute_force(decoder, forward, example) for example in EXAMPLES]
-  for length, num_rows, num_targets in ((16, 4, 9), (24, 8, 23), (16, 5, 15)):
-    loss_B = loss(batches.pad(EXAMPLES, length, num_rows), num_targets)
-    np.testing.assert_allclose(loss_B[:4], expected, rtol=1e-5, atol=1e-5)
-    assert np.all(loss_B[4:] == 0)
+@pytest.mark.parametrize(
+  ('rows', 'shape', 'groups', 'chunk'),
+  [
+    ([[0], [1], [2], [3]], (4, 16), 1, 64),
+    ([[0], [1], [2], [3]], (8, 24), 4, 5),
+    ([[2, 0], [1, 3]], (2, 24), 2, 7),
+    ([[3, 1, 0, 2]], (1, 40), 1, 1),
+  ],
+)
+def test_loss_is_that_of_the_responses_alone(
+  decoder, forward, loss, rows, shape, groups, chunk
+):
+  """On any padding and packing, and in chunks of any size."""
+  expected = sum(_brute_force(decoder, forward, e) for e in EXAMPLES)
+  packed = [[EXAMPLES[i] for i in row] for row in rows]
+  batch = batches.fill(packed, shape, groups)
+  most_logits = chunk * groups * decoder.config.vocab_size
+  np.testing.assert_allclose(loss(batch, most_logits), expected, rtol=1e-5)
 
 
-def test_number_of_targets_holds_the_longest_response():
-  assert batches.num_targets(EXAMPLES, 16) == 15
-  assert batches.num_targets(EXAMPLES, 64) == 16
-  assert batches.num_targets([_example(1, 17)], 64) == 32
+def test_the_first_token_is_never_a_target(decoder, loss):
+  """Not even of a response without a prompt: nothing predicts it."""
+  example = Example([5, 6, 7, 8], 4, False, False)
+  shorter = example._replace(num_response=3)
+  one, other = (
+    loss(batches.fill([[EXAMPLES[0], e]], (1, 16), 1), 1000)
+    for e in (example, shorter)
+  )
+  assert one == other

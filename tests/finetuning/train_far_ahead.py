@@ -16,11 +16,14 @@ os.environ['XLA_FLAGS'] = (
 )
 sys.path[:0] = [str(path) for path in pathlib.Path(__file__).parents[1:3]]
 
+import jax
 import numpy as np
 import tiny_study
 
-from edsft_jax import models, store
+from edsft_jax import console, models, store
 from edsft_jax.finetuning import train_loop
+from edsft_jax.finetuning.meter import Meter
+from edsft_jax.finetuning.progress import CellProgress
 from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
 from edsft_jax.mesh import make_mesh
 from edsft_jax.models.responses import Example
@@ -31,17 +34,21 @@ RUNS, STEPS, BATCH = 2, 150, 4
 def main() -> None:
   """Prints the number of each run that has ended."""
   mesh = make_mesh(data=1, fsdp=2, tensor=2)
+  config = models.read_config(tiny_study.MODEL)
   trainer = Trainer(
     models.load_decoder(tiny_study.MODEL, 'float32', mesh),
     Hyperparameters(
       method='lora',
       lora_rank=4,
       lora_alpha=8.0,
+      lora_dropout=0.0,
+      rslora=False,
       lora_targets=('q_proj', 'down_proj'),
       epochs=STEPS,
       batch_size=BATCH,
       max_length=0,
       learning_rate=0.01,
+      schedule='cosine',
       warmup_fraction=0.1,
       weight_decay=0.1,
       clip_norm=0.5,
@@ -49,18 +56,21 @@ def main() -> None:
     mesh,
   )
   rng = np.random.default_rng(0)
-  examples = [
-    Example(rng.integers(3, 60, size=14).tolist(), 8, False, False)
-  ] * BATCH
+  example = Example(rng.integers(3, 60, size=14).tolist(), 8, False, False)
+  examples = {f'p{i}': example for i in range(BATCH)}
   # Nothing is read between the first step and the last.
   schedule = train_loop.Schedule(checkpoint_steps=STEPS, log_steps=STEPS)
   for number in range(RUNS):
     with tempfile.TemporaryDirectory() as folder:
       workdir = store.Workdir(pathlib.Path(folder))
       run = workdir.run('random-k4-seed0')
-      train_loop.train(
-        trainer, run, examples, 0, num_rows=BATCH, schedule=schedule
-      )
+      with console.bar('finetune', STEPS, 'steps') as bar:
+        watchers = train_loop.Watchers(
+          CellProgress(bar, 'test'), Meter(config, 'lora', jax.devices()[:4])
+        )
+        train_loop.train(
+          trainer, run, examples, 0, schedule=schedule, watchers=watchers
+        )
     print('ended', number, flush=True)
 
 

@@ -1,0 +1,61 @@
+"""How a step is divided, so that it fits into memory."""
+
+import dataclasses
+
+import jax
+import ml_collections
+
+from edsft_jax import errors
+from edsft_jax import mesh as mesh_lib
+from edsft_jax.finetuning.batches import Layout
+
+REMAT = ('none', 'layer')
+# Tokens and padding of a micro-batch per device, by default. More make products
+# no faster.
+SLOTS_ON_CPU = 1024
+SLOTS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryOptions:
+  """How a step is computed; edsft_jax/config.py documents each field.
+
+  None changes a result beyond rounding.
+  """
+
+  micro_batch_size: int = 0
+  remat: str = 'none'
+  packing: bool = True
+
+  @classmethod
+  def of(cls, config: ml_collections.ConfigDict) -> 'MemoryOptions':
+    """Those of config.finetuning."""
+    names = (field.name for field in dataclasses.fields(cls))
+    return cls(**{name: config[name] for name in names})
+
+  def check(self) -> None:
+    """Rejects values that have no meaning.
+
+    Raises:
+      InputError: naming the option.
+    """
+    if self.remat not in REMAT:
+      raise errors.unknown(
+        f'finetuning.remat {self.remat!r}', self.remat, REMAT
+      )
+    if self.micro_batch_size < 0:
+      raise errors.InputError(
+        f'finetuning.micro_batch_size is {self.micro_batch_size}: must be at '
+        'least 1, or 0 for as many rows as the device computes well'
+      )
+
+  def layout(self, mesh: jax.sharding.Mesh) -> Layout:
+    """How examples become micro-batches on this mesh."""
+    groups = mesh_lib.batch_multiple(mesh)
+    on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    return Layout(
+      packing=self.packing,
+      max_rows=self.micro_batch_size,
+      max_slots=groups * (SLOTS_ON_CPU if on_cpu else SLOTS),
+      groups=groups,
+    )

@@ -1,0 +1,252 @@
+"""Finetunes cells one after the other with one trainer."""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import pathlib
+import shutil
+
+from flax import nnx
+import ml_collections
+
+from edsft_jax import console, errors, interrupts, models, store, study
+from edsft_jax import mesh as mesh_lib
+from edsft_jax.finetuning import (
+  batches,
+  export,
+  options,
+  train_loop,
+  validation,
+  wandb_log,
+)
+from edsft_jax.finetuning import trainer as trainer_lib
+from edsft_jax.finetuning.meter import Meter
+from edsft_jax.finetuning.progress import CellProgress
+from edsft_jax.models import responses
+
+# A cell's examples: id, prompt and answer.
+Triples = list[tuple[str, store.Prompt, str]]
+
+
+class Runner:
+  """The cells of a study with their tokens.
+
+  Attributes:
+    counts: for the manifest, over all cells.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: store.Workdir,
+    cells: Mapping[study.Cell, Triples],
+    path: pathlib.Path,
+  ):
+    """Tokenises the examples; loads no model yet.
+
+    Args:
+      config: the whole config.
+      workdir: where the cells are.
+      cells: every cell that has its answers.
+      path: the model's directory.
+
+    Raises:
+      InputError: the template rejects a prompt, naming it.
+    """
+    self._config = config
+    self._workdir = workdir
+    self._cells = cells
+    self._path = path
+    self._hyperparameters = options.hyperparameters(config.finetuning)
+    self._format = models.load_prompt_format(path, **config.prompt)
+    context = models.read_config(path).context
+    self._max_length = self._hyperparameters.max_length or context
+    self._examples = self._encode()
+    self._steps = {
+      cell: batches.num_steps(
+        len(triples),
+        self._hyperparameters.epochs,
+        self._hyperparameters.batch_size,
+      )
+      for cell, triples in cells.items()
+    }
+    self.counts = self._count()
+
+  def run(
+    self, todo: Sequence[study.Cell], is_done: Callable[[study.Cell], bool]
+  ) -> None:
+    """Finetunes the cells of `todo` that no other command is working on.
+
+    Args:
+      todo: the cells.
+      is_done: whether a cell is done by now; writes cell.json of a new one.
+
+    Raises:
+      InputError: see `train_loop.train`.
+      KeyboardInterrupt: after Ctrl-C, once what was done is saved.
+      interrupts.Terminated: the same after SIGTERM.
+    """
+    if self.counts['with_control_tokens']:
+      examples = console.count(self.counts['with_control_tokens'], 'example')
+      console.say(
+        'finetune',
+        f'{examples} with control tokens, {self._format.control_note}',
+      )
+    c = self._config
+    mesh = mesh_lib.make_mesh(**c.mesh)
+    base = models.load_decoder(self._path, dtype=c.model.dtype, mesh=mesh)
+    adapter = c.finetuning.adapter_path
+    trainer = trainer_lib.Trainer(
+      base,
+      self._hyperparameters,
+      mesh,
+      trainer_lib.MemoryOptions.of(c.finetuning),
+      pathlib.Path(adapter) if adapter else None,
+    )
+    total = sum(self._steps[cell] for cell in todo)
+    with console.bar('finetune', total, 'steps') as bar:
+      for cell in todo:
+        with store.locked(self._workdir, cell.name) as is_free:
+          if not is_free:
+            console.say('finetune', f'{cell.name}: another command makes it')
+            bar.update(self._steps[cell])
+          elif is_done(cell):
+            self._complete(cell, base)
+            bar.update(self._steps[cell])
+          else:
+            meter = Meter(
+              base.config,
+              self._hyperparameters.method,
+              mesh.devices.ravel().tolist(),
+            )
+            progress = CellProgress(bar, cell.name)
+            with interrupts.delayed() as signals:
+              self._finetune(cell, trainer, progress, meter, signals)
+
+  def _finetune(
+    self,
+    cell: study.Cell,
+    trainer: trainer_lib.Trainer,
+    progress: CellProgress,
+    meter: Meter,
+    signals: interrupts.Delayed,
+  ) -> None:
+    c = self._config.finetuning
+    run = self._workdir.run(cell.name)
+    made_from = store.read_json(run.cell)
+    with wandb_log.tracker(c.wandb_project, run, made_from) as tracker:
+      result = train_loop.train(
+        trainer,
+        run,
+        {i: self._examples[i] for i, _, _ in self._cells[cell]},
+        cell.seed,
+        schedule=train_loop.Schedule(
+          c.checkpoint_steps, c.log_steps, c.eval_steps
+        ),
+        watchers=train_loop.Watchers(
+          progress, meter, tracker, lambda: signals.arrived
+        ),
+        validation=self._validation(trainer, run),
+      )
+    if result is None:
+      return
+    progress.advance(self._steps[cell] - result.facts['steps'])
+    facts = result.facts
+    if facts['last_loss'] > facts['first_loss']:
+      console.say(
+        'finetune',
+        f'{cell.name}: the loss ended above its start '
+        f'({facts["first_loss"]:.3f} -> {facts["last_loss"]:.3f}): lower '
+        'finetuning.learning_rate',
+      )
+    store.write_json(run.cell, {**made_from, 'training': facts})
+    self._export.write(trainer.decoder(result.state), run, cell, facts)
+    _remove_checkpoints(run)
+
+  def _complete(self, cell: study.Cell, base: models.Decoder) -> None:
+    """Writes the merged model that a done cell may lack, and tidies up."""
+    run = self._workdir.run(cell.name)
+    if export.lacks_merged(run, self._config.finetuning.export):
+      facts = store.read_json(run.cell).get('training', {})
+      decoder = nnx.merge(*nnx.split(base))
+      models.load_adapter(decoder, run.model)
+      self._export.write_merged(decoder, run, cell, facts)
+    _remove_checkpoints(run)
+
+  @functools.cached_property
+  def _export(self) -> export.Export:
+    return export.Export(
+      self._config.finetuning.export,
+      self._hyperparameters,
+      self._path,
+      self._config.prompt.template,
+    )
+
+  def _validation(
+    self, trainer: trainer_lib.Trainer, run: store.Run
+  ) -> validation.Validation | None:
+    c = self._config.finetuning
+    if not c.eval_steps:
+      return None
+    return validation.Validation(
+      validation.Options(c.keep_best, c.early_stopping),
+      trainer,
+      self._heldout,
+      run.best_checkpoint,
+    )
+
+  @functools.cached_property
+  def _heldout(self) -> list[responses.Example]:
+    """The held-out prompts with their reference answers."""
+    prompts = store.read_prompts(self._workdir.heldout)
+    answers = store.read_responses(self._workdir.heldout)
+    return [
+      self._encode_one(i, prompt, answers[i])
+      for i, prompt in zip(prompts.ids, prompts.prompts, strict=True)
+    ]
+
+  def _encode(self) -> dict[str, responses.Example]:
+    """The examples of all cells, by id."""
+    encoded: dict[str, responses.Example] = {}
+    for triples in self._cells.values():
+      for i, prompt, answer in triples:
+        if i not in encoded:
+          encoded[i] = self._encode_one(i, prompt, answer)
+    return encoded
+
+  def _encode_one(
+    self, id: str, prompt: store.Prompt, answer: str
+  ) -> responses.Example:
+    with errors.about_prompt(id):
+      return responses.encode(self._format, prompt, answer, self._max_length)
+
+  def _count(self) -> dict[str, int]:
+    texts = {x[0]: x for triples in self._cells.values() for x in triples}
+    encoded = self._examples.values()
+    return {
+      'cells': len(self._cells),
+      'steps': sum(self._steps.values()),
+      'examples': len(encoded),
+      'response_tokens': sum(e.num_response for e in encoded),
+      'prompts_truncated': sum(e.prompt_truncated for e in encoded),
+      'responses_cut': sum(e.response_cut for e in encoded),
+      'with_control_tokens': sum(
+        self._format.num_control_tokens(prompt, answer) > 0
+        for _, prompt, answer in texts.values()
+      ),
+    }
+
+
+def _remove_checkpoints(run: store.Run) -> None:
+  for folder in (run.checkpoints, run.best_checkpoint):
+    if folder.exists():
+      shutil.rmtree(folder)
+
+
+def needs_work(run: store.Run, kind: str) -> bool:
+  """Whether a cell is not done, or lacks a file, or has one too many."""
+  return (
+    not run.model.exists()
+    or run.checkpoints.exists()
+    or run.best_checkpoint.exists()
+    or export.lacks_merged(run, kind)
+  )

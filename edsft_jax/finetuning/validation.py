@@ -1,0 +1,122 @@
+"""The held-out loss during training: best checkpoint and early stopping."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+from edsft_jax import errors
+from edsft_jax.finetuning.checkpoints import Checkpoints
+from edsft_jax.finetuning.trainer import State, Trainer
+from edsft_jax.models.responses import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What the held-out loss decides.
+
+  Attributes:
+    keep_best: whether to export the state with the lowest one.
+    early_stopping: how many losses without a new lowest one end a run; 0: none
+      does.
+  """
+
+  keep_best: bool
+  early_stopping: int
+
+
+class Validation:
+  """Computes a cell's held-out losses; a context manager."""
+
+  def __init__(
+    self,
+    options: Options,
+    model: Trainer,
+    examples: Sequence[Example],
+    directory: pathlib.Path,
+  ):
+    """Computes nothing yet.
+
+    Args:
+      options: what the losses decide.
+      model: the trainer.
+      examples: held-out prompts with their reference answers.
+      directory: where the best state is kept.
+    """
+    self._options = options
+    self._model = model
+    self._examples = examples
+    self._checkpoints = Checkpoints(directory)
+    self._best: float | None = None
+    self._best_step = 0
+    self._num_worse = 0
+
+  def __enter__(self) -> 'Validation':
+    self._checkpoints.__enter__()
+    return self
+
+  def __exit__(self, *exception: Any) -> None:
+    self._checkpoints.__exit__(*exception)
+
+  def __call__(self, step: int, state: State) -> float:
+    """The loss per response token after a step; keeps the best state.
+
+    Raises:
+      InputError: it is not finite.
+    """
+    loss = self._loss(state)
+    if not loss < float('inf'):
+      raise errors.InputError(
+        f'the held-out loss is not finite after step {step}: lower '
+        'finetuning.learning_rate'
+      )
+    if self._best is None or loss < self._best:
+      self._best, self._best_step, self._num_worse = loss, step, 0
+      if self._options.keep_best:
+        # There may be one of a later step, from before an interruption.
+        self._checkpoints.remove()
+        self._checkpoints.save(step, state, {})
+        self._checkpoints.wait()
+    else:
+      self._num_worse += 1
+    return loss
+
+  @property
+  def is_over(self) -> bool:
+    """Whether the losses end the run."""
+    patience = self._options.early_stopping
+    return bool(patience) and self._num_worse >= patience
+
+  @property
+  def progress(self) -> dict[str, Any]:
+    """What a resumed run needs, for JSON."""
+    return {
+      'best': self._best,
+      'best_step': self._best_step,
+      'num_worse': self._num_worse,
+    }
+
+  def restore(self, progress: Mapping[str, Any]) -> None:
+    """Takes what `progress` gave; empty for a new run."""
+    self._best = progress.get('best')
+    self._best_step = progress.get('best_step', 0)
+    self._num_worse = progress.get('num_worse', 0)
+
+  def choose(self, state: State) -> tuple[State, dict[str, Any]]:
+    """The state to export, and the facts for cell.json."""
+    if self._options.keep_best:
+      state = self._checkpoints.restore(state).state
+    facts = {'best_step': self._best_step, 'best_heldout_loss': self._best}
+    return state, facts
+
+  def _loss(self, state: State) -> float:
+    num_tokens = sum(example.num_response for example in self._examples)
+    total = sum(
+      self._model.nll(state, self._examples[first : first + _EXAMPLES_AT_ONCE])
+      for first in range(0, len(self._examples), _EXAMPLES_AT_ONCE)
+    )
+    return total / max(num_tokens, 1)
+
+
+# So many are divided into micro-batches together.
+_EXAMPLES_AT_ONCE = 64

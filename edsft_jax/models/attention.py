@@ -1,0 +1,170 @@
+"""Softmax attention, in blocks where the scores would take much memory."""
+
+from collections.abc import Callable
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from edsft_jax.models.modules import capped, precision_of
+
+# See Attention.max_scores.
+MAX_SCORES = 2**26
+# Training keeps the scores of rows up to this length for the backward pass.
+KEPT_SCORES_LENGTH = 512
+# See AttentionInputs.query_block.
+QUERY_BLOCK = 128
+
+
+def positions(segments_BxL: jax.Array) -> jax.Array:
+  """Positions within each packed sequence, int32 [B, L], from segment ids."""
+  index_L = jnp.arange(segments_BxL.shape[1])
+  before_BxL = jnp.pad(segments_BxL, ((0, 0), (1, 0)))[:, :-1]
+  start_BxL = jnp.where(segments_BxL != before_BxL, index_L, 0)
+  return index_L - jax.lax.cummax(start_BxL, axis=1)
+
+
+def lengths(segments_BxL: jax.Array, position_BxL: jax.Array) -> jax.Array:
+  """Number of tokens of each token's sequence, int32 [B, L]."""
+  same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None, :]
+  return jnp.max(jnp.where(same_BxLxL, position_BxL[:, None], 0), axis=-1) + 1
+
+
+class AttentionInputs(NamedTuple):
+  """Inputs that the attention of all layers of a kind shares.
+
+  Attributes:
+    position_BxL: positions of the queries.
+    position_BxS: positions of the keys; -1 for padding and empty entries.
+    rotation: cosines and sines to rotate queries and keys by; None: no rope.
+    cache_index: cache entry of the first new key; 0 without a cache.
+    window: number of tokens a query attends to, including itself; None for all.
+    score_divisor: divisor of the scores.
+    score_cap: soft cap of the scores after that, if any.
+    query_block: queries per block of which each attends only to keys up to its
+      own end, for keys in the order of the queries; None: all keys at once.
+  """
+
+  position_BxL: jax.Array
+  position_BxS: jax.Array
+  rotation: tuple[jax.Array, jax.Array] | None
+  cache_index: jax.Array | int
+  window: int | None
+  score_divisor: float
+  score_cap: float | None
+  query_block: int | None = None
+
+  def mask(self) -> jax.Array:
+    """Bool [B, L, S], true where a query attends to a key."""
+    # Positions count tokens, so padding takes up no part of a window.
+    back_BxLxS = self.position_BxL[:, :, None] - self.position_BxS[:, None, :]
+    mask_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
+    if self.window is None:
+      return mask_BxLxS
+    return mask_BxLxS & (back_BxLxS < self.window)
+
+
+def attend(
+  q_BxKxGxLxA: jax.Array,
+  k_BxKxAxS: jax.Array,
+  v_BxKxSxA: jax.Array,
+  inputs: AttentionInputs,
+  max_scores: int,
+) -> jax.Array:
+  """Softmax attention, [B, K, G, L, A].
+
+  Works in blocks of queries if there would be more than `max_scores` scores.
+  """
+  if inputs.query_block is not None:
+    return _attend_causally(
+      q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, inputs.query_block
+    )
+  *heads, length, head_dim = q_BxKxGxLxA.shape
+  most = max(max_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
+  if length <= most:
+    return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
+  size = next(n for n in range(most, 0, -1) if length % n == 0)
+
+  # The backward pass recomputes scores instead of keeping them.
+  @jax.checkpoint
+  def attend_block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
+    q_BxKxGxPxA, position_BxP = part
+    block = inputs._replace(position_BxL=position_BxP)
+    return _attend_block(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, block)
+
+  q_BxKxGxNxPxA = q_BxKxGxLxA.reshape(*heads, -1, size, head_dim)
+  position_BxNxP = inputs.position_BxL.reshape(heads[0], -1, size)
+  attended_NxBxKxGxPxA = jax.lax.map(
+    attend_block,
+    (jnp.moveaxis(q_BxKxGxNxPxA, 3, 0), position_BxNxP.swapaxes(0, 1)),
+  )
+  return jnp.moveaxis(attended_NxBxKxGxPxA, 0, 3).reshape(q_BxKxGxLxA.shape)
+
+
+def _attend_causally(
+  q_BxKxGxLxA: jax.Array,
+  k_BxKxAxL: jax.Array,
+  v_BxKxLxA: jax.Array,
+  inputs: AttentionInputs,
+  size: int,
+) -> jax.Array:
+  """Attention in blocks of queries, each without the keys that follow it.
+
+  Nearly half of the scores are never computed, and XLA runs the blocks, which
+  do not depend on each other, on several CPU cores: it gives each batch of
+  small products only one.
+  """
+  length = q_BxKxGxLxA.shape[3]
+  attended = []
+  for start in range(0, length, size):
+    end = min(start + size, length)
+    block = inputs._replace(
+      position_BxL=inputs.position_BxL[:, start:end],
+      position_BxS=inputs.position_BxS[:, :end],
+    )
+    run: Callable[..., jax.Array]
+    run = functools.partial(_attend_block, inputs=block)
+    if length > KEPT_SCORES_LENGTH:
+      # The backward pass recomputes scores instead of keeping them.
+      run = jax.checkpoint(run)
+    attended.append(
+      run(
+        q_BxKxGxLxA[:, :, :, start:end],
+        k_BxKxAxL[..., :end],
+        v_BxKxLxA[:, :, :end],
+      )
+    )
+  return jnp.concatenate(attended, axis=3)
+
+
+def _attend_block(
+  q_BxKxGxLxA: jax.Array,
+  k_BxKxAxS: jax.Array,
+  v_BxKxSxA: jax.Array,
+  inputs: AttentionInputs,
+) -> jax.Array:
+  precision = precision_of(q_BxKxGxLxA.dtype)
+  score_BxKxGxLxS = jnp.einsum(
+    'bkgla,bkas->bkgls',
+    q_BxKxGxLxA,
+    k_BxKxAxS,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+  score_BxKxGxLxS = capped(
+    score_BxKxGxLxS / inputs.score_divisor, inputs.score_cap
+  )
+  # A finite value, so that a row of padding alone gives no NaN.
+  score_BxKxGxLxS = jnp.where(
+    inputs.mask()[:, None, None],
+    score_BxKxGxLxS,
+    jnp.finfo(jnp.float32).min,
+  )
+  return jnp.einsum(
+    'bkgls,bksa->bkgla',
+    jax.nn.softmax(score_BxKxGxLxS).astype(v_BxKxSxA.dtype),
+    v_BxKxSxA,
+    precision=precision,
+  )

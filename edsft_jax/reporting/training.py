@@ -1,0 +1,22 @@
+"""What cell.json says about training that a reader of the page should know."""
+
+from collections.abc import Iterable
+
+from edsft_jax import store, study
+
+
+def rising_losses(
+  workdir: store.Workdir, cells: Iterable[study.Cell]
+) -> list[str]:
+  """A line for each cell whose training loss ended above its start."""
+  lines = []
+  for cell in cells:
+    path = workdir.run(cell.name).cell
+    facts = store.read_json(path).get('training') if path.exists() else None
+    # Earlier versions recorded no losses.
+    if facts and facts['last_loss'] > facts['first_loss']:
+      lines.append(
+        f'{cell.name}: {facts["first_loss"]:.3f} at the first step, '
+        f'{facts["last_loss"]:.3f} at the end'
+      )
+  return lines

@@ -1,0 +1,357 @@
+"""Times finetuning against torch, transformers and peft, side by side.
+
+  pip install -e '.[bench]'
+  python scripts/benchmark_finetuning.py smollm2 --model HF_DIR --prompts FILE
+  python scripts/benchmark_finetuning.py full
+  python scripts/benchmark_finetuning.py gpu_smollm2 gpu_7b --peer_python PYTHON
+
+Both sides train on the same batches, each run in a process of its own, in
+turns. The first step compiles; the median of the others counts as warm.
+
+Cases:
+  smollm2      LoRA on the model given, 16 examples of 60 to 250 tokens per
+               step, from a JSONL file with prompt (or instruction) and response.
+  full         full finetuning of a random model of 58M parameters, 8 x 256
+               tokens, half of them prompt.
+  gpu_smollm2  LoRA on a random model of SmolLM2-135M's shape in bfloat16, 16 x
+               2,048 tokens. Needs no files.
+  gpu_7b       the same at the shape of LLaMA-2 7B.
+"""
+
+import argparse
+from collections.abc import Iterator
+import dataclasses
+import gzip
+import json
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from contest import show
+import numpy as np
+
+SCRIPTS = pathlib.Path(__file__).parent
+FIELDS = (
+  'case',
+  'contestant',
+  'step_seconds',
+  'ratio',
+  'tokens_per_second',
+  'tflop_per_second',
+  'whole_seconds',
+  'peak_gib',
+  'first_loss',
+)
+RANK = 16
+TARGETS = [
+  'q_proj',
+  'k_proj',
+  'v_proj',
+  'o_proj',
+  'gate_proj',
+  'up_proj',
+  'down_proj',
+]
+LLAMA = {
+  'model_type': 'llama',
+  'architectures': ['LlamaForCausalLM'],
+  'hidden_act': 'silu',
+  'max_position_embeddings': 4096,
+  'rms_norm_eps': 1e-5,
+  'rope_theta': 10_000.0,
+  'tie_word_embeddings': False,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+}
+CONFIGS = {
+  'full': LLAMA
+  | {
+    'vocab_size': 32_000,
+    'hidden_size': 512,
+    'intermediate_size': 1376,
+    'num_hidden_layers': 8,
+    'num_attention_heads': 8,
+    'num_key_value_heads': 8,
+  },
+  'gpu_smollm2': LLAMA
+  | {
+    'vocab_size': 49_152,
+    'hidden_size': 576,
+    'intermediate_size': 1536,
+    'num_hidden_layers': 30,
+    'num_attention_heads': 9,
+    'num_key_value_heads': 3,
+    'tie_word_embeddings': True,
+  },
+  'gpu_7b': LLAMA
+  | {
+    'vocab_size': 32_000,
+    'hidden_size': 4096,
+    'intermediate_size': 11_008,
+    'num_hidden_layers': 32,
+    'num_attention_heads': 32,
+    'num_key_value_heads': 32,
+  },
+}
+PEERS = {
+  'smollm2': ('padded',),
+  'full': ('response', 'response+compile'),
+  'gpu_smollm2': ('padded',),
+  'gpu_7b': ('padded', 'padded+checkpoint'),
+}
+# Rows per micro-batch of the peer, where whole batches do not fit.
+PEER_ROWS = {'gpu_smollm2': 4, 'gpu_7b': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What one process reports.
+
+  Attributes:
+    whole: seconds from its start to the end of the last step.
+    seconds: of each step.
+    losses: of each step.
+    peak: bytes, of the device's memory or of the process.
+  """
+
+  whole: float
+  seconds: list[float]
+  losses: list[float]
+  peak: int
+
+
+def real_steps(
+  model: pathlib.Path, prompts: pathlib.Path, num_steps: int
+) -> list[list[dict[str, Any]]]:
+  """Batches of 16 real examples of 60 to 250 tokens."""
+  from edsft_jax import config, models
+  from edsft_jax.models import responses
+
+  prompt_format = models.load_prompt_format(model, **config.get_config().prompt)
+  examples = []
+  opened = gzip.open if prompts.suffix == '.gz' else open
+  with opened(prompts, 'rt', encoding='utf-8') as lines:
+    for line in lines:
+      row = json.loads(line)
+      prompt = row.get('prompt') or row['instruction']
+      if row.get('context'):
+        prompt = f'{prompt}\n\n{row["context"]}'
+      example = responses.encode(prompt_format, prompt, row['response'], 2048)
+      if 60 <= len(example.tokens) <= 250:
+        examples.append(
+          {'tokens': example.tokens, 'num_response': example.num_response}
+        )
+      if len(examples) == 16 * num_steps:
+        break
+  return [examples[i : i + 16] for i in range(0, len(examples), 16)]
+
+
+def random_steps(
+  rows: int, length: int, vocabulary: int, num_steps: int
+) -> list[list[dict[str, Any]]]:
+  """Batches of random tokens, half of them response."""
+  rng = np.random.default_rng(0)
+  return [
+    [
+      {
+        'tokens': rng.integers(3, vocabulary, size=length).tolist(),
+        'num_response': length // 2,
+      }
+      for _ in range(rows)
+    ]
+    for _ in range(num_steps)
+  ]
+
+
+def make_job(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
+  """What both sides do."""
+  job: dict[str, Any] = {
+    'model': '',
+    'method': 'full' if case == 'full' else 'lora',
+    'dtype': 'bfloat16' if case.startswith('gpu') else 'float32',
+    'rank': RANK,
+    'targets': TARGETS,
+    'peer_rows': PEER_ROWS.get(case, 0),
+    'options': json.loads(arguments.options),
+  }
+  if case == 'smollm2':
+    job['model'] = str(arguments.model)
+    job['steps'] = real_steps(
+      arguments.model, arguments.prompts, arguments.steps
+    )
+  else:
+    shape = (8, 256) if case == 'full' else (arguments.rows, 2048)
+    vocabulary = CONFIGS[case]['vocab_size']
+    job['steps'] = random_steps(*shape, vocabulary, arguments.steps)
+  return job
+
+
+def train(folder: pathlib.Path) -> None:
+  """Our side, in this process; prints a `Run` as JSON."""
+  started = time.perf_counter()
+  from flax import nnx
+  import jax
+
+  from edsft_jax import models
+  from edsft_jax.finetuning.memory import MemoryOptions
+  from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
+  from edsft_jax.mesh import make_mesh
+  from edsft_jax.models.responses import Example
+
+  job = json.loads((folder / 'job.json').read_text())
+  mesh = make_mesh()
+  if job['model']:
+    decoder = models.load_decoder(
+      pathlib.Path(job['model']), job['dtype'], mesh
+    )
+  else:
+    config = models.read_config(folder)
+    decoder = models.Decoder(config, rngs=nnx.Rngs(0), dtype=job['dtype'])
+  hyperparameters = Hyperparameters(
+    method=job['method'],
+    lora_rank=job['rank'],
+    lora_alpha=2.0 * job['rank'],
+    lora_dropout=0.0,
+    rslora=False,
+    lora_targets=tuple(job['targets']),
+    epochs=1,
+    batch_size=len(job['steps'][0]),
+    max_length=0,
+    learning_rate=1e-4,
+    schedule='cosine',
+    warmup_fraction=0.0,
+    weight_decay=0.0,
+    clip_norm=1.0,
+  )
+  options = MemoryOptions(**job['options'])
+  trainer = Trainer(decoder, hyperparameters, mesh, options)
+  del decoder
+  state = trainer.init_state(0)
+  seconds, losses = [], []
+  for rows in job['steps']:
+    start = time.perf_counter()
+    examples = [
+      Example(row['tokens'], row['num_response'], False, False) for row in rows
+    ]
+    state, loss = trainer.step(state, examples, np.float32(1e-4))
+    losses.append(float(loss))
+    seconds.append(time.perf_counter() - start)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+  if jax.default_backend() != 'cpu':
+    peak = jax.local_devices()[0].memory_stats()['peak_bytes_in_use']
+  whole = time.perf_counter() - started
+  print(json.dumps(dataclasses.asdict(Run(whole, seconds, losses, peak))))
+
+
+def run(command: list[str]) -> Run:
+  """Runs one side in a process; raises with its last lines if it fails."""
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise SystemExit(f'{" ".join(command)}:\n{done.stderr[-3000:]}')
+  return Run(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def flop_per_token(config: dict[str, Any], method: str) -> float:
+  """Products of weights, forward and backward; attention left out."""
+  width, mlp = config['hidden_size'], config['intermediate_size']
+  heads = config['num_attention_heads']
+  kv_width = width // heads * config['num_key_value_heads']
+  layer = 2 * width * width + 2 * width * kv_width + 3 * width * mlp
+  # Half of the positions have logits.
+  weights = (
+    layer * config['num_hidden_layers'] + width * config['vocab_size'] / 2
+  )
+  return weights * (6 if method == 'full' else 4)
+
+
+def compete(
+  case: str, arguments: argparse.Namespace
+) -> Iterator[dict[str, str]]:
+  """One row per contestant."""
+  job = make_job(case, arguments)
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    (folder / 'job.json').write_text(json.dumps(job))
+    config_file = folder / 'config.json'
+    if case in CONFIGS:
+      dtype = {'torch_dtype': job['dtype']}
+      config_file.write_text(json.dumps(CONFIGS[case] | dtype))
+    else:
+      config_file = arguments.model / 'config.json'
+    config = json.loads(config_file.read_text())
+    peer = str(SCRIPTS / 'finetune_with_peft.py')
+    sides = {'ours': [sys.executable, __file__, '--train', name]}
+    if arguments.peer_python:
+      for variant in PEERS[case]:
+        sides[f'peft {variant}' if job['method'] == 'lora' else variant] = [
+          arguments.peer_python,
+          peer,
+          name,
+          variant,
+        ]
+    runs: dict[str, list[Run]] = {side: [] for side in sides}
+    for _ in range(arguments.repeats):
+      for side, command in sides.items():
+        runs[side].append(run(command))
+  tokens = statistics.mean(
+    sum(len(row['tokens']) for row in rows) for rows in job['steps']
+  )
+  flop = tokens * flop_per_token(config, job['method'])
+  warm = {
+    side: statistics.median(s for r in of_side for s in r.seconds[1:])
+    for side, of_side in runs.items()
+  }
+  for side, of_side in runs.items():
+    yield {
+      'case': case,
+      'contestant': side,
+      'step_seconds': f'{warm[side]:.3f}',
+      'ratio': f'{warm[side] / warm["ours"]:.2f}',
+      'tokens_per_second': f'{tokens / warm[side]:,.0f}',
+      'tflop_per_second': f'{flop / warm[side] / 1e12:.2f}',
+      'whole_seconds': f'{min(r.whole for r in of_side):.1f}',
+      'peak_gib': f'{max(r.peak for r in of_side) / 2**30:.2f}',
+      'first_loss': f'{of_side[0].losses[0]:.5f}',
+    }
+
+
+def main() -> None:
+  """Runs the requested cases, prints a table and writes it."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('cases', nargs='*', help=f'any of {", ".join(PEERS)}')
+  parser.add_argument('--train', type=pathlib.Path, help=argparse.SUPPRESS)
+  parser.add_argument('--model', type=pathlib.Path, help='for smollm2')
+  parser.add_argument('--prompts', type=pathlib.Path, help='for smollm2')
+  parser.add_argument('--steps', type=int, default=4)
+  parser.add_argument('--rows', type=int, default=16, help='of the gpu cases')
+  parser.add_argument('--repeats', type=int, default=1)
+  parser.add_argument(
+    '--options',
+    default='{}',
+    help='JSON of finetuning.packing, .micro_batch_size and .remat',
+  )
+  parser.add_argument(
+    '--peer_python',
+    default=sys.executable,
+    help="a Python with torch, transformers and peft; '': ours alone",
+  )
+  parser.add_argument('--csv', default='', help='file to write; default: none')
+  arguments = parser.parse_args()
+  if arguments.train:
+    train(arguments.train)
+    return
+  if unknown := set(arguments.cases) - set(PEERS):
+    parser.error(f'unknown: {", ".join(unknown)}')
+  if 'smollm2' in arguments.cases and not arguments.prompts:
+    parser.error('smollm2 needs --model and --prompts')
+  rows = (row for case in arguments.cases for row in compete(case, arguments))
+  show(FIELDS, rows, arguments.csv)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,316 @@
+"""Whatever stops a cell: the resumed run is the uninterrupted one, to the byte.
+
+And what cannot be resumed is refused in one line.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pytest
+import tiny_study
+
+from edsft_jax import errors, finetuning, interrupts, store, study
+from edsft_jax.finetuning import trainer as trainer_lib
+
+# Nine examples in batches of four: the second epoch begins within step 3 of 5.
+CELL = 'random-k9-seed0'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  with tiny_study.on_one_device():
+    yield
+
+
+def _config():
+  config = tiny_study.config()
+  config.study.budgets = (9,)
+  config.finetuning.lora_dropout = 0.2
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> store.Workdir:
+  """An uninterrupted run, to compare with."""
+  workdir = tiny_study.make(tmp_path_factory.mktemp('finished'))
+  finetuning.run(_config(), workdir)
+  return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path) -> store.Workdir:
+  return tiny_study.make(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory) -> store.Workdir:
+  """A run with checkpoints of steps 2 and 4."""
+  workdir = tiny_study.make(tmp_path_factory.mktemp('stopped'))
+  _run_until(4, signal.SIGTERM, workdir)
+  return workdir
+
+
+@pytest.fixture
+def copy(stopped, tmp_path) -> store.Workdir:
+  shutil.copytree(stopped.root, tmp_path, dirs_exist_ok=True)
+  return store.Workdir(tmp_path)
+
+
+def _run_until(last: int, number: int, workdir) -> None:
+  """Sends a signal during step `last`; expects the run to stop after it."""
+  steps, step = [], trainer_lib.Trainer.step
+
+  def interrupted_step(*args):
+    steps.append(1)
+    if len(steps) == last:
+      os.kill(os.getpid(), number)
+    assert len(steps) <= last
+    return step(*args)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(trainer_lib.Trainer, 'step', interrupted_step)
+    # Without this, a SIGTERM that comes late would end the tests.
+    before = signal.getsignal(signal.SIGTERM)
+    interrupts.raise_on_sigterm()
+    try:
+      with pytest.raises((KeyboardInterrupt, interrupts.Terminated)) as stop:
+        finetuning.run(_config(), workdir)
+    finally:
+      signal.signal(signal.SIGTERM, before)
+  assert interrupts.exit_code(stop.value) == 128 + number
+
+
+def _resume(workdir) -> int:
+  """Runs the command again; returns the number of steps that it made."""
+  steps, step = [], trainer_lib.Trainer.step
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      trainer_lib.Trainer, 'step', lambda *args: steps.append(1) or step(*args)
+    )
+    finetuning.run(_config(), workdir)
+  return len(steps)
+
+
+def _assert_same(workdir, finished) -> None:
+  ours, theirs = (w.run(CELL) for w in (workdir, finished))
+  adapter = 'adapter_model.safetensors'
+  assert (ours.model / adapter).read_bytes() == (
+    theirs.model / adapter
+  ).read_bytes()
+  assert ours.metrics.read_bytes() == theirs.metrics.read_bytes()
+  assert ours.cell.read_bytes() == theirs.cell.read_bytes()
+  assert sorted(p.name for p in ours.root.iterdir()) == sorted(
+    p.name for p in theirs.root.iterdir()
+  )
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('last', [1, 3])
+def test_a_signal_loses_no_step(workdir, finished, number, last):
+  _run_until(last, number, workdir)
+  assert workdir.run(CELL).checkpoints.joinpath(str(last)).exists()
+  assert _resume(workdir) == 5 - last
+  _assert_same(workdir, finished)
+
+
+def test_a_signal_during_the_last_step_comes_after_the_model(workdir, finished):
+  _run_until(5, signal.SIGTERM, workdir)
+  _assert_same(workdir, finished)
+  assert _resume(workdir) == 0
+
+
+# Dies like a machine does, as soon as a save has begun.
+_KILLED_IN_A_SAVE = """
+import os, pathlib, signal, sys, threading, time
+sys.path.insert(0, 'tests/finetuning')
+sys.path.insert(0, 'tests')
+import tiny_study, test_interruptions
+from edsft_jax import store, finetuning
+
+workdir = store.Workdir(pathlib.Path(sys.argv[1]))
+checkpoints = workdir.run('random-k9-seed0').checkpoints
+
+def watch():
+  while not list(checkpoints.glob('4.*-tmp*/*')):
+    time.sleep(0.0005)
+  os.kill(os.getpid(), signal.SIGKILL)
+
+threading.Thread(target=watch, daemon=True).start()
+with tiny_study.on_one_device():
+  finetuning.run(test_interruptions._config(), workdir)
+"""
+
+
+def test_a_kill_in_the_middle_of_a_save(workdir, finished):
+  killed = subprocess.run(
+    [sys.executable, '-c', _KILLED_IN_A_SAVE, str(workdir.root)],
+    cwd=tiny_study.REPOSITORY,
+    capture_output=True,
+    text=True,
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  names = {p.name for p in workdir.run(CELL).checkpoints.iterdir()}
+  assert '2' in names
+  assert '4' not in names
+  assert _resume(workdir) == 3
+  _assert_same(workdir, finished)
+
+
+def test_a_full_disk_in_the_middle_of_a_save(workdir, finished, capfd):
+  """A limit on the size of files acts like a full disk, on these alone."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))
+  try:
+    with pytest.raises(errors.InputError, match=r'File too large.*free some'):
+      finetuning.run(_config(), workdir)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert 'Traceback' not in capfd.readouterr().err
+  assert not list(workdir.run(CELL).root.rglob('*-tmp*'))
+  _resume(workdir)
+  _assert_same(workdir, finished)
+
+
+def _damaged(name):
+  """Truncates, removes or changes a file of the last checkpoint."""
+
+  def truncate(folder):
+    file = max(folder.rglob('d/*'), key=lambda p: p.stat().st_size)
+    os.truncate(file, file.stat().st_size // 2)
+    return file.name
+
+  def remove_manifest(folder):
+    (folder / 'state' / 'manifest.ocdbt').unlink()
+    return 'state/manifest.ocdbt is missing'
+
+  def flip(folder):
+    file = max(folder.rglob('d/*'), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return f'{file.name} has changed'
+
+  def remove_checksums(folder):
+    (folder / 'checksums.json').unlink()
+    return 'checksums.json cannot be read'
+
+  return locals()[name]
+
+
+@pytest.mark.parametrize(
+  'name', ['truncate', 'remove_manifest', 'flip', 'remove_checksums']
+)
+def test_a_damaged_checkpoint_is_named(copy, finished, name):
+  folder = copy.run(CELL).checkpoints / '4'
+  what = _damaged(name)(folder)
+  with pytest.raises(errors.InputError) as error:
+    finetuning.run(_config(), copy)
+  message = str(error.value)
+  assert str(folder) in message
+  assert what in message
+  assert 'remove that folder' in message
+  assert 'resume from step 2' in message
+  shutil.rmtree(folder)
+  assert _resume(copy) == 3
+  _assert_same(copy, finished)
+
+
+def test_without_an_older_checkpoint_the_cell_starts_again(copy):
+  checkpoints = copy.run(CELL).checkpoints
+  shutil.rmtree(checkpoints / '2')
+  _damaged('flip')(checkpoints / '4')
+  with pytest.raises(errors.InputError, match='start this cell again'):
+    finetuning.run(_config(), copy)
+
+
+def test_a_cell_that_was_begun_is_not_thrown_away(copy):
+  """Neither for other options nor for other answers."""
+  config = _config()
+  config.finetuning.learning_rate = 0.02
+  with pytest.raises(
+    errors.InputError, match=r'finetuning.learning_rate \(was 0.01, is 0.02\)'
+  ):
+    finetuning.run(config, copy)
+  answers = store.read_responses(copy.responses)
+  last = study.selected_ids(copy, 'random', 0)[8]
+  store.write_parquet(
+    copy.responses,
+    pa.table(
+      {
+        'id': list(answers),
+        'response': [*({**answers, last: 'w3'}).values()],
+      }
+    ),
+  )
+  with pytest.raises(
+    errors.InputError, match=rf'{CELL} .*prompts and answers.*delete'
+  ):
+    finetuning.run(_config(), copy)
+  assert (copy.run(CELL).checkpoints / '4').exists()
+
+
+def test_a_loss_that_is_not_finite_names_prompts_and_checkpoint(copy):
+  """A checkpoint's weights are finite, so this takes a huge step after it."""
+  step = trainer_lib.Trainer.step
+
+  def broken_step(self, state, *rest):
+    state, loss = step(self, state, *rest)
+    return state, loss * float('nan')
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(trainer_lib.Trainer, 'step', broken_step)
+    with pytest.raises(errors.InputError) as error:
+      finetuning.run(_config(), copy)
+  message = str(error.value)
+  assert f'{CELL}: the loss is not finite at step 5' in message
+  assert f'the last checkpoint is {copy.run(CELL).checkpoints / "4"}' in message
+  # The last batch has the two examples that are left of both epochs.
+  assert message.count("'p") == 2
+
+
+def test_sigterm_ends_a_command_with_143(workdir):
+  run = workdir.run(CELL)
+  config = _config()
+  words = [
+    f'--config.{name}={value!r}'
+    if isinstance(value, tuple)
+    else f'--config.{name}={value}'
+    for name, value in {
+      'model.path': config.model.path,
+      'selection.strategies': ('random',),
+      'study.budgets': (9,),
+      'study.seeds': (0,),
+      'study.full_pool': False,
+      'finetuning.epochs': 100_000,
+    }.items()
+  ]
+  with subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'edsft_jax.main', 'finetune'),
+      *words,
+      f'--workdir={workdir.root}',
+    ],
+    cwd=tiny_study.REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  ) as command:
+    try:
+      while command.poll() is None and not (
+        run.metrics.exists() and run.metrics.read_text()
+      ):
+        time.sleep(0.1)
+      command.send_signal(signal.SIGTERM)
+      _, err = command.communicate(timeout=120)
+    finally:
+      command.kill()
+  assert command.returncode == 143, err
+  assert 'Stopped. Run the same command to resume.' in err
+  assert 'Traceback' not in err
+  assert next(run.checkpoints.iterdir()).name.isdecimal()

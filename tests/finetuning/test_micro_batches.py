@@ -1,0 +1,245 @@
+"""Packing, micro-batches, chunks and remat change no loss and no gradient.
+
+On a small pretrained model, with examples of unequal length.
+"""
+
+import dataclasses
+import functools
+import re
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edsft_jax import errors, models
+from edsft_jax.finetuning import batches
+from edsft_jax.finetuning.loss import loss as summed_loss
+from edsft_jax.finetuning.memory import MemoryOptions
+from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
+from edsft_jax.mesh import make_mesh
+from edsft_jax.models.responses import Example
+
+LORA = Hyperparameters(
+  method='lora',
+  lora_rank=4,
+  lora_alpha=8.0,
+  lora_dropout=0.0,
+  rslora=False,
+  lora_targets=('q_proj', 'v_proj', 'down_proj'),
+  epochs=1,
+  batch_size=8,
+  max_length=0,
+  learning_rate=0.01,
+  schedule='cosine',
+  warmup_fraction=0.1,
+  weight_decay=0.0,
+  clip_norm=1.0,
+)
+LENGTHS = ((40, 30), (12, 2), (90, 70), (7, 3), (33, 1), (21, 20), (16, 8))
+
+
+@pytest.fixture(scope='module')
+def path(shared):
+  return shared / 'models' / 'stories260K'
+
+
+@pytest.fixture(scope='module')
+def decoder(path) -> models.Decoder:
+  one_device = make_mesh(devices=jax.devices()[:1])
+  return models.load_decoder(path, 'float32', one_device)
+
+
+@functools.cache
+def _examples() -> tuple[Example, ...]:
+  rng = np.random.default_rng(0)
+  return tuple(
+    Example(rng.integers(3, 500, size=n).tolist(), m, False, False)
+    for n, m in LENGTHS
+  )
+
+
+@pytest.fixture(scope='module')
+def gradients(decoder):
+  """Loss and all gradients of the sum over micro-batches."""
+  graph, params = nnx.split(decoder)
+
+  @functools.partial(jax.jit, static_argnames=('remat', 'most_logits'))
+  def of_batch(params, batch, remat, most_logits):
+    loss = lambda p: summed_loss(nnx.merge(graph, p), batch, remat, most_logits)
+    return jax.value_and_grad(loss)(params)
+
+  def of_all(micro_batches, remat=False, most_logits=0):
+    sums = None
+    for batch in micro_batches:
+      part = of_batch(params, batch, remat, most_logits)
+      sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
+    return jax.tree.leaves(sums)
+
+  return of_all
+
+
+@pytest.fixture(scope='module')
+def plain(gradients):
+  """One row per example, all at once, whole logits."""
+  rows = [[example] for example in _examples()]
+  batch = batches.fill(rows, (8, 96), groups=1)
+  return gradients([batch], most_logits=2**30)
+
+
+def _assert_same(found, expected) -> None:
+  for a, b in zip(found, expected, strict=True):
+    scale = float(np.abs(b).max())
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+  ('layout', 'options'),
+  [
+    (batches.Layout(False, 8, 0, 1), {'remat': True}),
+    (batches.Layout(False, 8, 0, 1), {'most_logits': 512 * 10}),
+    (batches.Layout(False, 2, 0, 1), {}),
+    (batches.Layout(True, 8, 0, 1), {}),
+    (batches.Layout(True, 1, 0, 1), {'remat': True, 'most_logits': 512 * 7}),
+    (batches.Layout(True, 0, 256, 2), {}),
+  ],
+  ids=['remat', 'chunks', 'accumulated', 'packed', 'all', 'groups'],
+)
+def test_same_loss_and_gradients(gradients, plain, layout, options):
+  micro_batches = batches.micro_batches(_examples(), layout)
+  _assert_same(gradients(micro_batches, **options), plain)
+
+
+def test_neighbours_in_a_row_change_nothing(decoder):
+  graph, params = nnx.split(decoder)
+  hidden_of = jax.jit(
+    lambda params, tokens, segments: nnx.merge(graph, params).hidden_of_packed(
+      tokens, segments, remat=False
+    )
+  )
+  rng = np.random.default_rng(1)
+  tokens = rng.integers(3, 500, size=(1, 64)).astype(np.int32)
+  segments = np.repeat([1, 2, 3, 0], [20, 30, 9, 5])[None].astype(np.int32)
+  before = np.asarray(hidden_of(params, tokens, segments))
+  others = segments[0] != 2
+  changed = np.where(others, rng.integers(3, 500, size=64), tokens)
+  after = np.asarray(hidden_of(params, changed.astype(np.int32), segments))
+  assert np.array_equal(after[0, ~others], before[0, ~others])
+  assert not np.allclose(after[0, others], before[0, others])
+  alone = decoder(tokens[:, 20:50], np.ones((1, 30), bool)).hidden_BxLxD
+  np.testing.assert_allclose(before[0, ~others], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_lengths_of_packed_examples_set_dynamic_rope():
+  """Each example rotates by its own length, not by the row's."""
+  config = models.DecoderConfig(
+    vocab_size=64,
+    width=32,
+    mlp_width=48,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    window=6,
+    full_layers=(1,),
+    rope=models.Rope(kind='dynamic', factor=4.0, original_context=8),
+    window_rope=models.Rope(theta=100.0),
+  )
+  decoder = models.Decoder(config, rngs=nnx.Rngs(0))
+  tokens = np.random.default_rng(0).integers(3, 64, size=(1, 32))
+  segments = np.repeat([1, 2, 3], [5, 20, 7])[None]
+  parts = (0, 5), (5, 25), (25, 32)
+  graph, params = nnx.split(decoder)
+
+  @jax.jit
+  def hidden_of(params, tokens, segments):
+    merged = nnx.merge(graph, params)
+    packed = merged.hidden_of_packed(tokens, segments, remat=False)
+    alone = []
+    for start, end in parts:
+      mask = jnp.ones((1, end - start), bool)
+      alone.append(merged(tokens[:, start:end], mask).hidden_BxLxD)
+    return packed, alone
+
+  packed, alone = hidden_of(params, tokens, segments)
+  for (start, end), expected in zip(parts, alone, strict=True):
+    np.testing.assert_allclose(
+      packed[:, start:end], expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def _curve(path, mesh, options, steps=4) -> list[float]:
+  decoder = models.load_decoder(path, 'float32', mesh)
+  trainer = Trainer(decoder, LORA, mesh, options)
+  state, losses = trainer.init_state(0), []
+  for step in range(steps):
+    examples = _examples()[step % 2 :]
+    state, loss = trainer.step(state, examples, np.float32(1e-3))
+    losses.append(float(loss))
+  return losses
+
+
+@pytest.fixture(scope='module')
+def curve(path) -> list[float]:
+  one_device = make_mesh(devices=jax.devices()[:1])
+  return _curve(path, one_device, MemoryOptions(packing=False))
+
+
+@pytest.mark.parametrize(
+  'axes',
+  [
+    {'data': 4, 'fsdp': 1, 'tensor': 2},
+    {'data': 1, 'fsdp': 8, 'tensor': 1},
+    {'data': 2, 'fsdp': 2, 'tensor': 2},
+  ],
+  ids=['data-tensor', 'fsdp', 'all'],
+)
+def test_same_loss_curve_on_eight_devices(path, curve, axes):
+  found = _curve(path, make_mesh(**axes), MemoryOptions(1))
+  np.testing.assert_allclose(found, curve, rtol=1e-5)
+
+
+def _products(program: str) -> set[tuple[int, ...]]:
+  """Shapes, sorted, of the results of all products."""
+  found = re.findall(
+    r'stablehlo.dot_general.*-> tensor<(.*)x[a-z]+\d+>', program
+  )
+  return {tuple(sorted(map(int, shape.split('x')))) for shape in found}
+
+
+@pytest.mark.parametrize('method', ['lora', 'full'])
+def test_frozen_matrices_have_no_gradient_products(decoder, method):
+  hyperparameters = dataclasses.replace(LORA, method=method)
+  one_device = make_mesh(devices=jax.devices()[:1])
+  trainer = Trainer(decoder, hyperparameters, one_device)
+  batch = batches.fill([_examples()[:2]], (1, 96), groups=1)
+  shapes = {
+    tuple(sorted(weight.shape))
+    for path, weight in nnx.to_flat_state(nnx.state(decoder, nnx.Param))
+    if weight.ndim == 2
+  }
+  products = _products(trainer.lower(batch).as_text())
+  assert products & shapes == (shapes if method == 'full' else set())
+
+
+def test_out_of_memory_halves_micro_batches_once(decoder, capsys):
+  """Then an error names the options."""
+  one_device = make_mesh(devices=jax.devices()[:1])
+  trainer = Trainer(decoder, LORA, one_device, MemoryOptions(4))
+  most_rows, gradients = 2, trainer.gradients
+
+  def scarce(params, frozen, batch):
+    if batch.tokens.shape[0] > most_rows:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+    return gradients(params, frozen, batch)
+
+  trainer.gradients = scarce
+  state = trainer.init_state(0)
+  state, _ = trainer.step(state, _examples(), np.float32(1e-3))
+  assert 'going on with 2' in capsys.readouterr().out
+  most_rows = 1
+  with pytest.raises(
+    errors.InputError, match=r'2 x 96 tokens.*micro_batch_size below 2'
+  ):
+    trainer.step(state, _examples(), np.float32(1e-3))

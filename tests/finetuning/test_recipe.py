@@ -1,0 +1,269 @@
+"""The recipe: rates, dropout, adapters to start from, held-out losses."""
+
+import dataclasses
+import json
+import math
+import signal
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+import tiny_study
+
+from edsft_jax import errors, finetuning, mesh, models, store
+from edsft_jax.finetuning import batches, options
+from edsft_jax.finetuning import trainer as trainer_lib
+from edsft_jax.finetuning.memory import MemoryOptions
+from edsft_jax.finetuning.schedules import learning_rates
+from edsft_jax.models import lora
+from edsft_jax.models.responses import Example
+
+CELL = 'random-k9-seed0'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  with tiny_study.on_one_device():
+    yield
+
+
+@pytest.fixture
+def workdir(tmp_path) -> store.Workdir:
+  return tiny_study.make(tmp_path)
+
+
+def _config(**changed):
+  config = tiny_study.config()
+  config.study.budgets = (9,)
+  config.finetuning.update(changed)
+  return config
+
+
+def test_schedules():
+  def rates(name):
+    return learning_rates(name, 0.4, 12, warmup_fraction=0.1)[1:]
+
+  # Two steps of warm-up, then ten that go down from the peak.
+  np.testing.assert_allclose(rates('constant'), 0.4, rtol=1e-6)
+  np.testing.assert_allclose(
+    rates('linear'), [0.4, *np.linspace(0.4, 0.04, 10)], rtol=1e-6
+  )
+  share = np.arange(10) / 10
+  np.testing.assert_allclose(
+    rates('cosine'),
+    [0.4, *(0.2 * (1 + np.cos(np.pi * share)))],
+    rtol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('name', ['constant', 'linear', 'cosine'])
+def test_warmup_takes_two_steps_at_least(name):
+  assert learning_rates(name, 0.4, 40, 0.001)[0] == np.float32(0.2)
+  assert learning_rates(name, 0.4, 40, 0.0)[0] == np.float32(0.4)
+
+
+def test_methods_have_rates_of_their_own():
+  for method, rate in (('lora', 1e-3), ('full', 1e-4)):
+    config = _config(method=method, learning_rate=0.0)
+    assert options.hyperparameters(config.finetuning).learning_rate == rate
+  config.finetuning.learning_rate = 0.5
+  assert options.hyperparameters(config.finetuning).learning_rate == 0.5
+
+
+EXAMPLES = [
+  Example(list(range(3, 3 + n)), m, False, False)
+  for n, m in ((10, 4), (5, 3), (16, 1), (7, 6), (9, 2))
+]
+
+
+def _losses(rate, memory, key) -> list[float]:
+  """The losses of two steps."""
+  device_mesh = mesh.make_mesh()
+  config = _config(lora_dropout=rate)
+  trainer = trainer_lib.Trainer(
+    models.load_decoder(tiny_study.MODEL, 'float32', device_mesh),
+    options.hyperparameters(config.finetuning),
+    device_mesh,
+    memory,
+  )
+  state, losses = trainer.init_state(0), []
+  for _ in range(3):
+    state, loss = trainer.step(state, EXAMPLES, np.float32(0.05), key)
+    losses.append(float(loss))
+  return losses
+
+
+def test_dropout_does_not_depend_on_how_a_step_is_divided():
+  key = jax.random.key(1)
+  packed = _losses(0.5, MemoryOptions(), key)
+  padded = _losses(0.5, MemoryOptions(packing=False), key)
+  divided = _losses(0.5, MemoryOptions(micro_batch_size=1, remat='layer'), key)
+  np.testing.assert_allclose(padded, packed, rtol=1e-4)
+  np.testing.assert_allclose(divided, packed, rtol=1e-4)
+  # A new adapter's B is zero, so the first loss does not see its inputs.
+  assert not np.allclose(packed[1:], _losses(0.5, None, None)[1:], rtol=1e-3)
+  other = _losses(0.5, None, jax.random.key(2))
+  assert not np.allclose(packed[1:], other[1:], rtol=1e-3)
+
+
+def test_dropout_keeps_the_mean():
+  device_mesh = mesh.make_mesh()
+  decoder = models.load_decoder(tiny_study.MODEL, 'float32', device_mesh)
+  models.add_lora(decoder, 4, 8.0, ('q_proj',), nnx.Rngs(0))
+  linear = decoder.layers[0].self_attn.q_proj
+  linear.lora_b = models.LoRAParam(linear.lora_b[...] + 1.0)
+  x = np.ones((1, 2000, linear.weight.shape[0]), np.float32)
+  plain = linear(x)
+  numbers = np.arange(2000, dtype=np.int32)[None]
+  models.set_dropout(decoder, 0.25, jax.random.key(0), numbers)
+  dropped = linear(x)
+  assert float(np.std(dropped[0, :, 0])) > 0
+  np.testing.assert_allclose(
+    np.mean(dropped, axis=1), np.mean(plain, axis=1), atol=0.05
+  )
+
+
+def test_a_step_has_a_dropout_key_of_its_own():
+  keys = [batches.dropout_key(s, t) for s in (0, 1) for t in (1, 2)]
+  assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == 4
+
+
+def test_rank_stabilised_adapters(tmp_path):
+  """As PEFT has them: alpha / sqrt(rank), and a field that says so."""
+  device_mesh = mesh.make_mesh()
+  decoder = models.load_decoder(tiny_study.MODEL, 'float32', device_mesh)
+  models.add_lora(decoder, 4, 8.0, ('q_proj',), nnx.Rngs(0), rslora=True)
+  assert decoder.layers[0].self_attn.q_proj.lora_scale == 8.0 / math.sqrt(4)
+  models.save_adapter(decoder, tmp_path, 'base', rslora=True, dropout=0.1)
+  fields = json.loads((tmp_path / 'adapter_config.json').read_text())
+  assert fields['use_rslora'] is True
+  assert fields['lora_alpha'] == 8.0
+  assert fields['lora_dropout'] == 0.1
+  again = models.load_decoder(tiny_study.MODEL, 'float32', device_mesh)
+  models.load_adapter(again, tmp_path)
+  assert again.layers[0].self_attn.q_proj.lora_scale == 4.0
+
+
+@pytest.mark.parametrize('rslora', [False, True])
+def test_a_run_starts_from_an_adapter(workdir, tmp_path, rslora):
+  decoder = models.load_decoder(tiny_study.MODEL, 'float32', mesh.make_mesh())
+  models.add_lora(
+    decoder, 2, 8.0, ('v_proj', 'q_proj'), nnx.Rngs(7), rslora=rslora
+  )
+  models.save_adapter(decoder, tmp_path / 'start', 'base', rslora=rslora)
+  config = _config(adapter_path=str(tmp_path / 'start'))
+  with pytest.raises(errors.InputError) as error:
+    finetuning.check(config, workdir, frozenset())
+  # The message has the words that make it right.
+  assert '--config.finetuning.lora_rank="2"' in str(error.value)
+  config.finetuning.update(
+    lora_rank=2,
+    lora_alpha=8.0,
+    rslora=rslora,
+    lora_targets=('q_proj', 'v_proj'),
+    # So small that the weights hardly move.
+    learning_rate=1e-12,
+  )
+  finetuning.run(config, workdir)
+  trained = models.load_decoder(tiny_study.MODEL, 'float32', mesh.make_mesh())
+  models.load_adapter(trained, workdir.run(CELL).model)
+  for (_, ours), (_, start) in zip(
+    lora.projections(trained), lora.projections(decoder), strict=True
+  ):
+    assert ours.lora_scale == start.lora_scale
+    if start.lora_a is not None:
+      np.testing.assert_allclose(ours.lora_a[...], start.lora_a[...], atol=1e-8)
+  # Another adapter is another study.
+  models.save_adapter(trained, tmp_path / 'start', 'base', rslora=rslora)
+  with pytest.raises(errors.InputError, match=r'adapter_path \(its files\)'):
+    finetuning.run(config, workdir)
+
+
+def test_full_finetuning_has_no_adapter_to_start_from(workdir):
+  config = _config(method='full', adapter_path='x')
+  with pytest.raises(errors.InputError, match=r'adapter_path needs .*lora'):
+    finetuning.check(config, workdir, frozenset())
+
+
+def _heldout_losses(workdir) -> dict[int, float]:
+  lines = store.read_jsonl(workdir.run(CELL).metrics)
+  return {
+    line['step']: line['heldout_loss']
+    for line in lines
+    if 'heldout_loss' in line
+  }
+
+
+def _adapter(workdir) -> bytes:
+  return (workdir.run(CELL).model / lora.ADAPTER_WEIGHTS).read_bytes()
+
+
+def test_the_best_state_is_kept_and_training_ends_early(
+  workdir, tmp_path_factory
+):
+  """At a rate that is far too high, so that the loss falls and then rises."""
+  high = {'learning_rate': 0.3, 'epochs': 12, 'schedule': 'constant'}
+  config = _config(**high, eval_steps=2, keep_best=True, early_stopping=3)
+  finetuning.run(config, workdir)
+  losses = _heldout_losses(workdir)
+  best = min(losses, key=losses.get)
+  training = store.read_json(workdir.run(CELL).cell)['training']
+  assert training['best_step'] == best
+  assert training['best_heldout_loss'] == losses[best]
+  # Three losses after the best one, none of them lower; 27 steps in all.
+  assert max(losses) == training['steps'] == best + 6 < 27
+  assert not workdir.run(CELL).best_checkpoint.exists()
+  # What is exported is what a run without these options has at that step.
+  plain = tiny_study.make(tmp_path_factory.mktemp('plain'))
+  steps, step = [], trainer_lib.Trainer.step
+
+  def stopping_step(*args):
+    steps.append(1)
+    if len(steps) == best:
+      signal.raise_signal(signal.SIGINT)
+    return step(*args)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(trainer_lib.Trainer, 'step', stopping_step)
+    with pytest.raises(KeyboardInterrupt):
+      finetuning.run(_config(**high), plain)
+  plain_losses = [
+    line['loss'] for line in store.read_jsonl(plain.run(CELL).metrics)
+  ]
+  ours = store.read_jsonl(workdir.run(CELL).metrics)
+  assert plain_losses == [line['loss'] for line in ours][: len(plain_losses)]
+  assert _exported_loss(workdir) == pytest.approx(losses[best], rel=1e-5)
+
+
+def _exported_loss(workdir) -> float:
+  """The held-out loss of the exported adapter."""
+  config = _config(eval_steps=1, learning_rate=1e-12, epochs=1)
+  config.finetuning.adapter_path = str(workdir.run(CELL).model)
+  again = tiny_study.make(workdir.root / 'again')
+  finetuning.run(config, again)
+  return _heldout_losses(again)[1]
+
+
+def test_heldout_losses_change_nothing(workdir, tmp_path_factory):
+  finetuning.run(_config(eval_steps=2), workdir)
+  assert list(_heldout_losses(workdir)) == [2, 4, 5]
+  plain = tiny_study.make(tmp_path_factory.mktemp('plain'))
+  finetuning.run(_config(), plain)
+  assert _adapter(workdir) == _adapter(plain)
+  # So they may be asked for later.
+  finetuning.run(_config(eval_steps=2), plain)
+
+
+def test_a_loss_that_rises_is_said(workdir, capsys):
+  finetuning.run(_config(learning_rate=1e3), workdir)
+  assert f'{CELL}: the loss ended above its start' in capsys.readouterr().out
+  training = store.read_json(workdir.run(CELL).cell)['training']
+  assert training['last_loss'] > training['first_loss']
+
+
+def test_every_hyperparameter_is_in_the_fingerprint():
+  config = _config()
+  found = options.fingerprint(config, tiny_study.MODEL)
+  for field in dataclasses.fields(trainer_lib.Hyperparameters):
+    assert f'finetuning.{field.name}' in found

@@ -1,0 +1,41 @@
+"""The page says which runs' training loss ended above its start."""
+
+import pytest
+import synthetic_study as synthetic
+
+from edsft_jax import reporting, store, study
+from edsft_jax.reporting import plots, training
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  for name in (
+    'label_efficiency',
+    'gains_by_width',
+    'selection_gains',
+    'by_task',
+    'stage_seconds',
+  ):
+    monkeypatch.setattr(plots, name, lambda *args, **kwargs: b'plot')
+
+
+def _train(workdir, cell, first, last) -> None:
+  store.write_json(
+    workdir.run(cell.name).cell,
+    {'training': {'first_loss': first, 'last_loss': last}},
+  )
+
+
+def test_a_loss_that_rose_is_on_the_page(tmp_path, quick):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  cells = study.cells(options)
+  _train(workdir, cells[0], 2.0, 1.5)
+  assert training.rising_losses(workdir, cells) == []
+  _train(workdir, cells[1], 5.7, 9.7)
+  line = f'{cells[1].name}: 5.700 at the first step, 9.700 at the end'
+  assert training.rising_losses(workdir, cells) == [line]
+  reporting.run(options, workdir)
+  text = workdir.report.read_text()
+  assert f'<li>{line}</li>' in text
+  assert f'<li>{cells[0].name}:' not in text
