@@ -15,6 +15,9 @@ from edsft_jax import config
 def get_config() -> ml_collections.ConfigDict:
   """Four strategies, three budgets, three seeds on the demo."""
   c = config.get_config()
+  # Each seed has 650 prompts of its own.
+  c.study.pool_fraction = 0.3
+  c.study.budgets = (32, 64, 128)
   c.scoring.max_new_tokens = 16
   # Tuned for the random strategy, before any other strategy was run.
   c.finetuning.learning_rate = 4e-3

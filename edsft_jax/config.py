@@ -150,6 +150,15 @@ def get_config() -> ml_collections.ConfigDict:
   c.study.budgets = (100, 200, 400)
   # Seed s sets selection randomness, initialisation and data order.
   c.study.seeds = (0, 1, 2)
+  # Seeds of random, the baseline of every comparison; (): study.seeds.
+  c.study.random_seeds = ()
+  # The part of the pool that each seed chooses from, the same for all
+  # strategies of a seed; parts share no prompt. 1.0: the whole pool for every
+  # seed, as for buying; strategies without randomness then have a single list
+  # of prompts, and the report can say little about others. To compare
+  # strategies, set 0.3 with 3 seeds, 0.1 with 10, and budgets of at most a
+  # fifth of a part.
+  c.study.pool_fraction = 1.0
   # Also finetune on the whole pool, if all of its answers are known.
   c.study.full_pool = True
 

@@ -43,7 +43,7 @@ def check(
       raise errors.unknown(
         f'preview.strategy={strategy!r}', strategy, registry.STRATEGIES
       )
-    selection = workdir.selection(strategy, config.study.seeds[0])
+    selection = workdir.selection(strategy, study.seeds(config, strategy)[0])
     store.require(selection, 'select', planned)
 
 
@@ -105,7 +105,7 @@ def _shown_ids(
   strategy = config.preview.strategy
   if not strategy:
     return pool.ids[:NUM_PROMPTS]
-  seed = config.study.seeds[0]
+  seed = study.seeds(config, strategy)[0]
   ids = study.selected_ids(workdir, strategy, seed)[:NUM_PROMPTS]
   console.say(
     'preview',

@@ -27,6 +27,33 @@ class Cell:
     return f'{self.strategy}-k{self.budget}-seed{self.seed}'
 
 
+def seeds(config: ml_collections.ConfigDict, strategy: str) -> tuple[int, ...]:
+  """The seeds of a strategy; random may have its own."""
+  if strategy == registry.RANDOM and config.study.random_seeds:
+    return tuple(config.study.random_seeds)
+  return tuple(config.study.seeds)
+
+
+def all_seeds(config: ml_collections.ConfigDict) -> list[int]:
+  """The seeds of all strategies, each once; those of study.seeds first."""
+  names = sorted(
+    config.selection.strategies, key=lambda name: name == registry.RANDOM
+  )
+  return list(dict.fromkeys(s for name in names for s in seeds(config, name)))
+
+
+def lists_differ(
+  config: ml_collections.ConfigDict, row: registry.Strategy
+) -> bool:
+  """Whether a strategy chooses other prompts for each seed."""
+  return row.is_seeded(config) or config.study.pool_fraction < 1
+
+
+def parts_fit(fraction: float, count: int) -> bool:
+  """Whether that many disjoint parts are no more than the pool."""
+  return fraction == 1 or fraction * count <= 1 + 1e-9
+
+
 @dataclasses.dataclass(frozen=True)
 class CellPart:
   """The I-th of N parts of the cells, for a machine that shares the workdir.
@@ -73,7 +100,7 @@ def cells(config: ml_collections.ConfigDict) -> list[Cell]:
     Cell(strategy, budget, seed)
     for strategy in config.selection.strategies
     for budget in sorted(config.study.budgets)
-    for seed in config.study.seeds
+    for seed in seeds(config, strategy)
   ]
 
 
@@ -99,12 +126,33 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   _check_strategies(config.selection.strategies)
   _check_integers('study.budgets', config.study.budgets, least=1)
-  _check_integers('study.seeds', config.study.seeds, least=0)
-  for seed in config.study.seeds:
+  _check_seeds('study.seeds', config.study.seeds)
+  if config.study.random_seeds:
+    _check_seeds('study.random_seeds', config.study.random_seeds)
+  _check_fraction(config)
+
+
+def _check_seeds(name: str, seeds: Sequence[int]) -> None:
+  _check_integers(name, seeds, least=0)
+  for seed in seeds:
     if seed >= 2**32:  # JAX would wrap it around to another seed.
-      raise errors.InputError(
-        f'study.seeds has {seed}: seeds must be below 2^32'
-      )
+      raise errors.InputError(f'{name} has {seed}: seeds must be below 2^32')
+
+
+def _check_fraction(config: ml_collections.ConfigDict) -> None:
+  fraction, count = config.study.pool_fraction, len(all_seeds(config))
+  if not 0 < fraction <= 1:
+    raise errors.InputError(
+      f'study.pool_fraction is {fraction}: give a share of the pool, at most '
+      '1.0'
+    )
+  if not parts_fit(fraction, count):
+    raise errors.InputError(
+      f'study.pool_fraction is {fraction:g}, and {count} seeds need '
+      f'{fraction * count:.0%} of the pool, since their parts share no prompt: '
+      f'give at most {100 // count / 100:g}, fewer seeds, or 1.0 for the whole '
+      'pool for every seed'
+    )
 
 
 def _check_strategies(names: Sequence[str]) -> None:

@@ -99,8 +99,25 @@ def evaluation(
 
 def write_evaluation(workdir: store.Workdir, contents: dict) -> None:
   cell = study.Cell(contents['strategy'], contents['budget'], contents['seed'])
-  path = workdir.run(cell.name).evaluation(contents['task'])
-  store.write_json(path, contents)
+  run = workdir.run(cell.name)
+  store.write_json(run.evaluation(contents['task']), contents)
+  count = next(iter(contents['metrics'].values()))['n']
+  store.write_jsonl(
+    run.items(contents['task']),
+    [
+      {
+        'id': f'h{i}',
+        'task': None,
+        # Items differ, by the same in every cell.
+        **{
+          name: metric['value'] + (i - (count - 1) / 2) / count
+          for name, metric in contents['metrics'].items()
+        },
+        'num_reference_tokens': 3,
+      }
+      for i in range(count)
+    ],
+  )
 
 
 def write(
@@ -133,7 +150,7 @@ def write(
         else None,
       },
     )
-    for seed in options.study.seeds:
+    for seed in study.seeds(options, strategy):
       order = rng.sample(range(POOL_SIZE), max(options.study.budgets))
       store.write_jsonl(
         workdir.selection(strategy, seed),

@@ -52,6 +52,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       c.buy,
       config.selection.strategies,
     )
+  if c.buy and config.study.pool_fraction < 1:
+    raise errors.InputError(
+      f'annotation.buy={c.buy!r} with study.pool_fraction='
+      f'{config.study.pool_fraction:g} would buy from a part of the pool: set '
+      'study.pool_fraction=1.0 in a new --workdir, to choose from all of it'
+    )
 
 
 def wanted(
@@ -68,7 +74,8 @@ def wanted(
     first, and the largest number of rejected picks of any cell without a
     replacement.
   """
-  buy, first = config.annotation.buy, config.study.seeds[0]
+  buy = config.annotation.buy
+  first = study.seeds(config, buy)[0]
   cells = [
     cell
     for cell in sorted(ids, key=lambda cell: cell.budget)

@@ -397,12 +397,7 @@ def _write(
       'version': task.version,
       **task.about,
       'metrics': {
-        name: {
-          **means[name],
-          'label': metric.label,
-          'larger_is_better': metric.larger_is_better,
-          'meaning': metric.meaning,
-        }
+        name: {**means[name], **dataclasses.asdict(metric)}
         for name, metric in task.metrics.items()
       },
       **{

@@ -1,32 +1,49 @@
-"""Compares each strategy with random at the same budget."""
+"""Compares each strategy with random: its whole curve, and single budgets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import enum
 
-from edsft_jax.reporting import results, statistics, wording
+import numpy as np
+
+from edsft_jax.reporting import procedure, results, savings, statistics
 from edsft_jax.strategies.registry import RANDOM
+
+# Numbers of seeds for which the detectable difference is told, besides those
+# that were run.
+PLANNED_SEEDS = (5, 10)
 
 
 class Verdict(enum.Enum):
-  """The result of comparing a strategy with random at a budget."""
+  """The result of comparing a strategy with random."""
 
   BETTER = 'better than random'
   WORSE = 'worse than random'
   SAME = 'not distinguishable from random'
-  ONE_SEED = 'not tested: a test needs two seeds on each side'
+  INCOMPLETE = 'not tested: no seed has all budgets'
+  ONE_SEED = 'not tested: a test needs two seeds of some strategy'
   NO_SPREAD = 'not tested: every seed gave the same value'
-  NO_RANDOM = 'not tested: random has no results at this budget'
+  NO_RANDOM = 'not tested: random has no results here'
+
+  @property
+  def conclusive(self) -> bool:
+    """Whether a difference was found."""
+    return self in (Verdict.BETTER, Verdict.WORSE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """A strategy compared with random at one budget.
+  """A strategy compared with random, over its whole curve or at a budget.
 
   Attributes:
-    difference: strategy minus random; None without random.
-    p_value: corrected for all comparisons of this metric; None if untested.
-    needed: answers that random needs to be as good; None without random.
+    strategy: the strategy.
+    budget: the budget; 0: all budgets, averaged.
+    verdict: the result.
+    difference: strategy minus random; None if random or the strategy lacks
+      results.
+    p_value: with Holm's correction; None if untested.
+    detectable: seeds of each strategy -> the smallest difference that would be
+      found four times in five, first for the seeds as run; empty if untested.
   """
 
   strategy: str
@@ -34,82 +51,185 @@ class Comparison:
   verdict: Verdict
   difference: statistics.Difference | None = None
   p_value: float | None = None
-  needed: statistics.AnswersNeeded | None = None
+  detectable: Mapping[int, float] = dataclasses.field(default_factory=dict)
 
-  @property
-  def conclusive(self) -> bool:
-    """Whether the test found a difference."""
-    return self.verdict in (Verdict.BETTER, Verdict.WORSE)
+
+@dataclasses.dataclass(frozen=True)
+class Comparisons:
+  """All comparisons by one metric.
+
+  Attributes:
+    curves: strategy -> its whole curve compared with random: the primary
+      comparisons, corrected for the number of strategies. The verdict on a
+      strategy is that on its curve.
+    budgets: (strategy, budget) -> comparison at that budget, corrected for all
+      strategies and budgets.
+    savings: strategy -> the answers that it saves; for strategies with results
+      at two budgets or more.
+    curvature_p: p-value of the test of whether the curves are lines in log2 of
+      the budget; None if it cannot be made.
+    levels: budget -> what the comparisons there were made from.
+  """
+
+  curves: Mapping[str, Comparison]
+  budgets: Mapping[tuple[str, int], Comparison]
+  savings: Mapping[str, savings.Saving]
+  curvature_p: float | None
+  levels: Mapping[int, procedure.Level]
+
+  def interval(
+    self, strategy: str, budget: int, confidence: float
+  ) -> statistics.Interval | None:
+    """Mean and interval of a strategy at a budget; None without results."""
+    level = self.levels.get(budget)
+    if level is None or strategy not in level.means:
+      return None
+    return level.interval(strategy, confidence)
 
 
 def compare(
   found: results.Results, metric: str, confidence: float
-) -> dict[tuple[str, int], Comparison]:
-  """Compares every strategy with random at every budget.
+) -> Comparisons:
+  """Compares every strategy with random, by the procedure of procedure.py.
 
-  p-values have Holm's correction over all tests of the metric. Empty if random
-  is not among the strategies.
+  There are no comparisons if random is not among the strategies.
   """
-  if RANDOM not in found.strategies:
-    return {}
-  higher = found.metrics[metric].larger_is_better
-  curve = {
-    budget: statistics.mean_interval(values, confidence).mean
+  levels = {
+    budget: level
     for budget in found.budgets
-    if (values := found.values(RANDOM, budget, metric))
+    if (level := _level(found, metric, [budget], confidence))
   }
-  differences = {
-    (strategy, budget): statistics.welch(
-      values, found.values(RANDOM, budget, metric), confidence
-    )
-    for strategy in found.strategies
-    for budget in curve
-    if strategy != RANDOM and (values := found.values(strategy, budget, metric))
-  }
-  tested = {
-    key: difference.p_value
-    for key, difference in differences.items()
-    if difference.p_value is not None
-  }
-  corrected = dict(
-    zip(tested, statistics.holm(list(tested.values())), strict=True)
+  names = [s for s in found.strategies if s != RANDOM]
+  if RANDOM not in found.strategies:
+    return Comparisons({}, {}, {}, None, levels)
+  places = [
+    (name, budget)
+    for name in names
+    for budget in found.budgets
+    if budget in levels and name in levels[budget].means
+  ]
+  higher = found.metrics[metric].larger_is_better
+  at_budgets = _judge(
+    [(name, budget, levels[budget]) for name, budget in places],
+    higher,
+    confidence,
   )
-  comparisons = {}
-  for strategy in found.strategies:
-    for budget in found.budgets:
-      key = strategy, budget
-      values = found.values(*key, metric)
-      if strategy == RANDOM or not values:
-        continue
-      if not curve:
-        comparisons[key] = Comparison(*key, Verdict.NO_RANDOM)
-        continue
-      count = min(len(values), len(found.at(RANDOM, budget)))
-      mean = statistics.mean_interval(values, confidence).mean
-      difference, p_value = differences.get(key), corrected.get(key)
-      comparisons[key] = Comparison(
-        *key,
-        verdict=_verdict(difference, p_value, count, higher, confidence),
-        difference=difference,
-        p_value=p_value,
-        needed=statistics.answers_needed(
-          list(curve), list(curve.values()), mean, higher
-        ),
+  curves: dict[str, Comparison] = {}
+  saved: dict[str, savings.Saving] = {}
+  curvature_p = None
+  shown = list(dict.fromkeys(name for name, _ in places))
+  whole = _level(found, metric, found.budgets, confidence)
+  if whole is not None:
+    tests = [(name, 0, whole) for name in shown]
+    curves = {c.strategy: c for c in _judge(tests, higher, confidence)}
+    if len(found.budgets) > 1 and RANDOM in whole.means:
+      saved, curvature_p = _savings(found, metric, whole, levels, confidence)
+  for name in shown:
+    curves.setdefault(name, Comparison(name, 0, Verdict.INCOMPLETE))
+  return Comparisons(
+    curves,
+    {(c.strategy, c.budget): c for c in at_budgets},
+    saved,
+    curvature_p,
+    levels,
+  )
+
+
+def _level(
+  found: results.Results,
+  metric: str,
+  budgets: Sequence[int],
+  confidence: float,
+) -> procedure.Level | None:
+  """All strategies, averaged over these budgets; None without results.
+
+  A seed counts if it has all of these budgets.
+  """
+  values = _complete(found, metric, budgets)
+  if not values:
+    return None
+  return procedure.compare(
+    {name: value.mean(1) for name, value in values.items()},
+    found.items[metric],
+    found.fixed,
+    confidence,
+  )
+
+
+def _complete(
+  found: results.Results, metric: str, budgets: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """Strategy -> item values [R, B, I] of the seeds that have all budgets."""
+  complete = {}
+  for name in found.strategies:
+    rows = [found.item_values(name, budget, metric) for budget in budgets]
+    seeds = [seed for seed in rows[0] if all(seed in row for row in rows)]
+    if seeds:
+      complete[name] = np.stack(
+        [np.stack([row[seed] for row in rows]) for seed in seeds]
       )
-  return comparisons
+  return complete
+
+
+def _judge(
+  places: Sequence[tuple[str, int, procedure.Level]],
+  higher_is_better: bool,
+  confidence: float,
+) -> list[Comparison]:
+  """Tests strategies at their levels, with Holm's correction over all."""
+  tests = {
+    (name, budget): level.tests[name]
+    for name, budget, level in places
+    if name in level.tests
+  }
+  tested = [key for key, test in tests.items() if test.difference.tested]
+  corrected = dict(
+    zip(
+      tested,
+      statistics.holm(
+        np.array([tests[key].difference.p_value for key in tested])
+      ).tolist(),
+      strict=True,
+    )
+  )
+  judged = []
+  for name, budget, level in places:
+    key = name, budget
+    test, p_value = tests.get(key), corrected.get(key)
+    if test is None:
+      verdict = (
+        Verdict.NO_RANDOM if RANDOM not in level.means else Verdict.INCOMPLETE
+      )
+      judged.append(Comparison(*key, verdict))
+      continue
+    judged.append(
+      Comparison(
+        *key,
+        _verdict(test.difference, p_value, higher_is_better, confidence),
+        test.difference,
+        p_value,
+        {}
+        if p_value is None
+        else {
+          test.seeds if seeds is None else seeds: float(
+            level.detectable(name, seeds, 1 - confidence, len(tested))
+          )
+          for seeds in (None, *PLANNED_SEEDS)
+        },
+      )
+    )
+  return judged
 
 
 def _verdict(
-  difference: statistics.Difference | None,
+  difference: statistics.Difference,
   p_value: float | None,
-  count: int,
   higher_is_better: bool,
   confidence: float,
 ) -> Verdict:
-  if difference is None:
-    return Verdict.NO_RANDOM
   if p_value is None:
-    return Verdict.ONE_SEED if count < 2 else Verdict.NO_SPREAD
+    unknown = np.equal(difference.error.freedom, 0)
+    return Verdict.ONE_SEED if unknown else Verdict.NO_SPREAD
   if p_value >= 1 - confidence:
     return Verdict.SAME
   if (difference.mean > 0) == higher_is_better:
@@ -117,53 +237,42 @@ def _verdict(
   return Verdict.WORSE
 
 
-def conclusions(
-  comparisons: Mapping[tuple[str, int], Comparison], with_random: bool
-) -> list[str]:
-  """Summarises the comparisons of a metric, the most important first."""
-  if not with_random:
-    return [
-      'Random is not among the strategies of this study, so there is nothing '
-      'to compare with.'
-    ]
-  if not comparisons:
-    return ['No other strategy has results to compare with random.']
-  sentences = [
-    sentence
-    for verdict in (Verdict.BETTER, Verdict.WORSE)
-    for strategy in dict.fromkeys(c.strategy for c in comparisons.values())
-    if (sentence := _sentence(strategy, verdict, comparisons))
-  ]
-  if sentences:
-    return sentences
-  if all(c.p_value is None for c in comparisons.values()):
-    reasons = dict.fromkeys(c.verdict.value for c in comparisons.values())
-    return [
-      f'No strategy can be compared with random yet ({"; ".join(reasons)}).'
-    ]
-  return [
-    'No strategy is distinguishable from random at any budget: these runs do '
-    'not show that choosing prompts saves answers.'
-  ]
-
-
-def _sentence(
-  strategy: str,
-  verdict: Verdict,
-  comparisons: Mapping[tuple[str, int], Comparison],
-) -> str:
-  """Where this verdict on a strategy holds, as a sentence; '' if nowhere."""
-  found = [
-    c
-    for c in comparisons.values()
-    if c.strategy == strategy and c.verdict is verdict
-  ]
-  if not found:
-    return ''
-  first, *others = found
-  places = [
-    f'{first.budget:,} answers (random needs {first.needed} for the same '
-    'quality)',
-    *(f'{c.budget:,} ({c.needed})' for c in others),
-  ]
-  return f'{strategy} is {verdict.value} at {wording.listed(places)}.'
+def _savings(
+  found: results.Results,
+  metric: str,
+  whole: procedure.Level,
+  levels: Mapping[int, procedure.Level],
+  confidence: float,
+) -> tuple[dict[str, savings.Saving], float | None]:
+  """The saving of every tested strategy, and the test of curvature."""
+  items = found.items[metric]
+  curves = {
+    name: statistics.seed_means(value, items)
+    for name, value in _complete(found, metric, found.budgets).items()
+  }
+  higher = found.metrics[metric].larger_is_better
+  slope = savings.common_slope(curves, found.budgets)
+  bent = slope.curvature_p < savings.CURVATURE_LEVEL
+  middle = levels[savings.reference_budget(found.budgets)]
+  saved = {}
+  for name, test in whole.tests.items():
+    if bent:
+      saved[name] = savings.by_isotonic_curves(
+        curves[name].mean(0).tolist(),
+        float(middle.means[RANDOM].mean()),
+        middle.tests[name].difference.error,
+        found.budgets,
+        higher,
+        confidence,
+      )
+    else:
+      saved[name] = savings.by_parallel_curves(
+        test.difference.mean,
+        test.difference.error,
+        slope,
+        found.budgets,
+        higher,
+        confidence,
+      )
+  p_value = float(slope.curvature_p)
+  return saved, None if np.isnan(p_value) else p_value

@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from edsft_jax import store
-from edsft_jax.reporting import plots, results, statistics, timing
+from edsft_jax.reporting import comparison, plots, results, statistics, timing
 from edsft_jax.strategies import registry
 
 # Plots by task show this many tasks; their csv files have all.
@@ -39,7 +39,10 @@ class Exhibit:
 
 
 def label_efficiency(
-  found: results.Results, metric: str, confidence: float
+  found: results.Results,
+  metric: str,
+  compared: comparison.Comparisons,
+  confidence: float,
 ) -> Exhibit | None:
   """Quality against answers bought; None if no strategy was evaluated."""
   dots = {
@@ -52,11 +55,10 @@ def label_efficiency(
     return None
   lines = found.references(metric)
   intervals = {
-    (strategy, budget): statistics.mean_interval(
-      found.values(strategy, budget, metric), confidence
-    )
-    for strategy, budget in [*dots, *lines]
-  }
+    key: interval
+    for key in dots
+    if (interval := compared.interval(*key, confidence))
+  } | {line: found.reference(*line, metric) for line in lines}
   rows = []
   for (strategy, budget), interval in intervals.items():
     for seed, evaluation in found.at(strategy, budget).items():

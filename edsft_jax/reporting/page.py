@@ -9,20 +9,24 @@ from typing import Any
 
 import jinja2
 import ml_collections
+import numpy as np
 
 from edsft_jax import store, study
 from edsft_jax.reporting import (
   comparison,
+  conclusions,
   exhibits,
+  money,
   plots,
   results,
-  statistics,
+  savings,
   timing,
   training,
   wording,
 )
 from edsft_jax.strategies import registry
 
+# The budget is empty for the comparison of whole curves.
 COMPARISON_COLUMNS = (
   'metric',
   'strategy',
@@ -30,9 +34,24 @@ COMPARISON_COLUMNS = (
   'difference',
   'low',
   'high',
+  'standard_error',
+  'degrees_of_freedom',
   'corrected_p',
   'verdict',
-  'random_needs',
+  *(f'detectable_{n}' for n in ('as_run', *comparison.PLANNED_SEEDS)),
+)
+# Numbers of answers are 0 and inf where they are beyond the budgets run.
+SAVINGS_COLUMNS = (
+  'metric',
+  'strategy',
+  'method',
+  'random_answers',
+  'answers',
+  'low',
+  'high',
+  'saving',
+  'saving_low',
+  'saving_high',
 )
 
 
@@ -43,12 +62,12 @@ class Page:
   Attributes:
     html: the page's HTML.
     exhibits: its plots with their data.
-    comparison_rows: every comparison with random, in COMPARISON_COLUMNS.
+    tables: file name -> header and rows of a csv.
   """
 
   html: str
   exhibits: list[exhibits.Exhibit]
-  comparison_rows: list[tuple[Any, ...]]
+  tables: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]
 
 
 def make(
@@ -65,16 +84,19 @@ def make(
     name: comparison.compare(found, name, confidence) for name in names
   }
   timings = timing.read_timing(manifest.stages)
-  drawn = _draw(config, workdir, found, names, timings)
+  selections = results.read_selections(config, workdir)
+  pool = store.read_prompts(workdir.pool)
+  prices = money.prices(config, pool, selections)
+  drawn = _draw(config, workdir, found, compared, selections, pool, timings)
   html = _template().render(
     **_about(config, workdir, manifest, found),
-    **_headline(found, headline, confidence, compared),
+    **_headline(found, headline, confidence, compared, prices),
     **drawn.others,
     efficiency=[
       (
         found.metrics[name],
         drawn.efficiency[name],
-        list(compared[name].values()),
+        [*compared[name].curves.values(), *compared[name].budgets.values()],
       )
       for name in names
     ],
@@ -90,11 +112,25 @@ def make(
       for exhibit in (*drawn.efficiency.values(), *drawn.others.values())
       if exhibit is not None
     ],
-    comparison_rows=[
-      _comparison_row(name, one)
-      for name in names
-      for one in compared[name].values()
-    ],
+    tables={
+      'comparisons.csv': (
+        COMPARISON_COLUMNS,
+        [
+          _comparison_row(name, one)
+          for name in names
+          for some in (compared[name].curves, compared[name].budgets)
+          for one in some.values()
+        ],
+      ),
+      'savings.csv': (
+        SAVINGS_COLUMNS,
+        [
+          _savings_row(name, strategy, saving)
+          for name in names
+          for strategy, saving in compared[name].savings.items()
+        ],
+      ),
+    },
   )
 
 
@@ -116,18 +152,20 @@ def _draw(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   found: results.Results,
-  names: Sequence[str],
+  compared: Mapping[str, comparison.Comparisons],
+  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+  pool: store.Prompts,
   timings: timing.Timing,
 ) -> _Drawn:
-  selections = results.read_selections(config, workdir)
-  pool = store.read_prompts(workdir.pool)
   widths = None
   if workdir.gains_curves.exists():
     widths = exhibits.gains_by_width(store.read_json(workdir.gains_curves))
   return _Drawn(
     {
-      name: exhibits.label_efficiency(found, name, config.report.confidence)
-      for name in names
+      name: exhibits.label_efficiency(
+        found, name, comparisons, config.report.confidence
+      )
+      for name, comparisons in compared.items()
     },
     {
       'widths': widths,
@@ -153,7 +191,7 @@ def _about(
     'pool_path': config.pool.path,
     'found': found,
     'confidence': confidence,
-    'cells_text': wording.over_seeds(len(found.seeds), confidence),
+    'cells_text': wording.over_seeds(found.num_seeds, confidence),
     'threshold': 1 - confidence,
     'budgets_text': wording.listed([f'{b:,}' for b in found.budgets]),
     'certificates': results.certificates(config, workdir),
@@ -163,6 +201,8 @@ def _about(
       cell.strategy != study.NO_FINETUNING for cell in found.evaluations
     ),
     'coverage': _coverage(config, found),
+    'seeds_text': _seeds_text(found),
+    'choice_text': _choice_text(config),
     'absent': results.absent_lines(found.absent),
     'rising': training.rising_losses(workdir, found.evaluations),
     'rejected': len(study.rejected_ids(workdir)),
@@ -180,27 +220,43 @@ def _headline(
   found: results.Results,
   metric: str,
   confidence: float,
-  compared: Mapping[str, Mapping[tuple[str, int], comparison.Comparison]],
+  compared: Mapping[str, comparison.Comparisons],
+  prices: Mapping[str, float],
 ) -> dict[str, Any]:
   """Template variables about the headline metric."""
+  of_metric = compared[metric]
   return {
     'metric': found.metrics[metric],
-    'compared_any': any(compared.values()),
-    'conclusions': comparison.conclusions(
-      compared[metric], comparison.RANDOM in found.strategies
-    ),
-    'other_conclusions': _other_metrics(found, compared, metric),
+    'compared_any': any(one.curves for one in compared.values()),
+    'conclusions': conclusions.conclusions(found, metric, of_metric, prices),
+    'other_conclusions': [
+      *conclusions.at_budgets(of_metric),
+      *conclusions.other_metrics(found, compared, metric),
+    ],
+    'verdict_rows': [
+      _verdict_row(strategy, of_metric, found.budgets, prices)
+      for strategy in of_metric.curves
+    ],
+    'about_savings': conclusions.about_savings(of_metric, confidence),
+    'has_money': bool(prices),
+    'reference_budget': savings.reference_budget(found.budgets),
     'num_items': _num_items(found, found.metrics[metric].task),
     'items': _items(found.metrics[metric].task),
     'rows': [
-      _row(found, strategy, metric, confidence, compared[metric])
+      (
+        strategy,
+        [
+          of_metric.interval(strategy, budget, confidence)
+          for budget in found.budgets
+        ],
+      )
       for strategy in found.strategies
     ],
     'references': [
       (
         plots.REFERENCES[name][2],
         budget,
-        _cell(found, name, budget, metric, confidence),
+        found.reference(name, budget, metric),
       )
       for name, budget in found.references(metric)
     ],
@@ -208,45 +264,44 @@ def _headline(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cell:
-  """A cell of the headline table, and its comparison with random."""
+class _VerdictRow:
+  """A strategy in the table of verdicts; texts are '' if there are none.
 
-  interval: statistics.Interval | None
-  compared: comparison.Comparison | None = None
+  Attributes:
+    curve: its whole curve compared with random.
+    detectable: the differences that would have been found, as text.
+    answers: answers that it needs for what random reaches, as text.
+    saving: the share of answers saved, as text.
+    money: what it saves, as text.
+  """
+
+  curve: comparison.Comparison
+  detectable: str = ''
+  answers: str = ''
+  saving: str = ''
+  money: str = ''
 
 
-def _cell(
-  found: results.Results,
+def _verdict_row(
   strategy: str,
-  budget: int,
-  metric: str,
-  confidence: float,
-  compared: comparison.Comparison | None = None,
-) -> _Cell:
-  values = found.values(strategy, budget, metric)
-  if not values:
-    return _Cell(None)
-  return _Cell(statistics.mean_interval(values, confidence), compared)
-
-
-def _row(
-  found: results.Results,
-  strategy: str,
-  metric: str,
-  confidence: float,
-  compared: Mapping[tuple[str, int], comparison.Comparison],
-) -> tuple[str, list[_Cell]]:
-  return strategy, [
-    _cell(
-      found,
-      strategy,
-      budget,
-      metric,
-      confidence,
-      compared.get((strategy, budget)),
-    )
-    for budget in found.budgets
-  ]
+  compared: comparison.Comparisons,
+  budgets: Sequence[int],
+  prices: Mapping[str, float],
+) -> _VerdictRow:
+  curve, saving = compared.curves[strategy], compared.savings.get(strategy)
+  detectable = ''
+  if curve.verdict is comparison.Verdict.SAME:
+    detectable = wording.detectable(curve.detectable)
+  if saving is None:
+    return _VerdictRow(curve, detectable)
+  amounts = money.saved(saving, strategy, prices)
+  return _VerdictRow(
+    curve,
+    detectable,
+    wording.answers_interval(saving, budgets),
+    wording.saving_interval(saving, budgets),
+    wording.money_interval(amounts) if amounts else '',
+  )
 
 
 def _num_items(found: results.Results, task: str) -> str:
@@ -268,53 +323,64 @@ def _items(task: str) -> str:
   return 'held-out prompts' if task == results.HELDOUT else f'items of {task}'
 
 
-def _other_metrics(
-  found: results.Results,
-  compared: Mapping[str, Mapping[tuple[str, int], comparison.Comparison]],
-  headline: str,
-) -> list[str]:
-  """A sentence per further metric: how many comparisons are better or worse."""
-  sentences = []
-  for name, comparisons in compared.items():
-    tested = [c for c in comparisons.values() if c.p_value is not None]
-    if name == headline or not tested:
-      continue
-    better = sum(c.verdict is comparison.Verdict.BETTER for c in tested)
-    worse = sum(c.verdict is comparison.Verdict.WORSE for c in tested)
-    sentences.append(
-      f'By {found.metrics[name].label}, {better} of {len(tested)} '
-      f'comparisons are better than random and {worse} worse.'
-    )
-  return sentences
+def _seeds_text(found: results.Results) -> list[tuple[str, str]]:
+  """Seeds, and the strategies that have them."""
+  groups: dict[str, list[str]] = {}
+  for strategy in found.strategies:
+    seeds = ', '.join(map(str, found.seeds[strategy]))
+    groups.setdefault(seeds, []).append(strategy)
+  return [(seeds, ', '.join(names)) for seeds, names in groups.items()]
+
+
+def _choice_text(config: ml_collections.ConfigDict) -> str:
+  """What each seed chose from."""
+  fraction = config.study.pool_fraction
+  if fraction == 1:
+    return 'the whole pool, for every seed'
+  return f'{fraction:.0%} of the pool for each seed, without overlap'
 
 
 def _coverage(
   config: ml_collections.ConfigDict, found: results.Results
 ) -> list[str]:
   """Sentences on the sources of variation that the intervals cover."""
-  if len(found.seeds) == 1:
+  if found.num_seeds == 1:
     return [
       'Only one seed was run, so intervals cannot be computed, and differences '
       'may be due to chance. Set study.seeds to two or more.'
     ]
-  drawn = [
-    row.name for row in registry.rows(found.strategies) if row.is_seeded(config)
-  ]
-  fixed = [strategy for strategy in found.strategies if strategy not in drawn]
-  sentences = []
-  if drawn:
+  pooled = (
+    'The variance over seeds is pooled over all strategies of a budget, so '
+    'intervals differ only by the number of seeds.'
+  )
+  fraction = config.study.pool_fraction
+  if fraction < 1:
+    return [
+      pooled,
+      f'Each seed has its own part of the pool ({fraction:.0%}), the same for '
+      'all strategies; parts share no prompt. Intervals cover the choice of '
+      'prompts, the initialisation and the data order.',
+      'Tests also cover the choice of evaluation items; the intervals of '
+      'single means do not. Neither covers the choice of pool or model.',
+    ]
+  sentences = [pooled]
+  if drawn := [s for s in found.strategies if s not in found.fixed]:
     sentences.append(
-      f'For {wording.listed(drawn)}, they cover the random choice of prompts, '
-      'the initialisation and the data order.'
+      f'For {wording.listed(drawn)}, intervals cover the random choice of '
+      'prompts, the initialisation and the data order.'
     )
-  if fixed:
+  if fixed := [s for s in found.strategies if s in found.fixed]:
     sentences.append(
-      f'For {wording.listed(fixed)}, they only cover the initialisation and '
-      'the data order: the same prompts are chosen for every seed.'
+      f'For {wording.listed(fixed)}, this is the result of this list of '
+      'prompts only: all seeds had the whole pool, so the list is always the '
+      'same. Intervals and tests add the variance of picks that random shows, '
+      'which more seeds do not reduce; study.pool_fraction gives each seed its '
+      'own part of the pool.'
     )
   return [
     *sentences,
-    'They do not cover the choice of evaluation items, pool or model.',
+    'Tests also cover the choice of evaluation items; the intervals of single '
+    'means do not. Neither covers the choice of pool or model.',
   ]
 
 
@@ -337,18 +403,52 @@ def _flat(counts: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _comparison_row(metric: str, one: comparison.Comparison) -> tuple[Any, ...]:
-  difference = one.difference
+  numbers: list[float | None] = [None] * 5
+  if (difference := one.difference) is not None:
+    error = difference.error
+    numbers = [
+      _number(x)
+      for x in (
+        difference.mean,
+        difference.low,
+        difference.high,
+        error.value,
+        error.freedom,
+      )
+    ]
+  sizes = list(one.detectable.items())
   return (
     metric,
     one.strategy,
-    one.budget,
-    difference.mean if difference else None,
-    difference.low if difference else None,
-    difference.high if difference else None,
+    one.budget or None,
+    *numbers,
     one.p_value,
     one.verdict.value,
-    one.needed,
+    sizes[0][1] if sizes else None,
+    *(dict(sizes).get(n) for n in comparison.PLANNED_SEEDS),
   )
+
+
+def _savings_row(
+  metric: str, strategy: str, saving: savings.Saving
+) -> tuple[Any, ...]:
+  ends = saving.answers, saving.low, saving.high
+  return (
+    metric,
+    strategy,
+    saving.method,
+    saving.budget,
+    *(_number(end) if saving.known else None for end in ends),
+    *(
+      _number(saving.share(end)) if saving.known and 0 < end < np.inf else None
+      for end in (saving.answers, saving.high, saving.low)
+    ),
+  )
+
+
+def _number(x: float) -> float | None:
+  """The number; None for NaN."""
+  return None if np.isnan(x) else float(x)
 
 
 def _template() -> jinja2.Template:
@@ -366,7 +466,7 @@ def _template() -> jinja2.Template:
   environment.filters |= {
     'number': lambda value: f'{value:,}',
     'quality': lambda value: f'{value:.3f}',
-    'signed': lambda value: f'{value:+.3f}'.replace('-', '−'),
+    'signed': wording.signed,
     'probability': lambda p: '< 0.001' if p < 0.001 else f'{p:.3f}',
     'coverage': lambda share: f'{100 * share:g}%',
     'base64': lambda data: base64.b64encode(data).decode('ascii'),

@@ -6,8 +6,11 @@ import pathlib
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from edsft_jax import errors, store, study
+from edsft_jax.reporting import items as items_lib
+from edsft_jax.reporting import statistics
 from edsft_jax.strategies import registry
 
 # This task's metrics have no prefix; those of other tasks have the task's name.
@@ -45,6 +48,7 @@ class Evaluation:
     metrics: metric -> value over all items of its task.
     groups: metric -> group of its task -> (value, number of items); empty for a
       task without groups.
+    items: metric -> value of each item of its task.
   """
 
   num_items: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -52,6 +56,7 @@ class Evaluation:
   groups: dict[str, dict[str, tuple[float, int]]] = dataclasses.field(
     default_factory=dict
   )
+  items: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +69,11 @@ class Results:
     absent: cells of the study without an eval.json.
     strategies: strategies in display order: random first, then as configured.
     budgets: ascending budgets.
-    seeds: seeds as configured.
+    seeds: strategy -> its seeds as configured.
     pool_size: number of prompts in the pool.
+    items: metric -> weights and clusters of its items.
+    fixed: strategies that have the same list of prompts for every seed, by
+      design, since every seed has the whole pool.
   """
 
   metrics: Mapping[str, Metric]
@@ -73,8 +81,17 @@ class Results:
   absent: list[study.Cell]
   strategies: list[str]
   budgets: list[int]
-  seeds: list[int]
+  seeds: Mapping[str, Sequence[int]]
   pool_size: int
+  items: Mapping[str, statistics.Items] = dataclasses.field(
+    default_factory=dict
+  )
+  fixed: frozenset[str] = frozenset()
+
+  @property
+  def num_seeds(self) -> int:
+    """The largest number of seeds of a strategy."""
+    return max(map(len, self.seeds.values()))
 
   def at(self, strategy: str, budget: int) -> dict[int, Evaluation]:
     """Seed -> evaluation of one strategy at one budget."""
@@ -91,6 +108,28 @@ class Results:
       for evaluation in self.at(strategy, budget).values()
       if metric in evaluation.metrics
     ]
+
+  def item_values(
+    self, strategy: str, budget: int, metric: str
+  ) -> dict[int, np.ndarray]:
+    """Seed -> values of a metric's items, [I], for the seeds that have it."""
+    return {
+      seed: evaluation.items[metric]
+      for seed, evaluation in self.at(strategy, budget).items()
+      if metric in evaluation.items
+    }
+
+  def reference(
+    self, strategy: str, budget: int, metric: str
+  ) -> statistics.Interval:
+    """The mean over seeds of a reference cell, without an interval.
+
+    Its variance over seeds is not that of the strategies, and a few seeds alone
+    would show too little of it, by chance.
+    """
+    values = self.values(strategy, budget, metric)
+    mean = sum(values) / len(values)
+    return statistics.Interval(mean, None, None, len(values))
 
   def references(self, metric: str) -> list[tuple[str, int]]:
     """(name, budget) of the full-pool and no-finetuning cells that have it."""
@@ -151,7 +190,9 @@ def read_results(
   num_prompts = pool_size(workdir)
   evaluations, absent = {}, []
   metrics: dict[str, Metric] = {}
+  items: dict[str, statistics.Items] = {}
   firsts: dict[str, tuple[pathlib.Path, Mapping[str, Any]]] = {}
+  ids: dict[str, tuple[str, ...]] = {}
   outdated = study.outdated(workdir)
   for cell in cells(config, workdir, num_prompts):
     if cell in outdated:
@@ -160,9 +201,16 @@ def read_results(
     evaluation = Evaluation()
     for path in evaluation_files(workdir.run(cell.name)):
       contents = _read_evaluation(path, cell)
-      _add(contents, evaluation, metrics)
-      first = firsts.setdefault(contents['task'], (path, contents))
+      task = contents['task']
+      table = items_lib.read(workdir.run(cell.name).items(task), contents)
+      _add(contents, table, evaluation, metrics, items)
+      first = firsts.setdefault(task, (path, contents))
       _refuse_mixed(first, (path, contents))
+      if table.ids != ids.setdefault(task, table.ids):
+        raise errors.InputError(
+          f'{path.parent} has other items than {first[0].parent}: remove one '
+          'of them and run the evaluate stage again'
+        )
     if evaluation.metrics:
       evaluations[cell] = evaluation
     else:
@@ -175,8 +223,17 @@ def read_results(
       config.selection.strategies, key=lambda name: name != registry.RANDOM
     ),
     budgets=sorted(config.study.budgets),
-    seeds=list(config.study.seeds),
+    seeds={
+      strategy: study.seeds(config, strategy)
+      for strategy in config.selection.strategies
+    },
     pool_size=num_prompts,
+    items=items,
+    fixed=frozenset(
+      row.name
+      for row in registry.rows(config.selection.strategies)
+      if not study.lists_differ(config, row)
+    ),
   )
 
 
@@ -240,9 +297,13 @@ def _refuse_mixed(
 
 
 def _add(
-  contents: Mapping[str, Any], evaluation: Evaluation, known: dict[str, Metric]
+  contents: Mapping[str, Any],
+  table: items_lib.Table,
+  evaluation: Evaluation,
+  known: dict[str, Metric],
+  items: dict[str, statistics.Items],
 ) -> None:
-  """Adds an eval.json to its cell, and its metrics to `known`."""
+  """Adds an evaluation to its cell, and its metrics to `known` and `items`."""
   task = contents['task']
   for name, metric in contents['metrics'].items():
     key = name if task == HELDOUT else f'{task}.{name}'
@@ -257,6 +318,8 @@ def _add(
     )
     evaluation.num_items[task] = metric['n']
     evaluation.metrics[key] = metric['value']
+    evaluation.items[key] = table.values[name]
+    items.setdefault(key, table.items[name])
     evaluation.groups[key] = {
       group: (metrics[name]['value'], metrics[name]['n'])
       for group, metrics in contents['by_task'].items()
@@ -277,7 +340,7 @@ def read_selections(
       if row['status'] == study.CHOSEN
     ]
     for strategy in config.selection.strategies
-    for seed in config.study.seeds
+    for seed in study.seeds(config, strategy)
     if workdir.selection(strategy, seed).exists()
   }
 
@@ -285,20 +348,29 @@ def read_selections(
 def certificates(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[str]:
-  """A guarantee of quality per budget, as text.
+  """A guarantee of quality per budget, as text; of several seeds, the least.
 
   Only for strategies that compute an upper bound (facility location).
   """
+  least: dict[tuple[str, int], Mapping[str, Any]] = {}
+  for strategy in config.selection.strategies:
+    path = workdir.selection_record(strategy)
+    for bound in store.read_json(path)['bounds'] if path.exists() else ():
+      key = strategy, bound['budget']
+      if key[1] not in config.study.budgets or bound['upper_bound'] <= 0:
+        continue
+      if key not in least or _share(bound) < _share(least[key]):
+        least[key] = bound
   return [
-    f'{strategy} at {bound["budget"]:,} answers reaches '
-    f'{bound["objective"]:,.1f}, and no choice of that many prompts can exceed '
-    f'{bound["upper_bound"]:,.1f}: it is at least '
-    f'{bound["objective"] / bound["upper_bound"]:.1%} of the optimum'
-    for strategy in config.selection.strategies
-    if (path := workdir.selection_record(strategy)).exists()
-    for bound in store.read_json(path)['bounds']
-    if bound['budget'] in config.study.budgets and bound['upper_bound'] > 0
+    f'{strategy} at {budget:,} answers reaches {bound["objective"]:,.1f}, and '
+    f'no choice of that many prompts can exceed {bound["upper_bound"]:,.1f}: '
+    f'it is at least {_share(bound):.1%} of the optimum'
+    for (strategy, budget), bound in least.items()
   ]
+
+
+def _share(bound: Mapping[str, Any]) -> float:
+  return bound['objective'] / bound['upper_bound']
 
 
 def found_tasks(
@@ -330,12 +402,13 @@ def input_files(
     *(
       workdir.selection(strategy, seed)
       for strategy in config.selection.strategies
-      for seed in config.study.seeds
+      for seed in study.seeds(config, strategy)
     ),
     *(
       path
       for cell in cells(config, workdir, pool_size(workdir))
-      for path in evaluation_files(workdir.run(cell.name))
+      for evaluation in evaluation_files(workdir.run(cell.name))
+      for path in (evaluation, evaluation.with_name('items.jsonl'))
     ),
   ]
   return [path for path in paths if path.exists()]

@@ -71,13 +71,10 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       _write_bytes(folder / f'{exhibit.name}.png', exhibit.png)
       _write_csv(folder / f'{exhibit.name}.csv', exhibit.columns, exhibit.rows)
       files += [f'{exhibit.name}.png', f'{exhibit.name}.csv']
-    _write_csv(
-      folder / 'comparisons.csv',
-      page.COMPARISON_COLUMNS,
-      report.comparison_rows,
-    )
+    for name, table in report.tables.items():
+      _write_csv(folder / name, *table)
     store.write_text(workdir.report, report.html)
-    files += ['comparisons.csv', workdir.report.name]
+    files += [*report.tables, workdir.report.name]
     # Removes plots that are no longer part of the study.
     for name in before.get('files', []):
       if name not in files:
@@ -94,7 +91,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   for line in results.absent_lines(found.absent):
     console.say(STAGE, f'not evaluated yet: {line}')
   console.say(STAGE, f'wrote {workdir.report}')
-  print(summary(config, workdir))
+  print(summary(config, workdir, found))
 
 
 def _inputs(

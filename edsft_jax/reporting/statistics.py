@@ -1,23 +1,82 @@
-"""Statistics over seeds: intervals, tests against random, answers saved.
+"""Statistics of a study: pooled variances, tests against random, power.
 
-Pure functions of plain numbers. scipy.special is imported where it is used, so
-that only commands that make a report wait for it.
+The item values of a strategy are arrays [..., R, I]: R seeds, I evaluation
+items, at one budget or averaged over budgets. Leading axes hold independent
+studies, so that a simulation of many studies computes what a report does.
+
+scipy.special is imported where it is used, so that only commands that make a
+report wait for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import math
+from typing import Any
+
+import numpy as np
+
+# A number, or an array with one number for each of many studies.
+Numbers = Any
+
+# The chance to find a difference of the detectable size.
+POWER = 0.8
+
+# A standard error smaller than this share of the difference is rounding.
+_ROUNDING = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+  """The evaluation items of a task, for one metric.
+
+  Attributes:
+    weights: [I], the weights of the items in the metric's mean; their sum is 1.
+    clusters: [I], numbers from 0; items with the same number share a source.
+  """
+
+  weights: np.ndarray
+  clusters: np.ndarray
+
+  @classmethod
+  def independent(cls, count: int) -> 'Items':
+    """Items of the same weight that share nothing."""
+    return cls(np.full(count, 1 / count), np.arange(count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Variance:
+  """An estimate of a variance.
+
+  Attributes:
+    value: the estimate.
+    freedom: its degrees of freedom; with 0, the value is 0.
+  """
+
+  value: Numbers
+  freedom: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Error:
+  """The standard error of a difference or mean.
+
+  Attributes:
+    value: the standard error.
+    freedom: degrees of freedom of its t distribution; 0: unknown.
+  """
+
+  value: Numbers
+  freedom: Numbers
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A mean over seeds with its confidence interval, unless there is one seed.
+  """A mean over seeds with its confidence interval.
 
   Attributes:
-    mean: arithmetic mean of the values.
-    low: lower end, or None for one value.
-    high: upper end, or None for one value.
-    count: number of values.
+    mean: arithmetic mean over seeds.
+    low: lower end, or None if the study has no variance to judge by.
+    high: upper end, or None.
+    count: number of seeds.
   """
 
   mean: float
@@ -33,148 +92,267 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """A difference of two means with its Welch interval and p-value.
+  """A strategy minus random, with its interval and p-value.
 
   Attributes:
-    mean: first mean minus second mean.
-    low: lower end of the interval, or None without a test.
-    high: upper end of the interval, or None without a test.
-    p_value: two-sided p-value, or None without a test.
+    mean: the difference of the means.
+    error: its standard error.
+    low: lower end of the interval, NaN without a test.
+    high: upper end of the interval, NaN without a test.
+    p_value: two-sided p-value without correction, NaN without a test.
   """
 
-  mean: float
-  low: float | None
-  high: float | None
-  p_value: float | None
+  mean: Numbers
+  error: Error
+  low: Numbers
+  high: Numbers
+  p_value: Numbers
+
+  @property
+  def tested(self) -> bool:
+    """Whether there was a variance to test with."""
+    return bool(np.isfinite(self.p_value))
+
+
+def seed_means(values: np.ndarray, items: Items) -> np.ndarray:
+  """The metric of each seed, [..., R]: the weighted mean over items."""
+  return values @ items.weights
+
+
+def pooled_variance(means: Sequence[np.ndarray]) -> Variance:
+  """The variance over seeds, pooled over strategies.
+
+  The sum of squares within strategies over its degrees of freedom, the sum of
+  R - 1; with the same number of seeds everywhere, the mean of the variances.
+
+  Args:
+    means: of each strategy, the metric by seed, [..., R].
+  """
+  freedom = sum(mean.shape[-1] - 1 for mean in means)
+  if freedom == 0:
+    return Variance(0.0, 0)
+  squares = 0.0
+  for mean in means:
+    # Relative to the first seed, seeds that agree have a variance of exactly 0.
+    shifted = mean - mean[..., :1]
+    centred = shifted - shifted.mean(-1, keepdims=True)
+    squares = squares + (centred**2).sum(-1)
+  return Variance(squares / freedom, freedom)
+
+
+def item_variance(
+  values: np.ndarray, random_values: np.ndarray, items: Items
+) -> Numbers:
+  """The variance of a difference because other items could have been drawn.
+
+  Items are paired: d_i is the difference of item i, averaged over seeds. Its
+  variance over items, less what the seeds alone add to it, max(0, var_i(d) -
+  e_s^2 / R_s - e_0^2 / R_0) / n, where e^2 is the variance of the interaction
+  of items and seeds. Weighted items enter by their part in the weighted mean.
+  Clusters of items are drawn as a whole: their sums take the place of the
+  items, with the correction C / (C - 1).
+
+  With a single seed, e^2 is unknown and taken for 0: the result is then too
+  large rather than too small.
+
+  Args:
+    values: [..., R_s, I] of the strategy.
+    random_values: [..., R_0, I] of random.
+    items: their weights and clusters; with one cluster, the result is 0.
+  """
+  count = int(items.clusters.max()) + 1
+  if count < 2:
+    return 0.0
+  sums, noise = zip(
+    *(_cluster_sums(each, items, count) for each in (values, random_values)),
+    strict=True,
+  )
+  squares = ((sums[0] - sums[1]) ** 2).sum(-1)
+  correction = count / (count - 1)
+  return correction * np.maximum(squares - noise[0] - noise[1], 0.0)
+
+
+def _cluster_sums(
+  values: np.ndarray, items: Items, count: int
+) -> tuple[np.ndarray, Numbers]:
+  """Parts of clusters in the mean over seeds, [..., C], and their noise.
+
+  The noise is what seeds add to the sum of squares of the parts.
+  """
+  centred = values - seed_means(values, items)[..., None]
+  parts = centred * items.weights
+  if count < values.shape[-1]:
+    order = np.argsort(items.clusters, kind='stable')
+    starts = np.searchsorted(items.clusters[order], np.arange(count))
+    parts = np.add.reduceat(parts[..., order], starts, axis=-1)
+  mean = parts.mean(-2)
+  seeds = values.shape[-2]
+  if seeds == 1:
+    return mean, 0.0
+  squares = ((parts - mean[..., None, :]) ** 2).sum((-2, -1))
+  return mean, squares / (seeds - 1) / seeds
 
 
 @dataclasses.dataclass(frozen=True)
-class AnswersNeeded:
-  """How many answers a curve needs to reach a quality.
+class Noise:
+  """The variance over seeds at one budget, or of the whole curve.
+
+  A deterministic strategy that always sees the whole pool has a single list of
+  prompts, whatever the seed: its seeds show no variance of the picks. Such
+  strategies are pooled by themselves, and get the variance that random shows
+  as that of their picks, which does not shrink with more seeds. It includes
+  what the initialisation adds: the difference of the two variances is often
+  near 0 by chance, and then one study in ten with 10 seeds found what is not
+  there.
 
   Attributes:
-    relation: 'about' (interpolated), 'at most' (reached at the smallest budget)
-      or 'more than' (not reached at the largest).
-    answers: number of answers.
+    drawn: of strategies whose lists differ from seed to seed, and random.
+    num_drawn: how many these are.
+    fixed: of strategies with a single list; None if there are none.
+    num_fixed: how many these are.
   """
 
-  relation: str
-  answers: float
+  drawn: Variance
+  num_drawn: int
+  fixed: Variance | None = None
+  num_fixed: int = 0
 
-  def __str__(self) -> str:
-    return f'{self.relation} {round(self.answers):,}'
+  @classmethod
+  def of(
+    cls, means: Mapping[str, np.ndarray], fixed: frozenset[str]
+  ) -> 'Noise':
+    """Pools the variances.
+
+    Args:
+      means: strategy -> the metric by seed, [..., R].
+      fixed: names of strategies with a single list of prompts.
+    """
+    drawn = [mean for name, mean in means.items() if name not in fixed]
+    single = [mean for name, mean in means.items() if name in fixed]
+    return cls(
+      pooled_variance(drawn),
+      len(drawn),
+      pooled_variance(single) if single else None,
+      len(single),
+    )
+
+  def with_seeds(self, seeds: int) -> 'Noise':
+    """The same variances, known from that many seeds of each strategy."""
+    return Noise(
+      Variance(self.drawn.value, self.num_drawn * (seeds - 1)),
+      self.num_drawn,
+      self.fixed and Variance(self.fixed.value, self.num_fixed * (seeds - 1)),
+      self.num_fixed,
+    )
+
+  def error(
+    self,
+    seeds: int,
+    random_seeds: int | None,
+    items: Numbers,
+    is_fixed: bool,
+  ) -> Error:
+    """The standard error of a strategy's mean, or its difference from random.
+
+    sqrt(sigma^2 (1 / R_s + 1 / R_0) + v_I), with the degrees of freedom of
+    sigma^2. For a strategy with a single list, the first term is sigma_s^2 /
+    R_s + sigma^2 (1 + 1 / R_0), where sigma_s^2 is that of such strategies.
+
+    Args:
+      seeds: R_s.
+      random_seeds: R_0; None: of the mean itself.
+      items: v_I, see item_variance.
+      is_fixed: whether the strategy has a single list of prompts.
+    """
+    variance = self.drawn.value / random_seeds if random_seeds else 0.0
+    if is_fixed and self.fixed is not None:
+      variance = variance + self.fixed.value / seeds + self.drawn.value
+    else:
+      variance = variance + self.drawn.value / seeds
+    return Error(np.sqrt(variance + items), self.drawn.freedom)
 
 
-def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and sample variance, which is exactly zero for equal values."""
-  if min(values) == max(values):
-    return values[0], 0.0
-  mean = math.fsum(values) / len(values)
-  squares = math.fsum((value - mean) ** 2 for value in values)
-  return mean, squares / (len(values) - 1)
+def quantile(share: float, freedom: Numbers) -> Numbers:
+  """The quantile of Student's t distribution; NaN without freedom."""
+  from scipy import special
+
+  return special.stdtrit(np.where(np.equal(freedom, 0), np.nan, freedom), share)
 
 
-def mean_interval(values: Sequence[float], confidence: float) -> Interval:
-  """Student t interval of the mean of independent, roughly normal values.
+def mean_interval(
+  means: np.ndarray, error: Error, confidence: float
+) -> Interval:
+  """The mean over seeds, [R], and its interval by the pooled variance."""
+  mean = float(means.mean())
+  if np.equal(error.freedom, 0):
+    return Interval(mean, None, None, len(means))
+  half = float(quantile((1 + confidence) / 2, error.freedom) * error.value)
+  return Interval(mean, mean - half, mean + half, len(means))
 
-  mean +- t(n - 1, (1 + confidence) / 2) * s / sqrt(n), s the sample standard
-  deviation (Student, "The probable error of a mean", Biometrika 6, 1908).
 
-  Args:
-    values: one number per seed, at least one.
-    confidence: coverage, between 0 and 1.
+def difference(mean: Numbers, error: Error, confidence: float) -> Difference:
+  """Tests a difference by Student's t.
+
+  Without degrees of freedom, nothing is tested, nor if the standard error is 0
+  but the difference is not: it cannot be judged without any spread. A
+  difference of 0 with an error of 0 has a p-value of 1.
   """
   from scipy import special
 
-  mean, variance = _mean_and_variance(values)
-  count = len(values)
-  if count == 1:
-    return Interval(mean, None, None, 1)
-  quantile = float(special.stdtrit(count - 1, (1 + confidence) / 2))
-  half = quantile * math.sqrt(variance / count)
-  return Interval(mean, mean - half, mean + half, count)
+  half = quantile((1 + confidence) / 2, error.freedom) * error.value
+  no_spread = error.value <= _ROUNDING * np.abs(mean)
+  divisor = np.where(
+    no_spread, np.where(np.equal(mean, 0), 1.0, np.nan), error.value
+  )
+  freedom = np.where(np.equal(error.freedom, 0), np.nan, error.freedom)
+  p_value = 2 * special.stdtr(freedom, -np.abs(mean / divisor))
+  # NaN where nothing is tested.
+  half = half + 0.0 * p_value
+  return Difference(mean, error, mean - half, mean + half, p_value)
 
 
-def welch(
-  first: Sequence[float], second: Sequence[float], confidence: float
-) -> Difference:
-  """Welch's t test of two means whose variances may differ.
-
-  t = (m1 - m2) / sqrt(v1/n1 + v2/n2) with the degrees of freedom of Welch and
-  Satterthwaite (Welch, "The generalization of Student's problem when several
-  different population variances are involved", Biometrika 34, 1947).
-
-  Nothing is tested with fewer than two values on a side, nor if both sides have
-  zero variance but different means: a difference cannot be judged without any
-  spread. If all values are equal, the p-value is 1.
-  """
-  from scipy import special
-
-  mean1, variance1 = _mean_and_variance(first)
-  mean2, variance2 = _mean_and_variance(second)
-  difference = mean1 - mean2
-  if min(len(first), len(second)) < 2:
-    return Difference(difference, None, None, None)
-  error1 = variance1 / len(first)
-  error2 = variance2 / len(second)
-  error = error1 + error2
-  if error == 0.0:
-    if difference == 0.0:
-      return Difference(0.0, 0.0, 0.0, 1.0)
-    return Difference(difference, None, None, None)
-  # Shares of the squared error, since the errors' own squares may underflow.
-  share1, share2 = error1 / error, error2 / error
-  freedom = 1 / (share1**2 / (len(first) - 1) + share2**2 / (len(second) - 1))
-  scale = math.sqrt(error)
-  p_value = 2 * float(special.stdtr(freedom, -abs(difference) / scale))
-  half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * scale
-  return Difference(difference, difference - half, difference + half, p_value)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-  """Holm's step-down correction, in the given order.
+def holm(p_values: np.ndarray) -> np.ndarray:
+  """Holm's step-down correction along the last axis.
 
   Rejecting if a corrected value is below alpha keeps the probability of any
   false rejection below alpha, whatever the dependence between the tests
   (Holm, "A simple sequentially rejective multiple test procedure",
   Scandinavian Journal of Statistics 6, 1979).
   """
-  count = len(p_values)
-  corrected = [0.0] * count
-  largest = 0.0
-  order = sorted(range(count), key=lambda i: p_values[i])
-  for place, i in enumerate(order):
-    largest = max(largest, min(1.0, (count - place) * p_values[i]))
-    corrected[i] = largest
+  count = p_values.shape[-1]
+  order = np.argsort(p_values, axis=-1, kind='stable')
+  scaled = np.take_along_axis(p_values, order, -1) * np.arange(count, 0, -1)
+  stepped = np.minimum(np.maximum.accumulate(scaled, axis=-1), 1.0)
+  corrected = np.empty_like(stepped)
+  np.put_along_axis(corrected, order, stepped, -1)
   return corrected
 
 
-def answers_needed(
-  budgets: Sequence[int],
-  means: Sequence[float],
-  quality: float,
-  higher_is_better: bool,
-) -> AnswersNeeded:
-  """The fewest answers at which a curve of means reaches a quality.
+def detectable(error: Error, alpha: float, num_tests: int) -> Numbers:
+  """The smallest difference that is found in four of five studies.
 
-  The curve is linear between budgets and is not extrapolated.
+  (t_{1 - alpha / 2m} + t_{.8}) SE: the hardest of m tests under Holm's
+  correction. NaN without degrees of freedom.
+  """
+  critical = quantile(1 - alpha / (2 * num_tests), error.freedom)
+  return (critical + quantile(POWER, error.freedom)) * error.value
+
+
+def clustered_error(value: np.ndarray, items: Items) -> float | None:
+  """The standard error over items of one model's metric.
+
+  sqrt(sum_c (sum_i (s_i - mean))^2 C / (C - 1)) / n, with each item weighted by
+  its part in the mean. It says nothing about other seeds.
 
   Args:
-    budgets: ascending, at least one.
-    means: the curve's mean at each budget.
-    quality: the value to reach, in the metric's unit.
-    higher_is_better: the metric's direction.
+    value: [I], the items' values.
+    items: their weights and clusters.
+
+  Returns:
+    None with fewer than two clusters.
   """
-  sign = 1.0 if higher_is_better else -1.0
-  goal = sign * quality
-  curve = [sign * mean for mean in means]
-  if curve[0] >= goal:
-    return AnswersNeeded('at most', budgets[0])
-  for i in range(1, len(curve)):
-    if curve[i] >= goal:
-      # curve[i - 1] < goal <= curve[i]: the slope is not zero.
-      share = (goal - curve[i - 1]) / (curve[i] - curve[i - 1])
-      return AnswersNeeded(
-        'about', budgets[i - 1] + share * (budgets[i] - budgets[i - 1])
-      )
-  return AnswersNeeded('more than', budgets[-1])
+  count = int(items.clusters.max()) + 1
+  if count < 2:
+    return None
+  sums, _ = _cluster_sums(value[None], items, count)
+  return float(np.sqrt((sums**2).sum() * count / (count - 1)))

@@ -5,64 +5,64 @@ import ml_collections
 from edsft_jax import console, store, study
 from edsft_jax.reporting import (
   comparison,
+  conclusions,
+  money,
   results,
   statistics,
   timing,
   wording,
 )
 
-# Marks of conclusive comparisons in the table.
-_MARKS = {
-  comparison.Verdict.BETTER: '+',
-  comparison.Verdict.WORSE: '-',
-}
 
+def summary(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  found: results.Results | None = None,
+) -> str:
+  """The headline table, conclusions, time and the path of the page.
 
-def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
-  """The headline table, conclusions, time and the path of the page."""
-  found = results.read_results(config, workdir)
+  Args:
+    config: the study and the headline metric.
+    workdir: has the evaluations.
+    found: these, if they were read before.
+  """
+  found = found or results.read_results(config, workdir)
   metric, confidence = config.report.metric, config.report.confidence
   about = found.metrics[metric]
-  comparisons = comparison.compare(found, metric, confidence)
+  compared = comparison.compare(found, metric, confidence)
   texts = {
     (strategy, budget): mean_text(
-      found.values(strategy, budget, metric), confidence
+      compared.interval(strategy, budget, confidence)
     )
     for strategy in found.strategies
     for budget in found.budgets
   }
-  marks = {key: _MARKS.get(c.verdict, ' ') for key, c in comparisons.items()}
   # Aligns the means, even if some have no interval.
   width = max(map(len, texts.values()))
   table = [
-    ['strategy', *(f'{budget:,} answers  ' for budget in found.budgets)],
+    ['strategy', *(f'{budget:,} answers' for budget in found.budgets)],
     *(
-      [
-        strategy,
-        *(
-          f'{texts[strategy, b].ljust(width)} {marks.get((strategy, b), " ")}'
-          for b in found.budgets
-        ),
-      ]
+      [strategy, *(texts[strategy, b].ljust(width) for b in found.budgets)]
       for strategy in found.strategies
     ),
   ]
   references = [
-    [name, mean_text(found.values(*line, metric), confidence)]
+    [name, mean_text(found.reference(*line, metric))]
     for line, name in reference_names(found, metric).items()
   ]
+  prices = money.prices(
+    config,
+    store.read_prompts(workdir.pool),
+    results.read_selections(config, workdir),
+  )
   lines = [
-    f'{about.label}: {wording.over_seeds(len(found.seeds), confidence)}; '
+    f'{about.label}: {wording.over_seeds(found.num_seeds, confidence)}; '
     f'{about.direction}',
     '',
     *_align(table, references),
     '',
+    *conclusions.conclusions(found, metric, compared, prices),
   ]
-  if any(c.verdict in _MARKS for c in comparisons.values()):
-    lines.append('+ better than random, - worse than random')
-  lines += comparison.conclusions(
-    comparisons, comparison.RANDOM in found.strategies
-  )
   if rejected := len(study.rejected_ids(workdir)):
     lines.append(
       f'{console.count(rejected, "prompt")} rejected by annotators: the next '
@@ -78,11 +78,10 @@ def summary(config: ml_collections.ConfigDict, workdir: store.Workdir) -> str:
   return '\n'.join(lines)
 
 
-def mean_text(values: list[float], confidence: float) -> str:
-  """0.412 ± 0.021; 0.412 for a single seed; a dash for none."""
-  if not values:
+def mean_text(interval: statistics.Interval | None) -> str:
+  """0.412 ± 0.021; 0.412 without an interval; a dash without results."""
+  if interval is None:
     return '–'
-  interval = statistics.mean_interval(values, confidence)
   if interval.half_width is None:
     return f'{interval.mean:.3f}'
   return f'{interval.mean:.3f} ± {interval.half_width:.3f}'

@@ -1,6 +1,9 @@
 """Formats words and numbers for the page and the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import math
+
+from edsft_jax.reporting import savings
 
 
 def listed(items: Sequence[str]) -> str:
@@ -26,3 +29,78 @@ def duration(seconds: float) -> str:
     return f'{minutes} min {rest:02d} s'
   hours, minutes = divmod(round(seconds / 60), 60)
   return f'{hours} h {minutes:02d} min'
+
+
+def signed(value: float) -> str:
+  """Formats a difference as +0.012 or −0.012."""
+  return f'{value:+.3f}'.replace('-', '−')
+
+
+def answers(value: float, budgets: Sequence[int]) -> str:
+  """A number of answers, or that it is beyond the budgets that were run."""
+  if value == 0:
+    return f'fewer than {min(budgets):,}'
+  if math.isinf(value):
+    return f'more than {max(budgets):,}'
+  return f'{round(value):,}'
+
+
+def answers_interval(saving: savings.Saving, budgets: Sequence[int]) -> str:
+  """The number of answers that a strategy needs, with its interval."""
+  if not saving.known:
+    return 'cannot be told'
+  ends = answers(saving.low, budgets), answers(saving.high, budgets)
+  best = answers(saving.answers, budgets)
+  if ends[0] == ends[1]:
+    return best
+  return f'{best} ({ends[0]} to {ends[1]})'
+
+
+def saving_interval(saving: savings.Saving, budgets: Sequence[int]) -> str:
+  """The share of answers saved, with its interval."""
+  if not saving.known:
+    return 'cannot be told'
+
+  def share(count: float) -> str:
+    if count == 0:
+      return f'more than {_percent(saving.share(min(budgets)))}'
+    if math.isinf(count):
+      return f'less than {_percent(saving.share(max(budgets)))}'
+    return _percent(saving.share(count))
+
+  best, low, high = map(share, (saving.answers, saving.high, saving.low))
+  return best if low == high else f'{best} ({low} to {high})'
+
+
+def _percent(value: float) -> str:
+  return f'{value:.0%}'.replace('-', '−')
+
+
+def money_interval(amounts: tuple[float, float, float]) -> str:
+  """Money saved, with its interval; open where nothing can be told."""
+  best, low, high = amounts
+  if math.isinf(low) and math.isinf(high):
+    return 'cannot be told'
+
+  def amount(value: float) -> str:
+    return f'{value:,.2f}'.replace('-', '−')
+
+  if math.isinf(low):
+    interval = f'at most {amount(high)}'
+  elif math.isinf(high):
+    interval = f'at least {amount(low)}'
+  else:
+    interval = f'{amount(low)} to {amount(high)}'
+  return interval if math.isinf(best) else f'{amount(best)} ({interval})'
+
+
+def detectable(sizes: Mapping[int, float]) -> str:
+  """The detectable differences: '0.031 with 3 seeds and 0.020 with 5'."""
+  parts = [
+    f'{size:.3f} with {seeds}'
+    for seeds, size in sizes.items()
+    if math.isfinite(size)
+  ]
+  if parts:
+    parts[0] += ' seeds' if next(iter(sizes)) != 1 else ' seed'
+  return listed(parts) if parts else ''

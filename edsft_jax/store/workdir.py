@@ -111,6 +111,11 @@ class Workdir:
     """The gains curves that the kernel width was chosen from."""
     return self.selections / 'gains_curves.json'
 
+  @property
+  def parts(self) -> pathlib.Path:
+    """Which part of the pool each seed has; only with study.pool_fraction."""
+    return self.selections / 'parts.json'
+
   def selection(self, strategy: str, seed: int) -> pathlib.Path:
     """A strategy's picks in order, for one seed."""
     return self.selections / f'{strategy}-seed{seed}.jsonl'

@@ -8,7 +8,7 @@ import numpy as np
 
 from edsft_jax import errors, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.strategies import registry
+from edsft_jax.strategies import parts, registry
 from edsft_jax.strategies import scores as scores_lib
 
 _CHOICES = {
@@ -110,11 +110,16 @@ def _check_pool(
 ) -> None:
   """Rejects options that do not fit the pool, and missing scores."""
   pool = store.read_prompts(workdir.pool)
-  largest = max(config.study.budgets)
-  if largest > len(pool):
+  largest, fraction = max(config.study.budgets), config.study.pool_fraction
+  size = parts.num_prompts(fraction, len(pool))
+  if largest > size:
     raise errors.InputError(
       f'study.budgets has {largest}, which exceeds the pool: '
       f'{len(pool)} prompts'
+      if fraction == 1
+      else f'study.budgets has {largest}, which exceeds the part of the pool '
+      f'that each seed has: {size} of {len(pool)} prompts '
+      f'(study.pool_fraction is {fraction:g})'
     )
   if clusters_tasks(pool, rows):
     if scored and not store.feature_files(workdir):

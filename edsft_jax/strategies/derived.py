@@ -70,6 +70,7 @@ def kernel_width(
   features_hash: str,
   grown: bool,
   sizes: SampleSizes | None = None,
+  of: str = 'the pool',
 ) -> float:
   """Returns the width that the gains curves suggest: selection.kernel_width.
 
@@ -84,6 +85,7 @@ def kernel_width(
     features_hash: hash of the features, stored with the curves.
     grown: whether prompts were appended to the pool.
     sizes: of the sample.
+    of: what the features are of, to say so.
   """
   if workdir.gains_curves.exists():
     known = store.read_json(workdir.gains_curves)
@@ -107,7 +109,7 @@ def kernel_width(
       'width': found.width,
     },
   )
-  of_all = f'a sample of {len(sample):,}' if len(sample) < n else 'the pool'
+  of_all = f'a sample of {len(sample):,}' if len(sample) < n else of
   console.say(
     'select',
     f'kernel width {found.width:g}, from the gains curves of {of_all}: '

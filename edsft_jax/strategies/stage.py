@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import tqdm
 
 from edsft_jax import console, errors, selection, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.strategies import derived, orders, registry
+from edsft_jax.strategies import derived, orders, parts, registry
 from edsft_jax.strategies import scores as scores_lib
 from edsft_jax.strategies.checks import check, clusters_tasks
 from edsft_jax.strategies.view import View
@@ -21,15 +22,17 @@ __all__ = ['check', 'run']
 
 # What changes as the pool grows.
 _GROWING = ('pool', 'scores', 'features')
+_POOL_FRACTION = 'study.pool_fraction'
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Orders the pool by every strategy, up to the largest budget.
 
   Writes selections/NAME-seedS.jsonl, and NAME.json with the fingerprint, the
-  objective and bounds. A strategy that does not depend on the seed is computed
-  once, and its file is linked for the other seeds. A larger budget extends the
-  order; the old picks stay first.
+  objective and bounds. With study.pool_fraction, each seed chooses from its own
+  part of the pool, by scores and features of the whole. Otherwise a strategy
+  that does not depend on the seed is computed once, and its file is linked for
+  the other seeds. A larger budget extends the order; the old picks stay first.
 
   Raises:
     InputError: a strategy's file was made from other inputs.
@@ -48,24 +51,34 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     ]
     todo = [pending for pending in found if pending]
     for row, pending in zip(rows, found, strict=True):
-      for seed in config.study.seeds if not pending else ():
+      for seed in study.seeds(config, row.name) if not pending else ():
         orders.refresh(workdir, row.name, seed)
     if not todo:
       console.say('select', 'already done')
       return
     strategies = [pending.row for pending in todo]
+    split = parts.read(config, workdir, len(pool), rounds)
+    parts.write(workdir, split)
+    _say_small_parts(split, len(pool), budget)
     try:
-      view = _view(config, workdir, pool, inputs, strategies, bool(rounds))
+      view = _view(
+        config, workdir, pool, inputs, strategies, bool(rounds), split.first()
+      )
     except selection.SelectionError as e:
       raise errors.InputError(f'{workdir.features}: {e}') from e
     num_picks = sum(
-      p.budget * (len(config.study.seeds) if p.row.is_seeded(config) else 1)
+      p.budget
+      * (
+        len(study.seeds(config, p.row.name))
+        if study.lists_differ(config, p.row)
+        else 1
+      )
       for p in todo
     )
     with console.bar('select', num_picks, 'picks') as bar:
       for pending in todo:
         bar.set_postfix_str(pending.row.name)
-        _select(config, workdir, pending, view, len(rounds), bar)
+        _select(config, workdir, pending, view, split, bar)
   manifest.finish('select', {'strategies': len(rows), 'budget': budget})
   names = ', '.join(pending.row.name for pending in todo)
   console.say(
@@ -114,6 +127,7 @@ class _Inputs:
     if self.clustered and 'tasks' in row.reads:
       read['features'] = self.hashes['features']
       options.append('selection.task_clusters')
+    options.append(_POOL_FRACTION)
     return {
       **read,
       **{option: operator.attrgetter(option)(config) for option in options},
@@ -159,7 +173,8 @@ def _pending(
   if not path.exists():
     return _Pending(row, fingerprint, budget, num_prompts)
   record = store.read_json(path)
-  known = record['fingerprint']
+  # Older workdirs did not record that every seed has the whole pool.
+  known = {_POOL_FRACTION: 1.0, **record['fingerprint']}
   before = next((r for r in rounds if r.hash == known['pool']), None)
   grown = _GROWING if before else ()
   store.refuse_change(
@@ -180,7 +195,7 @@ def _pending(
     len(study.selected_ids(workdir, row.name, seed))
     if workdir.selection(row.name, seed).exists()
     else 0
-    for seed in config.study.seeds
+    for seed in study.seeds(config, row.name)
   ]
   return None if not before and min(lengths) >= budget else pending
 
@@ -192,7 +207,12 @@ def _view(
   inputs: _Inputs,
   rows: Sequence[registry.Strategy],
   grown: bool,
+  part: np.ndarray | None,
 ) -> View:
+  """What the strategies read of the whole pool.
+
+  The kernel's width is that of a part of the pool, if there are parts.
+  """
   c = config.selection
   clustered = clusters_tasks(pool, rows)
   reads = frozenset().union(*(row.reads for row in rows))
@@ -206,10 +226,11 @@ def _view(
       similarity = _similarity(c.kernel) or selection.Rbf(
         width=derived.kernel_width(
           workdir,
-          features,
+          features if part is None else features[part],
           max(config.study.budgets),
           inputs.hashes['features'],
           grown,
+          of='the pool' if part is None else 'the first part of the pool',
         )
       )
   mesh = mesh_lib.model_mesh(**config.mesh)
@@ -245,24 +266,28 @@ def _select(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   pending: _Pending,
-  view: View,
-  number: int,
+  whole: View,
+  split: parts.Parts,
   bar: tqdm.tqdm,
 ) -> None:
   """Writes one strategy's files; the record last, since it marks completion."""
   start = time.monotonic()
   row = pending.row
-  num_scale = pending.num_scale_prompts
-  if num_scale < len(view.pool) and 'kernel' in row.reads:
-    view = dataclasses.replace(view, similarity=_as_before(view, num_scale))
-  first, *others = config.study.seeds
-  order, chosen = _extend(workdir, pending, view, number, first, bar)
-  for seed in others:
-    if row.is_seeded(config):
-      order, chosen = _extend(workdir, pending, view, number, seed, bar)
-    else:
-      source = workdir.selection(row.name, first)
+  budgets = sorted({*config.study.budgets, pending.budget})
+  bounds = []
+  seeds = study.seeds(config, row.name)
+  for i, seed in enumerate(seeds):
+    if i > 0 and not study.lists_differ(config, row):
+      source = workdir.selection(row.name, seeds[0])
       orders.link(source, workdir.selection(row.name, seed))
+      continue
+    view = _of_part(whole, split.of_seed(seed), pending)
+    order, chosen = _extend(
+      workdir, pending, view, len(split.sizes) - 1, seed, bar
+    )
+    bounds += [
+      {'seed': seed, **bound} for bound in orders.bounds(chosen, order, budgets)
+    ]
   of_tasks = 'tasks' in row.reads
   store.write_json(
     workdir.selection_record(row.name),
@@ -270,18 +295,33 @@ def _select(
       'fingerprint': pending.fingerprint,
       'budget': pending.budget,
       'similarity': str(view.similarity) if 'kernel' in row.reads else None,
-      'num_scale_prompts': num_scale,
-      'task_clusters': len(set(view.tasks or ()))
-      if of_tasks and view.pool.tasks is None
+      'num_scale_prompts': pending.num_scale_prompts,
+      'task_clusters': len(set(whole.tasks or ()))
+      if of_tasks and whole.pool.tasks is None
       else None,
-      'bounds': orders.bounds(
-        chosen, order, sorted({*config.study.budgets, pending.budget})
-      ),
+      'bounds': bounds,
       'seconds': round(time.monotonic() - start, 3),
     },
   )
   if of_tasks and view.tasks:
     _say_tasks_left_out(row.name, view.tasks, order)
+
+
+def _of_part(whole: View, part: np.ndarray | None, pending: _Pending) -> View:
+  """What a strategy may read of a seed's part, and the kernel for it.
+
+  Args:
+    whole: the view of the whole pool.
+    part: ascending positions in the pool; None for the whole pool.
+    pending: the strategy, and the prompts that its scale comes from.
+  """
+  view = whole if part is None else whole.part(part)
+  num_scale = pending.num_scale_prompts
+  if part is not None:
+    num_scale = int(np.searchsorted(part, num_scale))
+  if num_scale < len(view.pool) and 'kernel' in pending.row.reads:
+    view = dataclasses.replace(view, similarity=_as_before(view, num_scale))
+  return view
 
 
 def _extend(
@@ -346,6 +386,18 @@ def _as_before(view: View, num_prompts: int) -> selection.Similarity | None:
     return kernel
   assert view.features is not None
   return derived.with_scale(kernel.width, view.features[:num_prompts])
+
+
+def _say_small_parts(split: parts.Parts, pool_size: int, budget: int) -> None:
+  """Says if parts leave the strategies little to choose from."""
+  size = parts.num_prompts(split.fraction, pool_size)
+  if split.fraction < 1 and budget > size / 5:
+    console.say(
+      'select',
+      f'each seed chooses {budget:,} from its {size:,} prompts: with more than '
+      'a fifth, strategies differ less than they could; lower study.budgets or '
+      'add prompts to the pool',
+    )
 
 
 def _say_memory(name: str, use: selection.MemoryUse, by_default: bool) -> None:

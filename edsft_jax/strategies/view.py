@@ -39,3 +39,15 @@ class View:
   mesh: jax.sharding.Mesh
   initial: Sequence[int] = ()
   progress: Callable[[int, int], None] | None = None
+
+  def part(self, positions: np.ndarray) -> 'View':
+    """The view of these prompts alone, [n] ascending positions."""
+    inside = np.zeros(len(self.pool), bool)
+    inside[positions] = True
+    return dataclasses.replace(
+      self,
+      pool=self.pool.where(inside.tolist()),
+      tasks=self.tasks and [self.tasks[i] for i in positions],
+      scores={name: score[positions] for name, score in self.scores.items()},
+      features=None if self.features is None else self.features[positions],
+    )

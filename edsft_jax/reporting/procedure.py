@@ -1,0 +1,115 @@
+"""How strategies are compared with random, at one budget or as whole curves.
+
+Values are arrays [..., R, I] per strategy: R seeds, I evaluation items; leading
+axes hold independent studies, as in statistics.py.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+
+import numpy as np
+
+from edsft_jax.reporting import statistics
+from edsft_jax.reporting.statistics import Difference, Items, Noise, Numbers
+from edsft_jax.strategies.registry import RANDOM
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+  """A strategy compared with random.
+
+  Attributes:
+    difference: strategy minus random.
+    seeds: of the strategy.
+    random_seeds: of random.
+    item_variance: v_I, the part of the squared error that other items cause.
+    is_fixed: whether the strategy has the same list of prompts in all seeds.
+  """
+
+  difference: Difference
+  seeds: int
+  random_seeds: int
+  item_variance: Numbers
+  is_fixed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+  """All strategies at one budget, or averaged over all budgets.
+
+  Attributes:
+    means: strategy -> the metric by seed, [..., R].
+    noise: the pooled variance over seeds.
+    fixed: strategies that have the same list of prompts in all seeds.
+    tests: strategy -> its comparison with random; empty without random.
+  """
+
+  means: Mapping[str, np.ndarray]
+  noise: Noise
+  fixed: frozenset[str]
+  tests: Mapping[str, Test]
+
+  def interval(self, strategy: str, confidence: float) -> statistics.Interval:
+    """The strategy's mean over seeds, with its interval; of one study."""
+    means = self.means[strategy]
+    error = self.noise.error(len(means), None, 0.0, strategy in self.fixed)
+    return statistics.mean_interval(means, error, confidence)
+
+  def detectable(
+    self, strategy: str, seeds: int | None, alpha: float, num_tests: int
+  ) -> Numbers:
+    """The smallest difference from random that is found four times in five.
+
+    Args:
+      strategy: the strategy.
+      seeds: of every strategy, and of random, which may have more; None: as
+        they are.
+      alpha: the level of all tests together.
+      num_tests: how many share this level.
+    """
+    test, noise = self.tests[strategy], self.noise
+    error = test.difference.error
+    if seeds is not None:
+      error = noise.with_seeds(seeds).error(
+        seeds,
+        max(seeds, test.random_seeds),
+        test.item_variance,
+        test.is_fixed,
+      )
+    return statistics.detectable(error, alpha, num_tests)
+
+
+def compare(
+  values: Mapping[str, np.ndarray],
+  items: Items,
+  fixed: frozenset[str],
+  confidence: float,
+) -> Level:
+  """Compares every strategy with random.
+
+  Args:
+    values: strategy -> item values, [..., R, I]; seeds may differ in number.
+    items: weights and clusters of the items.
+    fixed: deterministic strategies, if every seed has the whole pool.
+    confidence: of the intervals, for a single comparison.
+  """
+  means = {
+    name: statistics.seed_means(value, items) for name, value in values.items()
+  }
+  noise = Noise.of(means, fixed)
+  tests = {}
+  for name in values if RANDOM in values else ():
+    if name == RANDOM:
+      continue
+    seeds, random_seeds = means[name].shape[-1], means[RANDOM].shape[-1]
+    variance = statistics.item_variance(values[name], values[RANDOM], items)
+    error = noise.error(seeds, random_seeds, variance, name in fixed)
+    mean = means[name].mean(-1) - means[RANDOM].mean(-1)
+    tests[name] = Test(
+      statistics.difference(mean, error, confidence),
+      seeds,
+      random_seeds,
+      variance,
+      name in fixed,
+    )
+  return Level(means, noise, fixed, tests)

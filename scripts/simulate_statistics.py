@@ -1,0 +1,329 @@
+"""Simulates whole studies, to see what the report's statistics get wrong.
+
+  python scripts/simulate_statistics.py                # 20,000 studies a case
+  python scripts/simulate_statistics.py --studies=500  # a first look
+
+Each study has random and five strategies, three nested budgets and 300 items.
+A prompt of the pool has a worth; a strategy ranks its seed's part of the pool
+by a score that knows nothing of the worth, and random by the order in which the
+pool was shuffled. A cell's result is
+
+  its place on the curve + the strategy's gap + the mean worth of its prompts
+  + its initialisation's error + what its items add
+
+with everything in units of the spread between initialisations. `ratio` is the
+spread between lists of prompts of the middle budget. An item has an effect of
+its own (SD 5), another one with each strategy (SD 2), and a new one in every
+cell (SD 5).
+"""
+
+import argparse
+from collections.abc import Iterator
+import dataclasses
+import time
+
+import numpy as np
+
+from edsft_jax.reporting import procedure, savings, statistics
+
+BUDGETS = (20, 40, 80)
+STRATEGIES = ('random', 'a', 'b', 'c', 'd', 'e')
+ITEMS = 300
+# The largest budget is a fifth of each seed's part of the pool.
+PART = 5 * max(BUDGETS)
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What the studies of a case have in common.
+
+  Attributes:
+    seeds: of every strategy, each with its own part of the pool.
+    ratio: spread between lists over spread between initialisations.
+    gap: of the strategies in `better`, in initialisation SDs.
+    better: how many strategies have the gap.
+    slope: quality per doubling of the answers.
+    bend: of the curve, as a quadratic term per doubling from the middle.
+    shared: the part of an initialisation's variance that the budgets of a seed
+      have in common.
+    interaction: SD of the effect of an item with a strategy.
+    whole_pool: every seed has the whole pool, and a strategy has one list.
+  """
+
+  seeds: int = 3
+  ratio: float = 0.0
+  gap: float = 0.0
+  better: int = 1
+  slope: float = 0.0
+  bend: float = 0.0
+  shared: float = 0.0
+  interaction: float = 2.0
+  whole_pool: bool = False
+
+
+def item_values(
+  case: Case, studies: int, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+  """Item values of each strategy, [studies, R, B, I]."""
+  seeds, num_budgets = case.seeds, len(BUDGETS)
+  x_B = np.log2(np.array(BUDGETS) / BUDGETS[1])
+  curve_B = case.slope * x_B + case.bend * x_B**2
+  worth_NxSxRxB = _worth_of_lists(case, studies, rng)
+  item_Nx1x1xI = 5.0 * rng.standard_normal((studies, 1, 1, ITEMS))
+  values = {}
+  for s, name in enumerate(STRATEGIES):
+    own = rng.standard_normal((studies, seeds, num_budgets))
+    shared = rng.standard_normal((studies, seeds, 1))
+    mean_NxRxB = (
+      curve_B
+      + case.gap * (1 <= s <= case.better)
+      + worth_NxSxRxB[:, s]
+      + np.sqrt(1 - case.shared) * own
+      + np.sqrt(case.shared) * shared
+    )
+    both = case.interaction * rng.standard_normal((studies, 1, 1, ITEMS))
+    cell = rng.standard_normal((studies, seeds, num_budgets, ITEMS), np.float32)
+    values[name] = mean_NxRxB[..., None] + (item_Nx1x1xI + both) + 5.0 * cell
+  return values
+
+
+def _worth_of_lists(
+  case: Case, studies: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Mean worth of each cell's prompts, [studies, S, R, B].
+
+  Scores of strategies are correlated, as real ones are, so that their lists
+  share prompts.
+  """
+  count = len(STRATEGIES)
+  if not case.ratio:
+    return np.zeros((studies, count, case.seeds, len(BUDGETS)))
+  size = PART * (case.seeds if case.whole_pool else 1)
+  shape = (studies, 1 if case.whole_pool else case.seeds, size)
+  worth = rng.standard_normal(shape, np.float32)
+  # The spread of a mean over the prompts of the middle budget is the ratio.
+  worth *= case.ratio * np.sqrt(BUDGETS[1])
+  common = rng.standard_normal(shape, np.float32)
+  lists = []
+  for s in range(count):
+    score = common + rng.standard_normal(shape, np.float32)
+    if s == 0:
+      # Random has a list of its own in every seed.
+      shape_0 = (studies, case.seeds, size)
+      score = rng.standard_normal(shape_0, np.float32)
+    largest = max(BUDGETS)
+    top = np.argpartition(score, -largest, axis=-1)[..., -largest:]
+    order = np.argsort(-np.take_along_axis(score, top, -1), axis=-1)
+    top = np.take_along_axis(top, order, -1)
+    one = np.broadcast_to(worth, (*top.shape[:2], size))
+    picked = np.take_along_axis(one, top, -1)
+    means = np.stack([picked[..., :b].mean(-1) for b in BUDGETS], -1)
+    lists.append(np.broadcast_to(means, (studies, case.seeds, len(BUDGETS))))
+  return np.stack(lists, 1)
+
+
+@dataclasses.dataclass
+class Counts:
+  """What happened in the studies of a case; rates are over studies.
+
+  Attributes:
+    studies: how many.
+    false_verdicts: studies in which a strategy without a gap is called better
+      or worse by its whole curve.
+    found: of the strategies with a gap, the share that is called better.
+    covered: of all strategies, the share whose interval has the true gap.
+    saving_covered: ... whose saving's interval has the true saving.
+    saving_known: ... whose saving's interval has an end.
+    false_savings: studies in which a strategy that saves nothing is said to,
+      at most: they are summed over strategies.
+    bent: studies whose curves are found not to be lines, so that savings come
+      from isotonic curves.
+  """
+
+  studies: int = 0
+  false_verdicts: float = 0.0
+  found: float = 0.0
+  covered: float = 0.0
+  saving_covered: float = 0.0
+  saving_known: float = 0.0
+  false_savings: float = 0.0
+  bent: float = 0.0
+
+  def rates(self) -> dict[str, float]:
+    """Each rate by name."""
+    return {
+      name: value / self.studies
+      for name, value in dataclasses.asdict(self).items()
+      if name != 'studies'
+    }
+
+
+def simulate(case: Case, studies: int, seed: int = 0) -> Counts:
+  """Runs that many studies through the report's statistics."""
+  counts = Counts()
+  for size, rng in _batches(case, studies, seed):
+    _judge(case, item_values(case, size, rng), counts)
+    counts.studies += size
+  return counts
+
+
+def _batches(
+  case: Case, studies: int, seed: int
+) -> Iterator[tuple[int, np.random.Generator]]:
+  """Sizes that keep the arrays in the cache, and a generator for each."""
+  most = max(1, 200 // case.seeds)
+  sizes = [most] * (studies // most) + [studies % most]
+  seeds = np.random.SeedSequence(seed).spawn(len(sizes))
+  for size, child in zip(sizes, seeds, strict=True):
+    if size:
+      yield size, np.random.Generator(np.random.SFC64(child))
+
+
+def _judge(case: Case, values: dict[str, np.ndarray], counts: Counts) -> None:
+  """Adds what the procedure says of these studies."""
+  others = STRATEGIES[1:]
+  fixed = frozenset(others) if case.whole_pool else frozenset()
+  items = statistics.Items.independent(ITEMS)
+  level = procedure.compare(
+    {name: value.mean(-2) for name, value in values.items()},
+    items,
+    fixed,
+    CONFIDENCE,
+  )
+  truth_S = case.gap * (np.arange(len(others)) < case.better)
+  found = [level.tests[name].difference for name in others]
+  mean_NxS = np.stack([one.mean for one in found], -1)
+  corrected_NxS = statistics.holm(np.stack([one.p_value for one in found], -1))
+  verdict_NxS = np.where(corrected_NxS < 1 - CONFIDENCE, np.sign(mean_NxS), 0.0)
+  low_NxS = np.stack([one.low for one in found], -1)
+  high_NxS = np.stack([one.high for one in found], -1)
+  counts.false_verdicts += (verdict_NxS * (truth_S == 0)).any(-1).sum()
+  if case.gap:
+    counts.found += (verdict_NxS == 1)[:, truth_S != 0].mean(-1).sum()
+  covered = (low_NxS <= truth_S) & (truth_S <= high_NxS)
+  counts.covered += covered.mean(-1).sum()
+  _judge_savings(case, values, level, verdict_NxS, counts)
+
+
+def _judge_savings(
+  case: Case,
+  values: dict[str, np.ndarray],
+  level: procedure.Level,
+  verdict_NxS: np.ndarray,
+  counts: Counts,
+) -> None:
+  """Adds what the procedure says of savings, by lines or by isotonic curves."""
+  items = statistics.Items.independent(ITEMS)
+  curves = {
+    name: statistics.seed_means(value, items) for name, value in values.items()
+  }
+  slope = savings.common_slope(curves, BUDGETS)
+  bent_N = slope.curvature_p < savings.CURVATURE_LEVEL
+  counts.bent += bent_N.sum()
+  at = BUDGETS.index(savings.reference_budget(BUDGETS))
+  middle = procedure.compare(
+    {name: value[:, :, at] for name, value in values.items()},
+    items,
+    level.fixed,
+    CONFIDENCE,
+  )
+  for s, name in enumerate(STRATEGIES[1:]):
+    gap = case.gap * (s < case.better)
+    test = level.tests[name].difference
+    ratio = savings.fieller(
+      test.mean, test.error, slope.value, slope.error, CONFIDENCE
+    )
+    known_N = np.isfinite(ratio.low) & (slope.value > 0)
+    saves_N = ratio.low > 0
+    true = gap / case.slope if case.slope else 0.0
+    inside_N = ~known_N | ((ratio.low <= true) & (true <= ratio.high))
+    for n in np.flatnonzero(bent_N):
+      saving = _isotonic(curves, middle, name, n)
+      known_N[n], saves_N[n] = saving.known, saving.high < BUDGETS[at]
+      inside_N[n] = saving.low <= _true_answers(case, gap) <= saving.high
+    counts.saving_known += known_N.sum() / 5
+    counts.saving_covered += inside_N.sum() / 5
+    if not gap:
+      claimed_N = known_N & saves_N & (verdict_NxS[:, s] == 1)
+      counts.false_savings += claimed_N.sum()
+
+
+def _isotonic(
+  curves: dict[str, np.ndarray], middle: procedure.Level, name: str, n: int
+) -> savings.Saving:
+  """A strategy's saving by isotonic curves in the n-th study."""
+  error = middle.tests[name].difference.error
+  return savings.by_isotonic_curves(
+    curves[name][n].mean(0),
+    middle.means['random'][n].mean(),
+    statistics.Error(
+      error.value[n], np.broadcast_to(error.freedom, error.value.shape)[n]
+    ),
+    BUDGETS,
+    True,
+    CONFIDENCE,
+  )
+
+
+def _true_answers(case: Case, gap: float) -> float:
+  """What the isotonic curves give without any error."""
+  x_B = np.log2(np.array(BUDGETS) / BUDGETS[1])
+  curve_B = case.slope * x_B + case.bend * x_B**2
+  return savings.by_isotonic_curves(
+    curve_B + gap, 0.0, statistics.Error(0.0, 1), BUDGETS, True, CONFIDENCE
+  ).answers
+
+
+def cases() -> list[Case]:
+  """The cases that the script reports."""
+  ratios = (0.0, 0.5, 1.0, 2.0)
+  return [
+    *(Case(seeds, ratio, slope=2.0) for seeds in (3, 10) for ratio in ratios),
+    *(
+      Case(seeds, ratio, gap=2.0, slope=2.0)
+      for seeds in (3, 10)
+      for ratio in ratios
+    ),
+    Case(3, 0.0, gap=2.0, better=5, slope=2.0),
+    *(Case(seeds, 1.0) for seeds in (3, 10)),
+    *(
+      Case(seeds, 0.5, gap=gap, slope=2.0, bend=-0.8)
+      for seeds in (3, 10)
+      for gap in (0.0, 1.0)
+    ),
+    *(Case(seeds, 1.0, slope=2.0, shared=0.5) for seeds in (3, 10)),
+    *(Case(seeds, 0.0, slope=2.0, interaction=5.0) for seeds in (3, 10)),
+    *(
+      Case(seeds, ratio, slope=2.0, whole_pool=True)
+      for seeds in (3, 10)
+      for ratio in (0.0, 1.0)
+    ),
+  ]
+
+
+def main() -> None:
+  """Prints a row of rates per case."""
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--studies', type=int, default=20_000)
+  studies = parser.parse_args().studies
+  print(f'{studies:,} studies a case; spread between initialisations: 1')
+  columns = [f.name for f in dataclasses.fields(Counts) if f.name != 'studies']
+  settings = [f.name for f in dataclasses.fields(Case)]
+  print('  '.join([*settings, *columns, 'seconds']))
+  for case in cases():
+    start = time.monotonic()
+    rates = simulate(case, studies).rates()
+    row = [
+      *(
+        f'{value:g}'.rjust(len(name))
+        for name, value in dataclasses.asdict(case).items()
+      ),
+      *(f'{rates[name]:.3f}'.rjust(len(name)) for name in columns),
+      f'{time.monotonic() - start:.0f}'.rjust(7),
+    ]
+    print('  '.join(row), flush=True)
+
+
+if __name__ == '__main__':
+  main()
