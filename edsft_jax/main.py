@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 import edsft_jax
 from edsft_jax import config as config_lib
-from edsft_jax import errors, interrupts, pipeline, processes, store, study
+from edsft_jax import errors, interrupts, pipeline, processes, store
 
 # What a shell reports for a program killed by SIGPIPE.
 _PIPE_CLOSED = 141
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
         'no --workdir: name the folder for this study, as --workdir=runs/first'
       )
     stages = pipeline.stages_asked_for(argv[1:])
-    part = study.CellPart.parse(options.cells) if options.cells else None
+    part = pipeline.part_asked_for(options.cells)
     interrupts.raise_on_sigterm()
     workdir = store.open_workdir(options.workdir)
     enable_compilation_cache()

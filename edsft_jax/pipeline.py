@@ -161,6 +161,15 @@ def stages_asked_for(words: Sequence[str]) -> list[str]:
   return [name for name in COMMANDS if name in asked]
 
 
+def part_asked_for(text: str) -> study.CellPart | None:
+  """The part of the cells that --cells names; None if it is empty: all.
+
+  Raises:
+    InputError: it is not of the form I/N.
+  """
+  return study.CellPart.parse(text) if text else None
+
+
 def run(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,

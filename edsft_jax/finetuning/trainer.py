@@ -258,7 +258,9 @@ class Trainer:
       decoder = self._merge(self._as_loaded(params), frozen)
       if dropout_key is not None:
         rate = self.hyperparameters.lora_dropout
-        models.set_dropout(decoder, rate, dropout_key, batch.numbers)
+        models.set_dropout(
+          decoder, rate, dropout_key, jnp.asarray(batch.numbers)
+        )
       return summed_loss(decoder, batch, self._remat)
 
     return jax.value_and_grad(loss)(params)

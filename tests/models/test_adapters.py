@@ -224,7 +224,6 @@ def test_saving_needs_adapters_and_a_merge(golden, tmp_path):
     ({'use_dora': True}, 'use_dora'),
     ({'lora_bias': True}, 'lora_bias'),
     ({'init_lora_weights': 'pissa_niter_4'}, 'init_lora_weights'),
-    ({'use_rslora': True}, 'use_rslora'),
     ({'rank_pattern': {'q_proj': 9}}, 'rank_pattern'),
     ({'modules_to_save': ['lm_head']}, 'modules_to_save'),
     ({'target_modules': ['q_proj', 'nope']}, 'nope'),
