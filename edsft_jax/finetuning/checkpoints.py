@@ -9,6 +9,7 @@ import contextlib
 import logging
 import pathlib
 import shutil
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,8 @@ class Checkpoints:
 
   def __enter__(self) -> 'Checkpoints':
     logging.getLogger('absl').addFilter(_is_not_by_orbax)
+    self._hook = sys.unraisablehook
+    sys.unraisablehook = self._report_unraisable
     return self
 
   def __exit__(self, exception: type[BaseException] | None, *_: Any) -> None:
@@ -63,6 +66,7 @@ class Checkpoints:
     finally:
       self._close()
       logging.getLogger('absl').removeFilter(_is_not_by_orbax)
+      sys.unraisablehook = self._hook
 
   @property
   def last_step(self) -> int | None:
@@ -129,6 +133,11 @@ class Checkpoints:
     if self._manager is not None:
       self._manager.close()
       self._manager = None
+
+  def _report_unraisable(self, found: 'sys.UnraisableHookArgs') -> None:
+    """Drops what follows from a failed save: writes that no one waits for."""
+    if str(found.exc_value) != 'Event loop is closed':
+      self._hook(found)
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:

@@ -163,8 +163,12 @@ def test_a_kill_in_the_middle_of_a_save(workdir, finished):
   _assert_same(workdir, finished)
 
 
-def test_a_full_disk_in_the_middle_of_a_save(workdir, finished, capfd):
+def test_a_full_disk_in_the_middle_of_a_save(
+  workdir, finished, capfd, monkeypatch
+):
   """A limit on the size of files acts like a full disk, on these alone."""
+  unraisable = []
+  monkeypatch.setattr(sys, 'unraisablehook', unraisable.append)
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, before[1]))
   try:
@@ -173,6 +177,7 @@ def test_a_full_disk_in_the_middle_of_a_save(workdir, finished, capfd):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
   assert 'Traceback' not in capfd.readouterr().err
+  assert not unraisable
   assert not list(workdir.run(CELL).root.rglob('*-tmp*'))
   _resume(workdir)
   _assert_same(workdir, finished)
