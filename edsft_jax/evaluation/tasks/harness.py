@@ -113,7 +113,7 @@ class HarnessTask:
       windows = inference.rolling_targets(
         whole, self._format.start_id, self._context
       )
-      return [Likelihood(tokens, num) for tokens, num in windows]
+      return [Likelihood([*tokens], num) for tokens, num in windows]
     text = self._format.text(instance.args[0], chat=self._chat)
     if kind == 'loglikelihood':
       before, ids = self._format.encode_pair(text, instance.args[1])
