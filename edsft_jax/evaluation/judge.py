@@ -244,11 +244,21 @@ def summary(items: Sequence[Pair], judged: Judged) -> Iterator[str]:
     )
 
 
-_OUTPUTS = flags.DEFINE_string('outputs', None, "The model's outputs.")
-_REFERENCE = flags.DEFINE_string('reference', None, 'Outputs to compare with.')
-_BASE_URL = flags.DEFINE_string('base_url', None, 'The server, up to /v1.')
-_MODEL = flags.DEFINE_string('model', None, "The judge's name on the server.")
-_FOLDER = flags.DEFINE_string('folder', None, 'Where results are kept.')
+_OUTPUTS = flags.DEFINE_string(
+  'outputs', None, "The model's outputs.", required=True
+)
+_REFERENCE = flags.DEFINE_string(
+  'reference', None, 'Outputs to compare with.', required=True
+)
+_BASE_URL = flags.DEFINE_string(
+  'base_url', None, 'The server, up to /v1.', required=True
+)
+_MODEL = flags.DEFINE_string(
+  'model', None, "The judge's name on the server.", required=True
+)
+_FOLDER = flags.DEFINE_string(
+  'folder', None, 'Where results are kept.', required=True
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'Decides which output comes first.')
 _BOTH = flags.DEFINE_bool('both_orders', False, 'Judge each pair twice.')
 
@@ -293,7 +303,4 @@ def _read(path: str) -> Any:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(
-    ['outputs', 'reference', 'base_url', 'model', 'folder']
-  )
   app.run(main)
