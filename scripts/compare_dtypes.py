@@ -3,9 +3,9 @@
   python scripts/compare_dtypes.py --model HF_DIR --prompts FILE.jsonl
 
 Each dtype runs in a process of its own, so that its peak of memory is its own.
-Agreement is Spearman's rank correlation of each score with float32's. To compare
-activations alone, --round first rounds the weights of a model whose file is
-float32 to bfloat16, for every dtype.
+Agreement is Spearman's rank correlation of each score with float32's. To
+compare activations alone, --round first rounds the weights of a model whose
+file is float32 to bfloat16, for every dtype.
 """
 
 import argparse
