@@ -141,6 +141,7 @@ def test_each_device_holds_its_share():
     assert sizes == {array.size // 8}
 
 
+@pytest.mark.slow
 def test_two_processes_pick_what_one_device_picks():
   finished = two_processes.run(
     lambda process, address: [
