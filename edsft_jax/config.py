@@ -262,7 +262,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.evaluation = ml_collections.ConfigDict()
   # Tasks to evaluate every model on: 'heldout', the held-out prompts; 'mmlu';
-  # 'bbh' (BIG-Bench Hard); 'gsm8k'.
+  # 'bbh' (BIG-Bench Hard); 'gsm8k'; 'lm_eval:NAME', a task of
+  # lm-evaluation-harness.
   c.evaluation.tasks = ('heldout',)
   # Tokens of the greedy answer to a held-out prompt at most.
   c.evaluation.max_new_tokens = 64
@@ -320,6 +321,16 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.gsm8k.chat = False
   # Tokens per answer at most; 0: the protocol's own number.
   c.evaluation.gsm8k.max_new_tokens = 0
+  c.evaluation.lm_eval = ml_collections.ConfigDict()
+  # Worked examples per prompt of the tasks 'lm_eval:NAME'; -1: the task's own
+  # number.
+  c.evaluation.lm_eval.shots = -1
+  # Items per task of the harness, from the start; 0: all.
+  c.evaluation.lm_eval.limit = 0
+  # True: the prompt is a user's turn in the chat template.
+  c.evaluation.lm_eval.chat = False
+  # A folder of further tasks in the harness's own form; '': none.
+  c.evaluation.lm_eval.include_path = ''
 
   c.report = ml_collections.ConfigDict()
   # The metric of the headline table: 'loss' | 'exact_match' | 'rouge_l'.

@@ -9,8 +9,8 @@ Both sides train on the same batches, each run in a process of its own, in
 turns. The first step compiles; the median of the others counts as warm.
 
 Cases:
-  smollm2      LoRA on the model given, 16 examples of 60 to 250 tokens per
-               step, from a JSONL file with prompt (or instruction) and response.
+  smollm2      LoRA on the model given, 16 examples of 60-250 tokens per step
+               of a JSONL file with prompt (or instruction) and response.
   full         full finetuning of a random model of 58M parameters, 8 x 256
                tokens, half of them prompt.
   gpu_smollm2  LoRA on a random model of SmolLM2-135M's shape in bfloat16, 16 x

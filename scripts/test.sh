@@ -8,4 +8,5 @@ bin="${VENV:-.venv}/bin"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-exec "$bin/python" -m pytest --numprocesses=auto --dist=loadfile "$@"
+exec "$bin/python" -m pytest --numprocesses=auto --dist=loadfile \
+  --no-loadscope-reorder "$@"

@@ -23,6 +23,11 @@ def one_device():
 # A pool whose answers can be told from everything else.
 
 
+def own(**options):
+  """Every seed chooses from the whole pool: it is small."""
+  return small(**{'study.pool_fraction': 1.0, **options})
+
+
 def _marked_rows(num_rows: int = 40) -> list[dict[str, str]]:
   return [
     {
@@ -57,7 +62,7 @@ def test_no_answer_reaches_what_scores_and_selects(tmp_path):
   pool = _write_jsonl(tmp_path / 'pool.jsonl', _marked_rows())
   root = tmp_path / 'w'
   pipeline.run(
-    small(**{'pool.path': str(pool), 'pool.limit': 0}),
+    own(**{'pool.path': str(pool), 'pool.limit': 0}),
     store.Workdir(root),
     ('pool', 'score', 'select'),
   )
@@ -90,7 +95,7 @@ def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
     'study.seeds': (0,),
     'selection.strategies': ('random', 'min_margin'),
   }
-  pipeline.run(small(**options), store.Workdir(root))
+  pipeline.run(own(**options), store.Workdir(root))
   said = capsys.readouterr().out
   workdir = store.Workdir(root)
   todo = store.read_jsonl(workdir.todo)
@@ -112,7 +117,7 @@ def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
     for row in table:
       writer.writerow({**row, 'response': f'answer to {row["prompt_id"]}'})
   options['annotation.answers_path'] = str(filled)
-  pipeline.run(small(**options), store.Workdir(root))
+  pipeline.run(own(**options), store.Workdir(root))
   said = capsys.readouterr().out
   assert 'full pool' not in said.split('strategy')[-1]
   assert workdir.run('min_margin-k6-seed0').evaluation('heldout').exists()
@@ -130,7 +135,7 @@ def test_buyer_without_a_heldout_file_gets_the_list_too(tmp_path, capsys):
     'study.seeds': (0,),
     'selection.strategies': ('random',),
   }
-  pipeline.run(small(**options), store.Workdir(root))
+  pipeline.run(own(**options), store.Workdir(root))
   assert 'waiting for the answers' in capsys.readouterr().out
   todo = store.read_jsonl(store.Workdir(root).todo)
   answers = _write_jsonl(
@@ -138,7 +143,7 @@ def test_buyer_without_a_heldout_file_gets_the_list_too(tmp_path, capsys):
   )
   options['annotation.answers_path'] = str(answers)
   with pytest.raises(errors.InputError, match=r'set pool\.heldout_path'):
-    pipeline.run(small(**options), store.Workdir(root))
+    pipeline.run(own(**options), store.Workdir(root))
   assert not (root / 'runs').exists()
 
 
@@ -147,13 +152,13 @@ def test_an_unusable_pool_leaves_nothing_behind(tmp_path):
   pool.write_bytes(bytes(range(256)))
   with pytest.raises(errors.InputError, match=r'pool\.jsonl'):
     workdir = store.Workdir(tmp_path / 'w')
-    pipeline.run(small(**{'pool.path': str(pool)}), workdir)
+    pipeline.run(own(**{'pool.path': str(pool)}), workdir)
   assert not (tmp_path / 'w').exists()
 
 
 def test_a_budget_beyond_the_pool_is_found_before_scoring(tmp_path):
   pool = _write_jsonl(tmp_path / 'pool.jsonl', _marked_rows())
-  config = small(**{'pool.path': str(pool), 'study.budgets': (8, 4000)})
+  config = own(**{'pool.path': str(pool), 'study.budgets': (8, 4000)})
   with pytest.raises(errors.InputError, match='4000, which exceeds the pool'):
     pipeline.run(config, store.Workdir(tmp_path / 'w'))
   assert not (tmp_path / 'w' / 'scores').exists()
@@ -162,7 +167,7 @@ def test_a_budget_beyond_the_pool_is_found_before_scoring(tmp_path):
 def test_a_task_strategy_finds_tasks_where_a_pool_has_none(tmp_path):
   rows = [{'prompt': row['prompt']} for row in _marked_rows()]
   pool = _write_jsonl(tmp_path / 'pool.jsonl', rows)
-  config = small(**{'pool.path': str(pool), 'pool.limit': 0})
+  config = own(**{'pool.path': str(pool), 'pool.limit': 0})
   config.selection.strategies = ('weighted_task_diversity',)
   config.selection.task_clusters = 3
   workdir = store.Workdir(tmp_path / 'w')
@@ -171,6 +176,7 @@ def test_a_task_strategy_finds_tasks_where_a_pool_has_none(tmp_path):
   assert {pick['task'] for pick in picks} == {f'cluster {i}' for i in range(3)}
 
 
+@pytest.mark.slow
 def test_real_prompts_and_a_pretrained_model(tmp_path, shared):
   config = default.get_config()
   config.update_from_flattened_dict(

@@ -42,7 +42,7 @@ def config() -> ml_collections.ConfigDict:
 def on_one_device() -> Iterator[None]:
   """Stages run on one of the eight devices: less to compile."""
   one_device = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
-  with mock.patch.object(mesh, 'make_mesh', one_device):
+  with mock.patch.multiple(mesh, make_mesh=one_device, model_mesh=one_device):
     yield
 
 

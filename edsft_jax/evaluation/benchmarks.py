@@ -106,15 +106,23 @@ def check(
         f'evaluation.{task}.{name}={c[name]} does not exist: check the path'
       )
   if c.chat:
-    # The stage has checked the model by now.
-    prompt_format = models.load_prompt_format(
-      models.resolve(config.model.path), **config.prompt
+    check_template(config, task)
+
+
+def check_template(config: ml_collections.ConfigDict, task: str) -> None:
+  """Rejects a model without a chat template.
+
+  Raises:
+    InputError: naming the option.
+  """
+  prompt_format = models.load_prompt_format(
+    models.resolve(config.model.path), **config.prompt
+  )
+  if not prompt_format.has_template:
+    raise errors.InputError(
+      f'evaluation.{task}.chat is True, but there is no chat template: set '
+      'prompt.template, or chat to False'
     )
-    if not prompt_format.has_template:
-      raise errors.InputError(
-        f'evaluation.{task}.chat is True, but there is no chat template: set '
-        'prompt.template, or chat to False'
-      )
 
 
 def fingerprint(

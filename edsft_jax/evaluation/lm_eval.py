@@ -109,10 +109,7 @@ class EdsftLM(TemplateLM):
   @property
   def prefix_token_id(self) -> int:
     """The id that goes before a text without a context: BOS, or else EOS."""
-    bos = self._tokenizer.names.get('bos_token')
-    if bos is None:
-      return self.eot_token_id
-    return self._tokenizer.added_tokens[bos]
+    return self._format.start_id
 
   @property
   def max_length(self) -> int:

@@ -32,7 +32,7 @@ def check(
   """
   c = config.evaluation
   study.check(config)
-  _check_names(c.tasks)
+  _check_names(config)
   context = models.check(models.resolve(config.model.path)).context
   if not 1 <= c.max_new_tokens < context:
     raise errors.InputError(
@@ -45,17 +45,15 @@ def check(
     )
   mesh_lib.make_mesh(**config.mesh)
   for name in c.tasks:
-    tasks_lib.TASKS[name].check(config, workdir, planned)
+    tasks_lib.find(name, config).check(config, workdir, planned)
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _check_names(config: ml_collections.ConfigDict) -> None:
+  names = config.evaluation.tasks
   if not names:
     raise errors.InputError('evaluation.tasks is empty: name at least one')
   for name in names:
-    if name not in tasks_lib.TASKS:
-      raise errors.unknown(
-        f'evaluation.tasks has {name!r}, which', name, tasks_lib.TASKS
-      )
+    tasks_lib.find(name, config)
   if len(set(names)) != len(names):
     raise errors.InputError(
       f'evaluation.tasks has duplicates ({", ".join(names)}): name each once'
@@ -68,8 +66,8 @@ def check_metric(config: ml_collections.ConfigDict) -> None:
   Raises:
     InputError: listing the metrics that they have.
   """
-  _check_names(config.evaluation.tasks)
-  known = tasks_lib.metrics(config.evaluation.tasks)
+  _check_names(config)
+  known = tasks_lib.metrics(config)
   metric = config.report.metric
   if metric not in known:
     tasks = ', '.join(config.evaluation.tasks)
@@ -201,9 +199,9 @@ def _options(
   model = models.fingerprint(path, config.model.dtype, config.prompt)
   return {
     name: {
-      'version': tasks_lib.TASKS[name].version,
+      'version': tasks_lib.find(name, config).version,
       **model,
-      **tasks_lib.TASKS[name].fingerprint(config, workdir),
+      **tasks_lib.find(name, config).fingerprint(config, workdir),
     }
     for name in config.evaluation.tasks
   }
@@ -267,7 +265,7 @@ def _evaluate(
   prompt_format = models.load_prompt_format(path, **config.prompt)
   mesh = mesh_lib.make_mesh(**config.mesh)
   base = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  task = tasks_lib.TASKS[name](
+  task = tasks_lib.find(name, config)(
     config, workdir, prompt_format, base.config.context
   )
   runners: dict[nnx.GraphDef, Runner] = {}

@@ -44,9 +44,7 @@ def loss(
     jnp.asarray(batch.tokens), jnp.asarray(batch.segments), remat
   )
   groups, num_slots = batch.targets.shape
-  most_logits = most_logits or max_logits()
-  most = max(most_logits // (groups * decoder.config.vocab_size), 1)
-  chunk = math.ceil(num_slots / math.ceil(num_slots / most))
+  chunk = chunk_size(groups, num_slots, decoder.config.vocab_size, most_logits)
   return _summed_nll(
     decoder.config,
     chunk,
@@ -54,6 +52,15 @@ def loss(
     decoder.output_weight,
     batch,
   )
+
+
+def chunk_size(
+  groups: int, num_slots: int, vocab_size: int, most_logits: int = 0
+) -> int:
+  """Targets of each group whose logits are computed at once."""
+  most_logits = most_logits or max_logits()
+  most = max(most_logits // (groups * vocab_size), 1)
+  return math.ceil(num_slots / math.ceil(num_slots / most))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -192,13 +192,11 @@ class Trainer:
     now = self._layout.rows(longest)
     halved = self._layout.halved(longest)
     if self._halved or halved is None:
+      fewer = f'finetuning.micro_batch_size={max(now // 2, 1)}, '
       raise errors.InputError(
-        f'finetuning runs out of memory with micro-batches of {now} x '
-        f'{longest:,} tokens: set finetuning.micro_batch_size below {now} '
-        if now > self._layout.groups
-        else f'finetuning runs out of memory with a row of {longest:,} tokens '
-        "per device: set finetuning.remat='layer', or lower "
-        'finetuning.max_length'
+        f'finetuning runs out of memory with {now} rows of {longest:,} tokens '
+        f'at a time: set {fewer if halved else ""}'
+        "finetuning.remat='layer' or a lower finetuning.max_length"
       )
     self._layout, self._halved = halved, True
     console.say(

@@ -97,7 +97,7 @@ def _tokens_in(
   """Number of tokens that the layers process in about this time."""
   platform = mesh.devices.flat[0].platform
   flops = _FLOPS.get(platform, _ACCELERATOR_FLOPS) * mesh.size
-  costs = throughput.Costs(decoder.config, decoder.dtype.itemsize)
+  costs = throughput.Costs.of(decoder)
   return seconds * flops / (2 * costs.num_layer_weights)
 
 
@@ -152,9 +152,7 @@ class Engine:
     self._prefix = list(prefix)
     self._num_workers = workers.num_workers(mesh)
     # Each part of a split batch reads all weights.
-    self._costs = throughput.Costs(
-      decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
-    )
+    self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
     self._sizes = shapes_lib.BatchSizes(
       batch_tokens // self._num_workers,
       max_new_tokens,

@@ -157,9 +157,7 @@ class LikelihoodEngine:
     self._mesh = mesh
     self._num_workers = workers.num_workers(mesh)
     self._num_targets = len(targets)
-    self._costs = throughput.Costs(
-      decoder.config, decoder.dtype.itemsize, mesh_lib.batch_multiple(mesh)
-    )
+    self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
     self._batch_tokens = batch_tokens // self._num_workers
     self._read_tokens = read_tokens(decoder, mesh)
     rows = _rows(targets)

@@ -57,13 +57,25 @@ class Costs:
 
   Attributes:
     config: the model's config.
-    item_bytes: bytes per element of weights and cache.
+    item_bytes: bytes per element of the weights.
     num_copies: copies of the weights, each read by its own devices.
+    cache_item_bytes: bytes per element of the cache; 0: as of the weights.
   """
 
   config: models.DecoderConfig
   item_bytes: int
   num_copies: int = 1
+  cache_item_bytes: int = 0
+
+  @classmethod
+  def of(cls, decoder: models.Decoder, num_copies: int = 1) -> 'Costs':
+    """Those of a decoder, by its dtypes."""
+    return cls(
+      decoder.config,
+      decoder.dtype.itemsize,
+      num_copies,
+      decoder.activation_dtype.itemsize,
+    )
 
   @property
   def num_layer_weights(self) -> int:
@@ -105,7 +117,8 @@ class Costs:
     c = self.config
     entries = num_slots * cache_length
     cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * entries
-    return self.read_bytes() + float(cache * self.item_bytes)
+    item_bytes = self.cache_item_bytes or self.item_bytes
+    return self.read_bytes() + float(cache * item_bytes)
 
 
 def describe(work: Work, seconds: float, devices: Sequence[jax.Device]) -> str:

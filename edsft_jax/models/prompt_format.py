@@ -211,6 +211,21 @@ class PromptFormat:
     """Whether prompts go through a chat template."""
     return isinstance(self._layout, ChatLayout)
 
+  @property
+  def start_id(self) -> int:
+    """The id that the first token of a text is predicted from.
+
+    Raises:
+      InputError: the tokenizer has neither BOS nor EOS.
+    """
+    start_id = self._tokenizer.start_id
+    if start_id is None:
+      raise errors.InputError(
+        'the tokenizer has neither a bos_token nor an eos_token: whole texts '
+        'cannot be scored'
+      )
+    return start_id
+
   def text(self, prompt: Prompt, chat: bool) -> str:
     """The text of a prompt for `encode_text` and `encode_pair`.
 

@@ -145,6 +145,12 @@ class Tokenizer:
     """The text of an id, or None if the tokenizer does not have it."""
     return self.backend.id_to_token(token_id)
 
+  @property
+  def start_id(self) -> int | None:
+    """The id that a text's first token is predicted from: BOS, or else EOS."""
+    bos = self.names.get('bos_token')
+    return self.eos_id if bos is None else self.added_tokens[bos]
+
   def chat_template(self) -> str | None:
     """The default chat template, if there is one.
 

@@ -197,11 +197,15 @@ class Run:
 
   def evaluation(self, task: str) -> pathlib.Path:
     """Metrics of a task; exists once the cell is evaluated on it."""
-    return self.evaluations / task / 'eval.json'
+    return self._evaluation_folder(task) / 'eval.json'
 
   def items(self, task: str) -> pathlib.Path:
     """One row per item of a task."""
-    return self.evaluations / task / 'items.jsonl'
+    return self._evaluation_folder(task) / 'items.jsonl'
+
+  def _evaluation_folder(self, task: str) -> pathlib.Path:
+    # Not every file system takes the colon of lm_eval:NAME.
+    return self.evaluations / task.replace(':', '-')
 
   @property
   def old_evaluation(self) -> tuple[pathlib.Path, pathlib.Path]:

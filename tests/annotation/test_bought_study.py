@@ -137,10 +137,8 @@ def test_models_of_old_answers_are_not_evaluated(tmp_path, capsys):
         'fingerprint': {'prompts and answers': digest},
       },
     )
-    store.write_json(
-      run.evaluation('heldout'),
-      synthetic_study.evaluation('random', budget, 0, 0.5),
-    )
+    evaluated = synthetic_study.evaluation('random', budget, 0, 0.5)
+    synthetic_study.write_evaluation(workdir, evaluated)
   small, large = study.cells(config)
   answers[ids[7]] = 'corrected'
   store.write_parquet(workdir.responses, store.response_table(answers))

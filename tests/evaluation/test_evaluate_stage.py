@@ -2,7 +2,6 @@
 
 import shutil
 
-from flax import nnx
 import formats
 import jax
 import numpy as np
@@ -55,22 +54,14 @@ def no_evaluation(monkeypatch):
   monkeypatch.setattr(Runner, '__call__', call)
 
 
-def _brute_force(decoder, prompt_format, prompt, reference):
+def _brute_force(decoder, forward, prompt_format, prompt, reference):
   """Loss per reference token from every logit, and the greedy answer."""
-
-  @jax.jit
-  def all_logits(weights, tokens):
-    merged = nnx.merge(graph, weights)
-    mask = np.ones(tokens.shape, bool)
-    return merged.logits(merged(tokens, mask).hidden_BxLxD)[0]
-
-  graph, weights = nnx.split(decoder)
 
   def log_prob(ids):
     # To one length, behind what counts: causal, so it changes nothing.
     tokens = np.zeros((1, 48), np.int32)
     tokens[0, : len(ids)] = ids
-    logits = np.asarray(all_logits(weights, tokens), np.float64)
+    logits = np.asarray(forward(decoder, tokens)[0][0], np.float64)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
   prompt_ids, _ = prompt_format.encode_prompt(prompt, 48, for_response=True)
@@ -97,7 +88,7 @@ def _brute_force(decoder, prompt_format, prompt, reference):
 
 
 @pytest.mark.parametrize('cell', CELLS)
-def test_numbers_are_those_of_brute_force(evaluated, cell):
+def test_numbers_are_those_of_brute_force(evaluated, forward, cell):
   decoder = models.load_decoder(
     tiny_study.MODEL, 'float32', make_mesh(devices=jax.devices()[:1])
   )
@@ -111,7 +102,7 @@ def test_numbers_are_those_of_brute_force(evaluated, cell):
   for row, task, prompt, reference in zip(
     rows, heldout.tasks, heldout.prompts, heldout.responses, strict=True
   ):
-    found = _brute_force(decoder, prompt_format, prompt, reference)
+    found = _brute_force(decoder, forward, prompt_format, prompt, reference)
     answer = found['prediction']
     expected.append(
       {

@@ -240,6 +240,6 @@ def test_out_of_memory_halves_micro_batches_once(decoder, capsys):
   assert 'going on with 2' in capsys.readouterr().out
   most_rows = 1
   with pytest.raises(
-    errors.InputError, match=r'2 x 96 tokens.*micro_batch_size below 2'
+    errors.InputError, match=r'2 rows of 96 tokens.*micro_batch_size=1, .*remat'
   ):
     trainer.step(state, _examples(), np.float32(1e-3))

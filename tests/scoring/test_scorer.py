@@ -171,7 +171,10 @@ def test_rows_that_are_not_continued_are_read(decoder, tokens, end_ids):
     )
 
 
-@pytest.mark.parametrize(('pooling', 'devices'), [('mean', 1), ('weighted', 8)])
+@pytest.mark.parametrize(
+  ('pooling', 'devices'),
+  [('weighted', 8), pytest.param('mean', 1, marks=pytest.mark.slow)],
+)
 def test_a_prefix_read_once_changes_nothing(
   decoder, tokens, end_ids, pooling, devices
 ):

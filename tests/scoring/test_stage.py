@@ -19,17 +19,24 @@ from places import REPOSITORY
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_study
 
 from configs import default
 from edsft_jax import console, errors, models, processes, scoring, store
 from edsft_jax.inference import Work
 from edsft_jax.inference.throughput import Rate
-from edsft_jax.mesh import make_mesh
+from edsft_jax.mesh import make_mesh, model_mesh
 from edsft_jax.scoring import shards, stage
 from edsft_jax.scoring.scorer import Scorer
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 21
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+  with tiny_study.on_one_device():
+    yield
 
 
 def _prompts() -> list[str]:
@@ -165,11 +172,10 @@ def test_columns_are_the_contract(scored):
 
 
 def test_batch_size_and_devices_change_nothing(workdir, scored, monkeypatch):
-  """One device and other batches give what eight devices gave."""
+  """Eight devices and other batches give what one device gave."""
   config = _config()
   config.scoring.batch_tokens = 64
-  one = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  monkeypatch.setattr(stage.mesh_lib, 'model_mesh', lambda **sizes: one)
+  monkeypatch.setattr(stage.mesh_lib, 'model_mesh', model_mesh)
   scoring.run(config, workdir)
   table, expected = pq.read_table(workdir.scores), pq.read_table(scored.scores)
   assert table['generation'].equals(expected['generation'])
@@ -254,8 +260,8 @@ def test_kill_and_run_again_gives_the_same_bytes(workdir, scored, monkeypatch):
   """kill -9 once a shard is there; the second run does only the others."""
   code = (
     'import pathlib; from scoring import test_stage; '
-    'from edsft_jax import store, scoring; '
-    'scoring.run(test_stage._config(), '
+    'import tiny_study; from edsft_jax import store, scoring\n'
+    'with tiny_study.on_one_device(): scoring.run(test_stage._config(), '
     f'store.Workdir(pathlib.Path({str(workdir.root)!r})))'
   )
   env = {**os.environ, 'PYTHONPATH': f'{REPOSITORY}:{REPOSITORY / "tests"}'}
@@ -591,7 +597,7 @@ def test_more_shards_than_files_may_be_open(workdir):
     ('scoring.shard_prompts', -1, 'scoring.shard_prompts'),
     ('scoring.stop_token_ids', (64,), 'scoring.stop_token_ids has 64'),
     ('scoring.stop_token_ids', (1.5,), 'scoring.stop_token_ids has 1.5'),
-    ('mesh.data', 7, 'does not fit 8 devices'),
+    ('mesh.data', 7, 'does not fit 1 devices'),
     ('scoring.features.pooling', 'max', "'max' is unknown"),
     ('scoring.features.layer', 3, 'scoring.features.layer is 3'),
     ('prompt.template', 'alpaca', 'alpaca'),

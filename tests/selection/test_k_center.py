@@ -17,7 +17,8 @@ def pool(n, d=5, seed=0):
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(st.data())
 def test_equals_plain_greedy_on_small_pools(data):
-  n = data.draw(st.integers(1, 20))
+  # Few sizes: most programs are compiled once.
+  n = data.draw(st.sampled_from([1, 2, 3, 7, 12, 20]))
   values = st.lists(st.integers(-2, 2), min_size=3 * n, max_size=3 * n)
   features = np.array(data.draw(values), np.float32).reshape(n, 3)
   order = data.draw(st.permutations(range(n)))

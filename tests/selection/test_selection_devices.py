@@ -65,18 +65,16 @@ def mesh_of(devices):
 
 @pytest.mark.parametrize('residuals', [True, False])
 @pytest.mark.parametrize('method', ['greedy', 'threshold'])
-def test_facility_location_on_any_number_of_devices(method, residuals):
+def test_facility_location_on_eight_devices(method, residuals):
   features, budget = pool(), 200 if residuals else 12
   options = Options(use_residuals=residuals)
   arguments = dict(initial=[3], method=method)
   expected = select(options, features, budget, **arguments)
-  for devices in (4, 8):
-    result = select(
-      options, features, budget, mesh=mesh_of(devices), **arguments
-    )
-    np.testing.assert_array_equal(result.indices, expected.indices)
-    np.testing.assert_array_equal(result.gains, expected.gains)
-    assert result.objective == expected.objective
+  # Of four devices, see test_block_sizes_and_devices_change_no_pick.
+  result = select(options, features, budget, mesh=mesh_of(8), **arguments)
+  np.testing.assert_array_equal(result.indices, expected.indices)
+  np.testing.assert_array_equal(result.gains, expected.gains)
+  assert result.objective == expected.objective
 
 
 def test_k_center_on_any_number_of_devices():
@@ -143,6 +141,7 @@ def test_each_device_holds_its_share():
     assert sizes == {array.size // 8}
 
 
+@pytest.mark.slow
 def test_two_processes_pick_what_one_device_picks():
   finished = two_processes.run(
     lambda process, address: [

@@ -1,8 +1,12 @@
 """The evaluation tasks by name; each has its own file here."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+import ml_collections
+
+from edsft_jax import errors
 from edsft_jax.evaluation.task import Metric, Task
+from edsft_jax.evaluation.tasks import harness
 from edsft_jax.evaluation.tasks.bbh import Bbh
 from edsft_jax.evaluation.tasks.gsm8k import Gsm8k
 from edsft_jax.evaluation.tasks.heldout import Heldout
@@ -13,10 +17,23 @@ TASKS: Mapping[str, type[Task]] = {
 }
 
 
-def metrics(names: Iterable[str]) -> dict[str, Metric]:
-  """The metrics of these tasks, by their names in the report."""
+def find(name: str, config: ml_collections.ConfigDict) -> type[Task]:
+  """The task of this name in evaluation.tasks.
+
+  Raises:
+    InputError: there is none; the nearest name is suggested.
+  """
+  if name.startswith(harness.PREFIX):
+    return harness.find(name, config.evaluation.lm_eval.include_path)
+  if name not in TASKS:
+    raise errors.unknown(f'evaluation.tasks has {name!r}, which', name, TASKS)
+  return TASKS[name]
+
+
+def metrics(config: ml_collections.ConfigDict) -> dict[str, Metric]:
+  """The metrics of evaluation.tasks, by their names in the report."""
   return {
     metric if name == Heldout.name else f'{name}.{metric}': about
-    for name in names
-    for metric, about in TASKS[name].metrics.items()
+    for name in config.evaluation.tasks
+    for metric, about in find(name, config).metrics.items()
   }
