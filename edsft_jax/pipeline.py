@@ -136,11 +136,19 @@ PREVIEW = Stage(
   also_checks=('score', 'finetune'),
 )
 
+VERIFY = Stage(
+  'verify',
+  'edsft_jax.verify',
+  'compare every file of the workdir with what made it',
+  single_process=True,
+)
+
 # Every word of the command line, in the order in which they run.
 COMMANDS: Mapping[str, Stage] = {
   'pool': STAGES['pool'],
   PREVIEW.name: PREVIEW,
   **STAGES,
+  VERIFY.name: VERIFY,
 }
 
 
@@ -156,6 +164,10 @@ def stages_asked_for(words: Sequence[str]) -> list[str]:
     if word not in COMMANDS:
       raise errors.unknown(f'stage {word!r}', word, COMMANDS)
   asked = {*words} or {*STAGES}
+  if VERIFY.name in asked and len(asked) > 1:
+    raise errors.InputError(
+      'verify is a command of its own: name no stage with it'
+    )
   if PREVIEW.name in asked:
     asked.add('pool')
   return [name for name in COMMANDS if name in asked]
@@ -197,12 +209,18 @@ def run(
     return
   with store.claimed(workdir, shared=part is not None):
     processes.check_shared(workdir.root)
+    if VERIFY.name in stages:
+      VERIFY.check(config, workdir, frozenset())
+      VERIFY.load().run(config, workdir)
+      return
     try:
       _run_stages(config, workdir, stages, part)
     except errors.InputError:
       if not store.Manifest(workdir).stages:
         workdir.config.unlink(missing_ok=True)
       raise
+    finally:
+      store.record_checksums(workdir)
     processes.barrier('end')
 
 

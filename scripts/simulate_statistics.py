@@ -70,7 +70,8 @@ def item_values(
   x_B = np.log2(np.array(BUDGETS) / BUDGETS[1])
   curve_B = case.slope * x_B + case.bend * x_B**2
   worth_NxSxRxB = _worth_of_lists(case, studies, rng)
-  item_Nx1x1xI = 5.0 * rng.standard_normal((studies, 1, 1, ITEMS))
+  shape = studies, 1, 1, ITEMS
+  item_Nx1x1xI = 5.0 * rng.standard_normal(shape, np.float32)
   values = {}
   for s, name in enumerate(STRATEGIES):
     own = rng.standard_normal((studies, seeds, num_budgets))
@@ -82,9 +83,14 @@ def item_values(
       + np.sqrt(1 - case.shared) * own
       + np.sqrt(case.shared) * shared
     )
-    both = case.interaction * rng.standard_normal((studies, 1, 1, ITEMS))
-    cell = rng.standard_normal((studies, seeds, num_budgets, ITEMS), np.float32)
-    values[name] = mean_NxRxB[..., None] + (item_Nx1x1xI + both) + 5.0 * cell
+    both = case.interaction * rng.standard_normal(shape, np.float32)
+    value = rng.standard_normal(
+      (studies, seeds, num_budgets, ITEMS), np.float32
+    )
+    value *= 5.0
+    value += item_Nx1x1xI + both
+    value += mean_NxRxB[..., None].astype(np.float32)
+    values[name] = value
   return values
 
 
@@ -223,7 +229,7 @@ def _judge_savings(
   counts.bent += bent_N.sum()
   at = BUDGETS.index(savings.reference_budget(BUDGETS))
   middle = procedure.compare(
-    {name: value[:, :, at] for name, value in values.items()},
+    {name: value[bent_N, :, at] for name, value in values.items()},
     items,
     level.fixed,
     CONFIDENCE,
@@ -238,8 +244,8 @@ def _judge_savings(
     saves_N = ratio.low > 0
     true = gap / case.slope if case.slope else 0.0
     inside_N = ~known_N | ((ratio.low <= true) & (true <= ratio.high))
-    for n in np.flatnonzero(bent_N):
-      saving = _isotonic(curves, middle, name, n)
+    for i, n in enumerate(np.flatnonzero(bent_N)):
+      saving = _isotonic(curves[name][n], middle, name, i)
       known_N[n], saves_N[n] = saving.known, saving.high < BUDGETS[at]
       inside_N[n] = saving.low <= _true_answers(case, gap) <= saving.high
     counts.saving_known += known_N.sum() / 5
@@ -250,12 +256,12 @@ def _judge_savings(
 
 
 def _isotonic(
-  curves: dict[str, np.ndarray], middle: procedure.Level, name: str, n: int
+  curve_RxB: np.ndarray, middle: procedure.Level, name: str, n: int
 ) -> savings.Saving:
-  """A strategy's saving by isotonic curves in the n-th study."""
+  """A strategy's saving by isotonic curves in the n-th study of a level."""
   error = middle.tests[name].difference.error
   return savings.by_isotonic_curves(
-    curves[name][n].mean(0),
+    curve_RxB.mean(0),
     middle.means['random'][n].mean(),
     statistics.Error(
       error.value[n], np.broadcast_to(error.freedom, error.value.shape)[n]

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -171,3 +172,68 @@ def test_changed_inputs_are_refused_by_name(demo, option, value):
     pipeline.run(small(**{option: value}), store.Workdir(root))
   assert _stamps(root) == before
   assert store.Workdir(root).config.read_bytes() == config
+
+
+def test_verify_finds_nothing_in_a_finished_study(demo, capsys):
+  root, _ = demo
+  before = _stamps(root), store.Workdir(root).manifest.read_bytes()
+  pipeline.run(quickstart.get_config(), store.Workdir(root), ['verify'])
+  out = capsys.readouterr().out
+  for part in ('files', 'selections', 'evaluations', 'report'):
+    assert f'{part}: as recorded' in out
+  assert 'not made by' not in out
+  after = _stamps(root), store.Workdir(root).manifest.read_bytes()
+  assert after == before
+
+
+def test_verify_finds_a_byte_changed_anywhere(demo, tmp_path):
+  root, _ = demo
+  workdir = store.Workdir(shutil.copytree(root, tmp_path / 'copy'))
+  assert store.checksum_differences(workdir) == []
+  paths = [p for p in workdir.root.rglob('*') if p.is_file()]
+  paths = [p for p in paths if p.name != '.lock' and p.stat().st_size]
+  assert {p.relative_to(workdir.root).parts[0] for p in paths} >= {
+    *('pool', 'heldout', 'scores', 'selections', 'annotations', 'runs'),
+    *('report', 'config.json', 'manifest.json'),
+  }
+  for path in paths:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    changed = bytes([content[middle] ^ 1])
+    path.write_bytes(content[:middle] + changed + content[middle + 1 :])
+    try:
+      (line,) = store.checksum_differences(workdir)
+    except errors.InputError as error:  # manifest.json is no longer JSON.
+      line = str(error)
+    assert str(path) in line
+    path.write_bytes(content)
+  paths[0].unlink()
+  (line,) = store.checksum_differences(workdir)
+  assert line == f'{paths[0]} is missing'
+
+
+def test_verify_makes_again_what_could_be_forged(demo, tmp_path, capsys):
+  """Files that were changed and whose hashes were, too."""
+  root, _ = demo
+  workdir = store.Workdir(shutil.copytree(root, tmp_path / 'copy'))
+  selection = workdir.selection('min_margin', 0)
+  rows = store.read_jsonl(selection)
+  rows[1]['id'], rows[2]['id'] = rows[2]['id'], rows[1]['id']
+  store.write_jsonl(selection, rows)
+  evaluation = workdir.run('random-k8-seed0').evaluation('heldout')
+  contents = store.read_json(evaluation)
+  contents['metrics']['loss']['standard_error'] += 0.01
+  store.write_json(evaluation, contents)
+  table = workdir.report.with_name('comparisons.csv')
+  table.write_text(table.read_text().replace('min_margin,8,', 'min_margin,8,1'))
+  store.record_checksums(workdir)
+  assert store.checksum_differences(workdir) == []
+  with pytest.raises(errors.InputError, match='is not what it says'):
+    pipeline.run(quickstart.get_config(), workdir, ['verify'])
+  out = capsys.readouterr().out
+  assert 'files: as recorded' in out
+  lines = [line for line in out.splitlines() if 'differs: ' in line]
+  assert f'{selection} has ' in lines[0]
+  assert 'at rank 1, not ' in lines[0]
+  assert f'{evaluation} has standard_error' in lines[1]
+  assert f'{table} is not what' in lines[2]

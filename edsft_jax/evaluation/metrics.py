@@ -108,11 +108,15 @@ def _mean(value_N: np.ndarray, weight_N: np.ndarray) -> dict[str, Any]:
 def _clustered_error(
   value_N: np.ndarray, weight_N: np.ndarray, cluster_N: np.ndarray
 ) -> float:
-  """The standard error of the mean if only clusters are independent."""
+  """The standard error of the mean if only clusters are independent.
+
+  sqrt(sum_c (sum_i (s_i - mean))^2 C / (C - 1)) / n, for C clusters, at least 2.
+  """
   total = float(weight_N.sum()) or 1.0
   mean = math.fsum(value_N * weight_N) / total
   sum_C = np.bincount(cluster_N, weight_N * (value_N - mean))
-  return math.sqrt(math.fsum(sum_C**2)) / total
+  count = len(sum_C)
+  return math.sqrt(math.fsum(sum_C**2) * count / (count - 1)) / total
 
 
 def _mean_over_tasks(

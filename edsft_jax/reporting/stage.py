@@ -3,6 +3,7 @@
 import csv
 import io
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -130,13 +131,60 @@ def _write_bytes(path: pathlib.Path, content: bytes) -> None:
     partial.write_bytes(content)
 
 
+def differences(
+  config: ml_collections.ConfigDict, workdir: store.Workdir
+) -> list[str]:
+  """Files of the report that its inputs do not give, without writing any.
+
+  Seconds are not compared: they grow when a stage finds its work done.
+
+  Raises:
+    InputError: an input is damaged.
+  """
+  if not workdir.report.exists():
+    return []
+  from edsft_jax.reporting import page
+
+  manifest = store.Manifest(workdir)
+  found = results.read_results(config, workdir)
+  made = page.make(config, workdir, manifest, found)
+  folder = workdir.report.parent
+  expected = {
+    **{f'{e.name}.csv': (e.columns, e.rows) for e in made.exhibits},
+    **made.tables,
+  }
+  expected.pop('stage_seconds.csv', None)
+  lines = [
+    f'{folder / name} is not what the items and selections give'
+    for name, table in expected.items()
+    if not (folder / name).exists()
+    or (folder / name).read_text('utf-8') != _csv_text(*table)
+  ]
+  if _numbers(workdir.report.read_text('utf-8')) != _numbers(made.html):
+    lines.append(
+      f'{workdir.report} is not what the items and selections give: run the '
+      'report stage to see what it should be'
+    )
+  return lines
+
+
+def _numbers(html: str) -> str:
+  """The page without plots and seconds."""
+  html = re.sub('base64,[^"]*"', '', html)
+  return re.sub('(?s)<h2 id="time">.*?(?=<h2)', '', html)
+
+
 def _write_csv(
   path: pathlib.Path,
   columns: tuple[str, ...],
   rows: list[tuple[Any, ...]],
 ) -> None:
+  store.write_text(path, _csv_text(columns, rows))
+
+
+def _csv_text(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(columns)
   writer.writerows(rows)
-  store.write_text(path, text.getvalue())
+  return text.getvalue()

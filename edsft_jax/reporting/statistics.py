@@ -336,23 +336,3 @@ def detectable(error: Error, alpha: float, num_tests: int) -> Numbers:
   """
   critical = quantile(1 - alpha / (2 * num_tests), error.freedom)
   return (critical + quantile(POWER, error.freedom)) * error.value
-
-
-def clustered_error(value: np.ndarray, items: Items) -> float | None:
-  """The standard error over items of one model's metric.
-
-  sqrt(sum_c (sum_i (s_i - mean))^2 C / (C - 1)) / n, with each item weighted by
-  its part in the mean. It says nothing about other seeds.
-
-  Args:
-    value: [I], the items' values.
-    items: their weights and clusters.
-
-  Returns:
-    None with fewer than two clusters.
-  """
-  count = int(items.clusters.max()) + 1
-  if count < 2:
-    return None
-  sums, _ = _cluster_sums(value[None], items, count)
-  return float(np.sqrt((sums**2).sum() * count / (count - 1)))

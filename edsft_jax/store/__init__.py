@@ -5,6 +5,11 @@ package. Files are written atomically, and the manifest records what each stage
 was made from, so a second run skips what is done and rejects changed inputs.
 """
 
+from edsft_jax.store.checksums import (
+  checksum_differences,
+  record_checksums,
+  unknown_files,
+)
 from edsft_jax.store.evaluations import read_evaluation
 from edsft_jax.store.features import (
   feature_files,
@@ -68,6 +73,7 @@ __all__ = [
   'StageRecord',
   'Workdir',
   'changed',
+  'checksum_differences',
   'claimed',
   'csv_records',
   'damage',
@@ -90,6 +96,7 @@ __all__ = [
   'read_parquet',
   'read_prompts',
   'read_responses',
+  'record_checksums',
   'refuse_change',
   'refuse_damaged',
   'replacing',
@@ -97,6 +104,7 @@ __all__ = [
   'require',
   'response_table',
   'round_of',
+  'unknown_files',
   'versions',
   'write_json',
   'write_jsonl',

@@ -10,8 +10,11 @@ import time
 from typing import Any
 
 from edsft_jax import errors
-from edsft_jax.store import files
+from edsft_jax.store import files, hashes
 from edsft_jax.store.workdir import Workdir, locked
+
+# The hash of the rest of manifest.json.
+_DIGEST = 'sha256'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Manifest:
     self._path = workdir.manifest
     self._stages: dict[str, StageRecord] = {}
     self._facts: dict[str, Any] = {}
+    self._is_intact = True
     self._read()
 
   def _read(self) -> None:
@@ -59,6 +63,8 @@ class Manifest:
         'and score then make their files again',
       ):
         contents = files.read_json(self._path)
+        digest = contents.pop(_DIGEST, None)
+        self._is_intact = digest in (None, hashes.hash_json(contents))
         self._stages = {
           name: StageRecord(**record)
           for name, record in contents.pop('stages').items()
@@ -74,6 +80,11 @@ class Manifest:
   def facts(self) -> Mapping[str, Any]:
     """The facts recorded by `describe`, and versions of libraries."""
     return self._facts
+
+  @property
+  def is_intact(self) -> bool:
+    """Whether it was read as we wrote it."""
+    return self._is_intact
 
   def is_done(self, stage: str) -> bool:
     """Whether a stage finished, from whatever inputs."""
@@ -193,7 +204,9 @@ class Manifest:
       yield
       self._facts['versions'] = versions()
       stages = {n: dataclasses.asdict(r) for n, r in self._stages.items()}
-      files.write_json(self._path, {'stages': stages, **self._facts})
+      contents = plain({'stages': stages, **self._facts})
+      contents[_DIGEST] = hashes.hash_json(contents)
+      files.write_json(self._path, contents)
 
 
 def refuse_change(

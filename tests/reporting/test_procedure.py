@@ -332,20 +332,6 @@ def test_holm_against_its_definition():
     assert got.tolist() == pytest.approx([wanted[i] for i in range(7)])
 
 
-def test_clustered_error_is_as_written():
-  """sqrt(sum_c (sum_i (s_i - mean))^2 C / (C - 1)) / n."""
-  rng = np.random.default_rng(3)
-  scores = rng.integers(0, 2, size=30).astype(float)
-  clusters = np.arange(30) % 4
-  items = statistics.Items(np.full(30, 1 / 30), clusters)
-  sums = [(scores - scores.mean())[clusters == c].sum() for c in range(4)]
-  wanted = math.sqrt(sum(s**2 for s in sums) * 4 / 3) / 30
-  assert statistics.clustered_error(scores, items) == pytest.approx(wanted)
-  alone = statistics.Items.independent(30)
-  wanted = scores.std(ddof=1) / math.sqrt(30)
-  assert statistics.clustered_error(scores, alone) == pytest.approx(wanted)
-
-
 @pytest.mark.parametrize('means', [(1.0, 3.0, 2.0, 5.0), (4.0, 1.0, 2.0, 2.0)])
 @pytest.mark.parametrize('goal', [0.5, 1.0, 2.2, 2.5, 4.0, 6.0])
 def test_isotonic_answers_against_a_grid(means, goal):
