@@ -110,7 +110,7 @@ def _clustered_error(
 ) -> float:
   """The standard error of the mean if only clusters are independent.
 
-  sqrt(sum_c (sum_i (s_i - mean))^2 C / (C - 1)) / n, for C clusters, at least 2.
+  sqrt(sum_c (sum_i (s_i - mean))^2 C / (C - 1)) / n, for C > 1 clusters.
   """
   total = float(weight_N.sum()) or 1.0
   mean = math.fsum(value_N * weight_N) / total

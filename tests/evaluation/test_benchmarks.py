@@ -123,7 +123,7 @@ def test_macro_and_clustered_errors():
   )
   assert found['x']['value'] == pytest.approx(0.5)
   # Sums of residuals: 4 (0.75 - 0.5) = 1 and 2 (0 - 0.5) = -1.
-  assert found['x']['clustered_standard_error'] == pytest.approx(2**0.5 / 6)
+  assert found['x']['clustered_standard_error'] == pytest.approx(2 / 6)
   assert found['over']['value'] == pytest.approx(0.375)
   # Variances of the means: 0.25 / 4 and 0.
   assert found['over']['standard_error'] == pytest.approx(0.25 / 2)
