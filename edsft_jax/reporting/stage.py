@@ -169,8 +169,12 @@ def differences(
 
 
 def _numbers(html: str) -> str:
-  """The page without plots and seconds."""
+  """The page without plots, seconds and the counts of stages.
+
+  A later command that was refused may have counted again.
+  """
   html = re.sub('base64,[^"]*"', '', html)
+  html = re.sub('(?s)<table id="counts">.*?</table>', '', html)
   return re.sub('(?s)<h2 id="time">.*?(?=<h2)', '', html)
 
 
