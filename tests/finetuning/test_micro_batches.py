@@ -229,10 +229,10 @@ def test_out_of_memory_halves_micro_batches_once(decoder, capsys):
   trainer = Trainer(decoder, LORA, one_device, MemoryOptions(4))
   most_rows, gradients = 2, trainer.gradients
 
-  def scarce(params, frozen, batch):
+  def scarce(params, frozen, batch, *key):
     if batch.tokens.shape[0] > most_rows:
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
-    return gradients(params, frozen, batch)
+    return gradients(params, frozen, batch, *key)
 
   trainer.gradients = scarce
   state = trainer.init_state(0)
