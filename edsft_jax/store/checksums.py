@@ -38,7 +38,8 @@ def record_checksums(workdir: Workdir) -> None:
 def _recorded_files(workdir: Workdir) -> Iterator[tuple[str, pathlib.Path]]:
   """Yields names and paths of the files that no one but us should change.
 
-  Todos are filled in by annotators. manifest.json has a hash of its own.
+  Todos are filled in by annotators, locks come and go, and manifest.json has a
+  hash of its own.
   """
   for path in sorted(workdir.root.rglob('*')):
     name = path.relative_to(workdir.root).as_posix()
@@ -46,7 +47,7 @@ def _recorded_files(workdir: Workdir) -> Iterator[tuple[str, pathlib.Path]]:
       'todo'
     )
     temporary = {'checkpoints', 'shards'} & {*path.parts}
-    hidden = path.name.startswith('.')
+    hidden = path == workdir.root / '.lock' or workdir.locks in path.parents
     if path == workdir.manifest or is_todo or temporary or hidden:
       continue
     if path.is_file():

@@ -269,7 +269,7 @@ def test_what_was_run_is_on_the_page(reported):
   assert '<td>duplicates</td><td>1,234</td>' in text
   assert re.search('<td>notes</td><td[^>]*>raw; no pad</td>', text)
   assert '<td>empty</td>' not in text
-  assert '&#34;learning_rate&#34;: 0.001' in text
+  assert '&#34;weight_decay&#34;: 0.0' in text
   assert f'numpy {store.versions()["numpy"]}' in text
   assert (
     'For random and weighted_task_diversity, intervals cover the random choice'
