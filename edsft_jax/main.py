@@ -95,10 +95,9 @@ Stages, in this order; naming none runs all:
 
 Common options; configs/default.py has all of them:
 {options}
-
 Several processes: --coordinator=HOST:PORT --num_processes=N --process_id=I
-Machines that share the folder: finetune evaluate --cells=I/N, I from 0
-Running the same command again resumes it. --version prints the version."""
+Machines that share the folder: finetune evaluate --cells=I/N (I from 0)
+The same command again resumes. --version prints the version."""
 
 
 def main(argv: Sequence[str]) -> None:
