@@ -36,7 +36,7 @@ from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.scorer import Scorer
 
-GROUPS = ('pool', 'commands', 'generate', 'features', 'stop')
+GROUPS = ('pool', 'commands', 'reading', 'generate', 'features', 'stop')
 FIELDS = (
   'case',
   'contestant',
@@ -342,8 +342,33 @@ def pool_case(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
   }
 
 
+def reading_case(
+  model: pathlib.Path, prompts: Sequence[str]
+) -> Iterator[dict[str, str]]:
+  """Features of all prompts, and the rate of full batches without padding."""
+  num_tokens = sum(map(len, encode(model, prompts)))
+  yield from whole_commands.compete_reading(model, prompts, num_tokens)
+  length = max(16, num_tokens // len(prompts) // 16 * 16)
+  decoder = models.load_decoder(model, 'float32', make_mesh())
+  rng = np.random.default_rng(0)
+  vocab = decoder.config.vocab_size
+  rows = [rng.integers(0, vocab, length).astype(np.int32) for _ in range(64)]
+  full = {'ours, warm': OursUnscored(decoder, rows).features()}
+  for m in compete(f'64 rows of {length} tokens, features', full, 3):
+    yield {
+      'case': m.case,
+      'contestant': m.contestant,
+      'seconds': f'{m.seconds:.2f}',
+      'tokens': f'{m.result:,.0f}',
+      'tokens_per_second': f'{m.result / m.seconds:,.0f}',
+    }
+
+
 def processes(
-  groups: Sequence[str], model: pathlib.Path, prompts: pathlib.Path
+  groups: Sequence[str],
+  model: pathlib.Path,
+  prompts: pathlib.Path,
+  every: int,
 ) -> Iterator[dict[str, str]]:
   """Rows of the groups that time whole commands."""
   if 'pool' in groups:
@@ -351,6 +376,8 @@ def processes(
     yield pool_case(model, prompts)
   if 'commands' in groups:
     yield from whole_commands.compete(model, read_prompts(prompts))
+  if 'reading' in groups:
+    yield from reading_case(model, read_prompts(prompts)[::every])
 
 
 def cases(
@@ -360,7 +387,7 @@ def cases(
   repeats = arguments.repeats
   model, prompts = arguments.model, arguments.prompts
   if model and prompts:
-    yield from processes(groups, model, prompts)
+    yield from processes(groups, model, prompts, arguments.every)
   if {'generate', 'features'} & {*groups}:
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder)
@@ -395,6 +422,9 @@ def main() -> None:
   )
   parser.add_argument(
     '--prompts', type=pathlib.Path, help='JSONL, for the same groups'
+  )
+  parser.add_argument(
+    '--every', type=int, default=1, help='read only every n-th prompt'
   )
   parser.add_argument('--stop_token_id', type=int, default=4010)
   parser.add_argument('--repeats', type=int, default=3)

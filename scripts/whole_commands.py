@@ -51,11 +51,44 @@ def compete(
         }
 
 
+def compete_reading(
+  model: pathlib.Path, prompts: Sequence[str], num_tokens: int
+) -> Iterator[dict[str, str]]:
+  """Rows for features alone, of all prompts and without continuations.
+
+  Args:
+    model: a Hugging Face directory of a chat model.
+    prompts: the prompts to read.
+    num_tokens: their tokens, template included.
+  """
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    file = folder / 'prompts.jsonl'
+    file.write_text(''.join(json.dumps({'prompt': p}) + '\n' for p in prompts))
+    seconds = {
+      f'ours, {run} run': _ours(folder, model, file, False, generate=False)
+      for run in ('first', 'second')
+    }
+    for size in BATCH_SIZES:
+      name = f'transformers, batches of {size}'
+      seconds[name] = _peer(folder, model, file, size, False, max_new_tokens=0)
+  for contestant, taken in seconds.items():
+    yield {
+      'case': f'{model.name}, {len(prompts)} prompts, commands, features',
+      'contestant': contestant,
+      'seconds': f'{taken:.1f}',
+      'ratio': f'{taken / seconds["ours, second run"]:.2f}',
+      'tokens': f'{num_tokens:,}',
+      'tokens_per_second': f'{num_tokens / taken:,.0f}',
+    }
+
+
 def _ours(
   folder: pathlib.Path,
   model: pathlib.Path,
   file: pathlib.Path,
   with_prompts: bool,
+  generate: bool = True,
 ) -> float:
   """Seconds of the score stage; the pool is read before."""
   with tempfile.TemporaryDirectory(dir=folder) as workdir:
@@ -68,10 +101,11 @@ def _ours(
         '--config.pool.heldout_fraction=0.0',
         f'--config.model.path={model}',
         f'--config.scoring.prompt_scores={with_prompts}',
+        f'--config.scoring.generate={generate}',
       ]
 
     # Compiled programs are kept here, apart from those of the two cases.
-    cache = folder / f'cache-{with_prompts}'
+    cache = folder / f'cache-{with_prompts}-{generate}'
     environment = os.environ | {'XDG_CACHE_HOME': str(cache)}
     _seconds(command('pool'), environment)
     return _seconds(command('score'), environment)
@@ -83,9 +117,11 @@ def _peer(
   file: pathlib.Path,
   batch_size: int,
   with_prompts: bool,
+  max_new_tokens: int = 64,
 ) -> float:
   command = [sys.executable, PEER, model, file, folder / 'peer.npz']
   command.append(f'--batch_size={batch_size}')
+  command.append(f'--max_new_tokens={max_new_tokens}')
   if with_prompts:
     command.append('--prompt_scores')
   return _seconds([str(part) for part in command], dict(os.environ))
