@@ -153,7 +153,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Seeds of random, the baseline of every comparison; (): study.seeds.
   c.study.random_seeds = ()
   # The part of the pool that each seed chooses from, the same for all
-  # strategies of a seed; parts share no prompt. 1.0: the whole pool for every
+  # strategies of a seed; parts are disjoint. 1.0: the whole pool for every
   # seed, as for buying; strategies without randomness then have a single list
   # of prompts, and the report can say little about others. To compare
   # strategies, set 0.3 with 3 seeds, 0.1 with 10, and budgets of at most a

@@ -166,7 +166,7 @@ def stages_asked_for(words: Sequence[str]) -> list[str]:
   asked = {*words} or {*STAGES}
   if VERIFY.name in asked and len(asked) > 1:
     raise errors.InputError(
-      'verify is a command of its own: name no stage with it'
+      'verify runs alone: do not name stages with it'
     )
   if PREVIEW.name in asked:
     asked.add('pool')

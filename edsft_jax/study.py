@@ -50,7 +50,7 @@ def lists_differ(
 
 
 def parts_fit(fraction: float, count: int) -> bool:
-  """Whether that many disjoint parts are no more than the pool."""
+  """Whether that many disjoint parts fit into the pool."""
   return fraction == 1 or fraction * count <= 1 + 1e-9
 
 
@@ -149,7 +149,7 @@ def _check_fraction(config: ml_collections.ConfigDict) -> None:
   if not parts_fit(fraction, count):
     raise errors.InputError(
       f'study.pool_fraction is {fraction:g}, and {count} seeds need '
-      f'{fraction * count:.0%} of the pool, since their parts share no prompt: '
+      f'{fraction * count:.0%} of the pool, since their parts are disjoint: '
       f'give at most {100 // count / 100:g}, fewer seeds, or 1.0 for the whole '
       'pool for every seed'
     )

@@ -1,4 +1,4 @@
-"""Times scoring on an accelerator beside transformers on the same card.
+"""Times scoring on an accelerator next to transformers on the same card.
 
   python scripts/benchmark_accelerator.py --model llama2_7b --dtype bfloat16
 

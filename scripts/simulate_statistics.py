@@ -1,6 +1,6 @@
 """Simulates whole studies, to see what the report's statistics get wrong.
 
-  python scripts/simulate_statistics.py                # 20,000 studies a case
+  python scripts/simulate_statistics.py                # 20,000 studies per case
   python scripts/simulate_statistics.py --studies=500  # a first look
 
 Each study has random and five strategies, three nested budgets and 300 items.

@@ -101,7 +101,7 @@ class _Events:
   """A file of TensorBoard events.
 
   tensorboardX's SummaryWriter writes in a thread, whose error is lost: on a
-  full disk it dies, and the next events wait for it for ever.
+  full disk the thread dies, and adding the next event hangs.
   """
 
   def __init__(self, directory: pathlib.Path):

@@ -358,7 +358,7 @@ def _coverage(
     return [
       pooled,
       f'Each seed has its own part of the pool ({fraction:.0%}), the same for '
-      'all strategies; parts share no prompt. Intervals cover the choice of '
+      'all strategies; parts are disjoint. Intervals cover the choice of '
       'prompts, the initialisation and the data order.',
       'Tests also cover the choice of evaluation items; the intervals of '
       'single means do not. Neither covers the choice of pool or model.',

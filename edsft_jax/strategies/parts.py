@@ -1,7 +1,7 @@
 """The part of the pool that each seed chooses from.
 
 With study.pool_fraction below 1.0, the pool is shuffled once and cut, so that
-the parts of different seeds share no prompt. All strategies of a seed choose
+the parts of different seeds are disjoint. All strategies of a seed choose
 from the same part. Without this, a deterministic strategy would have one list
 of prompts, and more seeds would only repeat it.
 """

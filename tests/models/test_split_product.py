@@ -21,7 +21,7 @@ def inputs() -> tuple[jax.Array, jax.Array]:
 
 
 def assert_near(result, x, weight):
-  """The error is small beside the sum of the products' magnitudes."""
+  """The error is small relative to the sum of the products' magnitudes."""
   x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
   scale = np.abs(x) @ np.abs(weight)
   error = np.abs(result - x @ weight)
