@@ -165,9 +165,7 @@ def stages_asked_for(words: Sequence[str]) -> list[str]:
       raise errors.unknown(f'stage {word!r}', word, COMMANDS)
   asked = {*words} or {*STAGES}
   if VERIFY.name in asked and len(asked) > 1:
-    raise errors.InputError(
-      'verify runs alone: do not name stages with it'
-    )
+    raise errors.InputError('verify runs alone: do not name stages with it')
   if PREVIEW.name in asked:
     asked.add('pool')
   return [name for name in COMMANDS if name in asked]

@@ -141,8 +141,8 @@ class Counts:
     covered: of all strategies, the share whose interval has the true gap.
     saving_covered: ... whose saving's interval has the true saving.
     saving_known: ... whose saving's interval has an end.
-    false_savings: studies in which a strategy that saves nothing is said to,
-      at most: they are summed over strategies.
+    false_savings: upper bound on studies that report a saving for a strategy
+      that saves nothing: summed over strategies.
     bent: studies whose curves are found not to be lines, so that savings come
       from isotonic curves.
   """

@@ -54,7 +54,7 @@ class Schedule:
 
 
 class Watchers(NamedTuple):
-  """What shows a run while it goes on.
+  """Shows a run while it trains.
 
   Attributes:
     progress: the bar.

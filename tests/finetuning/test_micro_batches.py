@@ -1,4 +1,4 @@
-"""Packing, micro-batches, chunks and remat change no loss and no gradient.
+"""Packing, micro-batches, chunks and remat change neither loss nor gradient.
 
 On a small pretrained model, with examples of unequal length.
 """
