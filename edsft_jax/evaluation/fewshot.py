@@ -1,9 +1,11 @@
 """Prompts with worked examples, shortened to fit without losing a question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import Any
 
 from edsft_jax import models
+from edsft_jax.evaluation.task import Generate, Generated, Item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,68 @@ def encode(
     if len(ids) <= limit:
       return Encoded(text, ids, len(prompt.shots) - num_shots, False)
   return Encoded(text, ids[-limit:], len(prompt.shots), True)
+
+
+def items_to_generate(
+  questions: Sequence[Mapping[str, Any]],
+  encoded: Sequence[Encoded],
+  *,
+  reference: str,
+  text: str,
+  task: str | None = None,
+) -> list[Item]:
+  """An item for each question, answered greedily.
+
+  Args:
+    questions: each has an 'id'.
+    encoded: their prompts.
+    reference: name of the field with the right answer.
+    text: name of the field with the question itself.
+    task: name of the field with the task, if there is one.
+  """
+  return [
+    Item(
+      q['id'],
+      q[task] if task else None,
+      q[reference],
+      (Generate(e.tokens, e.truncated),),
+      text=q[text],
+    )
+    for q, e in zip(questions, encoded, strict=True)
+  ]
+
+
+def num_used(
+  questions: Sequence[Mapping[str, Any]],
+  encoded: Sequence[Encoded],
+  num_shots: int,
+) -> dict[str, int]:
+  """Id -> worked examples in the question's prompt, of `num_shots`."""
+  return {
+    q['id']: num_shots - e.num_dropped
+    for q, e in zip(questions, encoded, strict=True)
+  }
+
+
+def generation_columns(
+  item: Item, response: Generated, num_shots: int
+) -> dict[str, Any]:
+  """Columns of items.jsonl that do not depend on how an answer is judged.
+
+  Args:
+    item: one of `items_to_generate`.
+    response: the answer.
+    num_shots: worked examples in the prompt.
+  """
+  (request,) = item.requests
+  return {
+    'text': response.text,
+    'num_shots': num_shots,
+    'num_prompt_tokens': len(request.tokens),
+    'num_generated_tokens': response.num_tokens,
+    'truncated': request.truncated,
+    'finish': response.finish,
+  }
 
 
 def counts(encoded: Sequence[Encoded]) -> dict[str, int]:

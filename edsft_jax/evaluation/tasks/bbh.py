@@ -18,7 +18,6 @@ import ml_collections
 from edsft_jax import errors, models, store
 from edsft_jax.evaluation import benchmarks, extraction, fewshot
 from edsft_jax.evaluation.task import (
-  Generate,
   Generated,
   Item,
   Metric,
@@ -125,20 +124,10 @@ class Bbh:
       )
       for q in questions
     ]
-    self._num_shots = {
-      q['id']: c.shots - e.num_dropped
-      for q, e in zip(questions, encoded, strict=True)
-    }
-    self.items: Sequence[Item] = [
-      Item(
-        q['id'],
-        q['task'],
-        q['target'],
-        (Generate(e.tokens, e.truncated),),
-        text=q['input'],
-      )
-      for q, e in zip(questions, encoded, strict=True)
-    ]
+    self._num_shots = fewshot.num_used(questions, encoded, c.shots)
+    self.items: Sequence[Item] = fewshot.items_to_generate(
+      questions, encoded, reference='target', text='input', task='task'
+    )
     self.counts: Mapping[str, int] = fewshot.counts(encoded)
 
   @staticmethod
@@ -174,19 +163,13 @@ class Bbh:
     """The extracted answer against the target."""
     (response,) = responses
     assert isinstance(response, Generated)
-    (request,) = item.requests
     answer = extract(self._extractor, response.text)
     return {
       'prediction': answer,
       'exact_match': float(
         is_correct(self._protocol, self._zero_shot, answer, item.reference)
       ),
-      'text': response.text,
-      'num_shots': self._num_shots[item.id],
-      'num_prompt_tokens': len(request.tokens),
-      'num_generated_tokens': response.num_tokens,
-      'truncated': request.truncated,
-      'finish': response.finish,
+      **fewshot.generation_columns(item, response, self._num_shots[item.id]),
     }
 
 

@@ -12,7 +12,6 @@ import ml_collections
 from edsft_jax import errors, models, store
 from edsft_jax.evaluation import benchmarks, extraction, fewshot
 from edsft_jax.evaluation.task import (
-  Generate,
   Generated,
   Item,
   Metric,
@@ -84,20 +83,10 @@ class Gsm8k:
         questions, _draw(c.shots, c.shots_path, len(questions)), strict=True
       )
     ]
-    self._num_shots = {
-      q['id']: c.shots - e.num_dropped
-      for q, e in zip(questions, encoded, strict=True)
-    }
-    self.items: Sequence[Item] = [
-      Item(
-        q['id'],
-        None,
-        q['answer'],
-        (Generate(e.tokens, e.truncated),),
-        text=q['question'],
-      )
-      for q, e in zip(questions, encoded, strict=True)
-    ]
+    self._num_shots = fewshot.num_used(questions, encoded, c.shots)
+    self.items: Sequence[Item] = fewshot.items_to_generate(
+      questions, encoded, reference='answer', text='question'
+    )
     self.counts: Mapping[str, int] = fewshot.counts(encoded)
 
   @staticmethod
@@ -121,7 +110,6 @@ class Gsm8k:
     """Both extracted numbers against the reference's."""
     (response,) = responses
     assert isinstance(response, Generated)
-    (request,) = item.requests
     strict = extraction.last_or_first(_STRICT, response.text, 0)
     flexible = extraction.last_or_first(_FLEXIBLE, response.text, -1)
     return {
@@ -129,12 +117,7 @@ class Gsm8k:
       'strict_prediction': strict,
       'strict_match': float(is_correct(strict, item.reference)),
       'flexible_match': float(is_correct(flexible, item.reference)),
-      'text': response.text,
-      'num_shots': self._num_shots[item.id],
-      'num_prompt_tokens': len(request.tokens),
-      'num_generated_tokens': response.num_tokens,
-      'truncated': request.truncated,
-      'finish': response.finish,
+      **fewshot.generation_columns(item, response, self._num_shots[item.id]),
     }
 
 

@@ -93,15 +93,13 @@ class Mmlu:
       self._encode(prompt(self._protocol, q, shots.get(q['subject'], ())))
       for q in questions
     ]
-    self._num_shots = {
-      q['id']: c.shots - prompt.num_dropped
-      for q, (prompt, _) in zip(questions, encoded, strict=True)
-    }
+    prompts = [e for e, _ in encoded]
+    self._num_shots = fewshot.num_used(questions, prompts, c.shots)
     self.items: Sequence[Item] = [
       Item(q['id'], q['subject'], q['answer'], requests, category(q['subject']))
       for q, (_, requests) in zip(questions, encoded, strict=True)
     ]
-    self.counts: Mapping[str, int] = fewshot.counts([e for e, _ in encoded])
+    self.counts: Mapping[str, int] = fewshot.counts(prompts)
 
   def _encode(
     self, parts: fewshot.FewShot
