@@ -20,38 +20,10 @@ import tempfile
 import time
 from typing import Any
 
+from model_shapes import SHAPES
 import numpy as np
 
 NUM_NEW = 64
-MODELS: dict[str, dict[str, Any]] = {
-  'smollm2_135m': {
-    'vocab_size': 49_152,
-    'hidden_size': 576,
-    'intermediate_size': 1536,
-    'num_hidden_layers': 30,
-    'num_attention_heads': 9,
-    'num_key_value_heads': 3,
-    'tie_word_embeddings': True,
-  },
-  'llama2_7b': {
-    'vocab_size': 32_000,
-    'hidden_size': 4096,
-    'intermediate_size': 11_008,
-    'num_hidden_layers': 32,
-    'num_attention_heads': 32,
-    'num_key_value_heads': 32,
-    'tie_word_embeddings': False,
-  },
-}
-COMMON = {
-  'model_type': 'llama',
-  'architectures': ['LlamaForCausalLM'],
-  'max_position_embeddings': 2048,
-  'rms_norm_eps': 1e-5,
-  'rope_theta': 10_000.0,
-  'bos_token_id': 1,
-  'eos_token_id': 2,
-}
 FIELDS = (
   'model',
   'dtype',
@@ -71,7 +43,7 @@ def make_tokens(arguments: argparse.Namespace) -> list[np.ndarray]:
   rng = np.random.default_rng(0)
   low, high = arguments.lengths
   sizes = np.sort(rng.integers(low, high + 1, arguments.prompts))
-  vocab = MODELS[arguments.model]['vocab_size']
+  vocab = SHAPES[arguments.model]['vocab_size']
   return [rng.integers(3, vocab, size).astype(np.int32) for size in sizes]
 
 
@@ -100,7 +72,7 @@ def ours(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
   peaks = throughput.PEAKS.get(device.device_kind)
   with tempfile.TemporaryDirectory() as folder:
     config_file = pathlib.Path(folder) / 'config.json'
-    config_file.write_text(json.dumps(COMMON | MODELS[arguments.model]))
+    config_file.write_text(json.dumps(SHAPES[arguments.model]))
     config = models.read_config(folder)
   weight_dtype, activation_dtype = models.parse_dtype(arguments.dtype)
   decoder = models.Decoder(
@@ -163,7 +135,7 @@ def peer(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
   import torch
   import transformers
 
-  fields = COMMON | MODELS[arguments.model]
+  fields = SHAPES[arguments.model]
   config = transformers.AutoConfig.for_model(
     **{name: x for name, x in fields.items() if name != 'architectures'}
   )
@@ -202,7 +174,7 @@ def peer(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
   """Runs both sides, prints a table as CSV."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--model', choices=MODELS, default='smollm2_135m')
+  parser.add_argument('--model', choices=SHAPES, default='smollm2_135m')
   parser.add_argument(
     '--dtype',
     choices=('bfloat16', 'bfloat16_weights', 'float32'),

@@ -33,6 +33,7 @@ import time
 from typing import Any
 
 from contest import show
+from model_shapes import SHAPES
 import numpy as np
 
 SCRIPTS = pathlib.Path(__file__).parent
@@ -48,55 +49,11 @@ FIELDS = (
   'first_loss',
 )
 RANK = 16
-TARGETS = [
-  'q_proj',
-  'k_proj',
-  'v_proj',
-  'o_proj',
-  'gate_proj',
-  'up_proj',
-  'down_proj',
-]
-LLAMA = {
-  'model_type': 'llama',
-  'architectures': ['LlamaForCausalLM'],
-  'hidden_act': 'silu',
-  'max_position_embeddings': 4096,
-  'rms_norm_eps': 1e-5,
-  'rope_theta': 10_000.0,
-  'tie_word_embeddings': False,
-  'bos_token_id': 1,
-  'eos_token_id': 2,
-}
-CONFIGS = {
-  'full': LLAMA
-  | {
-    'vocab_size': 32_000,
-    'hidden_size': 512,
-    'intermediate_size': 1376,
-    'num_hidden_layers': 8,
-    'num_attention_heads': 8,
-    'num_key_value_heads': 8,
-  },
-  'gpu_smollm2': LLAMA
-  | {
-    'vocab_size': 49_152,
-    'hidden_size': 576,
-    'intermediate_size': 1536,
-    'num_hidden_layers': 30,
-    'num_attention_heads': 9,
-    'num_key_value_heads': 3,
-    'tie_word_embeddings': True,
-  },
-  'gpu_7b': LLAMA
-  | {
-    'vocab_size': 32_000,
-    'hidden_size': 4096,
-    'intermediate_size': 11_008,
-    'num_hidden_layers': 32,
-    'num_attention_heads': 32,
-    'num_key_value_heads': 32,
-  },
+# Case -> name of the random model.
+MODELS = {
+  'full': 'random_58m',
+  'gpu_smollm2': 'smollm2_135m',
+  'gpu_7b': 'llama2_7b',
 }
 PEERS = {
   'smollm2': ('padded',),
@@ -170,12 +127,14 @@ def random_steps(
 
 def make_job(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
   """What both sides do."""
+  from edsft_jax.models import lora
+
   job: dict[str, Any] = {
     'model': '',
     'method': 'full' if case == 'full' else 'lora',
     'dtype': 'bfloat16' if case.startswith('gpu') else 'float32',
     'rank': RANK,
-    'targets': TARGETS,
+    'targets': lora.TARGETS,
     'peer_rows': PEER_ROWS.get(case, 0),
     'options': json.loads(arguments.options),
   }
@@ -186,7 +145,7 @@ def make_job(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     )
   else:
     shape = (8, 256) if case == 'full' else (arguments.rows, 2048)
-    vocabulary = CONFIGS[case]['vocab_size']
+    vocabulary = SHAPES[MODELS[case]]['vocab_size']
     job['steps'] = random_steps(*shape, vocabulary, arguments.steps)
   return job
 
@@ -278,9 +237,9 @@ def compete(
     folder = pathlib.Path(name)
     (folder / 'job.json').write_text(json.dumps(job))
     config_file = folder / 'config.json'
-    if case in CONFIGS:
+    if case in MODELS:
       dtype = {'torch_dtype': job['dtype']}
-      config_file.write_text(json.dumps(CONFIGS[case] | dtype))
+      config_file.write_text(json.dumps(SHAPES[MODELS[case]] | dtype))
     else:
       config_file = arguments.model / 'config.json'
     config = json.loads(config_file.read_text())
@@ -298,6 +257,8 @@ def compete(
     for _ in range(arguments.repeats):
       for side, command in sides.items():
         runs[side].append(run(command))
+        # Kept if another side fails or takes too long.
+        print(f'{case}, {side}: {runs[side][-1]}', file=sys.stderr, flush=True)
   tokens = statistics.mean(
     sum(len(row['tokens']) for row in rows) for rows in job['steps']
   )

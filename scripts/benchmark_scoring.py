@@ -28,6 +28,7 @@ import time
 from contest import Contestant, compete, show
 from flax import nnx
 import jax
+from model_shapes import SHAPES
 import numpy as np
 import whole_commands
 
@@ -49,24 +50,6 @@ FIELDS = (
 NUM_NEW = 64
 # All 64 prompts run together, as in the peer's largest batch.
 BATCH_TOKENS = 18 * 2**10
-# 58 million parameters, half of them in the vocabulary, as in small models.
-CONFIG = {
-  'model_type': 'llama',
-  'architectures': ['LlamaForCausalLM'],
-  'vocab_size': 32_000,
-  'hidden_size': 512,
-  'intermediate_size': 1376,
-  'num_hidden_layers': 8,
-  'num_attention_heads': 8,
-  'num_key_value_heads': 8,
-  'max_position_embeddings': 512,
-  'rms_norm_eps': 1e-5,
-  'rope_theta': 10_000.0,
-  'tie_word_embeddings': False,
-  'bos_token_id': 1,
-  'eos_token_id': 2,
-  'torch_dtype': 'float32',
-}
 
 
 class Ours:
@@ -292,7 +275,7 @@ def encode(path: pathlib.Path, prompts: Sequence[str]) -> list[np.ndarray]:
 
 def random_model(folder: pathlib.Path) -> models.Decoder:
   """Makes a random model of 58 million parameters and saves it for the peer."""
-  (folder / 'config.json').write_text(json.dumps(CONFIG))
+  (folder / 'config.json').write_text(json.dumps(SHAPES['random_58m']))
   decoder = models.Decoder(models.read_config(folder), rngs=nnx.Rngs(0))
   models.save_decoder(decoder, folder, source=folder)
   models.shard_decoder(decoder, make_mesh())
