@@ -50,20 +50,20 @@ def decoder_config(name: str) -> models.DecoderConfig:
     return models.read_config(folder)
 
 
-def largest(config: models.DecoderConfig, dtype: str, gigabytes: int) -> int:
-  """The largest batch_tokens that fits, a power of two; 0 if none does."""
-  best = 0
-  for batch_tokens in (2**power for power in range(10, 19)):
-    needed = memory.count(
+def counts(
+  config: models.DecoderConfig, dtype: str
+) -> dict[int, memory.Memory]:
+  """What is needed, by batch_tokens, in ascending powers of two."""
+  return {
+    batch_tokens: memory.count(
       config,
       dtype,
       batch_tokens=batch_tokens,
       prompt_length=PROMPT_LENGTH,
       num_new=NUM_NEW,
     )
-    if needed.total <= USABLE * gigabytes * 1e9:
-      best = batch_tokens
-  return best
+    for batch_tokens in (2**power for power in range(10, 19))
+  }
 
 
 def rows() -> Iterator[str]:
@@ -74,18 +74,14 @@ def rows() -> Iterator[str]:
   for name in SIZES:
     config = decoder_config(name)
     for dtype in DTYPES:
-      needed = memory.count(
-        config,
-        dtype,
-        batch_tokens=1024,
-        prompt_length=PROMPT_LENGTH,
-        num_new=NUM_NEW,
-      )
-      fits = ' | '.join(
-        f'{size:,}' if size else 'no'
-        for size in (largest(config, dtype, card) for card in CARDS_GB)
-      )
-      yield (f'| {name} | `{dtype}` | {needed.weights / 1e9:.1f} GB | {fits} |')
+      needed = counts(config, dtype)
+      largest = []
+      for card in CARDS_GB:
+        usable = USABLE * card * 1e9
+        fit = [size for size, n in needed.items() if n.total <= usable]
+        largest.append(f'{fit[-1]:,}' if fit else 'no')
+      weights = needed[1024].weights / 1e9
+      yield f'| {name} | `{dtype}` | {weights:.1f} GB | {" | ".join(largest)} |'
 
 
 def main() -> None:

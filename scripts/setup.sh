@@ -35,7 +35,9 @@ wanted="$(cat requirements.txt pyproject.toml scripts/setup.sh | cksum) $extra"
 mark="$venv/.installed-${extra:-base}"
 if [ "$(cat "$mark" 2>/dev/null)" != "$wanted" ]; then
   echo "setup: installing the pinned requirements${extra:+ and the $extra extra} (about a minute)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  # Python compiles what is imported when it is, not all files of all packages.
+  "$venv/bin/python" -m pip install --quiet --no-compile \
+    --disable-pip-version-check \
     --constraint requirements.txt --requirement requirements.txt \
     --editable ".${extra:+[$extra]}"
   echo "$wanted" >"$mark"

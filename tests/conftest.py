@@ -1,16 +1,13 @@
 """Eight fake devices, one compile cache, and the way to the real data."""
 
+from collections.abc import Iterator
 import os
 import pathlib
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-)
+import compilation
 
-# Most programs run once: quick compilation is worth more than quick programs.
-# scripts/test_slow.sh compiles as users do, and so does tests/selection.
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ |= compilation.environment(num_devices=8)
 
 # No test asks the hub for a model.
 os.environ['HF_HUB_OFFLINE'] = '1'
@@ -25,14 +22,7 @@ from golden_models import (  # noqa: F401
 )
 from places import REPOSITORY
 import pytest
-
-# Many tests run the same programs, and so do the commands they start: each is
-# compiled once.
-os.environ |= {
-  'JAX_COMPILATION_CACHE_DIR': str(REPOSITORY / '.pytest_cache' / 'jax'),
-  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-}
+import tiny_study
 
 # Of all files, those that take longest.
 LONGEST = (
@@ -67,3 +57,10 @@ def shared() -> pathlib.Path:
   if not (path / 'data').is_dir():
     pytest.skip(f'no data folder at {path} (EDSFT_SHARED)')
   return path
+
+
+@pytest.fixture(scope='module')
+def on_one_device() -> Iterator[None]:
+  """Stages use one device, which compiles faster than eight."""
+  with tiny_study.on_one_device():
+    yield

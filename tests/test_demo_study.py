@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import compilation
 import numpy as np
 from places import REPOSITORY
 import pyarrow.parquet as pq
@@ -34,7 +35,7 @@ def _command(workdir: pathlib.Path, **options):
     cwd=REPOSITORY,
     env={
       **os.environ,
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={NUM_DEVICES}',
+      'XLA_FLAGS': compilation.xla_flags(NUM_DEVICES),
     },
     capture_output=True,
     text=True,

@@ -7,17 +7,12 @@ import pathlib
 import pyarrow.parquet as pq
 import pytest
 from small_study import SMALL, small
-import tiny_study
 
 from configs import default
 from edsft_jax import errors, pipeline, store, study
 from edsft_jax.strategies.registry import STRATEGIES
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
+pytestmark = pytest.mark.usefixtures('on_one_device')
 
 
 # A pool whose answers can be told from everything else.

@@ -14,8 +14,25 @@ import pyarrow as pa
 
 from configs import default
 from edsft_jax import mesh, store
+from edsft_jax.finetuning.trainer import Hyperparameters
 
 MODEL = REPOSITORY / 'tests' / 'models' / 'goldens' / 'tied_v4'
+LORA = Hyperparameters(
+  method='lora',
+  lora_rank=4,
+  lora_alpha=8.0,
+  lora_dropout=0.0,
+  rslora=False,
+  lora_targets=('q_proj', 'down_proj'),
+  epochs=1,
+  batch_size=4,
+  max_length=0,
+  learning_rate=0.01,
+  schedule='cosine',
+  warmup_fraction=0.1,
+  weight_decay=0.1,
+  clip_norm=0.5,
+)
 NUM_PROMPTS = 13
 NUM_HELDOUT = 11
 

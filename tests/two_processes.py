@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import compilation
 from places import REPOSITORY
 
 DEVICES_EACH = 4
@@ -34,8 +35,11 @@ def run(
     What each printed and returned, in the order of their numbers.
   """
   address = f'localhost:{free_port()}'
-  devices = f'--xla_force_host_platform_device_count={DEVICES_EACH}'
-  environment = os.environ | {'XLA_FLAGS': devices, 'JAX_PLATFORMS': 'cpu'}
+  environment = {
+    **os.environ,
+    **compilation.environment(DEVICES_EACH),
+    'JAX_PLATFORMS': 'cpu',
+  }
   started = [
     subprocess.Popen(
       [sys.executable, *arguments(number, address)],

@@ -73,7 +73,7 @@ def count(
     )
   )
   return Memory(
-    weights=_num_bytes(jax.tree.leaves(nnx.state(decoder, nnx.Param))),
+    weights=_weights(config, dtype),
     cache=_num_bytes(jax.tree.leaves(caches)),
     activations=_activations(decoder, rows, prompt_length),
     logits=4 * max(_products(decoder) * slots * config.vocab_size, MAX_LOGITS),
@@ -87,6 +87,13 @@ def _abstract(config: DecoderConfig, dtype: str) -> Decoder:
   return Decoder(
     config, rngs=None, dtype=weight_dtype, activation_dtype=activation_dtype
   )
+
+
+@functools.cache
+def _weights(config: DecoderConfig, dtype: str) -> int:
+  """Bytes of the weights."""
+  weights = nnx.state(_abstract(config, dtype), nnx.Param)
+  return _num_bytes(jax.tree.leaves(weights))
 
 
 def _num_bytes(arrays: Sequence[Any]) -> int:

@@ -94,14 +94,16 @@ class Distances:
     self._square_N = np.full(n, np.inf)
     self._stamp_N = np.zeros(n, np.int64)
     self._num_chosen = 0
-    # The last chosen is repeated after the end, so that batches are full.
+    # What is not chosen yet is infinitely far, so that batches may include it.
     room = most_chosen + sizes.farthest + sizes.batch
+    nowhere_K = np.full(room, np.inf)
     with jax.enable_x64(True):
       self._chosen_KxD = jnp.zeros((room, d))
-      self._norm_K = jnp.zeros(room)
+      self._norm_K = jnp.asarray(nowhere_K)
     # The same for bounds, in their units.
-    self._near_KxD = np.zeros((room, d), np.float32)
-    self._large_K = np.zeros(room, np.float32)
+    replicated = jax.sharding.NamedSharding(mesh, sharding.EVERYWHERE)
+    self._near_KxD = jnp.zeros((room, d), jnp.float32, device=replicated)
+    self._large_K = jax.device_put(nowhere_K.astype(np.float32), replicated)
 
   def _squared_norms(self) -> np.ndarray:
     """Returns [N] float64 squared distances to the pool's mean."""
@@ -151,20 +153,26 @@ class Distances:
 
   def _append(self, row_M: np.ndarray) -> None:
     """Appends a few prompts to the chosen ones."""
-    room = self._sizes.farthest + self._sizes.batch
-    filled = row_M[np.minimum(np.arange(room), len(row_M) - 1)]
+    batch = self._sizes.batch
+    count = len(row_M)
+    # Few sizes, so that few programs are compiled.
+    size = batch if count <= batch else max(self._sizes.farthest, count)
+    point_MxD = np.zeros((size, self._feature_NxD.shape[1]))
+    point_MxD[:count] = self._points(row_M)
+    norm_M = np.full(size, np.inf)
+    norm_M[:count] = self._norm_N[row_M]
+    large_M = np.full(size, np.inf, np.float32)
+    large_M[:count] = self._large_N[row_M]
+    near_MxD = (point_MxD / self._unit).astype(np.float32)
+    start = np.int32(self._num_chosen)
     with jax.enable_x64(True):
       self._chosen_KxD, self._norm_K = _put(
-        self._chosen_KxD,
-        self._norm_K,
-        self._points(filled),
-        self._norm_N[filled],
-        self._num_chosen,
+        self._chosen_KxD, self._norm_K, point_MxD, norm_M, start
       )
-    here = slice(self._num_chosen, self._num_chosen + room)
-    self._near_KxD[here] = self._points(filled) / self._unit
-    self._large_K[here] = self._large_N[filled]
-    self._num_chosen += len(row_M)
+    self._near_KxD, self._large_K = _put(
+      self._near_KxD, self._large_K, near_MxD, large_M, start
+    )
+    self._num_chosen += count
 
   def _lower_bounds(self, wanted_T: np.ndarray) -> None:
     """Lowers the bounds of these tiles to all that is chosen."""

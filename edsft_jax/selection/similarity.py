@@ -245,9 +245,7 @@ def distinct_rows(points: np.ndarray, working: Working = None) -> Distinct:
     # -0.0 and 0.0 are the same number but not the same bits.
     block = np.ascontiguousarray(points[start : start + _ROWS]) + 0.0
     bits = block.view(word).astype(np.uint64, copy=False)
-    hash_N[start : start + _ROWS] = (bits * multiplier_D).sum(
-      axis=1, dtype=np.uint64
-    )
+    hash_N[start : start + _ROWS] = bits @ multiplier_D
   _, first, inverse = np.unique(hash_N, return_index=True, return_inverse=True)
   if len(first) == n:
     return Distinct(points, np.arange(n))

@@ -14,13 +14,9 @@ from edsft_jax.evaluation.task import Metric
 from edsft_jax.evaluation.tasks import TASKS, mmlu
 from edsft_jax.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 BASE = 'no_finetuning-k0-seed0'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
 
 
 def _words(rng, size) -> str:

@@ -8,11 +8,7 @@ from edsft_jax import evaluation, store
 from edsft_jax.evaluation import contamination
 from edsft_jax.evaluation.task import Item
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
+pytestmark = pytest.mark.usefixtures('on_one_device')
 
 
 def _words(first: int, count: int) -> str:

@@ -14,14 +14,10 @@ from edsft_jax.evaluation import metrics, stage, tasks
 from edsft_jax.evaluation.runner import Runner
 from edsft_jax.mesh import make_mesh
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 BASE = 'no_finetuning-k0-seed0'
 CELLS = (BASE, 'random-k5-seed0', 'random-k9-seed0')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
 
 
 def _config():

@@ -10,13 +10,9 @@ import tiny_study
 from edsft_jax import finetuning, mesh, models, store
 from edsft_jax.finetuning import trainer as trainer_lib
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 CELL = 'random-k5-seed0'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
 
 
 def _config(kind):

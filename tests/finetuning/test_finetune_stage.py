@@ -15,13 +15,9 @@ import tiny_study
 from edsft_jax import errors, finetuning, models, store, study
 from edsft_jax.finetuning import trainer as trainer_lib
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 CELLS = ('random-k5-seed0', 'random-k9-seed0')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
 
 
 @pytest.fixture(scope='module')
@@ -30,11 +26,6 @@ def finished(tmp_path_factory) -> store.Workdir:
   workdir = tiny_study.make(tmp_path_factory.mktemp('finished'))
   finetuning.run(tiny_study.config(), workdir)
   return workdir
-
-
-@pytest.fixture
-def workdir(tmp_path) -> store.Workdir:
-  return tiny_study.make(tmp_path)
 
 
 @pytest.fixture

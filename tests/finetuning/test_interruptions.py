@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import compilation
 import pyarrow as pa
 import pytest
 import tiny_study
@@ -18,14 +19,10 @@ import tiny_study
 from edsft_jax import errors, finetuning, interrupts, store, study
 from edsft_jax.finetuning import trainer as trainer_lib
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 # Nine examples in batches of four: the second epoch begins within step 3 of 5.
 CELL = 'random-k9-seed0'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
 
 
 def _config():
@@ -41,11 +38,6 @@ def finished(tmp_path_factory) -> store.Workdir:
   workdir = tiny_study.make(tmp_path_factory.mktemp('finished'))
   finetuning.run(_config(), workdir)
   return workdir
-
-
-@pytest.fixture
-def workdir(tmp_path) -> store.Workdir:
-  return tiny_study.make(tmp_path)
 
 
 @pytest.fixture(scope='module')
@@ -296,7 +288,8 @@ def test_sigterm_ends_a_command_with_143(workdir):
       'study.budgets': (9,),
       'study.seeds': (0,),
       'study.full_pool': False,
-      'finetuning.epochs': 100_000,
+      'finetuning.epochs': 1000,
+      'finetuning.checkpoint_steps': 2,
     }.items()
   ]
   with subprocess.Popen(
@@ -306,6 +299,7 @@ def test_sigterm_ends_a_command_with_143(workdir):
       f'--workdir={workdir.root}',
     ],
     cwd=tiny_study.REPOSITORY,
+    env={**os.environ, 'XLA_FLAGS': compilation.xla_flags(num_devices=1)},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -10,16 +10,7 @@ import tiny_study
 from edsft_jax import errors, evaluation, finetuning, pipeline, store, study
 from edsft_jax.finetuning import trainer as trainer_lib
 
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
-
-
-@pytest.fixture
-def workdir(tmp_path) -> store.Workdir:
-  return tiny_study.make(tmp_path)
+pytestmark = pytest.mark.usefixtures('on_one_device')
 
 
 def _config():

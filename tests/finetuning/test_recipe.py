@@ -19,18 +19,9 @@ from edsft_jax.finetuning.schedules import learning_rates
 from edsft_jax.models import lora
 from edsft_jax.models.responses import Example
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 CELL = 'random-k9-seed0'
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
-
-
-@pytest.fixture
-def workdir(tmp_path) -> store.Workdir:
-  return tiny_study.make(tmp_path)
 
 
 def _config(**changed):

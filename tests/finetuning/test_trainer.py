@@ -15,26 +15,11 @@ from edsft_jax import models
 from edsft_jax.finetuning import batches
 from edsft_jax.finetuning.loss import loss as summed_loss
 from edsft_jax.finetuning.memory import MemoryOptions
-from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
+from edsft_jax.finetuning.trainer import Trainer
 from edsft_jax.mesh import make_mesh
 from edsft_jax.models.responses import Example
 
-LORA = Hyperparameters(
-  method='lora',
-  lora_rank=4,
-  lora_alpha=8.0,
-  lora_dropout=0.0,
-  rslora=False,
-  lora_targets=('q_proj', 'down_proj'),
-  epochs=1,
-  batch_size=4,
-  max_length=0,
-  learning_rate=0.01,
-  schedule='cosine',
-  warmup_fraction=0.1,
-  weight_decay=0.1,
-  clip_norm=0.5,
-)
+LORA = tiny_study.LORA
 FULL = dataclasses.replace(LORA, method='full')
 
 

@@ -4,6 +4,7 @@
 Started by test_mesh_steps.py: the number of devices is fixed when jax starts.
 """
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -24,7 +25,7 @@ from edsft_jax import console, models, store
 from edsft_jax.finetuning import train_loop
 from edsft_jax.finetuning.meter import Meter
 from edsft_jax.finetuning.progress import CellProgress
-from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
+from edsft_jax.finetuning.trainer import Trainer
 from edsft_jax.mesh import make_mesh
 from edsft_jax.models.responses import Example
 
@@ -37,22 +38,7 @@ def main() -> None:
   config = models.read_config(tiny_study.MODEL)
   trainer = Trainer(
     models.load_decoder(tiny_study.MODEL, 'float32', mesh),
-    Hyperparameters(
-      method='lora',
-      lora_rank=4,
-      lora_alpha=8.0,
-      lora_dropout=0.0,
-      rslora=False,
-      lora_targets=('q_proj', 'down_proj'),
-      epochs=STEPS,
-      batch_size=BATCH,
-      max_length=0,
-      learning_rate=0.01,
-      schedule='cosine',
-      warmup_fraction=0.1,
-      weight_decay=0.1,
-      clip_norm=0.5,
-    ),
+    dataclasses.replace(tiny_study.LORA, epochs=STEPS, batch_size=BATCH),
     mesh,
   )
   rng = np.random.default_rng(0)

@@ -230,7 +230,7 @@ def test_the_wording_is_absent_where_all_differ(tmp_path, quick):
   )
   workdir = synthetic.write(tmp_path, options)
   reporting.run(options, workdir)
-  text = html(workdir).partition('Savings of a strategy that is not')
+  text = html(workdir).partition('If a strategy is not')
   assert SAME not in text[0]
   assert 'facility_location is better than random over the whole' in text[0]
 

@@ -19,7 +19,6 @@ from places import REPOSITORY
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny_study
 
 from configs import default
 from edsft_jax import console, errors, models, processes, scoring, store
@@ -29,14 +28,10 @@ from edsft_jax.mesh import make_mesh, model_mesh
 from edsft_jax.scoring import shards, stage
 from edsft_jax.scoring.scorer import Scorer
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 NUM_PROMPTS = 21
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
 
 
 def _prompts() -> list[str]:

@@ -1,4 +1,4 @@
-"""Selections are compiled as users compile them."""
+"""Selections are compiled with all optimizations."""
 
 import jax
 import pytest
