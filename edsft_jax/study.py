@@ -195,6 +195,30 @@ def rejected_ids(workdir: store.Workdir) -> frozenset[str]:
   return frozenset(row['id'] for row in store.read_jsonl(workdir.rejected))
 
 
+def read_config(
+  workdir: store.Workdir, defaults: ml_collections.ConfigDict | None = None
+) -> ml_collections.ConfigDict:
+  """The config that a workdir was made with.
+
+  Args:
+    workdir: the study's folder.
+    defaults: every option, for those that config.json of an earlier version
+      lacks.
+
+  Raises:
+    InputError: config.json is damaged, or lacks an option.
+  """
+  try:
+    made = ml_collections.ConfigDict(defaults.to_dict() if defaults else {})
+    made.update(store.read_json(workdir.config))
+    check(made)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise errors.InputError(
+      f'{workdir.config} cannot be read ({error!r}): restore it from a copy'
+    ) from error
+  return made
+
+
 def picks(
   workdir: store.Workdir, strategy: str, seed: int
 ) -> list[dict[str, Any]]:

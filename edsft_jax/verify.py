@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   Raises:
     InputError: something differs.
   """
-  config = _of_workdir(config, workdir)
+  config = study.read_config(workdir, config)
   parts: dict[str, Callable[[], list[str]]] = {
     'files': lambda: store.checksum_differences(workdir),
     'selections': lambda: _selections(config, workdir),
@@ -72,25 +72,6 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       f'{console.count(len(found), "difference")}, listed above; if a command '
       'was interrupted, run it again first'
     )
-
-
-def _of_workdir(
-  config: ml_collections.ConfigDict, workdir: store.Workdir
-) -> ml_collections.ConfigDict:
-  """The config that the workdir was made with.
-
-  Raises:
-    InputError: config.json is damaged, or lacks an option.
-  """
-  made = ml_collections.ConfigDict(config.to_dict())
-  try:
-    made.update(store.read_json(workdir.config))
-    study.check(made)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise errors.InputError(
-      f'{workdir.config} cannot be read ({error!r}): restore it from a copy'
-    ) from error
-  return made
 
 
 @contextlib.contextmanager

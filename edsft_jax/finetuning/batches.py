@@ -14,6 +14,9 @@ Array = np.ndarray | jax.Array
 
 # Padded lengths of batches; few, so that few programs are compiled.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Long rows of packed examples leave less padding and differ less in number, and
+# up to this length attention takes a small part of a step.
+_PACKED_LENGTH = 512
 
 
 def num_steps(num_examples: int, epochs: int, batch_size: int) -> int:
@@ -105,10 +108,10 @@ def micro_batches(
 ) -> list[MicroBatch]:
   """The micro-batches of a step.
 
-  With packing, all rows have one length, that of the longest example, rounded
-  up. Without, examples are sorted by length, and each micro-batch has a length
-  of its own. Lengths and numbers of rows are rounded to few, so that few
-  programs are compiled.
+  With packing, all rows have one length: at least 512, unless the step has
+  fewer tokens or the number of rows is limited. Without, examples are sorted by
+  length, and each micro-batch has a length of its own. Lengths are rounded to
+  few, so that few programs are compiled.
   """
   ends = itertools.accumulate(len(e.tokens) for e in examples)
   numbers = [e - len(x.tokens) for x, e in zip(examples, ends, strict=True)]
@@ -118,9 +121,13 @@ def micro_batches(
   )
   result = []
   while ordered:
-    length = bucket(max(len(ordered[0][0].tokens), 2))
+    lengths = [len(example.tokens) for example, _ in ordered]
+    length = bucket(max(lengths[0], 2))
     if layout.packing:
-      rows = first_fit([len(e.tokens) for e, _ in ordered], length)
+      if not layout.max_rows:
+        share = bucket(sum(lengths) // layout.groups)
+        length = max(length, min(share, _PACKED_LENGTH))
+      rows = first_fit(lengths, length)
     else:
       rows = [[i] for i in range(min(layout.rows(length), len(ordered)))]
     # As few micro-batches as possible, of one size.

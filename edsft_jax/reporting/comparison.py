@@ -87,6 +87,14 @@ class Comparisons:
     return level.interval(strategy, confidence)
 
 
+def compare_all(
+  found: results.Results, headline: str, confidence: float
+) -> dict[str, Comparisons]:
+  """Compares by every metric, the headline metric first."""
+  names = sorted(found.metrics, key=lambda name: name != headline)
+  return {name: compare(found, name, confidence) for name in names}
+
+
 def compare(
   found: results.Results, metric: str, confidence: float
 ) -> Comparisons:

@@ -31,7 +31,7 @@ def prices(
     return {}
   budget = savings.reference_budget(config.study.budgets)
   words = {
-    prompt_id: _num_words(prompt)
+    prompt_id: num_words(prompt)
     for prompt_id, prompt in zip(pool.ids, pool.prompts, strict=True)
   }
   read: dict[str, list[int]] = {}
@@ -45,7 +45,7 @@ def prices(
   }
 
 
-def _num_words(prompt: store.Prompt) -> int:
+def num_words(prompt: store.Prompt) -> int:
   """Words that an annotator reads."""
   if isinstance(prompt, str):
     return len(prompt.split())

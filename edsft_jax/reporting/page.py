@@ -9,7 +9,6 @@ from typing import Any
 
 import jinja2
 import ml_collections
-import numpy as np
 
 from edsft_jax import store, study
 from edsft_jax.reporting import (
@@ -20,39 +19,12 @@ from edsft_jax.reporting import (
   plots,
   results,
   savings,
+  tables,
   timing,
   training,
   wording,
 )
 from edsft_jax.strategies import registry
-
-# The budget is empty for the comparison of whole curves.
-COMPARISON_COLUMNS = (
-  'metric',
-  'strategy',
-  'budget',
-  'difference',
-  'low',
-  'high',
-  'standard_error',
-  'degrees_of_freedom',
-  'corrected_p',
-  'verdict',
-  *(f'detectable_{n}' for n in ('as_run', *comparison.PLANNED_SEEDS)),
-)
-# Numbers of answers are 0 and inf where they are beyond the budgets run.
-SAVINGS_COLUMNS = (
-  'metric',
-  'strategy',
-  'method',
-  'random_answers',
-  'answers',
-  'low',
-  'high',
-  'saving',
-  'saving_low',
-  'saving_high',
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +50,7 @@ def make(
 ) -> Page:
   """Reads the selections, makes the plots and renders the page."""
   confidence, headline = config.report.confidence, config.report.metric
-  # The headline metric comes first.
-  names = sorted(found.metrics, key=lambda name: name != headline)
-  compared = {
-    name: comparison.compare(found, name, confidence) for name in names
-  }
+  compared = comparison.compare_all(found, headline, confidence)
   timings = timing.read_timing(manifest.stages)
   selections = results.read_selections(config, workdir)
   pool = store.read_prompts(workdir.pool)
@@ -98,7 +66,7 @@ def make(
         drawn.efficiency[name],
         [*compared[name].curves.values(), *compared[name].budgets.values()],
       )
-      for name in names
+      for name in compared
     ],
     timings=timings,
     strategies=registry.STRATEGIES,
@@ -114,22 +82,10 @@ def make(
     ],
     tables={
       'comparisons.csv': (
-        COMPARISON_COLUMNS,
-        [
-          _comparison_row(name, one)
-          for name in names
-          for some in (compared[name].curves, compared[name].budgets)
-          for one in some.values()
-        ],
+        tables.COMPARISON_COLUMNS,
+        tables.comparison_rows(compared),
       ),
-      'savings.csv': (
-        SAVINGS_COLUMNS,
-        [
-          _savings_row(name, strategy, saving)
-          for name in names
-          for strategy, saving in compared[name].savings.items()
-        ],
-      ),
+      'savings.csv': (tables.SAVINGS_COLUMNS, tables.savings_rows(compared)),
     },
   )
 
@@ -400,55 +356,6 @@ def _flat(counts: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       flat[label] = value
   return flat
-
-
-def _comparison_row(metric: str, one: comparison.Comparison) -> tuple[Any, ...]:
-  numbers: list[float | None] = [None] * 5
-  if (difference := one.difference) is not None:
-    error = difference.error
-    numbers = [
-      _number(x)
-      for x in (
-        difference.mean,
-        difference.low,
-        difference.high,
-        error.value,
-        error.freedom,
-      )
-    ]
-  sizes = list(one.detectable.items())
-  return (
-    metric,
-    one.strategy,
-    one.budget or None,
-    *numbers,
-    one.p_value,
-    one.verdict.value,
-    sizes[0][1] if sizes else None,
-    *(dict(sizes).get(n) for n in comparison.PLANNED_SEEDS),
-  )
-
-
-def _savings_row(
-  metric: str, strategy: str, saving: savings.Saving
-) -> tuple[Any, ...]:
-  ends = saving.answers, saving.low, saving.high
-  return (
-    metric,
-    strategy,
-    saving.method,
-    saving.budget,
-    *(_number(end) if saving.known else None for end in ends),
-    *(
-      _number(saving.share(end)) if saving.known and 0 < end < np.inf else None
-      for end in (saving.answers, saving.high, saving.low)
-    ),
-  )
-
-
-def _number(x: float) -> float | None:
-  """The number; None for NaN."""
-  return None if np.isnan(x) else float(x)
 
 
 def _template() -> jinja2.Template:

@@ -72,6 +72,7 @@ class Results:
     seeds: strategy -> its seeds as configured.
     pool_size: number of prompts in the pool.
     items: metric -> weights and clusters of its items.
+    item_ids: task -> ids of its items.
     fixed: strategies that have the same list of prompts for every seed, by
       design, since every seed has the whole pool.
   """
@@ -84,6 +85,9 @@ class Results:
   seeds: Mapping[str, Sequence[int]]
   pool_size: int
   items: Mapping[str, statistics.Items] = dataclasses.field(
+    default_factory=dict
+  )
+  item_ids: Mapping[str, Sequence[str]] = dataclasses.field(
     default_factory=dict
   )
   fixed: frozenset[str] = frozenset()
@@ -229,6 +233,7 @@ def read_results(
     },
     pool_size=num_prompts,
     items=items,
+    item_ids=ids,
     fixed=frozenset(
       row.name
       for row in registry.rows(config.selection.strategies)

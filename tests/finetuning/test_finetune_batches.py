@@ -84,11 +84,18 @@ def test_micro_batches_have_each_example_once(layout):
 
 def test_packing_fills_rows_in_order_of_length():
   assert batches.first_fit([9, 7, 4, 3, 3, 1], 10) == [[0, 5], [1, 3], [2, 4]]
-  examples = _examples(20, 5, 30, 11, 14)
-  (packed,) = batches.micro_batches(
-    examples, batches.Layout(True, 0, 256, groups=1)
-  )
-  assert packed.tokens.shape == (3, 32)
+
+  def shape(lengths, max_rows=0, groups=1) -> tuple[int, int]:
+    layout = batches.Layout(True, max_rows, 4096, groups)
+    (packed,) = batches.micro_batches(_examples(*lengths), layout)
+    return packed.tokens.shape
+
+  short, long = (20, 5, 30, 11, 14), (200, 400, 300, 110, 140)
+  assert shape(short) == (1, 96)
+  assert shape(short, max_rows=3) == (3, 32)
+  assert shape(short, groups=2) == (2, 48)
+  assert shape(long) == (3, 512)
+  assert shape((600, *long)) == (3, 768)
 
 
 def test_without_packing_similar_lengths_share_a_micro_batch():
