@@ -28,12 +28,26 @@ class Delayed:
 
   def __init__(self) -> None:
     """Starts without any."""
-    self._number: int | None = None
+    self._own = 0
+    self._elsewhere = 0
+
+  @property
+  def number(self) -> int:
+    """The signal that arrived, or 0."""
+    return self._own or self._elsewhere
 
   @property
   def arrived(self) -> bool:
     """Whether the block should come to an end."""
-    return self._number is not None
+    return self.number != 0
+
+  def arrived_elsewhere(self, number: int) -> None:
+    """Notes a signal that reached another process of this command; 0: none.
+
+    The same one often reaches this process a moment later, and must not count
+    as the second.
+    """
+    self._elsewhere = number
 
   def deliver(self) -> None:
     """Raises what the signal that arrived would have raised.
@@ -42,14 +56,14 @@ class Delayed:
       KeyboardInterrupt: for Ctrl-C.
       Terminated: for SIGTERM.
     """
-    if self._number is not None:
-      _raise(self._number, None)
+    if self.arrived:
+      _raise(self.number, None)
 
   def handle(self, number: int, frame: Any) -> None:
     """The signal handler: notes the first one, and raises the second."""
-    if self._number is not None:
+    if self._own:
       _raise(number, frame)
-    self._number = number
+    self._own = number
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ import math
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
 
-from edsft_jax import errors
+from edsft_jax import errors, processes
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -129,6 +130,20 @@ def sharding(
   return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def compile_together(program: Any, *args: Any) -> None:
+  """Compiles a jitted function in all processes, before any of them runs it.
+
+  Collectives give up on a process that is half a minute late, and compiling
+  can take longer on one process than on another. Does nothing if all of the
+  arguments' devices are this process's.
+  """
+  arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.Array)]
+  if not all(x.is_fully_addressable for x in arrays):
+    # The call that follows finds the compiled program.
+    program.lower(*args).compile()
+    processes.barrier('compiled')
+
+
 class InFlight:
   """Limits how far the host runs ahead of the devices, in steps of a loop.
 
@@ -171,12 +186,35 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
   Raises:
     ValueError: a leading axis is not a multiple of `batch_multiple(mesh)`.
   """
-  place = NamedSharding(mesh, PartitionSpec(RULES['batch']))
-  if not mesh.is_multi_process:
+  return put(tree, NamedSharding(mesh, PartitionSpec(RULES['batch'])))
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+  """Puts a copy of every array of the tree on each device of the mesh."""
+  return put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def put(tree: Any, place: NamedSharding) -> Any:
+  """Shards every array of the tree; each process holds all of them, alike."""
+  if place.is_fully_addressable:
     return jax.device_put(tree, place)
-  # Every process holds the whole batch; device_put would compare their copies
-  # each time.
-  return jax.tree.map(
-    lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]),
-    tree,
-  )
+
+  # device_put would compare the processes' copies each time.
+  def put_own_part(x: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, place)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, place, lambda i: x[i])
+
+  return jax.tree.map(put_own_part, tree)
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+  """The whole array in host memory.
+
+  Every process of its mesh must call this; each of their devices gets a copy
+  first, unless it has one.
+  """
+  if not (array.is_fully_addressable or array.is_fully_replicated):
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)

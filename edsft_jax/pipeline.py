@@ -107,7 +107,7 @@ STAGES: Mapping[str, Stage] = {
       'edsft_jax.finetuning.stage',
       'one model per strategy, budget and seed',
       uses_study=True,
-      single_process=True,
+      shared=True,
       by_cells=True,
       needs_answers=True,
     ),
@@ -116,7 +116,7 @@ STAGES: Mapping[str, Stage] = {
       'edsft_jax.evaluation.stage',
       'every model on the evaluation tasks',
       uses_study=True,
-      single_process=True,
+      shared=True,
       by_cells=True,
       needs_answers=True,
     ),
@@ -212,7 +212,7 @@ def run(
     _refuse_single_process(stages)
     _refuse_other_commands(config, stages)
   if not processes.is_first():
-    _join_shared(config, workdir, stages)
+    _join_shared(config, workdir)
     return
   with store.claimed(workdir, shared=part is not None):
     processes.check_shared(workdir.root)
@@ -228,7 +228,7 @@ def run(
       raise
     finally:
       store.record_checksums(workdir)
-    processes.barrier('end')
+    _next_shared('')
 
 
 def _refuse_undivided(stages: Sequence[str]) -> None:
@@ -248,8 +248,8 @@ def _refuse_undivided(stages: Sequence[str]) -> None:
 def _refuse_single_process(stages: Sequence[str]) -> None:
   if alone := [name for name in stages if COMMANDS[name].single_process]:
     raise errors.InputError(
-      f'{" and ".join(alone)} cannot be run by several processes: run only '
-      'pool, score and select with several, then the rest in one process'
+      f'{alone[0]} cannot be run by several processes: start it alone, without '
+      '--coordinator'
     )
 
 
@@ -257,33 +257,25 @@ def _refuse_other_commands(
   config: ml_collections.ConfigDict, stages: Sequence[str]
 ) -> None:
   """Requires the same command everywhere, else processes would deadlock."""
-  command = {
-    'stages': stages,
-    **{
-      name: operator.attrgetter(name)(config)
-      for name in config_lib.option_names(config)
-    },
+  options = {
+    name: operator.attrgetter(name)(config)
+    for name in config_lib.option_names(config)
   }
-  store.refuse_change(
-    'the work of process 0',
-    processes.from_first('command', lambda: command),
-    command,
-    'start every process with the same command',
-  )
+  store.refuse_other_inputs({'stages': stages, **options})
 
 
 def _join_shared(
-  config: ml_collections.ConfigDict,
-  workdir: store.Workdir,
-  stages: Sequence[str],
+  config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> None:
-  """Runs the shared stages on every process but the first."""
+  """Runs the shared stages on every process but the first, which names them."""
   processes.check_shared(workdir.root)
-  for name in stages:
-    if COMMANDS[name].shared:
-      processes.barrier(name)
-      COMMANDS[name].load().run(config, workdir)
-  processes.barrier('end')
+  while name := _next_shared():
+    COMMANDS[name].load().run(config, workdir)
+
+
+def _next_shared(name: str = '') -> str:
+  """The shared stage that the first process begins; '' at the end."""
+  return processes.from_first('next stage', lambda: name)
 
 
 def _run_stages(
@@ -305,7 +297,7 @@ def _run_stages(
     if not workdir.config.exists():
       store.write_json(workdir.config, config.to_dict())
     if COMMANDS[name].shared:
-      processes.barrier(name)
+      _next_shared(name)
     run_stage = COMMANDS[name].load().run
     if COMMANDS[name].by_cells:
       run_stage(config, workdir, part)

@@ -196,6 +196,34 @@ def from_first(name: str, make: Callable[[], Any]) -> Any:
   return json.loads(_wait(key))
 
 
+def highest(name: str, value: int) -> int:
+  """The highest value that a process gives; every process must call this.
+
+  Fit for every step of a loop: the service keeps the values of the last call
+  only.
+  """
+  global _last_highest
+  if count() == 1:
+    return value
+  key = f'edsft_jax/{next(_serial)}/{name}'
+  client = _client()
+  if is_first():
+    others = [int(_wait(f'{key}/{other}')) for other in range(1, count())]
+    result = max(value, *others)
+    client.key_value_set(f'{key}/highest', str(result))
+    # Every process has left the call before this one.
+    if _last_highest:
+      client.key_value_delete(_last_highest)
+    _last_highest = key
+    return result
+  client.key_value_set(f'{key}/{index()}', str(value))
+  return int(_wait(f'{key}/highest'))
+
+
+# The key of the last call of `highest`, in the first process.
+_last_highest = ''
+
+
 def barrier(name: str) -> None:
   """A barrier: returns once every process has called it."""
   if count() == 1:

@@ -40,9 +40,9 @@ MAY_IMPORT = {
   'interrupts': set(),
   'processes': {'errors'},
   'console': {'processes'},
-  'store': {'errors'},
+  'store': {'errors', 'processes'},
   'tables': {'errors', 'store'},
-  'mesh': {'errors'},
+  'mesh': {'errors', 'processes'},
   'models': {'mesh', *SERVES_ALL},
   'inference': {'models', 'mesh', *SERVES_ALL},
   # What strategies there are: the one part of a stage that others may read.

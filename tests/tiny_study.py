@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import functools
+import operator
 import pathlib
 from unittest import mock
 
@@ -13,6 +14,7 @@ from places import REPOSITORY
 import pyarrow as pa
 
 from configs import default
+from edsft_jax import config as config_lib
 from edsft_jax import mesh, store
 from edsft_jax.finetuning.trainer import Hyperparameters
 
@@ -53,6 +55,20 @@ def config() -> ml_collections.ConfigDict:
   c.finetuning.checkpoint_steps = 2
   c.evaluation.max_new_tokens = 5
   return c
+
+
+def words(config: ml_collections.ConfigDict) -> list[str]:
+  """The command line's options for what differs from the defaults."""
+  names = config_lib.option_names(config)
+  values, defaults = (
+    {name: operator.attrgetter(name)(c) for name in names}
+    for c in (config, default.get_config())
+  )
+  return [
+    f'--config.{name}={value}'
+    for name, value in values.items()
+    if value != defaults[name]
+  ]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Runs one command as several processes that find each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
+import contextlib
 import os
 import socket
 import subprocess
@@ -21,18 +22,16 @@ def free_port() -> int:
     return probe.getsockname()[1]
 
 
-def run(
+@contextlib.contextmanager
+def started(
   arguments: Callable[[int, str], Sequence[str]], num_processes: int = 2
-) -> list[subprocess.CompletedProcess[str]]:
-  """Starts Python once per process and waits for all of them.
+) -> Iterator[list[subprocess.Popen[str]]]:
+  """Starts Python once per process; kills those that are left at the end.
 
   Args:
     arguments: from a process's number and the coordinator's address to what
       follows `python`.
     num_processes: how many.
-
-  Returns:
-    What each printed and returned, in the order of their numbers.
   """
   address = f'localhost:{free_port()}'
   environment = {
@@ -40,7 +39,7 @@ def run(
     **compilation.environment(DEVICES_EACH),
     'JAX_PLATFORMS': 'cpu',
   }
-  started = [
+  running = [
     subprocess.Popen(
       [sys.executable, *arguments(number, address)],
       cwd=REPOSITORY,
@@ -52,15 +51,30 @@ def run(
     for number in range(num_processes)
   ]
   try:
-    # Each one's pipes are read at once: one that fills them would stop all.
-    with concurrent.futures.ThreadPoolExecutor(num_processes) as pool:
-      outputs = list(
-        pool.map(lambda process: process.communicate(timeout=SECONDS), started)
-      )
+    yield running
   finally:
-    for process in started:
+    for process in running:
       process.kill()
+
+
+def results(
+  running: Sequence[subprocess.Popen[str]],
+) -> list[subprocess.CompletedProcess[str]]:
+  """Waits for all; returns what each printed and returned, in their order."""
+  # Each one's pipes are read at once: one that fills them would stop all.
+  with concurrent.futures.ThreadPoolExecutor(len(running)) as pool:
+    outputs = list(
+      pool.map(lambda process: process.communicate(timeout=SECONDS), running)
+    )
   return [
     subprocess.CompletedProcess(process.args, process.returncode, *output)
-    for process, output in zip(started, outputs, strict=True)
+    for process, output in zip(running, outputs, strict=True)
   ]
+
+
+def run(
+  arguments: Callable[[int, str], Sequence[str]], num_processes: int = 2
+) -> list[subprocess.CompletedProcess[str]]:
+  """The results of processes that run to their end; see `started`."""
+  with started(arguments, num_processes) as running:
+    return results(running)

@@ -1,6 +1,8 @@
 """Runs a task's requests through the inference engine, once per model."""
 
 from collections.abc import Sequence
+import itertools
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -9,11 +11,38 @@ from edsft_jax import inference, models
 from edsft_jax.evaluation.task import (
   Generate,
   Generated,
+  Item,
   Likelihood,
   Response,
   Scored,
   Task,
 )
+
+
+class _Requests(NamedTuple):
+  """The requests of some items.
+
+  Attributes:
+    items: the items.
+    generate: (item index, request index, request) of one kind.
+    likelihood: the same of the other.
+  """
+
+  items: Sequence[Item]
+  generate: list[tuple[int, int, Generate]]
+  likelihood: list[tuple[int, int, Likelihood]]
+
+  @classmethod
+  def of(cls, items: Sequence[Item]) -> '_Requests':
+    """Sorts the items' requests by kind."""
+    result = cls(items, [], [])
+    for i, item in enumerate(items):
+      for k, request in enumerate(item.requests):
+        if isinstance(request, Generate):
+          result.generate.append((i, k, request))
+        else:
+          result.likelihood.append((i, k, request))
+    return result
 
 
 class Runner:
@@ -29,6 +58,7 @@ class Runner:
     prompt_format: models.PromptFormat,
     device_mesh: jax.sharding.Mesh,
     batch_tokens: int,
+    ends: Sequence[int],
     num_models: int = 1,
   ):
     """Chooses shapes for the task's requests.
@@ -39,21 +69,18 @@ class Runner:
       prompt_format: decodes answers.
       device_mesh: the mesh of the decoder's weights.
       batch_tokens: tokens per batch.
+      ends: where the shards of items end; each call runs one of them.
       num_models: how many models will be run; with many, compiling more
         programs pays off.
     """
-    self._task = task
     self._format = prompt_format
-    # (item index, request index, request), by the kind of request.
-    self._generate: list[tuple[int, int, Generate]] = []
-    self._likelihood: list[tuple[int, int, Likelihood]] = []
-    for i, item in enumerate(task.items):
-      for k, request in enumerate(item.requests):
-        if isinstance(request, Generate):
-          self._generate.append((i, k, request))
-        else:
-          self._likelihood.append((i, k, request))
-    prompts = [request.tokens for _, _, request in self._generate]
+    self._shards = [
+      _Requests.of(task.items[start:end])
+      for start, end in itertools.pairwise([0, *ends])
+    ]
+    generate = [r for shard in self._shards for r in shard.generate]
+    likelihood = [r for shard in self._shards for r in shard.likelihood]
+    prompts = [request.tokens for _, _, request in generate]
     prefix = inference.choose_prefix(decoder, device_mesh, prompts)
     lengths = [len(tokens) - len(prefix) for tokens in prompts]
     self._generator = inference.Engine(
@@ -63,7 +90,7 @@ class Runner:
       end_ids=prompt_format.end_ids,
       max_new_tokens=task.max_new_tokens,
       batch_tokens=batch_tokens,
-      max_rows=max(len(lengths), 1),
+      max_rows=max(1, *(len(shard.generate) for shard in self._shards)),
       prefix=prefix,
     )
     self._scorer = inference.LikelihoodEngine(
@@ -71,10 +98,13 @@ class Runner:
       device_mesh,
       [
         inference.Target(request.tokens, request.num_targets)
-        for _, _, request in self._likelihood
+        for _, _, request in likelihood
       ],
       batch_tokens=batch_tokens,
       num_passes=num_models,
+      ends=[
+        *itertools.accumulate(len(shard.likelihood) for shard in self._shards)
+      ],
     )
     self._stop = None
     if task.stop:
@@ -89,25 +119,28 @@ class Runner:
     self,
     weights: nnx.State,
     progress: inference.Progress = lambda work: None,
+    shard: int = 0,
   ) -> list[list[Response]]:
-    """The responses of one model to each item's requests.
+    """The responses of one model to each request of a shard's items.
 
     Args:
       weights: weights of a decoder with the structure given to the constructor.
       progress: called with the work done; a request counts as a prompt.
+      shard: which one, from 0.
     """
-    responses: list[dict[int, Response]] = [{} for _ in self._task.items]
-    scored = self._scorer(weights, progress)
-    for row, (i, k, request) in enumerate(self._likelihood):
+    requests = self._shards[shard]
+    responses: list[dict[int, Response]] = [{} for _ in requests.items]
+    scored = self._scorer(weights, progress, shard)
+    for row, (i, k, request) in enumerate(requests.likelihood):
       responses[i][k] = Scored(
         float(scored.nll[row]),
         bool(scored.is_greedy[row]),
         request.num_targets,
       )
     generated = self._generator.generate(
-      weights, [r.tokens for _, _, r in self._generate], progress, self._stop
+      weights, [r.tokens for _, _, r in requests.generate], progress, self._stop
     )
-    for row, (i, k, _) in enumerate(self._generate):
+    for row, (i, k, _) in enumerate(requests.generate):
       ids = generated.tokens[row].tolist()
       responses[i][k] = Generated(
         self._text(ids),
@@ -116,7 +149,7 @@ class Runner:
       )
     return [
       [found[k] for k in range(len(item.requests))]
-      for item, found in zip(self._task.items, responses, strict=True)
+      for item, found in zip(requests.items, responses, strict=True)
     ]
 
   def _text(self, ids: Sequence[int]) -> str:

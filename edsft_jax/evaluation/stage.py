@@ -1,21 +1,23 @@
 """The evaluate stage: every model on every task -> runs/CELL/evaluations/."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 from flax import nnx
 import jax
 import ml_collections
-import numpy as np
+import tqdm
 
-from edsft_jax import console, errors, models, store, study
+from edsft_jax import console, errors, models, processes, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.evaluation import contamination, metrics
+from edsft_jax.evaluation import contamination
 from edsft_jax.evaluation import tasks as tasks_lib
-from edsft_jax.evaluation.runner import Runner
-from edsft_jax.evaluation.task import Response, Task
+from edsft_jax.evaluation.evaluator import Evaluator
+from edsft_jax.evaluation.task import Task
 from edsft_jax.inference.throughput import Rate
 from edsft_jax.models import lora
 
@@ -83,74 +85,101 @@ def run(
 ) -> None:
   """Evaluates the base model and every finetuned cell, once on each task.
 
+  Several processes divide the items. The first decides what there is to do, and
+  joins the results.
+
   Args:
     config: see edsft_jax/config.py.
     workdir: the study's folder.
     part: the part of the cells that is this command's; None: all.
 
   Raises:
-    InputError: a cell was evaluated with other inputs.
+    InputError: a cell was evaluated with other inputs, or some process does
+      not see the workdir as it is.
   """
   check(config, workdir, frozenset())
   path = models.resolve(config.model.path)
   options = _options(config, workdir, path)
-  cells = _cells(config, workdir)
-  if part:
-    cells = part.of(cells)
-  manifest = store.Manifest(workdir)
-  known = manifest.stages.get('evaluate')
-  if known and known.fingerprint:
-    # Older versions had one fingerprint here; now each eval.json has its own.
-    manifest.forget('evaluate')
-  manifest.begin('evaluate', {})
-  todo = {
-    name: some
-    for name in config.evaluation.tasks
-    if (some := _pending(config, workdir, name, cells, options[name]))
-  }
-  if not todo and part:
-    console.say('evaluate', f'{len(cells)} models, all already done')
-    return
-  if not todo:
-    manifest.finish(
-      'evaluate', {**manifest.counts('evaluate'), 'models': len(cells)}
-    )
-    console.say('evaluate', f'{len(cells)} models, all already done')
-    return
-  with manifest.timed('evaluate'):
-    counts = {
-      name: _evaluate(config, workdir, path, name, some)
-      for name, some in todo.items()
+  store.refuse_other_inputs(
+    {
+      f'{task}: {name}': value
+      for task, inputs in options.items()
+      for name, value in inputs.items()
     }
+  )
+  manifest = store.Manifest(workdir)
+  begun = processes.from_first(
+    'models to evaluate',
+    lambda: _begin(config, workdir, manifest, options, part),
+  )
+  cells = [study.Cell(**fields) for fields in begun['cells']]
+  todo = {
+    task: {study.Cell(**fields): known for fields, known in some}
+    for task, some in begun['todo'].items()
+  }
+  first = processes.is_first()
+  if not todo:
+    if first and not part:
+      manifest.finish(
+        'evaluate', {**manifest.counts('evaluate'), 'models': len(cells)}
+      )
+    console.say('evaluate', f'{len(cells)} models, all already done')
+    return
+  with manifest.timed('evaluate') if first else contextlib.nullcontext():
+    counts = _evaluate(config, workdir, path, todo)
   if part:
     console.say(
       'evaluate',
       f'{console.count(len(cells), "model")} -> {workdir.runs}; when every '
       'part is done, run the command once without --cells',
     )
-    return
-  # Other tasks were counted by earlier runs.
-  known_counts = manifest.counts('evaluate')
-  manifest.finish(
-    'evaluate', {**known_counts, 'models': len(cells), **_flat(counts)}
-  )
-  for name, count in counts.items():
-    console.say(
-      'evaluate',
-      f'{console.count(len(todo[name]), "model")} on '
-      f'{console.count(count.pop("items"), "item")} of {name}'
-      f'{_listed(count)} -> {workdir.runs}',
+  elif first:
+    # Other tasks were counted by earlier runs.
+    known_counts = manifest.counts('evaluate')
+    manifest.finish(
+      'evaluate', {**known_counts, 'models': len(cells), **_flat(counts)}
     )
+    for name, count in counts.items():
+      console.say(
+        'evaluate',
+        f'{console.count(len(todo[name]), "model")} on '
+        f'{console.count(count.pop("items"), "item")} of {name}'
+        f'{_listed(count)} -> {workdir.runs}',
+      )
 
 
-# What every row of items.jsonl has besides id, task, reference and metrics.
-_ITEM_COLUMNS = (
-  'prediction',
-  'num_prompt_tokens',
-  'num_generated_tokens',
-  'truncated',
-  'finish',
-)
+def _begin(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  manifest: store.Manifest,
+  options: Mapping[str, Mapping[str, Any]],
+  part: study.CellPart | None,
+) -> dict[str, Any]:
+  """Begins the stage; returns its cells, and those to evaluate, for JSON.
+
+  Raises:
+    InputError: a cell was evaluated with other inputs.
+  """
+  cells = _cells(config, workdir)
+  if part:
+    cells = part.of(cells)
+  known = manifest.stages.get('evaluate')
+  if known and known.fingerprint:
+    # Older versions had one fingerprint here; now each eval.json has its own.
+    manifest.forget('evaluate')
+  manifest.begin('evaluate', {})
+  todo = {
+    name: _pending(config, workdir, name, cells, options[name])
+    for name in config.evaluation.tasks
+  }
+  return {
+    'cells': [dataclasses.asdict(cell) for cell in cells],
+    'todo': {
+      name: [[dataclasses.asdict(cell), known] for cell, known in some.items()]
+      for name, some in todo.items()
+      if some
+    },
+  }
 
 
 def _flat(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
@@ -230,6 +259,8 @@ def _pending(
     fingerprint = store.plain({**options, 'cell': store.hash_json(made_from)})
     path = run.evaluation(task)
     if path.exists():
+      # A kill may have come between the two.
+      shutil.rmtree(run.evaluation_shards(task), ignore_errors=True)
       store.refuse_change(
         f'the evaluation of {cell.name} on {task}',
         store.read_evaluation(path)['fingerprint'],
@@ -258,44 +289,49 @@ def _evaluate(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   path: pathlib.Path,
-  name: str,
-  todo: _Todo,
-) -> dict[str, int]:
-  """Evaluates cells on a task, one by one; returns the task's counts."""
+  todo: Mapping[str, _Todo],
+) -> dict[str, dict[str, int]]:
+  """Evaluates cells on the tasks; returns each task's counts."""
   prompt_format = models.load_prompt_format(path, **config.prompt)
-  mesh = mesh_lib.make_mesh(**config.mesh)
+  mesh = mesh_lib.model_mesh(**config.mesh)
   base = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  task = tasks_lib.find(name, config)(
-    config, workdir, prompt_format, base.config.context
-  )
-  runners: dict[nnx.GraphDef, Runner] = {}
-  total = len(todo) * sum(len(item.requests) for item in task.items)
-  with console.bar('evaluate', total, 'requests') as bar:
+  tasks = [
+    tasks_lib.find(name, config)(
+      config, workdir, prompt_format, base.config.context
+    )
+    for name in todo
+  ]
+  counts = {}
+  with _bar(sum(len(x.items) * len(todo[x.name]) for x in tasks), mesh) as bar:
     rate = Rate(bar, mesh)
-    for cell, decoder in _decoders(config, workdir, base, mesh, list(todo)):
-      graph, weights = nnx.split(decoder)
-      if graph not in runners:
-        runners[graph] = Runner(
-          task,
-          decoder,
-          prompt_format,
-          mesh,
-          config.evaluation.batch_tokens,
-          num_models=len(todo),
-        )
-      with store.locked(workdir, cell.name) as is_free:
-        run = workdir.run(cell.name)
-        if not is_free or run.evaluation(name).exists():
-          console.say('evaluate', f'{cell.name}: left to another command')
-          continue
-        responses = runners[graph](weights, rate)
-        _write(run, cell, task, responses, todo[cell])
-  overlap = _count_contaminated(config, workdir, task)
-  return {
-    'items': len(task.items),
-    **task.counts,
-    'contaminated_by_pool': overlap['pool'],
-  }
+    for task in tasks:
+      cells = todo[task.name]
+      evaluator = Evaluator(
+        task,
+        workdir,
+        prompt_format,
+        mesh,
+        config.evaluation.batch_tokens,
+        len(cells),
+        rate,
+      )
+      for cell, decoder in _decoders(config, workdir, base, mesh, list(cells)):
+        evaluator(cell, decoder, cells[cell])
+      counts[task.name] = {'items': len(task.items), **task.counts}
+  if processes.is_first():
+    for task in tasks:
+      overlap = _count_contaminated(config, workdir, task)
+      counts[task.name]['contaminated_by_pool'] = overlap['pool']
+  return counts
+
+
+def _bar(num_items: int, mesh: jax.sharding.Mesh) -> tqdm.tqdm:
+  """A progress bar over all items of all cells, or this process's share."""
+  num = processes.count()
+  if num == 1 or mesh.is_multi_process:
+    return console.bar('evaluate', num_items, 'items')
+  unit = f'items in one of {num} processes'
+  return console.bar('evaluate', -(-num_items // num), unit)
 
 
 def _count_contaminated(
@@ -331,6 +367,8 @@ def _decoders(
   c = config.finetuning
   for cell in cells:
     directory = workdir.run(cell.name).model
+    if cell != study.no_finetuning_cell():
+      processes.await_files([directory])
     if (directory / lora.ADAPTER_CONFIG).exists():
       decoder = nnx.merge(*nnx.split(base))
       models.load_adapter(decoder, directory)
@@ -353,62 +391,5 @@ def _decoders(
           nnx.Rngs(0),
           c.rslora,
         )
+    models.shard_decoder(decoder, mesh)
     yield cell, decoder
-
-
-def _write(
-  run: store.Run,
-  cell: study.Cell,
-  task: Task,
-  responses: Sequence[Sequence[Response]],
-  fingerprint: Mapping[str, Any],
-) -> None:
-  """Writes items.jsonl, then eval.json, which marks the cell as done."""
-  rows = [
-    {
-      'id': item.id,
-      'task': item.task,
-      **({'category': item.category} if item.category else {}),
-      'reference': item.reference,
-      **task.score(item, given),
-    }
-    for item, given in zip(task.items, responses, strict=True)
-  ]
-  columns = {metric.column or name for name, metric in task.metrics.items()}
-  needed = {*_ITEM_COLUMNS, *columns}
-  for row in rows:
-    if lacking := sorted(needed - row.keys()):
-      raise TypeError(f'the rows of task {task.name} have no {lacking}')
-    for name in columns:
-      if not np.isfinite(row[name]):
-        raise errors.InputError(
-          f'evaluating {cell.name} on {task.name}: the {name} of {row["id"]!r} '
-          "is not finite: the model's numbers overflow; check model.dtype"
-        )
-  means = metrics.aggregate(rows, task.metrics)
-  store.write_jsonl(run.items(task.name), rows)
-  store.write_json(
-    run.evaluation(task.name),
-    {
-      **dataclasses.asdict(cell),
-      'task': task.name,
-      'version': task.version,
-      **task.about,
-      'metrics': {
-        name: {**means[name], **dataclasses.asdict(metric)}
-        for name, metric in task.metrics.items()
-      },
-      **{
-        f'by_{column}': {
-          group: metrics.aggregate(some, task.metrics)
-          for group, some in metrics.group_by(rows, column).items()
-        }
-        for column in ('task', 'category')
-      },
-      'counts': dict(task.counts),
-      'fingerprint': fingerprint,
-    },
-  )
-  # Older versions wrote these instead.
-  for path in run.old_evaluation:
-    path.unlink(missing_ok=True)

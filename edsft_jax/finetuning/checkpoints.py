@@ -1,7 +1,8 @@
 """The latest checkpoints of a cell, kept while the cell is being finetuned.
 
 A folder per step, written by orbax, with the SHA-256 of its files. It gets its
-name once it is complete, so a kill during a save leaves the one before.
+name once it is complete, so a kill during a save leaves the one before. Several
+processes each write and read their part; all of them make the same calls.
 """
 
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
-from edsft_jax import errors, store
+from edsft_jax import errors, processes, store
 from edsft_jax.finetuning.trainer import State
 
 # If the last one is damaged, the one before it is still good.
@@ -71,8 +73,9 @@ class Checkpoints:
   @property
   def last_step(self) -> int | None:
     """The step of the last complete checkpoint, or None."""
-    steps = self._steps()
-    return steps[-1] if steps else None
+    return processes.from_first(
+      'last checkpoint', lambda: max(self._steps(), default=None)
+    )
 
   def restore(self, state: State) -> Restored:
     """The last complete checkpoint, or step 0 with `state`.
@@ -83,7 +86,9 @@ class Checkpoints:
     step = self.last_step
     if step is None:
       return Restored(0, state, {})
-    self._verify(step)
+    if processes.is_first():
+      self._verify(step)
+    processes.barrier('checkpoint verified')
     abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_disk(state))
     try:
       found = self._open().restore(
@@ -126,8 +131,9 @@ class Checkpoints:
   def remove(self) -> None:
     """Removes all checkpoints."""
     self._close()
-    if self._directory.exists():
+    if processes.is_first() and self._directory.exists():
       shutil.rmtree(self._directory)
+    processes.barrier('checkpoints removed')
 
   def _close(self) -> None:
     if self._manager is not None:
@@ -141,10 +147,15 @@ class Checkpoints:
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
+      if processes.is_first():
+        self._directory.mkdir(parents=True, exist_ok=True)
+      processes.barrier('checkpoint folder')
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
           max_to_keep=_MAX_TO_KEEP,
+          create=False,
+          multiprocessing_options=_multiprocessing(),
           cleanup_tmp_directories=True,
           async_options=ocp.AsyncOptions(
             post_finalization_callback=self._add_checksums
@@ -197,6 +208,14 @@ class Checkpoints:
       for folder in self._directory.glob(f'*{_PARTIAL}'):
         shutil.rmtree(folder, ignore_errors=True)
       raise
+
+
+def _multiprocessing() -> MultiprocessingOptions:
+  """Has orbax wait by the coordination service, not by device collectives."""
+  everyone = set(range(processes.count()))
+  return MultiprocessingOptions(
+    active_processes=everyone if len(everyone) > 1 else None
+  )
 
 
 def _on_disk(state: State) -> dict[str, Any]:

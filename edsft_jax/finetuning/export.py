@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from edsft_jax import models, store, study
+from edsft_jax import models, processes, store, study
 from edsft_jax.finetuning.trainer import Hyperparameters
 from edsft_jax.models import lora
 
@@ -42,6 +42,8 @@ class Export:
   ) -> None:
     """Writes run.model last, which marks the cell as done.
 
+    Only the first process writes, but all of them have to call this.
+
     Args:
       decoder: the trained model.
       run: the cell's folder.
@@ -54,17 +56,9 @@ class Export:
     if self._is_lora and self.kind == 'both':
       self.write_merged(decoder, run, cell, facts)
     if self._is_lora and self.kind != 'merged':
-      with store.replacing(run.model) as partial:
-        models.save_adapter(
-          decoder,
-          partial,
-          models.portable_name(self.base),
-          self.hyperparameters.rslora,
-          self.hyperparameters.lora_dropout,
-        )
-        models.copy_tokenizer(self.base, partial)
-        card = self._card(cell, facts, is_adapter=True)
-        (partial / CARD).write_text(card, 'utf-8')
+      # Every device has the whole adapter.
+      if processes.is_first():
+        self._write_adapter(decoder, run.model, cell, facts)
     else:
       whole = models.merged(decoder) if self._is_lora else decoder
       self._write_whole(whole, run.model, cell, facts)
@@ -79,7 +73,7 @@ class Export:
     """Writes run.merged; see `write`."""
     self._write_whole(models.merged(decoder), run.merged, cell, facts)
 
-  def _write_whole(
+  def _write_adapter(
     self,
     decoder: models.Decoder,
     directory: pathlib.Path,
@@ -87,7 +81,29 @@ class Export:
     facts: Mapping[str, Any],
   ) -> None:
     with store.replacing(directory) as partial:
-      models.save_decoder(decoder, partial, self.base)
+      models.save_adapter(
+        decoder,
+        partial,
+        models.portable_name(self.base),
+        self.hyperparameters.rslora,
+        self.hyperparameters.lora_dropout,
+      )
+      models.copy_tokenizer(self.base, partial)
+      card = self._card(cell, facts, is_adapter=True)
+      (partial / CARD).write_text(card, 'utf-8')
+
+  def _write_whole(
+    self,
+    decoder: models.Decoder,
+    directory: pathlib.Path,
+    cell: study.Cell,
+    facts: Mapping[str, Any],
+  ) -> None:
+    on_host = models.to_host(decoder)
+    if on_host is None:
+      return
+    with store.replacing(directory) as partial:
+      models.save_decoder(on_host, partial, self.base)
       card = self._card(cell, facts, is_adapter=False)
       (partial / CARD).write_text(card, 'utf-8')
 

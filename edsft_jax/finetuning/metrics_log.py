@@ -1,13 +1,14 @@
 """Logs a cell's training: metrics.jsonl, timing.jsonl, TensorBoard, wandb."""
 
 from collections.abc import Mapping
+import contextlib
 import json
 import pathlib
 import shutil
 import time
 from typing import Any, Protocol
 
-from edsft_jax import store
+from edsft_jax import processes, store
 
 
 class Tracker(Protocol):
@@ -15,6 +16,43 @@ class Tracker(Protocol):
 
   def log(self, values: Mapping[str, float], step: int) -> None:
     """Takes the values of a step."""
+
+
+class Log(Protocol):
+  """Where the lines of a cell go.
+
+  Attributes:
+    first_loss: the loss of the first line; None before it.
+  """
+
+  first_loss: float | None
+
+  def write(
+    self,
+    step: int,
+    metrics: Mapping[str, float],
+    num_tokens: int,
+    timing: Mapping[str, float],
+  ) -> None:
+    """Writes the lines of a step; see `MetricsLog.write`."""
+
+
+def open_log(
+  run: store.Run, step: int, tracker: Tracker | None = None
+) -> contextlib.AbstractContextManager[Log]:
+  """The log of the first process, or one of the others, which drops lines."""
+  if processes.is_first():
+    return MetricsLog(run, step, tracker)
+  return contextlib.nullcontext(_NoLog())
+
+
+class _NoLog:
+  """Drops all lines."""
+
+  first_loss: float | None = None
+
+  def write(self, *line: Any) -> None:
+    """Drops a line."""
 
 
 class MetricsLog:

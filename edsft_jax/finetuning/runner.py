@@ -6,9 +6,18 @@ import pathlib
 import shutil
 
 from flax import nnx
+import jax
 import ml_collections
 
-from edsft_jax import console, errors, interrupts, models, store, study
+from edsft_jax import (
+  console,
+  errors,
+  interrupts,
+  models,
+  processes,
+  store,
+  study,
+)
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import (
   batches,
@@ -76,6 +85,8 @@ class Runner:
   ) -> None:
     """Finetunes the cells of `todo` that no other command is working on.
 
+    Every process calls this, and the first one decides what there is to do.
+
     Args:
       todo: the cells.
       is_done: whether a cell is done by now; writes cell.json of a new one.
@@ -105,12 +116,12 @@ class Runner:
     total = sum(self._steps[cell] for cell in todo)
     with console.bar('finetune', total, 'steps') as bar:
       for cell in todo:
-        with store.locked(self._workdir, cell.name) as is_free:
+        with store.locked_together(self._workdir, cell.name) as is_free:
           if not is_free:
             console.say('finetune', f'{cell.name}: another command makes it')
             bar.update(self._steps[cell])
           elif is_done(cell):
-            self._complete(cell, base)
+            self._complete(cell, base, mesh)
             bar.update(self._steps[cell])
           else:
             meter = Meter(
@@ -132,8 +143,11 @@ class Runner:
   ) -> None:
     c = self._config.finetuning
     run = self._workdir.run(cell.name)
-    made_from = store.read_json(run.cell)
-    with wandb_log.tracker(c.wandb_project, run, made_from) as tracker:
+    made_from = processes.from_first(
+      'cell.json', lambda: store.read_json(run.cell)
+    )
+    project = c.wandb_project if processes.is_first() else ''
+    with wandb_log.tracker(project, run, made_from) as tracker:
       result = train_loop.train(
         trainer,
         run,
@@ -143,14 +157,14 @@ class Runner:
           c.checkpoint_steps, c.log_steps, c.eval_steps
         ),
         watchers=train_loop.Watchers(
-          progress, meter, tracker, lambda: signals.arrived
+          progress, meter, tracker, lambda: _is_stopping(signals)
         ),
         validation=self._validation(trainer, run),
       )
     if result is None:
       return
     progress.advance(self._steps[cell] - result.facts['steps'])
-    facts = result.facts
+    facts = processes.from_first('facts', lambda: result.facts)
     if facts['last_loss'] > facts['first_loss']:
       console.say(
         'finetune',
@@ -158,17 +172,25 @@ class Runner:
         f'({facts["first_loss"]:.3f} -> {facts["last_loss"]:.3f}): lower '
         'finetuning.learning_rate',
       )
-    store.write_json(run.cell, {**made_from, 'training': facts})
+    if processes.is_first():
+      store.write_json(run.cell, {**made_from, 'training': facts})
     self._export.write(trainer.decoder(result.state), run, cell, facts)
     _remove_checkpoints(run)
 
-  def _complete(self, cell: study.Cell, base: models.Decoder) -> None:
+  def _complete(
+    self,
+    cell: study.Cell,
+    base: models.Decoder,
+    mesh: jax.sharding.Mesh,
+  ) -> None:
     """Writes the merged model that a done cell may lack, and tidies up."""
     run = self._workdir.run(cell.name)
-    if export.lacks_merged(run, self._config.finetuning.export):
+    kind = self._config.finetuning.export
+    if processes.from_first('merged', lambda: export.lacks_merged(run, kind)):
       facts = store.read_json(run.cell).get('training', {})
       decoder = nnx.merge(*nnx.split(base))
       models.load_adapter(decoder, run.model)
+      models.shard_decoder(decoder, mesh)
       self._export.write_merged(decoder, run, cell, facts)
     _remove_checkpoints(run)
 
@@ -236,7 +258,17 @@ class Runner:
     }
 
 
+def _is_stopping(signals: interrupts.Delayed) -> bool:
+  """Whether a signal has reached any process: all stop after the same step."""
+  signals.arrived_elsewhere(processes.highest('signal', signals.number))
+  return signals.arrived
+
+
 def _remove_checkpoints(run: store.Run) -> None:
+  """Removes them once no process needs them."""
+  processes.barrier('checkpoints needed')
+  if not processes.is_first():
+    return
   for folder in (run.checkpoints, run.best_checkpoint):
     if folder.exists():
       shutil.rmtree(folder)

@@ -1,13 +1,14 @@
 """The finetune stage: selections and their answers -> runs/CELL/model."""
 
 from collections.abc import Collection, Mapping, Sequence
+import contextlib
 import dataclasses
 import shutil
 from typing import Any
 
 import ml_collections
 
-from edsft_jax import console, errors, models, store, study
+from edsft_jax import console, errors, models, processes, store, study
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import options, runner
 from edsft_jax.finetuning.options import check_options
@@ -50,6 +51,9 @@ def run(
 ) -> None:
   """Finetunes every cell of the study; resumes an interrupted run.
 
+  Several processes train each cell together, on one mesh. The first decides
+  what there is to do, and writes.
+
   Args:
     config: see edsft_jax/config.py.
     workdir: the study's folder.
@@ -57,37 +61,31 @@ def run(
 
   Raises:
     InputError: a cell was made from other inputs, an answer is missing, a
-      checkpoint is damaged, or the loss is not finite.
+      checkpoint is damaged, the loss is not finite, or some process does not
+      see the workdir as it is.
   """
   check(config, workdir, frozenset())
   path = models.resolve(config.model.path)
-  inputs = options.fingerprint(config, path)
   cells = _cells(config, workdir)
   mine = part.of(list(cells)) if part else list(cells)
-  _remove_outdated(workdir, mine)
-  manifest = store.Manifest(workdir)
-  if not any(workdir.runs.glob('*/cell.json')):
-    manifest.forget('finetune')
-  manifest.begin(
-    'finetune',
-    inputs,
-    f'set it back, remove {workdir.runs} to finetune every cell again, or use '
-    'another --workdir',
-  )
+  inputs = options.fingerprint(config, path)
+  hashes = {cell.name: store.hash_json(cells[cell]) for cell in mine}
+  store.refuse_other_inputs({**inputs, **hashes})
   fingerprints = {
-    cell: store.plain(
-      {**inputs, 'prompts and answers': store.hash_json(cells[cell])}
-    )
+    cell: store.plain({**inputs, 'prompts and answers': hashes[cell.name]})
     for cell in mine
   }
-  for cell in mine:
-    _refuse_change(workdir, cell, fingerprints[cell])
-  kind = config.finetuning.export
-  todo = [c for c in mine if runner.needs_work(workdir.run(c.name), kind)]
-  if not todo and (part or manifest.is_done('finetune')):
+  manifest = store.Manifest(workdir)
+  names = processes.from_first(
+    'cells to finetune',
+    lambda: _begin(config, workdir, manifest, inputs, fingerprints, part),
+  )
+  if names is None:
     console.say('finetune', f'{len(mine)} cells, all already done')
     return
-  with manifest.timed('finetune'):
+  todo = [cell for cell in mine if cell.name in names]
+  first = processes.is_first()
+  with manifest.timed('finetune') if first else contextlib.nullcontext():
     work = runner.Runner(config, workdir, cells, path)
     if todo:
       work.run(todo, lambda cell: _is_done(workdir, cell, fingerprints[cell]))
@@ -98,9 +96,45 @@ def run(
       f'{workdir.runs}; when every part is done, run the command once without '
       '--cells',
     )
-  else:
+  elif first:
     manifest.finish('finetune', work.counts)
     _say_counts(work.counts, workdir)
+
+
+def _begin(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  manifest: store.Manifest,
+  inputs: Mapping[str, Any],
+  fingerprints: Mapping[study.Cell, Mapping[str, Any]],
+  part: study.CellPart | None,
+) -> list[str] | None:
+  """Begins the stage; returns the names of the cells that need work.
+
+  None if all is done; an empty list if only the record of it is missing.
+
+  Raises:
+    InputError: the stage or a cell was begun with other inputs.
+  """
+  _remove_outdated(workdir, fingerprints)
+  if not any(workdir.runs.glob('*/cell.json')):
+    manifest.forget('finetune')
+  manifest.begin(
+    'finetune',
+    inputs,
+    f'set it back, remove {workdir.runs} to finetune every cell again, or use '
+    'another --workdir',
+  )
+  for cell, fingerprint in fingerprints.items():
+    _refuse_change(workdir, cell, fingerprint)
+  kind = config.finetuning.export
+  todo = [
+    cell.name
+    for cell in fingerprints
+    if runner.needs_work(workdir.run(cell.name), kind)
+  ]
+  is_done = part is not None or manifest.is_done('finetune')
+  return None if is_done and not todo else todo
 
 
 def _say_counts(counts: Mapping[str, int], workdir: store.Workdir) -> None:
@@ -227,9 +261,13 @@ def _is_done(
     InputError: another command began it with other inputs.
   """
   run = workdir.run(cell.name)
-  _refuse_change(workdir, cell, fingerprint)
-  if not run.cell.exists():
-    store.write_json(
-      run.cell, {**dataclasses.asdict(cell), 'fingerprint': fingerprint}
-    )
-  return run.model.exists()
+
+  def look() -> bool:
+    _refuse_change(workdir, cell, fingerprint)
+    if not run.cell.exists():
+      store.write_json(
+        run.cell, {**dataclasses.asdict(cell), 'fingerprint': fingerprint}
+      )
+    return run.model.exists()
+
+  return processes.from_first(cell.name, look)

@@ -13,7 +13,7 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import batches, schedules, trainer
 from edsft_jax.finetuning.checkpoints import Checkpoints
 from edsft_jax.finetuning.meter import Meter
-from edsft_jax.finetuning.metrics_log import MetricsLog, Tracker
+from edsft_jax.finetuning.metrics_log import Log, Tracker, open_log
 from edsft_jax.finetuning.progress import CellProgress
 from edsft_jax.finetuning.validation import Validation
 from edsft_jax.models.responses import Example
@@ -125,7 +125,7 @@ def train(
     if validation is not None:
       validation.restore(saved.get('validation', {}))
     loop = _Loop(model, examples, seed, schedule, watchers, validation, losses)
-    with MetricsLog(run, first, watchers.tracker) as log:
+    with open_log(run, first, watchers.tracker) as log:
       return loop.run(first, state, checkpoints, log)
 
 
@@ -162,7 +162,7 @@ class _Loop:
     first: int,
     state: trainer.State,
     checkpoints: Checkpoints,
-    log: MetricsLog,
+    log: Log,
   ) -> Result | None:
     """The steps after `first`; see `train`."""
     in_flight = mesh_lib.InFlight()
@@ -206,7 +206,7 @@ class _Loop:
     self._watchers.meter.add(examples)
     return state, loss
 
-  def _log(self, step: int, state: trainer.State, log: MetricsLog) -> None:
+  def _log(self, step: int, state: trainer.State, log: Log) -> None:
     if step == self._num_steps:
       self._losses.check(step, state)
     mean, num_tokens = self._losses.take(step)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 import numpy as np
 import optax
 
-from edsft_jax import console, errors, models
+from edsft_jax import console, errors, models, processes
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import batches
 from edsft_jax.finetuning.batches import MicroBatch
@@ -22,6 +22,9 @@ from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.models.responses import Example
 
 METHODS = ('lora', 'full')
+# Processes run out of memory at nearly the same time: how long to wait for the
+# others before treating it as one process's problem.
+_OUT_OF_MEMORY_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +90,9 @@ class Trainer:
     self._remat = memory.remat == 'layer'
     self._layout = memory.layout(mesh)
     self._halved = False
+    # Shapes of micro-batches whose programs have run.
     self._seen: set[tuple[int, ...]] = set()
+    self._nll_seen: set[tuple[int, ...]] = set()
     self._adapter = adapter
     self._base_graph, self._base_weights = nnx.split(decoder)
     graph, params, frozen = self._trainable(seed=0)
@@ -147,6 +152,7 @@ class Trainer:
       InputError: there is not enough memory for half the rows either.
     """
     num_targets = max(sum(e.num_response for e in examples), 1)
+    is_first = not self._seen
     while True:
       try:
         sums = self._summed(state.params, examples, dropout_key)
@@ -154,8 +160,16 @@ class Trainer:
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
+        if not processes.barrier_within('no memory', _OUT_OF_MEMORY_SECONDS):
+          raise errors.InputError(
+            f'process {processes.index()} alone runs out of memory: use hosts '
+            'with the same devices, or a lower finetuning.micro_batch_size'
+          ) from error
       self._halve(examples)
-    return self._update(state, *sums, np.float32(num_targets), learning_rate)
+    args = state, *sums, np.float32(num_targets), learning_rate
+    if is_first:
+      mesh_lib.compile_together(self._update, *args)
+    return self._update(*args)
 
   def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
     """The program of `gradients` for micro-batches of this shape."""
@@ -173,7 +187,10 @@ class Trainer:
     for batch in batches.micro_batches(examples, self._layout):
       shape = batch.tokens.shape
       batch = mesh_lib.shard_batch(self._mesh, batch)
-      part = self.gradients(params, self._frozen, batch, dropout_key)
+      args = params, self._frozen, batch, dropout_key
+      if shape not in self._seen:
+        mesh_lib.compile_together(self.gradients, *args)
+      part = self.gradients(*args)
       sums = part if sums is None else self._add(sums, part)
       if shape not in self._seen:
         # Only a shape's first run can find that there is too little memory.
@@ -207,12 +224,15 @@ class Trainer:
 
   def nll(self, state: State, examples: Sequence[Example]) -> float:
     """Negative log-likelihood of the examples' responses, summed, in nats."""
-    parts = [
-      self._nll(
-        state.params, self._frozen, mesh_lib.shard_batch(self._mesh, batch)
-      )
-      for batch in batches.micro_batches(examples, self._layout)
-    ]
+    parts = []
+    for batch in batches.micro_batches(examples, self._layout):
+      shape = batch.tokens.shape
+      batch = mesh_lib.shard_batch(self._mesh, batch)
+      args = state.params, self._frozen, batch
+      if shape not in self._nll_seen:
+        mesh_lib.compile_together(self._nll, *args)
+        self._nll_seen.add(shape)
+      parts.append(self._nll(*args))
     return float(sum(parts))
 
   def decoder(self, state: State) -> models.Decoder:
@@ -240,7 +260,7 @@ class Trainer:
     """Replicates a leaf over the mesh, unless it is placed there already."""
     if isinstance(leaf.sharding, NamedSharding):
       return leaf
-    return jax.device_put(leaf, NamedSharding(self._mesh, PartitionSpec()))
+    return mesh_lib.replicate(self._mesh, leaf)
 
   def _as_loaded(self, params: list[jax.Array]) -> list[jax.Array]:
     return [p.astype(d) for p, d in zip(params, self._dtypes, strict=True)]

@@ -8,6 +8,7 @@ question, are scored from one row.
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import threading
 from typing import Any, NamedTuple
 
@@ -135,6 +136,7 @@ class LikelihoodEngine:
     *,
     batch_tokens: int,
     num_passes: int = 1,
+    ends: Sequence[int] = (),
   ):
     """Groups targets and chooses shapes; compiles nothing yet.
 
@@ -144,6 +146,8 @@ class LikelihoodEngine:
       targets: contexts with their continuations.
       batch_tokens: tokens per batch, padding and prefixes included.
       num_passes: how often the targets will run, for example once per model.
+      ends: where parts of the targets end that are scored by calls of their
+        own, in the same shapes; none: a call scores all.
 
     Raises:
       ValueError: a target has no context.
@@ -156,12 +160,16 @@ class LikelihoodEngine:
         )
     self._mesh = mesh
     self._num_workers = workers.num_workers(mesh)
-    self._num_targets = len(targets)
     self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
     self._batch_tokens = batch_tokens // self._num_workers
     self._read_tokens = read_tokens(decoder, mesh)
-    rows = _rows(targets)
-    self._max_choices = max((len(row.last) for row in rows), default=1)
+    bounds = [0, *(ends or [len(targets)])]
+    parts = [targets[a:b] for a, b in itertools.pairwise(bounds)]
+    self._sizes = [len(part) for part in parts]
+    rows = [_rows(part) for part in parts]
+    self._max_choices = max(
+      (len(row.last) for part in rows for row in part), default=1
+    )
     self._waves = self._plan(decoder, rows, num_passes)
     graph, _ = nnx.split(decoder)
     self._programs = _Programs(graph, mesh)
@@ -172,74 +180,92 @@ class LikelihoodEngine:
     return self._programs.read.num_programs + self._programs.score.num_programs
 
   def __call__(
-    self, weights: nnx.State, progress: Progress = lambda work: None
+    self,
+    weights: nnx.State,
+    progress: Progress = lambda work: None,
+    part: int = 0,
   ) -> Likelihoods:
-    """Scores the targets.
+    """Scores a part of the targets.
 
     Args:
       weights: weights of a decoder with the constructor's structure.
       progress: called with the work done since its last call; a target counts
         as a prompt.
+      part: which one, from 0.
     """
-    found = _Found(self._num_targets)
+    found = _Found(self._sizes[part])
     report = Reporter(self._costs, progress)
+    waves = self._waves[part]
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      for wave in unless_stopped(self._waves[number :: self._num_workers]):
+      for wave in unless_stopped(waves[number :: self._num_workers]):
         self._run(weights, wave, found, report, unless_stopped)
 
     workers.run(work, self._num_workers)
     return Likelihoods(found.nll, found.is_greedy)
 
   def _plan(
-    self, decoder: models.Decoder, rows: list[_Row], num_passes: int
-  ) -> list[_Wave]:
-    """Waves of prefixes with their rows."""
-    # The token before the first target may not be in the prefix.
-    groups = [[row] for row in rows]
-    if can_share(decoder.config):
-      shared = find_groups(
-        [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
-      )
-      groups = [[rows[i] for i in group.indices] for group in shared]
-      for common, group in zip(shared, groups, strict=True):
-        for row in group:
-          row.prefix = common.length
+    self, decoder: models.Decoder, parts: list[list[_Row]], num_passes: int
+  ) -> list[list[_Wave]]:
+    """Waves of prefixes with their rows, for each part."""
 
     def choose(lengths: list[int]) -> shapes_lib.Shapes:
       return choose_shapes(decoder, self._mesh, lengths, num_passes)
 
-    alone = [row for group in groups for row in group if not row.prefix]
-    waves = []
-    if alone:
-      shapes = choose([len(row.own) for row in alone])
-      # Equal shares for the workers, of long rows and of short ones.
-      alone.sort(key=lambda row: len(row.own))
-      waves += [
-        _Wave([], 0, 0, part, shapes)
-        for n in range(self._num_workers)
-        if (part := alone[n :: self._num_workers])
-      ]
-    groups = [group for group in groups if group[0].prefix]
-    lengths = [group[0].prefix for group in groups]
-    by_length: dict[int, list[list[_Row]]] = {}
-    if groups:
-      of_prefixes = choose(lengths)
-      for members in sorted(groups, key=lambda members: members[0].prefix):
-        length = of_prefixes.length(members[0].prefix)
-        by_length.setdefault(length, []).append(members)
-    for length, some in by_length.items():
-      shapes = choose([len(row.own) for group in some for row in group])
-      waves += self._waves_of(length, some, shapes)
+    groups = [_grouped(decoder, rows) for rows in parts]
+    prefixes = [g[0].prefix for part in groups for g in part if g[0].prefix]
+    of_prefixes = choose(prefixes or [1])
+    # For each part, padded length of the prefix -> groups; 0: without a prefix.
+    by_length: list[dict[int, list[list[_Row]]]] = [{} for _ in parts]
+    for of_part, found in zip(groups, by_length, strict=True):
+      for group in sorted(of_part, key=lambda group: group[0].prefix):
+        prefix = group[0].prefix
+        length = of_prefixes.length(prefix) if prefix else 0
+        found.setdefault(length, []).append(group)
+    waves: list[list[_Wave]] = [[] for _ in parts]
+    for length in sorted({length for found in by_length for length in found}):
+      some = [found.get(length, []) for found in by_length]
+      shapes = choose([len(row.own) for gs in some for g in gs for row in g])
+      most = max(map(len, some))
+      for of_part, result in zip(some, waves, strict=True):
+        if length:
+          result += self._waves_of(length, of_part, shapes, most)
+        else:
+          result += self._waves_alone(of_part, shapes)
     return waves
 
-  def _waves_of(
-    self, length: int, groups: list[list[_Row]], shapes: shapes_lib.Shapes
+  def _waves_alone(
+    self, groups: list[list[_Row]], shapes: shapes_lib.Shapes
   ) -> list[_Wave]:
-    """Waves of groups whose prefixes have the same padded length."""
+    """Waves of rows without a prefix, one for each worker."""
+    alone = [row for group in groups for row in group]
+    # Equal shares, of long rows and of short ones.
+    alone.sort(key=lambda row: len(row.own))
+    return [
+      _Wave([], 0, 0, share, shapes)
+      for n in range(self._num_workers)
+      if (share := alone[n :: self._num_workers])
+    ]
+
+  def _waves_of(
+    self,
+    length: int,
+    groups: list[list[_Row]],
+    shapes: shapes_lib.Shapes,
+    most_groups: int,
+  ) -> list[_Wave]:
+    """Waves of groups whose prefixes have the same padded length.
+
+    Args:
+      length: that length.
+      groups: rows of each prefix.
+      shapes: padded lengths of the rows without their prefixes.
+      most_groups: number of groups in the largest part: all parts need the
+        same number of prefixes per wave.
+    """
     multiple = mesh_lib.batch_multiple(self._mesh)
     most = max(_POOL_TOKENS // length, 1)
-    size = -(-min(most, len(groups)) // multiple) * multiple
+    size = -(-min(most, most_groups) // multiple) * multiple
     waves = []
     for start in range(0, len(groups), size):
       some = groups[start : start + size]
@@ -340,6 +366,20 @@ class _Found:
       [row.num_scored + 1 for row in rows],
       num_finished=sum(len(row.indices) for row in rows),
     )
+
+
+def _grouped(decoder: models.Decoder, rows: list[_Row]) -> list[list[_Row]]:
+  """Rows that share a prefix together; sets their `prefix`."""
+  if not can_share(decoder.config):
+    return [[row] for row in rows]
+  # The token before the first target may not be in the prefix.
+  shared = find_groups(
+    [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
+  )
+  for group in shared:
+    for i in group.indices:
+      rows[i].prefix = group.length
+  return [[rows[i] for i in group.indices] for group in shared]
 
 
 def _rows(targets: Sequence[Target]) -> list[_Row]:

@@ -30,7 +30,7 @@ from edsft_jax.models.lora import (
   set_dropout,
 )
 from edsft_jax.models.modules import LoRAParam
-from edsft_jax.models.placement import shard_decoder
+from edsft_jax.models.placement import shard_decoder, to_host
 from edsft_jax.models.prompt_format import PromptFormat, load_prompt_format
 
 __all__ = [
@@ -62,4 +62,5 @@ __all__ = [
   'save_decoder',
   'set_dropout',
   'shard_decoder',
+  'to_host',
 ]

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 
 from edsft_jax import mesh as mesh_lib
+from edsft_jax import processes
 from edsft_jax.models.decoder import Decoder
 
 # Path of a parameter in the state: names of modules, indices of layers.
@@ -48,15 +49,31 @@ def logical_axes(path: StatePath) -> tuple[str, ...]:
 def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
   """Shards every parameter over the mesh, adapters included, in place."""
   moved = [
-    (path, variable.replace(jax.device_put(variable[...], sharding)))
+    (path, variable.replace(mesh_lib.put(variable[...], sharding)))
     for path, variable, sharding in placed(decoder, mesh)
   ]
   nnx.update(decoder, nnx.from_flat_state(moved))
 
 
+def to_host(decoder: Decoder) -> Decoder | None:
+  """The decoder with its weights in host memory; None but in the first process.
+
+  Every process must call this. Only one weight at a time is whole on each
+  device.
+  """
+  taken = []
+  for path, variable in nnx.to_flat_state(nnx.state(decoder)):
+    array = mesh_lib.to_host(variable[...])
+    if processes.is_first():
+      taken.append((path, variable.replace(array)))
+  if not taken:
+    return None
+  return nnx.merge(nnx.graphdef(decoder), nnx.from_flat_state(taken))
+
+
 def placed(
   decoder: Decoder, mesh: jax.sharding.Mesh
-) -> Iterator[tuple[StatePath, nnx.Param, jax.sharding.Sharding]]:
+) -> Iterator[tuple[StatePath, nnx.Param, jax.sharding.NamedSharding]]:
   """Yields path, parameter and sharding of every parameter."""
   for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
     axes = logical_axes(path)

@@ -37,6 +37,7 @@ from edsft_jax.store.manifest import (
   changed,
   plain,
   refuse_change,
+  refuse_other_inputs,
   versions,
 )
 from edsft_jax.store.prompts import (
@@ -58,6 +59,7 @@ from edsft_jax.store.workdir import (
   claimed,
   has_scheme,
   locked,
+  locked_together,
   open_workdir,
   require,
 )
@@ -86,6 +88,7 @@ __all__ = [
   'hash_json',
   'local',
   'locked',
+  'locked_together',
   'open_workdir',
   'plain',
   'prompt_table',
@@ -99,6 +102,7 @@ __all__ = [
   'record_checksums',
   'refuse_change',
   'refuse_damaged',
+  'refuse_other_inputs',
   'replacing',
   'reporting_full_disk',
   'require',

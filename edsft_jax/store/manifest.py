@@ -9,7 +9,7 @@ import re
 import time
 from typing import Any
 
-from edsft_jax import errors
+from edsft_jax import errors, processes
 from edsft_jax.store import files, hashes
 from edsft_jax.store.workdir import Workdir, locked
 
@@ -221,6 +221,24 @@ def refuse_change(
     raise errors.InputError(
       f'{what} was made with other inputs: {"; ".join(differences)}: {remedy}'
     )
+
+
+def refuse_other_inputs(inputs: Mapping[str, Any]) -> None:
+  """Requires that all processes of a command have the same inputs.
+
+  Args:
+    inputs: options and hashes of inputs, by name.
+
+  Raises:
+    InputError: naming what differs from the first process's.
+  """
+  refuse_change(
+    'the work of process 0',
+    processes.from_first('inputs', lambda: plain(inputs)),
+    inputs,
+    'every process needs the same command and the same files, and --workdir on '
+    'a file system that all of them share',
+  )
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

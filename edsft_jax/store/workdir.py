@@ -7,7 +7,7 @@ import fcntl
 import pathlib
 import re
 
-from edsft_jax import errors
+from edsft_jax import errors, processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +203,10 @@ class Run:
     """One row per item of a task."""
     return self._evaluation_folder(task) / 'items.jsonl'
 
+  def evaluation_shards(self, task: str) -> pathlib.Path:
+    """Items evaluated so far; removed when the cell is done on the task."""
+    return self._evaluation_folder(task) / 'shards'
+
   def _evaluation_folder(self, task: str) -> pathlib.Path:
     # Not every file system takes the colon of lm_eval:NAME.
     return self.evaluations / task.replace(':', '-')
@@ -312,3 +316,12 @@ def locked(workdir: Workdir, name: str, wait: bool = False) -> Iterator[bool]:
       yield False
     else:
       yield True
+
+
+@contextlib.contextmanager
+def locked_together(workdir: Workdir, name: str) -> Iterator[bool]:
+  """`locked` by the first process, for all processes of this command."""
+  with contextlib.ExitStack() as locks:
+    yield processes.from_first(
+      f'lock of {name}', lambda: locks.enter_context(locked(workdir, name))
+    )

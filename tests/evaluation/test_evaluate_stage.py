@@ -162,7 +162,7 @@ def test_small_batches_and_several_devices_change_nothing(evaluated, workdir):
   config.evaluation.batch_tokens = 60
   mesh = make_mesh(devices=jax.devices()[:4])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('edsft_jax.mesh.make_mesh', lambda data, fsdp, tensor: mesh)
+    patch.setattr('edsft_jax.mesh.model_mesh', lambda data, fsdp, tensor: mesh)
     evaluation.run(config, workdir)
   for cell in CELLS:
     for ours, theirs in zip(
