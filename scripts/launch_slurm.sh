@@ -2,7 +2,7 @@
 # Runs one edsft_jax command on SLURM nodes with GPUs, one process per GPU.
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=4 \
-#     scripts/launch_slurm.sh pool score --config=configs/default.py \
+#     scripts/launch_slurm.sh finetune evaluate --config=configs/default.py \
 #     --workdir=/shared/runs/mine
 #
 # Submit it from this repository, after scripts/setup.sh and

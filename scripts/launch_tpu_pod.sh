@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs one edsft_jax command on all hosts of a Cloud TPU pod slice.
 #
-#   scripts/launch_tpu_pod.sh NAME ZONE FOLDER -- pool score \
+#   scripts/launch_tpu_pod.sh NAME ZONE FOLDER -- finetune evaluate \
 #     --config=configs/default.py --workdir=/mnt/shared/runs/mine
 #
 # NAME, ZONE   the slice, as listed by `gcloud compute tpus tpu-vm list`

@@ -176,6 +176,13 @@ def test_sigterm_to_one_ends_both_commands_with_143(tmp_path):
   told = ''.join(result.stderr for result in results)
   assert told.count('Stopped. Run the same command to resume.') == 1
   assert not stopped.run(CELL).model.exists()
+  shutil.copytree(stopped.root, tmp_path / 'alone')
   for workdir in (stopped, whole):
     assert _succeeded(_run('finetune', workdir, *words))
   _assert_same_bytes(stopped, whole)
+  # One process can go on, too.
+  config = run_together.config()
+  config.finetuning.epochs = 100
+  with tiny_study.on_one_device():
+    finetuning.run(config, store.Workdir(tmp_path / 'alone'))
+  _assert_same_training(store.Workdir(tmp_path / 'alone'), whole)

@@ -118,6 +118,18 @@ def test_a_signal_during_the_last_step_comes_after_the_model(workdir, finished):
   assert _resume(workdir) == 0
 
 
+def test_a_signal_that_another_process_got_first_is_not_the_second():
+  with pytest.raises(KeyboardInterrupt), interrupts.delayed() as signals:
+    signals.arrived_elsewhere(0)
+    assert not signals.arrived
+    signals.arrived_elsewhere(signal.SIGTERM)
+    assert signals.number == signal.SIGTERM
+    signal.raise_signal(signal.SIGINT)
+    assert signals.arrived
+  with pytest.raises(interrupts.Terminated), interrupts.delayed() as signals:
+    signals.arrived_elsewhere(signal.SIGTERM)
+
+
 # Dies like a machine does, as soon as a save has begun.
 _KILLED_IN_A_SAVE = """
 import os, pathlib, signal, sys, threading, time

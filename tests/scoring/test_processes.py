@@ -234,6 +234,8 @@ processes._GRACE_SECONDS = 1.0
 processes.start(address, 2, number)
 console.say('test', f'process {number}')
 assert processes.from_first('number', lambda: [number]) == [0]
+for step in range(3):
+  assert processes.highest('step', (step + number) % 3) == (1, 2, 2)[step]
 together = processes.barrier_within('all', 30)
 if number:
   print(together, processes.barrier_within('one', 1))
