@@ -32,7 +32,6 @@ def config() -> ml_collections.ConfigDict:
   result.study.budgets = (9,)
   result.finetuning.lora_dropout = 0.2
   result.finetuning.learning_rate = 1e-3
-  result.finetuning.eval_steps = 2
   return result
 
 

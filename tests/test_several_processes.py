@@ -135,6 +135,7 @@ def test_full_finetuning_of_split_weights(tmp_path):
   """They are gathered for the model, and so is the best state."""
   config = run_together.config()
   config.finetuning.method = 'full'
+  config.finetuning.eval_steps = 2
   config.finetuning.keep_best = True
   alone, workdir = (tiny_study.make(tmp_path / x) for x in ('one', 'two'))
   with tiny_study.on_one_device():

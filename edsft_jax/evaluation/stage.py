@@ -118,22 +118,19 @@ def run(
     for task, some in begun['todo'].items()
   }
   first = processes.is_first()
-  if not todo:
-    if first and not part:
-      manifest.finish(
-        'evaluate', {**manifest.counts('evaluate'), 'models': len(cells)}
-      )
+  counts: dict[str, dict[str, int]] = {}
+  if todo:
+    with manifest.timed('evaluate') if first else contextlib.nullcontext():
+      counts = _evaluate(config, workdir, path, todo)
+  else:
     console.say('evaluate', f'{len(cells)} models, all already done')
-    return
-  with manifest.timed('evaluate') if first else contextlib.nullcontext():
-    counts = _evaluate(config, workdir, path, todo)
-  if part:
+  if part and todo:
     console.say(
       'evaluate',
       f'{console.count(len(cells), "model")} -> {workdir.runs}; when every '
       'part is done, run the command once without --cells',
     )
-  elif first:
+  elif first and not part:
     # Other tasks were counted by earlier runs.
     known_counts = manifest.counts('evaluate')
     manifest.finish(

@@ -13,6 +13,8 @@ from edsft_jax.evaluation.runner import Runner
 from edsft_jax.evaluation.shards import divide
 from edsft_jax.evaluation.task import Generate, Item, Likelihood
 
+pytestmark = pytest.mark.usefixtures('on_one_device')
+
 CELL = 'no_finetuning-k0-seed0'
 
 
@@ -23,14 +25,8 @@ def _config():
   return config
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_device():
-  with tiny_study.on_one_device():
-    yield
-
-
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory) -> store.Workdir:
+def finished(on_one_device, tmp_path_factory) -> store.Workdir:
   """An uninterrupted evaluation, to compare with."""
   workdir = tiny_study.make(tmp_path_factory.mktemp('finished'))
   evaluation.run(_config(), workdir)

@@ -102,6 +102,21 @@ def test_likelihood_is_that_of_one_row_at_a_time(
   assert work.prompts == sum(target.num_targets > 0 for target in targets)
 
 
+def test_parts_are_scored_in_the_shapes_of_all(decoder, targets):
+  engine = inference.LikelihoodEngine(
+    decoder,
+    make_mesh(devices=jax.devices()[:1]),
+    targets,
+    batch_tokens=300,
+    ends=[5, 5, len(targets)],
+  )
+  weights = nnx.split(decoder)[1]
+  parts = [engine(weights, part=part).nll for part in range(3)]
+  assert [len(nll) for nll in parts] == [5, 0, len(targets) - 5]
+  expected = _score(decoder, targets).nll
+  np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-5)
+
+
 def test_what_is_common_is_read_once(decoder):
   """Two subjects with their examples, three questions, four letters."""
   rng = np.random.default_rng(4)
