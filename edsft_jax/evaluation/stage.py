@@ -114,8 +114,12 @@ def run(
   )
   cells = [study.Cell(**fields) for fields in begun['cells']]
   todo = {
-    task: {study.Cell(**fields): known for fields, known in some}
-    for task, some in begun['todo'].items()
+    task: {
+      cell: _fingerprint(options[task], hashes[cell.name])
+      for cell in cells
+      if cell.name in hashes
+    }
+    for task, hashes in begun['todo'].items()
   }
   first = processes.is_first()
   counts: dict[str, dict[str, int]] = {}
@@ -152,7 +156,9 @@ def _begin(
   options: Mapping[str, Mapping[str, Any]],
   part: study.CellPart | None,
 ) -> dict[str, Any]:
-  """Begins the stage; returns its cells, and those to evaluate, for JSON.
+  """Begins the stage; returns its cells, and for each task those to evaluate.
+
+  What is to be evaluated is named, each with a hash of what it was made from.
 
   Raises:
     InputError: a cell was evaluated with other inputs.
@@ -171,11 +177,7 @@ def _begin(
   }
   return {
     'cells': [dataclasses.asdict(cell) for cell in cells],
-    'todo': {
-      name: [[dataclasses.asdict(cell), known] for cell, known in some.items()]
-      for name, some in todo.items()
-      if some
-    },
+    'todo': {name: hashes for name, hashes in todo.items() if hashes},
   }
 
 
@@ -234,7 +236,11 @@ def _options(
 
 
 # Cells to evaluate, each with its fingerprint.
-_Todo = dict[study.Cell, dict[str, Any]]
+_Todo = Mapping[study.Cell, Mapping[str, Any]]
+
+
+def _fingerprint(options: Mapping[str, Any], cell_hash: str) -> dict[str, Any]:
+  return store.plain({**options, 'cell': cell_hash})
 
 
 def _pending(
@@ -243,8 +249,8 @@ def _pending(
   task: str,
   cells: Sequence[study.Cell],
   options: Mapping[str, Any],
-) -> _Todo:
-  """The cells not yet evaluated on this task.
+) -> dict[str, str]:
+  """Names of cells not yet evaluated on a task, with hashes of their inputs.
 
   Raises:
     InputError: one was evaluated with other inputs.
@@ -252,21 +258,20 @@ def _pending(
   todo = {}
   for cell in cells:
     run = workdir.run(cell.name)
-    made_from = _made_from(config, run)
-    fingerprint = store.plain({**options, 'cell': store.hash_json(made_from)})
+    cell_hash = store.hash_json(_made_from(config, run))
     path = run.evaluation(task)
     if path.exists():
-      # A kill may have come between the two.
+      # Left if a kill came just before they were removed.
       shutil.rmtree(run.evaluation_shards(task), ignore_errors=True)
       store.refuse_change(
         f'the evaluation of {cell.name} on {task}',
         store.read_evaluation(path)['fingerprint'],
-        fingerprint,
+        _fingerprint(options, cell_hash),
         f'set it back, remove {path} (and those of other cells) to evaluate '
         'again, or use another --workdir',
       )
     else:
-      todo[cell] = fingerprint
+      todo[cell.name] = cell_hash
   return todo
 
 
