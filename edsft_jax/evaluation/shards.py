@@ -120,8 +120,8 @@ class Shards:
     return [row for part in parts for row in part]
 
   def remove(self) -> None:
-    """Removes the files."""
-    shutil.rmtree(self.folder)
+    """Removes the files, unless another command has done it."""
+    shutil.rmtree(self.folder, ignore_errors=True)
 
   def _read(self, shard: int) -> list[Row] | None:
     """The rows of a shard; None unless its file is whole."""

@@ -19,6 +19,7 @@ from edsft_jax.finetuning import batches
 from edsft_jax.finetuning.batches import MicroBatch
 from edsft_jax.finetuning.loss import loss as summed_loss
 from edsft_jax.finetuning.memory import MemoryOptions
+from edsft_jax.inference.workers import Compiled
 from edsft_jax.models.responses import Example
 
 METHODS = ('lora', 'full')
@@ -90,9 +91,7 @@ class Trainer:
     self._remat = memory.remat == 'layer'
     self._layout = memory.layout(mesh)
     self._halved = False
-    # Shapes of micro-batches whose programs have run.
     self._seen: set[tuple[int, ...]] = set()
-    self._nll_seen: set[tuple[int, ...]] = set()
     self._adapter = adapter
     self._base_graph, self._base_weights = nnx.split(decoder)
     graph, params, frozen = self._trainable(seed=0)
@@ -112,12 +111,14 @@ class Trainer:
       self._loss_and_gradients, out_shardings=(None, shardings.params)
     )
     self._add = jax.jit(_add, donate_argnums=0)
-    self._update = jax.jit(
-      self._updated,
-      donate_argnames='state',
-      out_shardings=(shardings, None),
+    self._update = Compiled(
+      jax.jit(
+        self._updated,
+        donate_argnames='state',
+        out_shardings=(shardings, None),
+      )
     )
-    self._nll = jax.jit(self._response_nll)
+    self._nll = Compiled(jax.jit(self._response_nll))
 
   def init_state(self, seed: int) -> State:
     """The state before the first step, initialised by the seed."""
@@ -152,7 +153,6 @@ class Trainer:
       InputError: there is not enough memory for half the rows either.
     """
     num_targets = max(sum(e.num_response for e in examples), 1)
-    is_first = not self._seen
     while True:
       try:
         sums = self._summed(state.params, examples, dropout_key)
@@ -166,10 +166,7 @@ class Trainer:
             'with the same devices, or a lower finetuning.micro_batch_size'
           ) from error
       self._halve(examples)
-    args = state, *sums, np.float32(num_targets), learning_rate
-    if is_first:
-      mesh_lib.compile_together(self._update, *args)
-    return self._update(*args)
+    return self._update(state, *sums, np.float32(num_targets), learning_rate)
 
   def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
     """The program of `gradients` for micro-batches of this shape."""
@@ -224,15 +221,12 @@ class Trainer:
 
   def nll(self, state: State, examples: Sequence[Example]) -> float:
     """Negative log-likelihood of the examples' responses, summed, in nats."""
-    parts = []
-    for batch in batches.micro_batches(examples, self._layout):
-      shape = batch.tokens.shape
-      batch = mesh_lib.shard_batch(self._mesh, batch)
-      args = state.params, self._frozen, batch
-      if shape not in self._nll_seen:
-        mesh_lib.compile_together(self._nll, *args)
-        self._nll_seen.add(shape)
-      parts.append(self._nll(*args))
+    parts = [
+      self._nll(
+        state.params, self._frozen, mesh_lib.shard_batch(self._mesh, batch)
+      )
+      for batch in batches.micro_batches(examples, self._layout)
+    ]
     return float(sum(parts))
 
   def decoder(self, state: State) -> models.Decoder:

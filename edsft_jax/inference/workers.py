@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from edsft_jax import mesh as mesh_lib
+
 T = TypeVar('T')
 
 
@@ -78,6 +80,7 @@ class Compiled:
     if shapes in self._known:
       return self._function(*args)
     with self._lock:
+      mesh_lib.compile_together(self._function, *args)
       result = self._function(*args)
       self._known.add(shapes)
     return result
