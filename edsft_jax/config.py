@@ -262,8 +262,8 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.evaluation = ml_collections.ConfigDict()
   # Tasks to evaluate every model on: 'heldout', the held-out prompts; 'mmlu';
-  # 'bbh' (BIG-Bench Hard); 'gsm8k'; 'lm_eval:NAME', a task of
-  # lm-evaluation-harness.
+  # 'bbh' (BIG-Bench Hard); 'gsm8k'; 'alpaca_eval', win rates by a judge;
+  # 'lm_eval:NAME', a task of lm-evaluation-harness.
   c.evaluation.tasks = ('heldout',)
   # Tokens of the greedy answer to a held-out prompt at most.
   c.evaluation.max_new_tokens = 64
@@ -321,6 +321,46 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.gsm8k.chat = False
   # Tokens per answer at most; 0: the protocol's own number.
   c.evaluation.gsm8k.max_new_tokens = 0
+  c.evaluation.alpaca_eval = ml_collections.ConfigDict()
+  # Instructions: alpaca_eval.json, or any file with instruction and, if known,
+  # dataset; or hf:NAME:CONFIG/SPLIT. Prompts have the format of finetuning.
+  c.evaluation.alpaca_eval.path = ''
+  # Instructions, from the start; 0: all.
+  c.evaluation.alpaca_eval.limit = 0
+  # Tokens of the greedy answer at most.
+  c.evaluation.alpaca_eval.max_new_tokens = 512
+  # What each cell's outputs are compared with: 'random', those of random at the
+  # same budget and for the same seed; or a file of outputs, a JSON list of
+  # objects with instruction and output.
+  c.evaluation.alpaca_eval.reference = 'random'
+  # The judge: a Hugging Face model directory or a model's name on the hub;
+  # 'endpoint', a model behind an OpenAI-compatible server, with the key in
+  # OPENAI_API_KEY; 'annotations', the annotations.json that alpaca_eval wrote
+  # and you put next to each cell's outputs.json; '': only write the outputs.
+  c.evaluation.alpaca_eval.judge = ''
+  # The server's address, up to /v1, and the judge's name there.
+  c.evaluation.alpaca_eval.base_url = ''
+  c.evaluation.alpaca_eval.model = ''
+  # Requests that wait for the server at the same time, and seconds until one is
+  # sent again.
+  c.evaluation.alpaca_eval.num_parallel = 8
+  c.evaluation.alpaca_eval.timeout = 60.0
+  # What the server takes for a million tokens, in your currency; only printed.
+  c.evaluation.alpaca_eval.price_per_million_tokens = 0.0
+  # A file with the judge's prompt, which has {instruction}, {output_1} and
+  # {output_2} and asks for m or M, such as AlpacaEval's alpaca_eval_clf.txt;
+  # '': our own.
+  c.evaluation.alpaca_eval.prompt_path = ''
+  # Judge each pair in both orders, and average; False: in one, drawn as
+  # AlpacaEval does.
+  c.evaluation.alpaca_eval.both_orders = True
+  # False: a cell has no win rate before all of its pairs are judged, and the
+  # same command asks again for those that failed. True: an instruction that
+  # failed for some cell is left out for all.
+  c.evaluation.alpaca_eval.leave_out_failed = False
+  # df_gamed.csv of the data set tatsu-lab/alpaca_eval, if the instructions are
+  # its 805: the length-controlled win rate then also has their difficulties.
+  c.evaluation.alpaca_eval.gamed_path = ''
   c.evaluation.lm_eval = ml_collections.ConfigDict()
   # Worked examples per prompt of the tasks 'lm_eval:NAME'; -1: the task's own
   # number.

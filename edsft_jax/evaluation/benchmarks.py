@@ -14,13 +14,16 @@ from edsft_jax.tables import hub_dataset, readers
 Fields = Mapping[str, tuple[str, ...]]
 
 
-def read(path: str, option: str, fields: Fields) -> list[dict[str, Any]]:
+def read(
+  path: str, option: str, fields: Fields, optional: Fields | None = None
+) -> list[dict[str, Any]]:
   """The records of a file, or of a split 'hf:NAME/SPLIT', in order.
 
   Args:
     path: the file; text may be compressed.
     option: the option that names it, for messages.
     fields: the fields that every record must have.
+    optional: fields that may be missing; they are None then.
 
   Returns:
     The named fields of each record, and its 'id' if it has one.
@@ -38,6 +41,9 @@ def read(path: str, option: str, fields: Fields) -> list[dict[str, Any]]:
       field: _field(row, names, f'{option}: {path}, {row.place}')
       for field, names in fields.items()
     }
+    for field, names in (optional or {}).items():
+      found = (row.values.get(name) for name in names)
+      record[field] = next((x for x in found if x is not None), None)
     if row.values.get('id') is not None:
       record['id'] = str(row.values['id'])
     records.append(record)
@@ -175,7 +181,8 @@ def check_max_new_tokens(
   Args:
     config: the whole config.
     task: its section in config.evaluation.
-    default: the protocol's number, which an option of 0 stands for.
+    default: the protocol's number, which an option of 0 stands for; 0 if it
+      has none.
 
   Raises:
     InputError: naming the option.
@@ -183,7 +190,7 @@ def check_max_new_tokens(
   option = config.evaluation[task].max_new_tokens
   context = models.check(models.resolve(config.model.path)).context
   if not 1 <= (option or default) < context:
-    whose = '' if option else f" (the protocol's own {default})"
+    whose = '' if option or not default else f" (the protocol's own {default})"
     raise errors.InputError(
       f'evaluation.{task}.max_new_tokens is {option}{whose}: give 1 to '
       f"{context - 1}, so that a prompt fits the model's context of {context}"

@@ -1,30 +1,52 @@
 """Asks an OpenAI-compatible server: vLLM, Ollama, llama.cpp or a cloud."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+import http.client
 import json
+import math
 import os
-import time
+import random
+import re
+import threading
 from typing import Any
 import urllib.error
 import urllib.request
 
-from edsft_jax import errors
+from edsft_jax import errors, store
 
 KEY = 'OPENAI_API_KEY'
 # Statuses that may pass: the server is busy, restarting or overloaded.
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+# Statuses that all requests would get: key, rights, address.
+_FATAL = frozenset({401, 403, 404, 405})
+# What reading an answer raises that is not what it should be.
+_DAMAGED = (
+  http.client.HTTPException,
+  ValueError,
+  KeyError,
+  TypeError,
+  IndexError,
+  AttributeError,
+)
+# Seconds that a server can make a request wait at most.
+_LONGEST_WAIT = 60.0
 
 
 class Failed(Exception):
-  """A request that failed after all attempts; it may be asked again later."""
+  """A request that failed; it may be asked again later."""
+
+
+class Unavailable(Failed):
+  """The server did not answer, although it may another time."""
 
 
 class Endpoint:
-  """A chat model behind an HTTP server.
+  """A chat model behind an HTTP server, for several threads.
 
   The key is read from OPENAI_API_KEY, sent to the server and written nowhere.
 
   Attributes:
+    model: the model's name on the server.
     num_attempts: requests sent so far, repeated ones included.
     num_tokens: tokens that the server counted so far.
   """
@@ -37,7 +59,6 @@ class Endpoint:
     max_attempts: int = 6,
     timeout: float = 60.0,
     backoff: float = 1.0,
-    sleep: Callable[[float], None] = time.sleep,
   ):
     """Connects to nothing yet.
 
@@ -47,7 +68,6 @@ class Endpoint:
       max_attempts: attempts per request.
       timeout: seconds per attempt.
       backoff: seconds before the second attempt; doubled with each further one.
-      sleep: waits; for tests.
     """
     self.model = model
     self.num_attempts = 0
@@ -56,81 +76,168 @@ class Endpoint:
     self._max_attempts = max_attempts
     self._timeout = timeout
     self._backoff = backoff
-    self._sleep = sleep
+    # Newer models of OpenAI refuse max_tokens.
+    self._limit_name = 'max_tokens'
+    self._stopped = threading.Event()
+    self._lock = threading.Lock()
 
-  def first_token(
-    self, messages: Sequence[Mapping[str, str]]
-  ) -> tuple[str, dict[str, float] | None]:
-    """The first token of an answer, and its candidates.
+  def stop(self) -> None:
+    """Ends waiting: requests under way fail after their present attempt."""
+    self._stopped.set()
+
+  def complete(
+    self,
+    messages: Sequence[store.Message],
+    max_tokens: int,
+    options: Mapping[str, Any],
+  ) -> tuple[dict[str, Any], int]:
+    """The answer to a conversation.
+
+    Args:
+      messages: its turns.
+      max_tokens: tokens of the answer at most.
+      options: further fields of the request.
 
     Returns:
-      The text of the answer's one token, and the log-probabilities of up to
-      five candidates, or None if the server does not give any.
+      The first of the answer's `choices`, with a message, and the number of
+      tokens that the server counted.
 
     Raises:
-      Failed: no usable answer came in max_attempts attempts.
-      InputError: the server refuses the request or answers for another model.
+      Unavailable: no usable answer came in max_attempts attempts.
+      Failed: the server refuses this request, or fails on it each time.
+      InputError: the server refuses every request, or answers for another
+        model.
     """
+    reason, wait = '', 0.0
+    kind: type[Failed] = Unavailable
+    for attempt in range(self._max_attempts):
+      if attempt:
+        # Requests that failed together should not be repeated together.
+        doubled = self._backoff * 2 ** (attempt - 1)
+        delay = max(doubled * random.uniform(0.5, 1.0), wait)
+        if self._stopped.wait(min(delay, _LONGEST_WAIT)):
+          break
+      try:
+        return self._checked(self._send(messages, max_tokens, options))
+      except urllib.error.HTTPError as error:
+        reason = self._reason(error)
+        kind = Failed if error.code == 500 else Unavailable
+        wait = _seconds(error.headers.get('Retry-After'))
+        if error.code in _FATAL:
+          raise errors.InputError(
+            f'{self._url} refuses requests ({reason}): check the address, the '
+            f'model {self.model!r} and {KEY}'
+          ) from None
+        if 'max_completion_tokens' in reason:
+          self._limit_name = 'max_completion_tokens'
+        elif error.code not in _TRANSIENT:
+          raise Failed(reason) from None
+      except errors.InputError:
+        raise
+      except (*_DAMAGED, OSError) as error:
+        # No connection, a timeout, or an answer that is not what it should be.
+        reason = _one_line(str(error)) or type(error).__name__
+        kind = Unavailable
+    raise kind(reason)
+
+  def _send(
+    self,
+    messages: Sequence[store.Message],
+    max_tokens: int,
+    options: Mapping[str, Any],
+  ) -> Any:
     body = {
       'model': self.model,
       'messages': list(messages),
-      'max_tokens': 1,
-      'temperature': 0,
-      'logprobs': True,
-      'top_logprobs': 5,
+      self._limit_name: max_tokens,
+      **options,
     }
-    answer = self._ask(body)
-    (choice, *_) = answer['choices']
-    content = (choice.get('logprobs') or {}).get('content') or []
-    log_probs = None
-    if content and content[0].get('top_logprobs'):
-      log_probs = {
-        entry['token']: float(entry['logprob'])
-        for entry in content[0]['top_logprobs']
-      }
-    return str(choice['message'].get('content') or ''), log_probs
-
-  def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-    reason = ''
-    for attempt in range(self._max_attempts):
-      if attempt:
-        self._sleep(self._backoff * 2 ** (attempt - 1))
-      self.num_attempts += 1
-      try:
-        return self._checked(self._send(body))
-      except urllib.error.HTTPError as error:
-        reason = f'status {error.code}'
-        if error.code not in _TRANSIENT:
-          raise errors.InputError(
-            f'{self._url} refuses the request ({reason}): check the address, '
-            f'the model {self.model!r} and {KEY}'
-          ) from None
-      except errors.InputError:
-        raise
-      except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        # No connection, a timeout, or an answer that is not what it should be.
-        reason = ' '.join(str(error).split()) or type(error).__name__
-    raise Failed(reason)
-
-  def _send(self, body: Mapping[str, Any]) -> Any:
     headers = {'Content-Type': 'application/json'}
     if key := os.environ.get(KEY):
       headers['Authorization'] = f'Bearer {key}'
     request = urllib.request.Request(
       self._url, json.dumps(body).encode(), headers
     )
+    with self._lock:
+      self.num_attempts += 1
     with urllib.request.urlopen(request, timeout=self._timeout) as response:
       return json.loads(response.read())
 
-  def _checked(self, answer: Any) -> dict[str, Any]:
-    """The answer, if it has what is needed."""
-    answer['choices'][0]['message'].get('content')
-    named = answer.get('model', self.model)
-    # Clouds add a date to the name, and some servers a folder before it.
-    if self.model not in named and named not in self.model:
+  def _checked(self, answer: Any) -> tuple[dict[str, Any], int]:
+    """The answer's choice, if it has what is needed, and its tokens."""
+    choice = answer['choices'][0]
+    choice['message'].get('content')
+    named = answer.get('model') or self.model
+    if not _is_same_model(self.model, named):
       raise errors.InputError(
         f'{self._url} answers with the model {named!r}, not {self.model!r}: '
-        'correct --model, or load it on the server'
+        'name that one, or load the other on the server'
       )
-    self.num_tokens += int((answer.get('usage') or {}).get('total_tokens', 0))
-    return answer
+    num_tokens = int((answer.get('usage') or {}).get('total_tokens') or 0)
+    with self._lock:
+      self.num_tokens += num_tokens
+    return choice, num_tokens
+
+  def _reason(self, error: urllib.error.HTTPError) -> str:
+    """Status and message, which a server may fill with the key."""
+    try:
+      text = error.read().decode('utf-8', 'replace')
+      message = json.loads(text)['error']['message']
+    except (
+      ValueError,
+      KeyError,
+      TypeError,
+      OSError,
+      http.client.HTTPException,
+    ):
+      message = ''
+    if key := os.environ.get(KEY):
+      message = str(message).replace(key, '...')
+    status = f'status {error.code}'
+    return f'{status}: {_one_line(str(message))}' if message else status
+
+
+def log_probs(choice: Mapping[str, Any]) -> dict[str, float] | None:
+  """Candidates for an answer's first token; None if the server gives none.
+
+  Raises:
+    Failed: one of them is not a log-probability.
+  """
+  try:
+    content = (choice.get('logprobs') or {}).get('content') or []
+    if not content or not content[0].get('top_logprobs'):
+      return None
+    found = {
+      entry['token']: float(entry['logprob'])
+      for entry in content[0]['top_logprobs']
+    }
+  except _DAMAGED as error:
+    raise Failed(f'log-probabilities are damaged ({error!r})') from None
+  for token, value in found.items():
+    # A little above 0 is rounding.
+    if math.isnan(value) or value > 0.01:
+      raise Failed(f'{token!r} has the log-probability {value}')
+  return found
+
+
+def _is_same_model(asked: str, named: str) -> bool:
+  """Whether a server's name for a model may stand for the one asked for.
+
+  Clouds add a date to it, Ollama a tag, and others a folder before it.
+  """
+  rest = named.rpartition('/')[2].removeprefix(asked.rpartition('/')[2])
+  return named == asked or bool(re.fullmatch(r'(-[\d-]+|:latest)?', rest))
+
+
+def _seconds(text: str | None) -> float:
+  """The wait that Retry-After asks for; 0 if it is a date or absent."""
+  try:
+    seconds = float(text or 0)
+  except ValueError:
+    return 0.0
+  return seconds if seconds > 0 else 0.0
+
+
+def _one_line(text: str) -> str:
+  line = ' '.join(text.split())
+  return line if len(line) <= 200 else f'{line[:200]} ...'

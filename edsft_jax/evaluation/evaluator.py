@@ -73,7 +73,7 @@ class Evaluator:
     run, name = self._workdir.run(cell.name), self._task.name
     with store.locked_together(self._workdir, cell.name) as is_free:
       if not is_free or processes.from_first(
-        'is evaluated', lambda: run.evaluation(name).exists()
+        'is evaluated', lambda: results.marker(run, name).exists()
       ):
         console.say('evaluate', f'{cell.name}: left to another command')
         self._skip(len(self._task.items))

@@ -2,22 +2,58 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import pathlib
 from typing import Any
 
 import numpy as np
 
 from edsft_jax import errors, store, study
-from edsft_jax.evaluation import metrics
-from edsft_jax.evaluation.task import Item, Response, Task
+from edsft_jax.evaluation import metrics as metrics_lib
+from edsft_jax.evaluation.task import Item, Metric, Response, Task
+from edsft_jax.evaluation.tasks import JUDGED
 
-# What every row of items.jsonl has besides id, task, reference and metrics.
-_ITEM_COLUMNS = (
-  'prediction',
+# What every row of items.jsonl has besides id, task, prediction, reference and
+# metrics.
+GENERATION_COLUMNS = (
   'num_prompt_tokens',
   'num_generated_tokens',
   'truncated',
   'finish',
 )
+
+
+def marker(run: store.Run, task: str) -> pathlib.Path:
+  """The file that exists once a cell's answers on a task are written."""
+  return run.generation(task) if task in JUDGED else run.evaluation(task)
+
+
+def read_fingerprint(path: pathlib.Path) -> Mapping[str, Any]:
+  """The fingerprint in a file named by `marker`.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  if path.name == 'eval.json':
+    return store.read_evaluation(path)['fingerprint']
+  return read_generation(path)['fingerprint']
+
+
+def read_generation(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a generation.json.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  try:
+    contents = store.read_json(path)
+    for field in ('version', 'about', 'counts', 'fingerprint'):
+      contents[field]
+  except (ValueError, KeyError, TypeError) as error:
+    raise errors.InputError(
+      f'{path} is damaged ({error!r}): delete it and run the evaluate stage '
+      'again'
+    ) from error
+  return contents
 
 
 def make_rows(
@@ -31,27 +67,43 @@ def make_rows(
   Raises:
     InputError: a metric is not finite.
   """
-  columns = {metric.column or name for name, metric in task.metrics.items()}
-  needed = {*_ITEM_COLUMNS, *columns}
-  rows = []
-  for item, given in zip(items, responses, strict=True):
-    row = {
+  metrics = {} if task.name in JUDGED else task.metrics
+  rows = [
+    {
       'id': item.id,
       'task': item.task,
       **({'category': item.category} if item.category else {}),
       'reference': item.reference,
       **task.score(item, given),
     }
+    for item, given in zip(items, responses, strict=True)
+  ]
+  check_rows(rows, metrics, task.name, cell)
+  return rows
+
+
+def check_rows(
+  rows: Sequence[Mapping[str, Any]],
+  metrics: Mapping[str, Metric],
+  task: str,
+  cell: study.Cell,
+) -> None:
+  """Requires all columns, and finite numbers.
+
+  Raises:
+    InputError: a metric is not finite.
+  """
+  columns = {metric.column or name for name, metric in metrics.items()}
+  needed = {'prediction', *GENERATION_COLUMNS, *columns}
+  for row in rows:
     if lacking := sorted(needed - row.keys()):
-      raise TypeError(f'the rows of task {task.name} have no {lacking}')
+      raise TypeError(f'the rows of task {task} have no {lacking}')
     for name in columns:
       if not np.isfinite(row[name]):
         raise errors.InputError(
-          f'evaluating {cell.name} on {task.name}: the {name} of {row["id"]!r} '
-          "is not finite: the model's numbers overflow; check model.dtype"
+          f'evaluating {cell.name} on {task}: the {name} of {row["id"]!r} is '
+          "not finite: the model's numbers overflow; check model.dtype"
         )
-    rows.append(row)
-  return rows
 
 
 def write(
@@ -61,31 +113,87 @@ def write(
   rows: Sequence[Mapping[str, Any]],
   fingerprint: Mapping[str, Any],
 ) -> None:
-  """Writes items.jsonl, then eval.json, which marks the cell as done."""
-  means = metrics.aggregate(rows, task.metrics)
-  store.write_jsonl(run.items(task.name), rows)
-  store.write_json(
-    run.evaluation(task.name),
-    {
-      **dataclasses.asdict(cell),
-      'task': task.name,
-      'version': task.version,
-      **task.about,
-      'metrics': {
-        name: {**means[name], **dataclasses.asdict(metric)}
-        for name, metric in task.metrics.items()
-      },
-      **{
-        f'by_{column}': {
-          group: metrics.aggregate(some, task.metrics)
-          for group, some in metrics.group_by(rows, column).items()
-        }
-        for column in ('task', 'category')
-      },
-      'counts': dict(task.counts),
-      'fingerprint': fingerprint,
-    },
-  )
+  """Writes a cell's rows, then the file that marks it as done."""
+  if task.name in JUDGED:
+    _write_outputs(run, cell, task, rows, fingerprint)
+    return
+  about = {
+    'version': task.version,
+    **task.about,
+    'counts': dict(task.counts),
+    'fingerprint': fingerprint,
+  }
+  write_evaluation(run, cell, task.name, rows, task.metrics, about)
   # Older versions wrote these instead.
   for path in run.old_evaluation:
     path.unlink(missing_ok=True)
+
+
+def _write_outputs(
+  run: store.Run,
+  cell: study.Cell,
+  task: Task,
+  rows: Sequence[Mapping[str, Any]],
+  fingerprint: Mapping[str, Any],
+) -> None:
+  """Writes outputs.json, then generation.json."""
+  outputs = [
+    {
+      'instruction': item.text,
+      'output': row['prediction'],
+      'generator': cell.name,
+      'dataset': item.category,
+      'id': item.id,
+      **{name: row[name] for name in GENERATION_COLUMNS},
+    }
+    for item, row in zip(task.items, rows, strict=True)
+  ]
+  store.write_json(run.outputs(task.name), outputs)
+  contents = {
+    'version': task.version,
+    'about': dict(task.about),
+    'counts': dict(task.counts),
+    'fingerprint': fingerprint,
+  }
+  store.write_json(run.generation(task.name), contents)
+
+
+def write_evaluation(
+  run: store.Run,
+  cell: study.Cell,
+  task: str,
+  rows: Sequence[Mapping[str, Any]],
+  metrics: Mapping[str, Metric],
+  about: Mapping[str, Any],
+) -> None:
+  """Writes items.jsonl, then eval.json, which marks the cell as done.
+
+  Args:
+    run: the cell's files.
+    cell: the cell.
+    task: the task's name.
+    rows: of items.jsonl, with the columns that WORKSPACE.md lists.
+    metrics: the columns to average.
+    about: what eval.json has besides: version, protocol, counts, fingerprint.
+  """
+  means = metrics_lib.aggregate(rows, metrics)
+  store.write_jsonl(run.items(task), rows)
+  store.write_json(
+    run.evaluation(task),
+    {
+      **dataclasses.asdict(cell),
+      'task': task,
+      **about,
+      'metrics': {
+        name: {**means[name], **dataclasses.asdict(metric)}
+        for name, metric in metrics.items()
+      },
+      **{
+        f'by_{column}': {
+          group: metrics_lib.aggregate(some, metrics)
+          for group, some in metrics_lib.group_by(rows, column).items()
+        }
+        for column in ('task', 'category')
+      },
+    },
+  )

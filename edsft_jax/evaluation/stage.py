@@ -14,7 +14,7 @@ import tqdm
 
 from edsft_jax import console, errors, models, processes, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.evaluation import contamination
+from edsft_jax.evaluation import contamination, judging, results
 from edsft_jax.evaluation import tasks as tasks_lib
 from edsft_jax.evaluation.evaluator import Evaluator
 from edsft_jax.evaluation.task import Task
@@ -137,9 +137,7 @@ def run(
   elif first and not part:
     # Other tasks were counted by earlier runs.
     known_counts = manifest.counts('evaluate')
-    manifest.finish(
-      'evaluate', {**known_counts, 'models': len(cells), **_flat(counts)}
-    )
+    flat = _flat(counts)
     for name, count in counts.items():
       console.say(
         'evaluate',
@@ -147,6 +145,23 @@ def run(
         f'{console.count(count.pop("items"), "item")} of {name}'
         f'{_listed(count)} -> {workdir.runs}',
       )
+    judged = _judge(config, workdir, cells, manifest)
+    manifest.finish(
+      'evaluate', {**known_counts, 'models': len(cells), **flat, **judged}
+    )
+
+
+def _judge(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  cells: Sequence[study.Cell],
+  manifest: store.Manifest,
+) -> dict[str, int]:
+  """Judges what the cells answered; returns counts for the manifest."""
+  if tasks_lib.JUDGED.isdisjoint(config.evaluation.tasks):
+    return {}
+  with manifest.timed('evaluate'):
+    return judging.run(config, workdir, cells)
 
 
 def _begin(
@@ -259,13 +274,13 @@ def _pending(
   for cell in cells:
     run = workdir.run(cell.name)
     cell_hash = store.hash_json(_made_from(config, run))
-    path = run.evaluation(task)
+    path = results.marker(run, task)
     if path.exists():
       # Left if a kill came just before they were removed.
       shutil.rmtree(run.evaluation_shards(task), ignore_errors=True)
       store.refuse_change(
         f'the evaluation of {cell.name} on {task}',
-        store.read_evaluation(path)['fingerprint'],
+        results.read_fingerprint(path),
         _fingerprint(options, cell_hash),
         f'set it back, remove {path} (and those of other cells) to evaluate '
         'again, or use another --workdir',

@@ -21,6 +21,8 @@ class Metric:
     column: the column that is averaged; '' for the one with the metric's name.
     over_tasks: whether to average the means of the items' tasks, each with the
       same weight, instead of the items.
+    against_random: whether it is relative to random at the same budget and for
+      the same seed.
   """
 
   label: str
@@ -29,6 +31,7 @@ class Metric:
   weight: str = ''
   column: str = ''
   over_tasks: bool = False
+  against_random: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,6 +117,7 @@ def compare(
     if budget in levels and name in levels[budget].means
   ]
   higher = found.metrics[metric].larger_is_better
+  against_random = found.metrics[metric].against_random
   at_budgets = _judge(
     [(name, budget, levels[budget]) for name, budget in places],
     higher,
@@ -130,7 +131,8 @@ def compare(
   if whole is not None:
     tests = [(name, 0, whole) for name in shown]
     curves = {c.strategy: c for c in _judge(tests, higher, confidence)}
-    if len(found.budgets) > 1 and RANDOM in whole.means:
+    # What is relative to random at each budget does not grow with it.
+    if len(found.budgets) > 1 and RANDOM in whole.means and not against_random:
       saved, curvature_p = _savings(found, metric, whole, levels, confidence)
   for name in shown:
     curves.setdefault(name, Comparison(name, 0, Verdict.INCOMPLETE))
@@ -161,6 +163,7 @@ def _level(
     found.items[metric],
     found.fixed,
     confidence,
+    found.metrics[metric].against_random,
   )
 
 

@@ -21,14 +21,14 @@ class Test:
   Attributes:
     difference: strategy minus random.
     seeds: of the strategy.
-    random_seeds: of random.
+    random_seeds: of random; None if the metric is relative to it.
     item_variance: v_I, the part of the squared error that other items cause.
     is_fixed: whether the strategy has the same list of prompts in all seeds.
   """
 
   difference: Difference
   seeds: int
-  random_seeds: int
+  random_seeds: int | None
   item_variance: Numbers
   is_fixed: bool
 
@@ -42,16 +42,22 @@ class Level:
     noise: the pooled variance over seeds.
     fixed: strategies that have the same list of prompts in all seeds.
     tests: strategy -> its comparison with random; empty without random.
+    against_random: whether the metric is relative to random at the same budget
+      and for the same seed, so that its own value is constant.
   """
 
   means: Mapping[str, np.ndarray]
   noise: Noise
   fixed: frozenset[str]
   tests: Mapping[str, Test]
+  against_random: bool = False
 
   def interval(self, strategy: str, confidence: float) -> statistics.Interval:
     """The strategy's mean over seeds, with its interval; of one study."""
     means = self.means[strategy]
+    if self.against_random and strategy == RANDOM:
+      value = float(means.mean())
+      return statistics.Interval(value, value, value, len(means))
     error = self.noise.error(len(means), None, 0.0, strategy in self.fixed)
     return statistics.mean_interval(means, error, confidence)
 
@@ -70,9 +76,10 @@ class Level:
     test, noise = self.tests[strategy], self.noise
     error = test.difference.error
     if seeds is not None:
+      random_seeds = test.random_seeds and max(seeds, test.random_seeds)
       error = noise.with_seeds(seeds).error(
         seeds,
-        max(seeds, test.random_seeds),
+        random_seeds,
         test.item_variance,
         test.is_fixed,
       )
@@ -84,6 +91,7 @@ def compare(
   items: Items,
   fixed: frozenset[str],
   confidence: float,
+  against_random: bool = False,
 ) -> Level:
   """Compares every strategy with random.
 
@@ -92,16 +100,23 @@ def compare(
     items: weights and clusters of the items.
     fixed: deterministic strategies, if every seed has the whole pool.
     confidence: of the intervals, for a single comparison.
+    against_random: whether the values are relative to random for the same seed,
+      as win rates are: random's own are constant, and the variance of the
+      others includes random's.
   """
   means = {
     name: statistics.seed_means(value, items) for name, value in values.items()
   }
-  noise = Noise.of(means, fixed)
+  varying = means
+  if against_random:
+    varying = {name: mean for name, mean in means.items() if name != RANDOM}
+  noise = Noise.of(varying, fixed, all_vary=against_random)
   tests = {}
   for name in values if RANDOM in values else ():
     if name == RANDOM:
       continue
-    seeds, random_seeds = means[name].shape[-1], means[RANDOM].shape[-1]
+    seeds = means[name].shape[-1]
+    random_seeds = None if against_random else means[RANDOM].shape[-1]
     variance = statistics.item_variance(values[name], values[RANDOM], items)
     error = noise.error(seeds, random_seeds, variance, name in fixed)
     mean = means[name].mean(-1) - means[RANDOM].mean(-1)
@@ -112,4 +127,4 @@ def compare(
       variance,
       name in fixed,
     )
-  return Level(means, noise, fixed, tests)
+  return Level(means, noise, fixed, tests, against_random)

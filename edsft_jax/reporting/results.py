@@ -26,12 +26,15 @@ class Metric:
     label: its name in headings.
     larger_is_better: False if smaller values are better.
     meaning: what it measures, with the unit.
+    against_random: whether it is relative to random at the same budget and for
+      the same seed.
   """
 
   task: str
   label: str
   larger_is_better: bool
   meaning: str
+  against_random: bool = False
 
   @property
   def direction(self) -> str:
@@ -319,6 +322,7 @@ def _add(
         metric['label'],
         metric['larger_is_better'],
         metric.get('meaning', metric['label']),
+        metric.get('against_random', False),
       ),
     )
     evaluation.num_items[task] = metric['n']

@@ -52,7 +52,7 @@ class Variance:
   """
 
   value: Numbers
-  freedom: int
+  freedom: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,31 +207,45 @@ class Noise:
 
   Attributes:
     drawn: of strategies whose lists differ from seed to seed, and random.
-    num_drawn: how many these are.
+    num_drawn: how many these are; fewer, if they are not independent.
     fixed: of strategies with a single list; None if there are none.
     num_fixed: how many these are.
   """
 
   drawn: Variance
-  num_drawn: int
+  num_drawn: float
   fixed: Variance | None = None
   num_fixed: int = 0
 
   @classmethod
   def of(
-    cls, means: Mapping[str, np.ndarray], fixed: frozenset[str]
+    cls,
+    means: Mapping[str, np.ndarray],
+    fixed: frozenset[str],
+    all_vary: bool = False,
   ) -> 'Noise':
     """Pools the variances.
 
     Args:
       means: strategy -> the metric by seed, [..., R].
       fixed: names of strategies with a single list of prompts.
+      all_vary: whether the metric varies with random's list for each of them.
     """
-    drawn = [mean for name, mean in means.items() if name not in fixed]
+    drawn = [
+      mean for name, mean in means.items() if all_vary or name not in fixed
+    ]
     single = [mean for name, mean in means.items() if name in fixed]
+    variance = pooled_variance(drawn)
+    count: float = len(drawn)
+    if all_vary:
+      # Random is half of the variance of each, so that two of them have a
+      # correlation of 1/2: S variances tell as much as S / (1 + (S - 1) / 4).
+      share = 4 / (count + 3)
+      variance = Variance(variance.value, variance.freedom * share)
+      count *= share
     return cls(
-      pooled_variance(drawn),
-      len(drawn),
+      variance,
+      count,
       pooled_variance(single) if single else None,
       len(single),
     )

@@ -125,6 +125,11 @@ class Workdir:
     return self.selections / f'{strategy}.json'
 
   @property
+  def judge_answers(self) -> pathlib.Path:
+    """What the judge of alpaca_eval answered, by the content of questions."""
+    return self.root / 'judge' / 'answers.jsonl'
+
+  @property
   def locks(self) -> pathlib.Path:
     """Files without content; see `locked`."""
     return self.root / '.locks'
@@ -206,6 +211,18 @@ class Run:
   def evaluation_shards(self, task: str) -> pathlib.Path:
     """Items evaluated so far; removed when the cell is done on the task."""
     return self._evaluation_folder(task) / 'shards'
+
+  def outputs(self, task: str) -> pathlib.Path:
+    """The outputs of a task with a judge, in AlpacaEval's form."""
+    return self._evaluation_folder(task) / 'outputs.json'
+
+  def generation(self, task: str) -> pathlib.Path:
+    """What the outputs were made from; exists once they are complete."""
+    return self._evaluation_folder(task) / 'generation.json'
+
+  def annotations(self, task: str) -> pathlib.Path:
+    """What a judge preferred, in AlpacaEval's form."""
+    return self._evaluation_folder(task) / 'annotations.json'
 
   def _evaluation_folder(self, task: str) -> pathlib.Path:
     # Not every file system takes the colon of lm_eval:NAME.

@@ -6,6 +6,7 @@ with its own backend also needs torch.
 
 import gzip
 import json
+import pathlib
 
 from flax import nnx
 import formats
@@ -340,3 +341,86 @@ def test_any_task_of_the_harness_runs_in_a_study(tmp_path):
   config.evaluation.tasks = ('lm_eval:chose_words',)
   with pytest.raises(errors.InputError, match="did you mean 'choose_words'"):
     evaluation.run(config, workdir)
+
+
+# The harness's own task, with prompts from a file and shorter answers.
+IFEVAL = """task: ifeval_short
+include: {ifeval}
+dataset_path: json
+dataset_kwargs:
+  data_files: {file}
+generation_kwargs:
+  until: []
+  do_sample: false
+  temperature: 0.0
+  max_gen_toks: 20
+"""
+
+
+def test_ifeval_is_that_of_the_harness(tmp_path):
+  """Over prompts, and over instructions, of which prompts have 1 to 3."""
+  pytest.importorskip('langdetect')
+  from edsft_jax.evaluation import lm_eval as ours
+
+  words = 'length_constraints:number_words'
+  lists = [
+    [('punctuation:no_comma', {})],
+    [
+      (
+        words,
+        {'relation': 'at least', 'num_words': 5},
+      ),
+      ('startend:quotation', {}),
+    ],
+    [
+      (
+        words,
+        {'relation': 'less than', 'num_words': 40},
+      ),
+      ('keywords:forbidden_words', {'forbidden_words': ['zebra']}),
+      ('punctuation:no_comma', {}),
+    ],
+  ]
+  docs = [
+    {
+      'key': i,
+      'prompt': f'w{i + 5} w{2 * i + 9}',
+      'instruction_id_list': [name for name, _ in some],
+      'kwargs': [arguments for _, arguments in some],
+    }
+    for i, some in enumerate(lists)
+  ]
+  folder = tmp_path / 'tasks'
+  folder.mkdir()
+  yaml = pathlib.Path(lm_eval.__file__).parent / 'tasks/ifeval/ifeval.yaml'
+  text = IFEVAL.format(ifeval=yaml, file=_save(tmp_path, 'docs', docs))
+  (folder / 'ifeval.yaml').write_text(text)
+  config = tiny_study.config()
+  config.evaluation.tasks = ('lm_eval:ifeval_short',)
+  config.evaluation.lm_eval.include_path = str(folder)
+  workdir = tiny_study.make(tmp_path / 'run')
+  with tiny_study.on_one_device():
+    evaluation.run(config, workdir)
+    adapter = ours.EdsftLM(str(tiny_study.MODEL))
+  from lm_eval.tasks import TaskManager
+
+  theirs = lm_eval.simple_evaluate(
+    adapter,
+    tasks=['ifeval_short'],
+    bootstrap_iters=0,
+    task_manager=TaskManager(include_path=str(folder)),
+  )['results']['ifeval_short']
+  path = workdir.run('no_finetuning-k0-seed0').evaluation(
+    'lm_eval:ifeval_short'
+  )
+  found = store.read_evaluation(path)['metrics']
+  assert set(found) == {
+    f'{level}_level_{kind}_acc'
+    for level in ('prompt', 'inst')
+    for kind in ('strict', 'loose')
+  }
+  for name, metric in found.items():
+    assert metric['value'] == pytest.approx(theirs[f'{name},none'])
+  # Not the mean over prompts of their shares of instructions.
+  rows = store.read_jsonl(path.with_name('items.jsonl'))
+  assert [row['num_inst_level_strict_acc'] for row in rows] == [1, 2, 3]

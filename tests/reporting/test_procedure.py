@@ -4,6 +4,7 @@ demo_items.npz has the items of all 40 cells of the quickstart, as it was when
 every seed had the whole pool and budgets were 100, 200 and 400.
 """
 
+import dataclasses
 import importlib.util
 import math
 import pathlib
@@ -398,3 +399,61 @@ def test_simulated_flat_curves_cannot_tell(script):
 def test_simulated_lists_that_never_change_are_not_taken_for_many(script):
   case = script.Case(seeds=10, ratio=0.5, slope=2.0, whole_pool=True)
   assert script.simulate(case, 150).rates()['false_verdicts'] <= 0.03
+
+
+def _win_rates(rng, seeds, gap, num_studies):
+  """Studies of random and two strategies, compared for the same seed.
+
+  The first strategy is better by `gap`, the second as good as random.
+  """
+  quality = rng.normal(scale=2.0, size=(3, num_studies, seeds, 1))
+  quality[1] += gap
+  items = rng.normal(scale=10.0, size=(2, num_studies, seeds, 50))
+  rate = 50 + quality[1:] - quality[0] + items
+  return {'random': np.full_like(rate[0], 50.0), 'a': rate[0], 'b': rate[1]}
+
+
+@pytest.mark.parametrize('fixed', [frozenset(), frozenset({'a', 'b'})])
+def test_rates_against_random_are_tested_by_their_own_variance(fixed):
+  """Random's own rate never varies, which says nothing about the others."""
+  rng = np.random.default_rng(0)
+  items = statistics.Items.independent(50)
+
+  def found(gap, against_random=True):
+    values = _win_rates(rng, 3, gap, 2000)
+    level = procedure.compare(values, items, fixed, 0.95, against_random)
+    p_values = [level.tests[name].difference.p_value for name in ('a', 'b')]
+    return [float(np.mean(p < 0.05)) for p in p_values]
+
+  assert max(found(0.0)) < 0.06
+  if not fixed:
+    better, same = found(8.0)
+    assert better > 0.7
+    assert same < 0.06
+
+
+def test_a_rate_against_random_has_no_savings_and_random_no_interval(demo):
+  relative = found(demo)
+  metrics = {
+    name: dataclasses.replace(metric, against_random=True)
+    for name, metric in relative.metrics.items()
+  }
+  evaluations = {
+    cell: dataclasses.replace(
+      one,
+      items={
+        name: values * 0 + 50 if cell.strategy == 'random' else values
+        for name, values in one.items.items()
+      },
+    )
+    for cell, one in relative.evaluations.items()
+  }
+  relative = dataclasses.replace(
+    relative, metrics=metrics, evaluations=evaluations
+  )
+  compared = comparison.compare(relative, 'rouge_l', LEVEL)
+  assert not compared.savings
+  assert set(compared.curves) == set(STRATEGIES) - {'random'}
+  assert all(one.detectable for one in compared.curves.values())
+  interval = compared.interval('random', 200, LEVEL)
+  assert interval.low == interval.high == pytest.approx(50)

@@ -7,14 +7,17 @@ import ml_collections
 from edsft_jax import errors
 from edsft_jax.evaluation.task import Metric, Task
 from edsft_jax.evaluation.tasks import harness
+from edsft_jax.evaluation.tasks.alpaca_eval import AlpacaEval
 from edsft_jax.evaluation.tasks.bbh import Bbh
 from edsft_jax.evaluation.tasks.gsm8k import Gsm8k
 from edsft_jax.evaluation.tasks.heldout import Heldout
 from edsft_jax.evaluation.tasks.mmlu import Mmlu
 
 TASKS: Mapping[str, type[Task]] = {
-  task.name: task for task in (Heldout, Mmlu, Bbh, Gsm8k)
+  task.name: task for task in (Heldout, Mmlu, Bbh, Gsm8k, AlpacaEval)
 }
+# Tasks whose answers are compared by a judge, once all cells have answered.
+JUDGED = frozenset({AlpacaEval.name})
 
 
 def find(name: str, config: ml_collections.ConfigDict) -> type[Task]:

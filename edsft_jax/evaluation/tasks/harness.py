@@ -4,7 +4,7 @@ The harness makes the prompts, finds the answers and scores them; requests run
 on our engine, for all cells with one compilation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import pathlib
 import types
@@ -30,6 +30,9 @@ PREFIX = 'lm_eval:'
 # number of tokens.
 _SHOTS_SEED = 1234
 _MAX_NEW_TOKENS = 256
+_MEANS = ('mean', 'nanmean')
+# ifeval's: each item has several instructions, and the mean is over these.
+_MEAN_OVER_PARTS = 'agg_inst_level_acc'
 
 
 class HarnessTask:
@@ -203,7 +206,7 @@ class HarnessTask:
       )
       for name, value in found.items():
         row[_column(name, group.name, len(task._filters))] = value
-    row = {name: float(row[name]) for name in self.metrics}
+    row = dict(_columns(row, self.metrics))
     texts = [r.text for r in responses if isinstance(r, Generated)]
     request = item.requests[0]
     num_targets = getattr(request, 'num_targets', 0)
@@ -255,13 +258,16 @@ def find(name: str, include_path: str) -> type[HarnessTask]:
     better, means = task.higher_is_better(), task.aggregation()
     for group in task._filters:
       for metric, aggregation in means.items():
-        if getattr(aggregation, '__name__', '') not in ('mean', 'nanmean'):
+        kind = getattr(aggregation, '__name__', '')
+        if kind not in (*_MEANS, _MEAN_OVER_PARTS):
           continue
+        over = 'items' if kind in _MEANS else 'the instructions of all items'
         column = _column(metric, group.name, len(task._filters))
         metrics[column] = Metric(
           column,
           bool(better.get(metric, True)),
-          f'mean over items, by lm-evaluation-harness ({harness_name})',
+          f'mean over {over}, by lm-evaluation-harness ({harness_name})',
+          weight='' if kind in _MEANS else f'num_{column}',
         )
   if not metrics:
     raise errors.InputError(
@@ -278,6 +284,18 @@ def find(name: str, include_path: str) -> type[HarnessTask]:
   return types.new_class(
     'HarnessTask', (HarnessTask,), exec_body=lambda body: body.update(members)
   )
+
+
+def _columns(
+  row: Mapping[str, Any], metrics: Mapping[str, Metric]
+) -> Iterator[tuple[str, float]]:
+  """Numbers of an item; of several parts, their mean and their number."""
+  for name, metric in metrics.items():
+    if metric.weight:
+      yield name, sum(row[name]) / len(row[name])
+      yield metric.weight, len(row[name])
+    else:
+      yield name, float(row[name])
 
 
 def _column(metric: str, filter_name: str, num_filters: int) -> str:
@@ -308,6 +326,9 @@ def _load(name: str, include_path: str) -> tuple[Any, ...]:
     return tuple(manager.load([name])['tasks'].values())
   except Exception as error:  # The harness and `datasets` raise many kinds.
     reason = ' '.join(str(error).split()) or type(error).__name__
+    remedy = 'check its data'
+    if isinstance(error, ImportError):
+      remedy = 'install this package'
     raise errors.InputError(
-      f'{PREFIX}{name} cannot be loaded ({reason}): check its data'
+      f'{PREFIX}{name} cannot be loaded ({reason}): {remedy}'
     ) from None
