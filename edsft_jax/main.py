@@ -91,6 +91,7 @@ edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
 Stages, in this order; naming none runs all:
 {stages}
   {pipeline.PREVIEW.name:<9} {pipeline.PREVIEW.about}
+  {pipeline.PLAN.name:<9} {pipeline.PLAN.about}
   {pipeline.VERIFY.name:<9} {pipeline.VERIFY.about}
 
 Common options; configs/default.py has all of them:

@@ -16,12 +16,12 @@ from edsft_jax.strategies.registry import RANDOM
 
 @dataclasses.dataclass(frozen=True)
 class Test:
-  """A strategy compared with random.
+  """A strategy compared with another one, as a rule with random.
 
   Attributes:
-    difference: strategy minus random.
+    difference: strategy minus the other.
     seeds: of the strategy.
-    random_seeds: of random.
+    random_seeds: of random, or the other.
     item_variance: v_I, the part of the squared error that other items cause.
     is_fixed: whether the strategy has the same list of prompts in all seeds.
   """
@@ -42,12 +42,15 @@ class Level:
     noise: the pooled variance over seeds.
     fixed: strategies that have the same list of prompts in all seeds.
     tests: strategy -> its comparison with random; empty without random.
+    control: the comparison of two further strategies that was asked for; None
+      if they have no results.
   """
 
   means: Mapping[str, np.ndarray]
   noise: Noise
   fixed: frozenset[str]
   tests: Mapping[str, Test]
+  control: Test | None = None
 
   def interval(self, strategy: str, confidence: float) -> statistics.Interval:
     """The strategy's mean over seeds, with its interval; of one study."""
@@ -56,21 +59,20 @@ class Level:
     return statistics.mean_interval(means, error, confidence)
 
   def detectable(
-    self, strategy: str, seeds: int | None, alpha: float, num_tests: int
+    self, test: Test, seeds: int | None, alpha: float, num_tests: int
   ) -> Numbers:
-    """The smallest difference from random that is found four times in five.
+    """The smallest difference that is found four times in five.
 
     Args:
-      strategy: the strategy.
+      test: of the strategy.
       seeds: of every strategy, and of random, which may have more; None: as
         they are.
       alpha: the level of all tests together.
       num_tests: how many share this level.
     """
-    test, noise = self.tests[strategy], self.noise
     error = test.difference.error
     if seeds is not None:
-      error = noise.with_seeds(seeds).error(
+      error = self.noise.with_seeds(seeds).error(
         seeds,
         max(seeds, test.random_seeds),
         test.item_variance,
@@ -84,6 +86,7 @@ def compare(
   items: Items,
   fixed: frozenset[str],
   confidence: float,
+  control: tuple[str, str] | None = None,
 ) -> Level:
   """Compares every strategy with random.
 
@@ -92,24 +95,31 @@ def compare(
     items: weights and clusters of the items.
     fixed: deterministic strategies, if every seed has the whole pool.
     confidence: of the intervals, for a single comparison.
+    control: two strategies to compare with each other, too: first minus second.
   """
   means = {
     name: statistics.seed_means(value, items) for name, value in values.items()
   }
   noise = Noise.of(means, fixed)
-  tests = {}
-  for name in values if RANDOM in values else ():
-    if name == RANDOM:
-      continue
-    seeds, random_seeds = means[name].shape[-1], means[RANDOM].shape[-1]
-    variance = statistics.item_variance(values[name], values[RANDOM], items)
-    error = noise.error(seeds, random_seeds, variance, name in fixed)
-    mean = means[name].mean(-1) - means[RANDOM].mean(-1)
-    tests[name] = Test(
+
+  def test(name: str, other: str) -> Test:
+    seeds, other_seeds = means[name].shape[-1], means[other].shape[-1]
+    variance = statistics.item_variance(values[name], values[other], items)
+    error = noise.error(seeds, other_seeds, variance, name in fixed)
+    mean = means[name].mean(-1) - means[other].mean(-1)
+    return Test(
       statistics.difference(mean, error, confidence),
       seeds,
-      random_seeds,
+      other_seeds,
       variance,
       name in fixed,
     )
-  return Level(means, noise, fixed, tests)
+
+  names = [name for name in values if name != RANDOM]
+  return Level(
+    means,
+    noise,
+    fixed,
+    {name: test(name, RANDOM) for name in names} if RANDOM in values else {},
+    test(*control) if control and set(control) <= set(values) else None,
+  )
