@@ -75,11 +75,12 @@ def _tasks(pool: store.Prompts, orders: Orders) -> list[Section]:
     Section(
       f'Tasks of the first {orders.largest:,} picks',
       [
-        f'Columns: {_numbered(orders)}. The last row is the share of the picks '
+        f'Strategies: {_numbered(orders)}. The last row is the share of the picks '
         "that would have to be in another task for the pool's proportions."
       ],
       ['task', 'pool', *_numbers(orders)],
       rows,
+      ['task', 'pool', *orders.ids],
     )
   ]
 
@@ -127,6 +128,7 @@ def _overlap(
         [f'{i} {one}', *(shared(one, other) for other in orders.ids)]
         for i, one in enumerate(orders.ids, start=1)
       ],
+      ['strategy', *orders.ids],
     )
   ]
 
@@ -158,18 +160,20 @@ def _coverage(
   drawn = '' if RANDOM in orders.ids else ' (drawn for this plan)'
   return [
     Section(
-      'Coverage: the largest distance from a prompt to its nearest pick',
+      'Coverage: radius',
       [
-        'Of features, mean over seeds; in parentheses, relative to '
+        'The largest distance of features from any prompt to its nearest '
+        'pick, mean over seeds; in parentheses, relative to '
         f'random{drawn} at the same budget: less is better.'
       ],
       columns,
       table({name: one.radius for name, one in found.items()}),
     ),
     Section(
-      'Coverage: the mean distance from a prompt to its nearest pick',
-      columns=columns,
-      rows=table({name: one.mean for name, one in found.items()}),
+      'Coverage: mean distance',
+      ['The same, averaged over prompts.'],
+      columns,
+      table({name: one.mean for name, one in found.items()}),
     ),
   ]
 

@@ -17,6 +17,8 @@ class Section:
     lines: sentences.
     columns: header of a table; empty without one.
     rows: its rows.
+    long_columns: header with names, where there is room for them; empty: the
+      same as `columns`.
     num_text: how many of the first columns are text, which is aligned left.
       Numbers, to the right of them, are aligned right.
   """
@@ -25,6 +27,7 @@ class Section:
   lines: Sequence[str] = ()
   columns: Sequence[str] = ()
   rows: Sequence[Sequence[str]] = ()
+  long_columns: Sequence[str] = ()
   num_text: int = 1
 
   def text(self) -> str:
