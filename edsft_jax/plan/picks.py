@@ -75,7 +75,7 @@ def _tasks(pool: store.Prompts, orders: Orders) -> list[Section]:
     Section(
       f'Tasks of the first {orders.largest:,} picks',
       [
-        f'Strategies: {_numbered(orders)}. The last row is the share of the picks '
+        f'Strategies: {_numbered(orders)}. The last row is the share of picks '
         "that would have to be in another task for the pool's proportions."
       ],
       ['task', 'pool', *_numbers(orders)],
