@@ -1,9 +1,10 @@
 """How long scoring and selection take: recorded, or measured on a sample."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import math
 import time
+from typing import TypeVar
 
 import ml_collections
 import numpy as np
@@ -16,6 +17,10 @@ from edsft_jax.scoring import encoding
 from edsft_jax.scoring import stage as scoring
 from edsft_jax.strategies import choosing, derived, parts, registry
 from edsft_jax.strategies.view import View
+
+T = TypeVar('T')
+# What is done, how its seconds are known, and these.
+_Time = tuple[str, str, float]
 
 # Prompts that selection is measured on; more are extrapolated to.
 _MOST_PROMPTS = 2000
@@ -30,49 +35,47 @@ def section(
 ) -> Section:
   """Seconds of scoring and of every strategy that computes with features."""
   manifest = store.Manifest(workdir)
-  lines, rows = [], []
+  measure = config.plan.sample_prompts > 0
+  lines: list[str] = []
+  rows: list[_Time] = []
   feature_NxD = None
   if store.feature_files(workdir):
     feature_NxD = store.read_features(workdir)
   if manifest.is_done('score'):
-    rows.append(['scoring', manifest.stages['score'].seconds, 'recorded'])
-  elif config.plan.sample_prompts:
+    rows.append(('scoring', 'recorded', manifest.stages['score'].seconds))
+  elif measure:
     sample = _score_sample(config, pool)
-    rows.append(['scoring', sample.total, 'estimated'])
+    rows.append(('scoring', 'estimated', sample.total))
     lines.append(sample.sentence())
     feature_NxD = _like(sample.features, len(pool))
   for row in registry.rows(config.selection.strategies):
     path = workdir.selection_record(row.name)
     record = store.read_json(path) if path.exists() else {}
     if 'seconds' in record:
-      rows.append([row.name, record['seconds'], 'recorded'])
-    elif 'features' in row.reads and feature_NxD is not None:
-      if not config.plan.sample_prompts:
-        continue
+      rows.append((row.name, 'recorded', record['seconds']))
+    elif measure and 'features' in row.reads and feature_NxD is not None:
       seconds, note = _selection(config, pool, row, feature_NxD)
-      rows.append([row.name, seconds, 'estimated'])
+      rows.append((row.name, 'estimated', seconds))
       lines.append(note)
-  return _table(config, rows, lines)
-
-
-def _table(
-  config: ml_collections.ConfigDict,
-  rows: Sequence[Sequence[object]],
-  lines: list[str],
-) -> Section:
   price = config.report.price_per_hour
-  shown = []
-  for what, seconds, how in rows:
-    assert isinstance(seconds, float | int)
-    row = [str(what), str(how), wording.duration(seconds)]
-    shown.append([*row, f'{price * seconds / 3600:,.2f}'] if price else row)
-  if not shown:
+  if not rows:
     lines.append('Not measured: set plan.sample_prompts above 0.')
   elif not price:
     lines.append('Set report.price_per_hour to see what this machine costs.')
-  columns = ['', '', 'time', *(['price'] if price else [])]
   return Section(
-    'Time of scoring and choosing, all seeds', lines, columns, shown, num_text=2
+    'Time of scoring and choosing, all seeds',
+    lines,
+    ['work', 'how known', 'time', *(['price'] if price else [])],
+    [
+      [
+        work,
+        how,
+        wording.duration(seconds),
+        *([f'{price * seconds / 3600:,.2f}'] if price else []),
+      ]
+      for work, how, seconds in rows
+    ],
+    num_text=2,
   )
 
 
@@ -140,13 +143,13 @@ def _score_sample(
   scorer = scoring.scorers(c, decoder, mesh, shapes, prefix, end_ids, size)(
     c.batch_tokens
   )
-  scores, cold = _timed(lambda: scorer(encoded.tokens, generate_N[place_S]))
-  _, warm = _timed(lambda: scorer(encoded.tokens, generate_N[place_S]))
-  loading = time.monotonic() - start - cold - warm + max(cold - warm, 0.0)
+  scorer(encoded.tokens, generate_N[place_S])
+  scores, warm = _timed(lambda: scorer(encoded.tokens, generate_N[place_S]))
+  loading = max(time.monotonic() - start - 2 * warm, 0.0)
   return _Sample(size, len(pool), loading, warm, scores.features)
 
 
-def _timed(work: Callable[[], object]) -> tuple[object, float]:
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
   start = time.monotonic()
   result = work()
   return result, time.monotonic() - start
@@ -189,6 +192,8 @@ def _selection(
       f' and half of them, extrapolated to {num_prompts:,} by the power '
       f'{power:.1f}'
     )
+  if 'kernel' in row.reads and not derived.configured(config.selection.kernel):
+    measured += ', without the search for a kernel width'
   return total, f'{measured}, for {lists} x {budget:,} picks.'
 
 
