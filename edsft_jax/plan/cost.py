@@ -1,5 +1,7 @@
 """What answers cost: per strategy and budget, and for the whole study."""
 
+from collections.abc import Callable
+
 import ml_collections
 import numpy as np
 
@@ -28,50 +30,37 @@ def sections(
   }
   read['(pool mean)'] = [pool_mean] * len(orders.budgets)
   columns = ['strategy', *(f'{b:,} answers' for b in orders.budgets)]
+
+  def rows(text: Callable[[float, int], str]) -> list[list[str]]:
+    """A cell per strategy and budget, from its mean words and its answers."""
+    return [
+      [name, *map(text, means, orders.budgets)] for name, means in read.items()
+    ]
+
   made = [
     Section(
       'Words to read, and per prompt',
-      columns=columns,
-      rows=[
-        [
-          name,
-          *(
-            f'{mean * budget:,.0f} ({mean:,.1f})'
-            for mean, budget in zip(means, orders.budgets, strict=True)
-          ),
-        ]
-        for name, means in read.items()
-      ],
-      lines=[_to_buy(config, workdir, orders, words)],
+      [_to_buy(config, workdir, orders, words)],
+      columns,
+      rows(lambda mean, budget: f'{mean * budget:,.0f} ({mean:,.1f})'),
     )
   ]
+  title = 'Price of the answers'
   if not c.price_per_answer and not c.price_per_word:
     note = (
       'No prices: set annotation.price_per_answer or annotation.price_per_word '
       'to see what answers cost.'
     )
-    return [*made, Section('Price of the answers', [note])]
-  return [
-    *made,
-    Section(
-      'Price of the answers',
-      columns=columns,
-      rows=[
-        [
-          name,
-          *(
-            f'{budget * (c.price_per_answer + c.price_per_word * mean):,.2f}'
-            for mean, budget in zip(means, orders.budgets, strict=True)
-          ),
-        ]
-        for name, means in read.items()
-      ],
-      lines=[
-        f'{c.price_per_answer:g} per answer and {c.price_per_word:g} per word '
-        'of its prompt; means over seeds.'
-      ],
-    ),
-  ]
+    return [*made, Section(title, [note])]
+  note = (
+    f'{c.price_per_answer:g} per answer and {c.price_per_word:g} per word of '
+    'its prompt; means over seeds.'
+  )
+
+  def price(mean: float, budget: int) -> str:
+    return f'{budget * (c.price_per_answer + c.price_per_word * mean):,.2f}'
+
+  return [*made, Section(title, [note], columns, rows(price))]
 
 
 def _to_buy(

@@ -1,5 +1,6 @@
 """What strategies picked: tasks, overlap, coverage, bounds and examples."""
 
+import collections
 from collections.abc import Mapping, Sequence
 
 import ml_collections
@@ -10,10 +11,12 @@ from edsft_jax.plan import coverage
 from edsft_jax.plan.orders import Orders
 from edsft_jax.plan.section import Section
 from edsft_jax.reporting import results
+from edsft_jax.strategies import parts
 from edsft_jax.strategies.registry import RANDOM
 
 # Tasks with a row of their own.
 MAX_TASKS = 10
+NO_TASK = '(no task)'
 # Picks shown of each strategy, and characters of each.
 NUM_SHOWN = 3
 MAX_CHARACTERS = 120
@@ -41,34 +44,31 @@ def _tasks(pool: store.Prompts, orders: Orders) -> list[Section]:
   """The share of each task among the picks, next to its share of the pool."""
   if pool.tasks is None:
     return []
-  of_id = dict(zip(pool.ids, pool.tasks, strict=True))
-  names, counts = np.unique(pool.tasks, return_counts=True)
-  ranked = [str(name) for name in names[np.argsort(-counts, kind='stable')]]
-  groups = {task: task for task in ranked[:MAX_TASKS]}
-  rest = f'{len(ranked) - MAX_TASKS} smaller tasks'
-  shares = {'pool': _shares(pool.tasks)}
+  labels = [NO_TASK if task is None else task for task in pool.tasks]
+  of_id = dict(zip(pool.ids, labels, strict=True))
+  shares = {'pool': _shares(labels)}
   for name, lists in orders.lists.items():
     shares[name] = _shares([of_id[i] for ids in lists for i in ids])
-  rows = []
-  shown = [*groups, *([rest] if len(ranked) > MAX_TASKS else [])]
-  for task in shown:
-    members = [task] if task in groups else ranked[MAX_TASKS:]
-    rows.append(
-      [
-        task[:30],
-        *(
-          f'{sum(share.get(m, 0.0) for m in members):.1%}'
-          for share in shares.values()
-        ),
-      ]
-    )
+  ranked = [task for task, _ in collections.Counter(labels).most_common()]
+  groups = {task[:30]: [task] for task in ranked[:MAX_TASKS]}
+  if rest := ranked[MAX_TASKS:]:
+    groups[f'{len(rest)} smaller tasks'] = rest
+  rows = [
+    [
+      label,
+      *(
+        f'{sum(share.get(task, 0.0) for task in members):.1%}'
+        for share in shares.values()
+      ),
+    ]
+    for label, members in groups.items()
+  ]
   distances = [
-    sum(abs(share.get(t, 0) - shares['pool'][t]) for t in ranked) / 2
+    sum(abs(share.get(t, 0.0) - shares['pool'][t]) for t in ranked) / 2
     for share in shares.values()
   ]
-  reached = [len(share) for share in shares.values()]
   rows += [
-    ['tasks with a pick', *map(str, reached)],
+    ['tasks with a pick', *(f'{len(share):,}' for share in shares.values())],
     ['share that would have to move', *(f'{d:.1%}' for d in distances)],
   ]
   return [
@@ -86,8 +86,8 @@ def _tasks(pool: store.Prompts, orders: Orders) -> list[Section]:
 
 
 def _shares(tasks: Sequence[str]) -> dict[str, float]:
-  names, counts = np.unique(tasks, return_counts=True)
-  return dict(zip(map(str, names), counts / len(tasks), strict=True))
+  counts = collections.Counter(tasks)
+  return {task: count / len(tasks) for task, count in counts.items()}
 
 
 def _numbers(orders: Orders) -> list[str]:
@@ -115,7 +115,7 @@ def _overlap(
     ]
     return f'{np.mean(common):.0%}' if common else '–'
 
-  part = int(config.study.pool_fraction * len(pool))
+  part = parts.num_prompts(config.study.pool_fraction, len(pool))
   return [
     Section(
       f'Picks in common among the first {orders.largest:,}',
