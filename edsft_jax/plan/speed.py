@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
-import math
+import functools
 import time
 from typing import TypeVar
 
@@ -173,28 +173,27 @@ def _selection(
   """Seconds for all lists of a strategy, and how they were measured."""
   num_prompts = parts.num_prompts(config.study.pool_fraction, len(pool))
   size = min(num_prompts, len(feature_NxD), _MOST_PROMPTS)
-  sizes = [size] if size == num_prompts else [size // 2, size]
   budget = max(config.study.budgets)
-  seconds = []
-  for n in sizes:
-    picks = max(1, budget * n // num_prompts)
-    seconds.append(_choose(config, pool, row, feature_NxD[:n], picks))
-  power = 0.0
-  if len(seconds) > 1:
-    power = min(max(math.log2(seconds[1] / seconds[0]), 1.0), 3.0)
   lists = 1
   if study.lists_differ(config, row):
     lists = len(study.seeds(config, row.name))
-  total = seconds[-1] * (num_prompts / size) ** power * lists
-  measured = f'{row.name}: measured with {size:,} prompts'
-  if len(seconds) > 1:
-    measured += (
-      f' and half of them, extrapolated to {num_prompts:,} by the power '
-      f'{power:.1f}'
-    )
+  work = functools.partial(
+    _choose,
+    config,
+    pool,
+    row,
+    feature_NxD[:size],
+    max(1, budget * size // num_prompts),
+  )
+  _, cold = _timed(work)
+  _, warm = _timed(work)
+  note = f'{row.name}: measured with {size:,} prompts'
+  if size < num_prompts:
+    note += f', taken to grow with their square to {num_prompts:,}'
   if 'kernel' in row.reads and not derived.configured(config.selection.kernel):
-    measured += ', without the search for a kernel width'
-  return total, f'{measured}, for {lists} x {budget:,} picks.'
+    note += ', without the search for a kernel width'
+  seconds = max(cold - warm, 0.0) + lists * warm * (num_prompts / size) ** 2
+  return seconds, f'{note}; {lists} x {budget:,} picks.'
 
 
 def _choose(
@@ -203,8 +202,8 @@ def _choose(
   row: registry.Strategy,
   feature_NxD: np.ndarray,
   budget: int,
-) -> float:
-  """Seconds to choose from such prompts, once programs are compiled."""
+) -> selection.Selection:
+  """Has a strategy choose from such prompts."""
   kernel = config.selection.kernel
   view = View(
     pool=pool.first(len(feature_NxD)),
@@ -217,6 +216,4 @@ def _choose(
     memory_limit=int(config.selection.memory_limit * 2**30) or None,
     mesh=mesh_lib.model_mesh(**config.mesh),
   )
-  seed = config.study.seeds[0]
-  _timed(lambda: choosing.choose(row, view, budget, seed))
-  return _timed(lambda: choosing.choose(row, view, budget, seed))[1]
+  return choosing.choose(row, view, budget, config.study.seeds[0])
