@@ -141,6 +141,9 @@ def get_config() -> ml_collections.ConfigDict:
   # 'first_token_confidence' | 'min_confidence' | 'sequence_probability' (of the
   # whole continuation).
   c.selection.task_confidence = 'mean_confidence'
+  # The strategy whose picks random_length_matched has the lengths of, in
+  # characters. It shows how much of that strategy's effect is their length.
+  c.selection.length_matched_to = 'facility_location'
   # GiB that one selection may use besides the features; 0.0: a fraction of the
   # free memory, on a host at most 2.5.
   c.selection.memory_limit = 0.0
@@ -186,6 +189,20 @@ def get_config() -> ml_collections.ConfigDict:
   # Show the first prompts that this strategy chose for the first seed; '': the
   # first prompts of the pool.
   c.preview.strategy = ''
+
+  c.plan = ml_collections.ConfigDict()
+  # The workdir of an evaluated study, whose variances tell what this one could
+  # find; '': those below, or of this workdir if it has evaluations.
+  c.plan.pilot = ''
+  # Standard deviation of report.metric over seeds, and over evaluation items of
+  # a difference between two strategies; 0.0: unknown.
+  c.plan.seed_sd = 0.0
+  c.plan.item_sd = 0.0
+  # The difference of report.metric from random that would matter: the plan says
+  # how many seeds or items it needs; 0.0: none.
+  c.plan.gain = 0.0
+  # Prompts scored to measure how long the pool takes; 0: nothing is measured.
+  c.plan.sample_prompts = 32
 
   c.finetuning = ml_collections.ConfigDict()
   # 'lora' | 'full'.
@@ -377,6 +394,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.report.metric = 'rouge_l'
   # Confidence level of the intervals over seeds.
   c.report.confidence = 0.95
+  # What an hour of this machine costs, in the currency of annotation's prices;
+  # 0.0: the cost of scoring and choosing is only given in seconds.
+  c.report.price_per_hour = 0.0
   # Title of the page; '': the workdir's name.
   c.report.title = ''
 

@@ -88,16 +88,16 @@ def usage() -> str:
   return f"""\
 edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
 
-Stages, in this order; naming none runs all:
+Stages, in this order; none means all. The same command again resumes:
 {stages}
   {pipeline.PREVIEW.name:<9} {pipeline.PREVIEW.about}
+  {pipeline.PLAN.name:<9} {pipeline.PLAN.about}
   {pipeline.VERIFY.name:<9} {pipeline.VERIFY.about}
 
-Common options; configs/default.py has all of them:
+Common options; configs/default.py has all, --version prints the version:
 {options}
 Several processes: --coordinator=HOST:PORT --num_processes=N --process_id=I
-Machines that share the folder: finetune evaluate --cells=I/N (I from 0)
-The same command again resumes. --version prints the version."""
+Machines that share the folder: finetune evaluate --cells=I/N (I from 0)"""
 
 
 def main(argv: Sequence[str]) -> None:

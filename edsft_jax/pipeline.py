@@ -143,19 +143,32 @@ VERIFY = Stage(
   single_process=True,
 )
 
+PLAN = Stage(
+  'plan',
+  'edsft_jax.plan',
+  'what the study would cost and could find, before money is spent',
+  uses_study=True,
+  single_process=True,
+)
+
 # Every word of the command line, in the order in which they run.
 COMMANDS: Mapping[str, Stage] = {
   'pool': STAGES['pool'],
   PREVIEW.name: PREVIEW,
   **STAGES,
+  PLAN.name: PLAN,
   VERIFY.name: VERIFY,
 }
+
+
+# Commands that need the pool stage, and change nothing.
+_ADD_POOL = frozenset({PREVIEW.name, PLAN.name})
 
 
 def stages_asked_for(words: Sequence[str]) -> list[str]:
   """Returns the words in running order; every stage if there are none.
 
-  A preview needs the pool stage and adds it.
+  A preview and a plan need the pool stage and add it. A plan comes last.
 
   Raises:
     InputError: a word does not name a stage; suggests the nearest.
@@ -166,7 +179,7 @@ def stages_asked_for(words: Sequence[str]) -> list[str]:
   asked = {*words} or {*STAGES}
   if VERIFY.name in asked and len(asked) > 1:
     raise errors.InputError('verify runs alone: do not name stages with it')
-  if PREVIEW.name in asked:
+  if _ADD_POOL & asked:
     asked.add('pool')
   return [name for name in COMMANDS if name in asked]
 
@@ -309,8 +322,9 @@ def _run_stages(
     if name == 'annotate' and waiting and _no_cell_is_complete(workdir):
       console.say(name, f'waiting for the answers: {", ".join(waiting)}')
       break
-  # A preview may try options that differ from the study's.
-  if part is None and list(stages) != ['pool', PREVIEW.name]:
+  # A preview or plan may try options that differ from the study's.
+  only_looks = {'pool'} < {*stages} <= {'pool', *_ADD_POOL}
+  if part is None and not only_looks:
     store.write_json(workdir.config, config.to_dict())
   store.Manifest(workdir).describe(**_devices())
   console.say('done', f'in {time.monotonic() - start:.1f} s')

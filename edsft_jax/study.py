@@ -125,6 +125,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     InputError: naming the option.
   """
   _check_strategies(config.selection.strategies)
+  _check_length_matched(config.selection)
   _check_integers('study.budgets', config.study.budgets, least=1)
   _check_seeds('study.seeds', config.study.seeds)
   if config.study.random_seeds:
@@ -167,6 +168,24 @@ def _check_strategies(names: Sequence[str]) -> None:
     raise errors.InputError(
       f'selection.strategies has duplicates ({", ".join(names)}): name each '
       'once'
+    )
+
+
+def _check_length_matched(selection: ml_collections.ConfigDict) -> None:
+  others = [
+    name
+    for name in selection.strategies
+    if name not in (registry.LENGTH_MATCHED, registry.RANDOM)
+  ]
+  if registry.LENGTH_MATCHED not in selection.strategies:
+    return
+  other = selection.length_matched_to
+  if other not in others:
+    raise errors.unknown(
+      f'selection.length_matched_to {other!r}, which has to be one of '
+      'selection.strategies besides random,',
+      other,
+      others,
     )
 
 

@@ -22,7 +22,7 @@ REGISTRY = 'strategies/registry'
 ROWS: tuple[dict[str, float], ...] = (
   {'main': 0.5},
   {'pipeline': 0.5, 'config': 0.75},
-  {'verify': 0.6},
+  {'plan': 0.4, 'verify': 0.6},
   {
     'scoring': 0.08,
     'evaluation': 0.21,

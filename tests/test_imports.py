@@ -51,6 +51,18 @@ MAY_IMPORT = {
   'selection': set(),
   **{stage: BELOW_STAGES for stage in STAGES},
   'preview': {'models', 'registry', 'study', *SERVES_ALL},
+  'plan': {
+    'inference',
+    'mesh',
+    'models',
+    'registry',
+    'reporting',
+    'scoring',
+    'selection',
+    'strategies',
+    'study',
+    *SERVES_ALL,
+  },
   'verify': {'evaluation', 'reporting', 'strategies', 'study', *SERVES_ALL},
   'config': set(),
   # Stages are named in its table, and imported when their turn comes.

@@ -67,6 +67,8 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
   for name in (
     'edsft_jax/py.typed',
     'edsft_jax/models/demo/model.safetensors',
+    'edsft_jax/plan/page.html.jinja',
+    'edsft_jax/reporting/page.css',
     'edsft_jax/reporting/page.html.jinja',
   ):
     assert name in names

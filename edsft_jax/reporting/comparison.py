@@ -7,7 +7,7 @@ import enum
 import numpy as np
 
 from edsft_jax.reporting import procedure, results, savings, statistics
-from edsft_jax.strategies.registry import RANDOM
+from edsft_jax.strategies.registry import LENGTH_MATCHED, RANDOM
 
 # Numbers of seeds for which the detectable difference is told, besides those
 # that were run.
@@ -34,6 +34,9 @@ class Verdict(enum.Enum):
 @dataclasses.dataclass(frozen=True)
 class Comparison:
   """A strategy compared with random, over its whole curve or at a budget.
+
+  A control has random_length_matched instead of random, is over the whole
+  curve, and its p-value is not corrected.
 
   Attributes:
     strategy: the strategy.
@@ -69,6 +72,8 @@ class Comparisons:
     curvature_p: p-value of the test of whether the curves are lines in log2 of
       the budget; None if it cannot be made.
     levels: budget -> what the comparisons there were made from.
+    control: the strategy that random_length_matched has the lengths of, minus
+      random_length_matched; None if one of them has no results.
   """
 
   curves: Mapping[str, Comparison]
@@ -76,6 +81,7 @@ class Comparisons:
   savings: Mapping[str, savings.Saving]
   curvature_p: float | None
   levels: Mapping[int, procedure.Level]
+  control: Comparison | None = None
 
   def interval(
     self, strategy: str, budget: int, confidence: float
@@ -105,18 +111,20 @@ def compare(
   levels = {
     budget: level
     for budget in found.budgets
-    if (level := _level(found, metric, [budget], confidence))
+    if (level := level_at(found, metric, [budget], confidence))
   }
   names = [s for s in found.strategies if s != RANDOM]
+  higher = found.metrics[metric].larger_is_better
+  whole = level_at(found, metric, found.budgets, confidence)
+  control = _control(found.matched, whole, higher, confidence)
   if RANDOM not in found.strategies:
-    return Comparisons({}, {}, {}, None, levels)
+    return Comparisons({}, {}, {}, None, levels, control)
   places = [
     (name, budget)
     for name in names
     for budget in found.budgets
     if budget in levels and name in levels[budget].means
   ]
-  higher = found.metrics[metric].larger_is_better
   against_random = found.metrics[metric].against_random
   at_budgets = _judge(
     [(name, budget, levels[budget]) for name, budget in places],
@@ -127,7 +135,6 @@ def compare(
   saved: dict[str, savings.Saving] = {}
   curvature_p = None
   shown = list(dict.fromkeys(name for name, _ in places))
-  whole = _level(found, metric, found.budgets, confidence)
   if whole is not None:
     tests = [(name, 0, whole) for name in shown]
     curves = {c.strategy: c for c in _judge(tests, higher, confidence)}
@@ -142,10 +149,11 @@ def compare(
     saved,
     curvature_p,
     levels,
+    control,
   )
 
 
-def _level(
+def level_at(
   found: results.Results,
   metric: str,
   budgets: Sequence[int],
@@ -163,6 +171,7 @@ def _level(
     found.items[metric],
     found.fixed,
     confidence,
+    (found.matched, LENGTH_MATCHED) if found.matched else None,
     found.metrics[metric].against_random,
   )
 
@@ -221,15 +230,43 @@ def _judge(
         p_value,
         {}
         if p_value is None
-        else {
-          test.seeds if seeds is None else seeds: float(
-            level.detectable(name, seeds, 1 - confidence, len(tested))
-          )
-          for seeds in (None, *PLANNED_SEEDS)
-        },
+        else _detectable(level, test, 1 - confidence, len(tested)),
       )
     )
   return judged
+
+
+def _detectable(
+  level: procedure.Level, test: procedure.Test, alpha: float, num_tests: int
+) -> dict[int, float]:
+  return {
+    test.seeds if seeds is None else seeds: float(
+      level.detectable(test, seeds, alpha, num_tests)
+    )
+    for seeds in (None, *PLANNED_SEEDS)
+  }
+
+
+def _control(
+  strategy: str,
+  whole: procedure.Level | None,
+  higher_is_better: bool,
+  confidence: float,
+) -> Comparison | None:
+  """The control of a strategy, which is a single test of its own."""
+  if whole is None or whole.control is None:
+    return None
+  test = whole.control
+  tested = test.difference.tested
+  p_value = float(test.difference.p_value) if tested else None
+  return Comparison(
+    strategy,
+    0,
+    _verdict(test.difference, p_value, higher_is_better, confidence),
+    test.difference,
+    p_value,
+    _detectable(whole, test, 1 - confidence, 1) if tested else {},
+  )
 
 
 def _verdict(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from edsft_jax.reporting import money, results, savings, wording
 from edsft_jax.reporting.comparison import Comparison, Comparisons, Verdict
-from edsft_jax.strategies.registry import RANDOM
+from edsft_jax.strategies.registry import LENGTH_MATCHED, RANDOM
 
 
 def conclusions(
@@ -17,7 +17,8 @@ def conclusions(
   if RANDOM not in found.strategies:
     return [
       'Random is not among the strategies of this study, so there is nothing '
-      'to compare with.'
+      'to compare with.',
+      *_control(compared),
     ]
   if not compared.curves:
     return ['No other strategy has results to compare with random.']
@@ -28,13 +29,33 @@ def conclusions(
     if one.verdict is verdict
   ]
   if sentences:
-    return sentences
+    return [*sentences, *_control(compared)]
   if all(c.p_value is None for c in compared.curves.values()):
     reasons = dict.fromkeys(c.verdict.value for c in compared.curves.values())
     return [
       f'No strategy can be compared with random yet ({"; ".join(reasons)}).'
     ]
-  return _nothing_found(found, metric, compared)
+  return [*_nothing_found(found, metric, compared), *_control(compared)]
+
+
+def _control(compared: Comparisons) -> list[str]:
+  """Whether a strategy differs from random prompts of the same lengths."""
+  one = compared.control
+  if one is None or one.difference is None or one.p_value is None:
+    return []
+  other = f'{LENGTH_MATCHED}, random prompts of the same lengths'
+  numbers = (
+    f'{wording.signed(one.difference.mean)}, '
+    f'{wording.signed(one.difference.low)} to '
+    f'{wording.signed(one.difference.high)}'
+  )
+  if one.verdict.conclusive:
+    word = 'better' if one.verdict is Verdict.BETTER else 'worse'
+    return [f'Control: {one.strategy} is {word} than {other} ({numbers}).']
+  return [
+    f'Control: {one.strategy} is not distinguishable from {other} ({numbers}); '
+    f'detectable: {wording.detectable(one.detectable)}.'
+  ]
 
 
 def _sentence(

@@ -30,10 +30,7 @@ def prices(
   if not c.price_per_answer and not c.price_per_word:
     return {}
   budget = savings.reference_budget(config.study.budgets)
-  words = {
-    prompt_id: num_words(prompt)
-    for prompt_id, prompt in zip(pool.ids, pool.prompts, strict=True)
-  }
+  words = dict(zip(pool.ids, pool.num_words(), strict=True))
   read: dict[str, list[int]] = {}
   for (strategy, _), rows in selections.items():
     read.setdefault(strategy, []).extend(
@@ -43,13 +40,6 @@ def prices(
     strategy: c.price_per_answer + c.price_per_word * float(np.mean(counts))
     for strategy, counts in read.items()
   }
-
-
-def num_words(prompt: store.Prompt) -> int:
-  """Words that an annotator reads."""
-  if isinstance(prompt, str):
-    return len(prompt.split())
-  return sum(len((turn.get('content') or '').split()) for turn in prompt)
 
 
 def saved(

@@ -1,20 +1,19 @@
 """Renders results and exhibits as one HTML page."""
 
-import base64
 from collections.abc import Mapping, Sequence
 import dataclasses
-import importlib.resources
 import json
 from typing import Any
 
-import jinja2
 import ml_collections
 
 from edsft_jax import store, study
 from edsft_jax.reporting import (
+  account,
   comparison,
   conclusions,
   exhibits,
+  html,
   money,
   plots,
   results,
@@ -55,8 +54,9 @@ def make(
   selections = results.read_selections(config, workdir)
   pool = store.read_prompts(workdir.pool)
   prices = money.prices(config, pool, selections)
+  lengths = account.lengths(workdir, pool, selections, found.budgets)
   drawn = _draw(config, workdir, found, compared, selections, pool, timings)
-  html = _template().render(
+  text = html.template('edsft_jax.reporting', 'page.html.jinja').render(
     **_about(config, workdir, manifest, found),
     **_headline(found, headline, confidence, compared, prices),
     **drawn.others,
@@ -68,13 +68,15 @@ def make(
       )
       for name in compared
     ],
-    timings=timings,
+    lengths=lengths,
+    time_text=timings.sentence(config.report.price_per_hour),
+    choosing=account.choosing(config, workdir, timings),
     strategies=registry.STRATEGIES,
     verdicts=comparison.Verdict,
     contamination=_contamination(workdir),
   )
   return Page(
-    html=html,
+    html=text,
     exhibits=[
       exhibit
       for exhibit in (*drawn.efficiency.values(), *drawn.others.values())
@@ -86,6 +88,7 @@ def make(
         tables.comparison_rows(compared),
       ),
       'savings.csv': (tables.SAVINGS_COLUMNS, tables.savings_rows(compared)),
+      'lengths.csv': (tables.LENGTH_COLUMNS, tables.length_rows(lengths)),
     },
   )
 
@@ -193,6 +196,8 @@ def _headline(
       _verdict_row(strategy, of_metric, found.budgets, prices)
       for strategy in of_metric.curves
     ],
+    'control': of_metric.control,
+    'control_name': registry.LENGTH_MATCHED,
     'about_savings': conclusions.about_savings(of_metric, confidence),
     'has_money': bool(prices),
     'reference_budget': savings.reference_budget(found.budgets),
@@ -356,26 +361,3 @@ def _flat(counts: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     else:
       flat[label] = value
   return flat
-
-
-def _template() -> jinja2.Template:
-  source = (
-    importlib.resources.files('edsft_jax.reporting')
-    .joinpath('page.html.jinja')
-    .read_text(encoding='utf-8')
-  )
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters |= {
-    'number': lambda value: f'{value:,}',
-    'quality': lambda value: f'{value:.3f}',
-    'signed': wording.signed,
-    'probability': lambda p: '< 0.001' if p < 0.001 else f'{p:.3f}',
-    'coverage': lambda share: f'{100 * share:g}%',
-    'base64': lambda data: base64.b64encode(data).decode('ascii'),
-  }
-  return environment.from_string(source)

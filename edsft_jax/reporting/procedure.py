@@ -16,12 +16,12 @@ from edsft_jax.strategies.registry import RANDOM
 
 @dataclasses.dataclass(frozen=True)
 class Test:
-  """A strategy compared with random.
+  """A strategy compared with another one, as a rule with random.
 
   Attributes:
-    difference: strategy minus random.
+    difference: strategy minus the other.
     seeds: of the strategy.
-    random_seeds: of random; None if the metric is relative to it.
+    random_seeds: of random, or the other; None if the metric is relative to it.
     item_variance: v_I, the part of the squared error that other items cause.
     is_fixed: whether the strategy has the same list of prompts in all seeds.
   """
@@ -42,6 +42,8 @@ class Level:
     noise: the pooled variance over seeds.
     fixed: strategies that have the same list of prompts in all seeds.
     tests: strategy -> its comparison with random; empty without random.
+    control: the comparison of two further strategies that was asked for; None
+      if they have no results.
     against_random: whether the metric is relative to random at the same budget
       and for the same seed, so that its own value is constant.
   """
@@ -50,6 +52,7 @@ class Level:
   noise: Noise
   fixed: frozenset[str]
   tests: Mapping[str, Test]
+  control: Test | None = None
   against_random: bool = False
 
   def interval(self, strategy: str, confidence: float) -> statistics.Interval:
@@ -62,22 +65,21 @@ class Level:
     return statistics.mean_interval(means, error, confidence)
 
   def detectable(
-    self, strategy: str, seeds: int | None, alpha: float, num_tests: int
+    self, test: Test, seeds: int | None, alpha: float, num_tests: int
   ) -> Numbers:
-    """The smallest difference from random that is found four times in five.
+    """The smallest difference that is found four times in five.
 
     Args:
-      strategy: the strategy.
+      test: of the strategy.
       seeds: of every strategy, and of random, which may have more; None: as
         they are.
       alpha: the level of all tests together.
       num_tests: how many share this level.
     """
-    test, noise = self.tests[strategy], self.noise
     error = test.difference.error
     if seeds is not None:
       random_seeds = test.random_seeds and max(seeds, test.random_seeds)
-      error = noise.with_seeds(seeds).error(
+      error = self.noise.with_seeds(seeds).error(
         seeds,
         random_seeds,
         test.item_variance,
@@ -91,6 +93,7 @@ def compare(
   items: Items,
   fixed: frozenset[str],
   confidence: float,
+  control: tuple[str, str] | None = None,
   against_random: bool = False,
 ) -> Level:
   """Compares every strategy with random.
@@ -100,6 +103,7 @@ def compare(
     items: weights and clusters of the items.
     fixed: deterministic strategies, if every seed has the whole pool.
     confidence: of the intervals, for a single comparison.
+    control: two strategies to compare with each other, too: first minus second.
     against_random: whether the values are relative to random for the same seed,
       as win rates are: random's own are constant, and the variance of the
       others includes random's.
@@ -111,20 +115,28 @@ def compare(
   if against_random:
     varying = {name: mean for name, mean in means.items() if name != RANDOM}
   noise = Noise.of(varying, fixed, all_vary=against_random)
-  tests = {}
-  for name in values if RANDOM in values else ():
-    if name == RANDOM:
-      continue
+
+  def test(name: str, other: str) -> Test:
     seeds = means[name].shape[-1]
-    random_seeds = None if against_random else means[RANDOM].shape[-1]
-    variance = statistics.item_variance(values[name], values[RANDOM], items)
-    error = noise.error(seeds, random_seeds, variance, name in fixed)
-    mean = means[name].mean(-1) - means[RANDOM].mean(-1)
-    tests[name] = Test(
+    is_constant = against_random and other == RANDOM
+    other_seeds = None if is_constant else means[other].shape[-1]
+    variance = statistics.item_variance(values[name], values[other], items)
+    error = noise.error(seeds, other_seeds, variance, name in fixed)
+    mean = means[name].mean(-1) - means[other].mean(-1)
+    return Test(
       statistics.difference(mean, error, confidence),
       seeds,
-      random_seeds,
+      other_seeds,
       variance,
       name in fixed,
     )
-  return Level(means, noise, fixed, tests, against_random)
+
+  names = [name for name in values if name != RANDOM]
+  return Level(
+    means,
+    noise,
+    fixed,
+    {name: test(name, RANDOM) for name in names} if RANDOM in values else {},
+    test(*control) if control and set(control) <= set(values) else None,
+    against_random,
+  )

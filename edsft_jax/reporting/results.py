@@ -78,6 +78,8 @@ class Results:
     item_ids: task -> ids of its items.
     fixed: strategies that have the same list of prompts for every seed, by
       design, since every seed has the whole pool.
+    matched: the strategy that random_length_matched has the lengths of; '' if
+      this is not in the study.
   """
 
   metrics: Mapping[str, Metric]
@@ -94,6 +96,7 @@ class Results:
     default_factory=dict
   )
   fixed: frozenset[str] = frozenset()
+  matched: str = ''
 
   @property
   def num_seeds(self) -> int:
@@ -242,6 +245,9 @@ def read_results(
       for row in registry.rows(config.selection.strategies)
       if not study.lists_differ(config, row)
     ),
+    matched=config.selection.length_matched_to
+    if registry.LENGTH_MATCHED in config.selection.strategies
+    else '',
   )
 
 
@@ -404,6 +410,7 @@ def input_files(
   """The existing files that the page is made from."""
   paths = [
     workdir.pool,
+    workdir.responses,
     workdir.rejected,
     workdir.amended,
     workdir.gains_curves,

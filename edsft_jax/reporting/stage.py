@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import pathlib
 import re
 from typing import Any
@@ -29,6 +30,11 @@ def check(
     raise errors.InputError(
       f'report.confidence is {config.report.confidence}: give a number between '
       '0 and 1, such as 0.95'
+    )
+  if not 0.0 <= config.report.price_per_hour < math.inf:
+    raise errors.InputError(
+      f'report.price_per_hour is {config.report.price_per_hour}: give a price '
+      'of at least 0.0'
     )
   store.require(workdir.pool, 'pool', planned)
   if 'evaluate' not in planned:
@@ -117,7 +123,7 @@ def _inputs(
     'stages': store.hash_json(stages),
     'versions': store.hash_json(store.versions()),
     'report code': store.hash_files(
-      [*code.rglob('*.py'), *code.glob('*.jinja')]
+      [*code.rglob('*.py'), *code.glob('*.jinja'), *code.glob('*.css')]
     ),
     **{
       str(path.relative_to(workdir.root)): store.hash_file(path)

@@ -10,12 +10,15 @@ import ml_collections
 import numpy as np
 
 from edsft_jax import store, study
-from edsft_jax.reporting import comparison, money, results, savings
+from edsft_jax.reporting import account, comparison, results, savings
+from edsft_jax.strategies import registry
 
-# The budget is empty for the comparison of whole curves.
+# The strategy minus another, which is random or a control. The budget is empty
+# for the comparison of whole curves.
 COMPARISON_COLUMNS = (
   'metric',
   'strategy',
+  'minus',
   'budget',
   'difference',
   'low',
@@ -39,7 +42,8 @@ SAVINGS_COLUMNS = (
   'saving_low',
   'saving_high',
 )
-
+# Means over prompts and seeds.
+LENGTH_COLUMNS = ('strategy', 'budget', 'prompt_words', 'answer_words')
 
 CELL_COLUMNS = (
   *('strategy', 'budget', 'seed', 'task', 'metric'),
@@ -145,10 +149,7 @@ def _pick_rows(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[tuple[Any, ...]]:
   pool = store.read_prompts(workdir.pool)
-  words = {
-    prompt_id: money.num_words(prompt)
-    for prompt_id, prompt in zip(pool.ids, pool.prompts, strict=True)
-  }
+  words = dict(zip(pool.ids, pool.num_words(), strict=True))
   selections = results.read_selections(config, workdir)
   return [
     (
@@ -163,13 +164,18 @@ def _pick_rows(
 def comparison_rows(
   compared: Mapping[str, comparison.Comparisons],
 ) -> list[tuple[Any, ...]]:
-  """Rows of COMPARISON_COLUMNS: of each metric curves, then budgets."""
-  return [
-    _comparison_row(metric, one)
-    for metric, comparisons in compared.items()
-    for some in (comparisons.curves, comparisons.budgets)
-    for one in some.values()
-  ]
+  """Rows of COMPARISON_COLUMNS: of each metric curves, budgets, control."""
+  rows = []
+  for metric, found in compared.items():
+    against_random = [*found.curves.values(), *found.budgets.values()]
+    rows += [
+      _comparison_row(metric, registry.RANDOM, one) for one in against_random
+    ]
+    if found.control is not None:
+      rows.append(
+        _comparison_row(metric, registry.LENGTH_MATCHED, found.control)
+      )
+  return rows
 
 
 def savings_rows(
@@ -183,7 +189,16 @@ def savings_rows(
   ]
 
 
-def _comparison_row(metric: str, one: comparison.Comparison) -> tuple[Any, ...]:
+def length_rows(
+  lengths: Mapping[tuple[str, int], account.Lengths],
+) -> list[tuple[Any, ...]]:
+  """Rows of LENGTH_COLUMNS."""
+  return [(*key, mean.prompts, mean.answers) for key, mean in lengths.items()]
+
+
+def _comparison_row(
+  metric: str, other: str, one: comparison.Comparison
+) -> tuple[Any, ...]:
   numbers: list[float | None] = [None] * 5
   if (difference := one.difference) is not None:
     error = difference.error
@@ -201,10 +216,11 @@ def _comparison_row(metric: str, one: comparison.Comparison) -> tuple[Any, ...]:
   return (
     metric,
     one.strategy,
+    other,
     one.budget or None,
     *numbers,
     one.p_value,
-    one.verdict.value,
+    one.verdict.value.replace(registry.RANDOM, other),
     sizes[0][1] if sizes else None,
     *(dict(sizes).get(n) for n in comparison.PLANNED_SEEDS),
   )

@@ -45,15 +45,22 @@ class Timing:
     """Seconds of select."""
     return self.seconds.get('select', 0.0)
 
-  def sentence(self) -> str:
-    """Selection's share of the total time, as a sentence."""
+  def sentence(self, price_per_hour: float = 0.0) -> str:
+    """Selection's share of the total time, as a sentence, and its price."""
     if not self.total:
       return 'No stage has recorded its time.'
-    return (
+    scoring = self.choosing - self.select
+    sentence = (
       f'Selection took {wording.duration(self.choosing)} of '
       f'{wording.duration(self.total)}, {self.choosing / self.total:.1%} of '
-      'the total time (scoring the pool and choosing); choosing alone took '
-      f'{wording.duration(self.select)}, {self.select / self.total:.1%}.'
+      f'the total time: {wording.duration(scoring)} to score the pool and '
+      f'{wording.duration(self.select)} to choose.'
+    )
+    if not price_per_hour:
+      return sentence
+    price = self.choosing / 3600 * price_per_hour
+    return (
+      f'{sentence} At {price_per_hour:,.2f} per hour, that is {price:,.2f}.'
     )
 
 

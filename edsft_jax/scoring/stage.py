@@ -242,7 +242,7 @@ def _score_shards(
   )
   end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
   max_rows = min(c.shard_prompts, len(pool))
-  scorer_of = _scorers(c, decoder, mesh, shapes, prefix, end_ids, max_rows)
+  scorer_of = scorers(c, decoder, mesh, shapes, prefix, end_ids, max_rows)
 
   mine = shards.part(plan.todo, processes.index(), processes.count())
   computed = plan.todo if mesh.is_multi_process else mine
@@ -290,7 +290,7 @@ def _to_generate(
   return generate[new], None if in_sample is None else in_sample[new]
 
 
-def _scorers(
+def scorers(
   options: ml_collections.ConfigDict,
   decoder: models.Decoder,
   mesh: jax.sharding.Mesh,
@@ -299,7 +299,17 @@ def _scorers(
   end_ids: Sequence[int],
   max_rows: int,
 ) -> Callable[[int], Scorer]:
-  """Returns a cached function: tokens per batch -> scorer."""
+  """Returns a cached function: tokens per batch -> scorer.
+
+  Args:
+    options: of scoring.
+    decoder: the model.
+    mesh: the devices.
+    shapes: the padded lengths.
+    prefix: tokens that all prompts start with.
+    end_ids: ids that end a continuation.
+    max_rows: prompts per call at most.
+  """
   return functools.cache(
     lambda batch_tokens: Scorer(
       decoder,

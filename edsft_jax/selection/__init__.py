@@ -15,7 +15,7 @@ from edsft_jax.selection.gains_curves import (
 from edsft_jax.selection.inputs import Features, Positions, Values
 from edsft_jax.selection.k_center import k_center
 from edsft_jax.selection.log_determinant import log_determinant
-from edsft_jax.selection.ranking import random, top
+from edsft_jax.selection.ranking import random, random_matched, top
 from edsft_jax.selection.result import MemoryUse, Selection
 from edsft_jax.selection.similarity import Cosine, Rbf, Similarity
 from edsft_jax.selection.tasks import cluster_tasks, task_diversity
@@ -39,6 +39,7 @@ __all__ = [
   'kernel_width',
   'log_determinant',
   'random',
+  'random_matched',
   'task_diversity',
   'top',
 ]

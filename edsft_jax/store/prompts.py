@@ -40,6 +40,14 @@ class Prompts:
   def __len__(self) -> int:
     return len(self.ids)
 
+  def texts(self) -> list[str]:
+    """The text of each prompt, without the roles of its turns."""
+    return [_text(prompt) for prompt in self.prompts]
+
+  def num_words(self) -> list[int]:
+    """Words of each prompt, separated by white space."""
+    return [len(text.split()) for text in self.texts()]
+
   def where(self, chosen: Sequence[bool]) -> 'Prompts':
     """The prompts for which `chosen` is true, in the same order."""
 
@@ -95,6 +103,12 @@ def read_prompts(path: pathlib.Path) -> Prompts:
     tasks=table['task'].to_pylist() if 'task' in names else None,
     responses=table['response'].to_pylist() if 'response' in names else None,
   )
+
+
+def _text(prompt: Prompt) -> str:
+  if isinstance(prompt, str):
+    return prompt
+  return '\n'.join(turn.get('content') or '' for turn in prompt)
 
 
 def _without_none(turn: dict[str, str | None]) -> Message:

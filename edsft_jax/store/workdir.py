@@ -144,6 +144,11 @@ class Workdir:
     return Run(self.runs / cell)
 
   @property
+  def plan(self) -> pathlib.Path:
+    """The page of the plan command."""
+    return self.root / 'plan' / 'index.html'
+
+  @property
   def report(self) -> pathlib.Path:
     """The report page; its plots and tables are next to it."""
     return self.root / 'report' / 'index.html'

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import ml_collections
 import numpy as np
 
 from edsft_jax import console, selection, store
@@ -49,6 +50,17 @@ def tasks(features: np.ndarray, num_clusters: int) -> list[str]:
     f'found {console.count(labels.max() + 1, "task")} by k-means on features',
   )
   return [f'cluster {label}' for label in labels]
+
+
+def configured(
+  kernel: ml_collections.ConfigDict,
+) -> selection.Similarity | None:
+  """The kernel of the config, or None if its width is still to be chosen."""
+  if kernel.similarity == 'cosine':
+    return selection.Cosine(transform=kernel.transform)
+  if kernel.gamma:
+    return selection.Rbf(gamma=kernel.gamma)
+  return selection.Rbf(width=kernel.width) if kernel.width else None
 
 
 def with_scale(width: float, features: np.ndarray) -> selection.Rbf:

@@ -31,7 +31,8 @@ class Strategy:
     colour: its colour on the page, '#rrggbb'.
     marker: its matplotlib marker on the page.
     reads: the inputs that it needs besides the pool, some of 'scores',
-      'features', 'kernel' (over the features) and 'tasks'; the view has them.
+      'features', 'kernel' (over the features), 'tasks' and 'picks' (those of
+      the strategy that it is matched to); the view has them.
     column: the score that it ranks by, which its picks list; '' for none.
     options: further options that it reads, by dotted name.
     seeded: whether the seed changes its picks.
@@ -71,6 +72,21 @@ def _at_random(view: View, budget: int, seed: int) -> Selection:
   from edsft_jax import selection
 
   return selection.random(len(view.pool), budget, seed, initial=view.initial)
+
+
+def _at_random_matched(view: View, budget: int, seed: int) -> Selection:
+  """At random, with the lengths of the picks of another strategy."""
+  from edsft_jax import selection
+
+  assert view.picks is not None
+  # Picks of earlier rounds take the places of the other strategy's first ones.
+  start = len(view.initial)
+  return selection.random_matched(
+    [len(text) for text in view.pool.texts()],
+    view.picks(start + budget)[start:],
+    seed,
+    initial=view.initial,
+  )
 
 
 def _by_score(
@@ -243,10 +259,21 @@ _ROWS = [
     options=('selection.task_confidence',),
     seeded=True,
   ),
+  Strategy(
+    'random_length_matched',
+    _at_random_matched,
+    '#3d4450',
+    '*',
+    reads=frozenset({'picks'}),
+    options=('selection.length_matched_to',),
+    seeded=True,
+  ),
 ]
 
 STRATEGIES: Mapping[str, Strategy] = {row.name: row for row in _ROWS}
 RANDOM = 'random'
+# Random with the lengths of another strategy's picks: shows what these do.
+LENGTH_MATCHED = 'random_length_matched'
 
 
 def rows(names: Iterable[str]) -> list[Strategy]:

@@ -13,7 +13,7 @@ import tqdm
 
 from edsft_jax import console, errors, selection, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.strategies import derived, orders, parts, registry
+from edsft_jax.strategies import choosing, derived, orders, parts, registry
 from edsft_jax.strategies import scores as scores_lib
 from edsft_jax.strategies.checks import check, clusters_tasks
 from edsft_jax.strategies.view import View
@@ -38,7 +38,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     InputError: a strategy's file was made from other inputs.
   """
   check(config, workdir, frozenset())
-  rows = registry.rows(config.selection.strategies)
+  # What reads the picks of another strategy comes after it.
+  rows = sorted(registry.rows(config.selection.strategies), key=_reads_picks)
   budget = max(config.study.budgets)
   manifest = store.Manifest(workdir)
   manifest.begin('select', {})
@@ -57,6 +58,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       console.say('select', 'already done')
       return
     strategies = [pending.row for pending in todo]
+    if any(map(_reads_picks, strategies)):
+      strategies.append(_matched_to(config))
     split = parts.read(config, workdir, len(pool), rounds)
     parts.write(workdir, split)
     _say_small_parts(split, len(pool), budget)
@@ -128,10 +131,20 @@ class _Inputs:
       read['features'] = self.hashes['features']
       options.append('selection.task_clusters')
     options.append(_POOL_FRACTION)
+    if _reads_picks(row):
+      read |= self.fingerprint(config, _matched_to(config))
     return {
       **read,
       **{option: operator.attrgetter(option)(config) for option in options},
     }
+
+
+def _reads_picks(row: registry.Strategy) -> bool:
+  return 'picks' in row.reads
+
+
+def _matched_to(config: ml_collections.ConfigDict) -> registry.Strategy:
+  return registry.STRATEGIES[config.selection.length_matched_to]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +236,7 @@ def _view(
     if clustered:
       tasks = derived.tasks(features, c.task_clusters)
     if 'kernel' in reads:
-      similarity = _similarity(c.kernel) or selection.Rbf(
+      similarity = derived.configured(c.kernel) or selection.Rbf(
         width=derived.kernel_width(
           workdir,
           features if part is None else features[part],
@@ -251,17 +264,6 @@ def _view(
   )
 
 
-def _similarity(
-  kernel: ml_collections.ConfigDict,
-) -> selection.Similarity | None:
-  """The kernel of the config, or None if its width is still to be chosen."""
-  if kernel.similarity == 'cosine':
-    return selection.Cosine(transform=kernel.transform)
-  if kernel.gamma:
-    return selection.Rbf(gamma=kernel.gamma)
-  return selection.Rbf(width=kernel.width) if kernel.width else None
-
-
 def _select(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
@@ -281,10 +283,14 @@ def _select(
       source = workdir.selection(row.name, seeds[0])
       orders.link(source, workdir.selection(row.name, seed))
       continue
-    view = _of_part(whole, split.of_seed(seed), pending)
-    order, chosen = _extend(
-      workdir, pending, view, len(split.sizes) - 1, seed, bar
-    )
+    part, number = split.of_seed(seed), len(split.sizes) - 1
+    view = choosing.of_part(whole, part, row, pending.num_scale_prompts)
+    if _reads_picks(row):
+      picks = choosing.picks_of(
+        _matched_to(config), workdir, whole, part, number, seed
+      )
+      view = dataclasses.replace(view, picks=picks)
+    order, chosen = _extend(workdir, pending, view, number, seed, bar)
     bounds += [
       {'seed': seed, **bound} for bound in orders.bounds(chosen, order, budgets)
     ]
@@ -305,23 +311,6 @@ def _select(
   )
   if of_tasks and view.tasks:
     _say_tasks_left_out(row.name, view.tasks, order)
-
-
-def _of_part(whole: View, part: np.ndarray | None, pending: _Pending) -> View:
-  """What a strategy may read of a seed's part, and the kernel for it.
-
-  Args:
-    whole: the view of the whole pool.
-    part: ascending positions in the pool; None for the whole pool.
-    pending: the strategy, and the prompts that its scale comes from.
-  """
-  view = whole if part is None else whole.part(part)
-  num_scale = pending.num_scale_prompts
-  if part is not None:
-    num_scale = int(np.searchsorted(part, num_scale))
-  if num_scale < len(view.pool) and 'kernel' in pending.row.reads:
-    view = dataclasses.replace(view, similarity=_as_before(view, num_scale))
-  return view
 
 
 def _extend(
@@ -347,7 +336,7 @@ def _extend(
       done = min(len(initial) + picks, pending.budget)
       bar.update(before + done - bar.n)
 
-    chosen = _choose(
+    chosen = choosing.choose(
       pending.row,
       dataclasses.replace(view, initial=initial, progress=progress),
       count,
@@ -359,33 +348,6 @@ def _extend(
   order = orders.extend(view, pending.row, chosen, extended, number)
   orders.write(workdir.selection(name, seed), order, extended)
   return order, chosen
-
-
-def _choose(
-  row: registry.Strategy, view: View, count: int, seed: int
-) -> selection.Selection:
-  """Chooses that many prompts for one seed."""
-  try:
-    chosen = row.choose(view, count, seed)
-  except selection.SelectionError as e:
-    raise errors.InputError(f'strategy {row.name}: {e}') from e
-  picked = chosen.indices.tolist()
-  free = set(range(len(view.pool))) - {*view.initial}
-  if not len({*picked} & free) == len(picked) == count:
-    raise RuntimeError(
-      f'strategy {row.name} chose {len({*picked} & free)} different prompts '
-      f'that were free, in {len(picked)} picks instead of {count}'
-    )
-  return chosen
-
-
-def _as_before(view: View, num_prompts: int) -> selection.Similarity | None:
-  """The kernel as it was before the pool grew."""
-  kernel = view.similarity
-  if not isinstance(kernel, selection.Rbf) or kernel.width is None:
-    return kernel
-  assert view.features is not None
-  return derived.with_scale(kernel.width, view.features[:num_prompts])
 
 
 def _say_small_parts(split: parts.Parts, pool_size: int, budget: int) -> None:

@@ -25,6 +25,8 @@ class View:
     memory_limit: bytes that a selection may use; None: depends on what is free.
     mesh: the devices.
     initial: positions already chosen, which a strategy does not choose again.
+    picks: number -> positions of the first picks of the strategy that
+      selection.length_matched_to names; None if no strategy needs them.
     progress: to be called with (picks made, budget) during long work, or None.
   """
 
@@ -38,6 +40,7 @@ class View:
   memory_limit: int | None
   mesh: jax.sharding.Mesh
   initial: Sequence[int] = ()
+  picks: Callable[[int], Sequence[int]] | None = None
   progress: Callable[[int, int], None] | None = None
 
   def part(self, positions: np.ndarray) -> 'View':

@@ -1,4 +1,4 @@
-"""The report page in a browser: it fits, whole, on a desk and on a phone."""
+"""The pages in a browser: they fit, whole, on a desk and on a phone."""
 
 import re
 import shutil
@@ -7,7 +7,7 @@ import subprocess
 import pytest
 import synthetic_study as synthetic
 
-from edsft_jax import reporting
+from edsft_jax import plan, reporting
 
 pytestmark = pytest.mark.slow
 
@@ -35,10 +35,30 @@ def test_the_page_fits_and_every_image_loads(tmp_path, width):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)
   reporting.run(options, workdir)
-  page = tmp_path / 'page.html'
-  page.write_text(workdir.report.read_text('utf-8') + MEASURE, 'utf-8')
+  overflow, images, loaded, letters = _measured(workdir.report, tmp_path, width)
+  assert overflow <= 0
+  assert images == loaded >= 5
+  assert letters > 1000
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no browser is installed')
+@pytest.mark.parametrize('width', [390, 1400])
+def test_the_plan_fits(tmp_path, width):
+  options = synthetic.config()
+  workdir = synthetic.write(tmp_path, options)
+  options.plan.sample_prompts = 0
+  plan.run(options, workdir)
+  overflow, _, _, letters = _measured(workdir.plan, tmp_path, width)
+  assert overflow <= 0
+  assert letters > 1000
+
+
+def _measured(source, folder, width):
+  """What MEASURE finds on a page, at that width."""
+  page = folder / 'page.html'
+  page.write_text(source.read_text('utf-8') + MEASURE, 'utf-8')
   # A browser window may not be narrower than 500 pixels: a frame may.
-  frame = tmp_path / 'frame.html'
+  frame = folder / 'frame.html'
   frame.write_text(
     f'<iframe src="{page.name}" width="{width}" height="800"></iframe>'
     '<script>onload = () => { document.title ='
@@ -51,7 +71,7 @@ def test_the_page_fits_and_every_image_loads(tmp_path, width):
       '--no-sandbox',
       '--disable-gpu',
       '--allow-file-access-from-files',
-      f'--user-data-dir={tmp_path / "profile"}',
+      f'--user-data-dir={folder / "profile"}',
       '--virtual-time-budget=5000',
       '--dump-dom',
       frame.as_uri(),
@@ -63,7 +83,4 @@ def test_the_page_fits_and_every_image_loads(tmp_path, width):
   )
   found = re.search(r'<title>(-?\d+) (\d+) (\d+) (\d+)</title>', result.stdout)
   assert found, result.stdout[:2000] + result.stderr[-2000:]
-  overflow, images, loaded, letters = map(int, found.groups())
-  assert overflow <= 0
-  assert images == loaded >= 5
-  assert letters > 1000
+  return tuple(map(int, found.groups()))

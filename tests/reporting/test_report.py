@@ -9,7 +9,9 @@ import subprocess
 import sys
 
 from matplotlib import figure as figure_lib
+import numpy as np
 from places import REPOSITORY
+import pyarrow as pa
 import pytest
 import synthetic_study as synthetic
 
@@ -31,6 +33,7 @@ from edsft_jax.strategies.registry import STRATEGIES
 
 SAME = 'not distinguishable from random'
 NOTHING = frozenset()
+MATCHED = 'random_length_matched'
 
 
 def read_csv(path):
@@ -330,6 +333,141 @@ def test_prices_turn_savings_into_money(tmp_path, quick):
   options.annotation.price_per_word = 0.5
   price = money.prices(options, store.read_prompts(workdir.pool), selections)
   assert price['random'] == 2.0 + 0.5 * 2
+
+
+def test_what_choosing_cost_is_on_the_page(tmp_path, quick):
+  options = synthetic.config(report__price_per_hour=7200.0)
+  workdir = synthetic.write(tmp_path, options)
+  path = workdir.selection_record('facility_location')
+  store.write_json(path, {**store.read_json(path), 'seconds': 4.5})
+  reporting.run(options, workdir)
+  text = html(workdir)
+  rows = re.findall('(?s)<tr>.*?</tr>', text[text.index('Cost of choosing') :])
+  cells = [re.findall(r'[\w.,]+(?=<)', row) for row in rows]
+  assert ['pool', '12.5', '25.00'] in cells
+  assert ['facility_location', '4.5', 'scoring', '9.00'] in cells
+  # 14 s of scoring and choosing.
+  assert 'At 7,200.00 per hour, that is 28.00.' in text
+  assert 'that is 28.00.' in reporting.summary(options, workdir)
+  for price in (-1.0, float('inf')):
+    options.report.price_per_hour = price
+    with pytest.raises(errors.InputError, match=r'report\.price_per_hour'):
+      reporting.check(options, workdir, NOTHING)
+
+
+def test_the_lengths_of_picks_are_next_to_their_quality(tmp_path, quick):
+  options = synthetic.config(
+    selection__strategies=('random', 'min_margin'), study__seeds=(0, 1)
+  )
+  workdir = synthetic.write(tmp_path, options)
+  count = range(synthetic.POOL_SIZE)
+  store.write_parquet(
+    workdir.pool,
+    pa.table(
+      {
+        'id': [f'p{i}' for i in count],
+        'prompt': ['word ' * (1 + i) for i in count],
+        'task': ['t'] * len(count),
+      }
+    ),
+  )
+  store.write_parquet(
+    workdir.responses,
+    pa.table(
+      {
+        'id': [f'p{i}' for i in count if i % 2],
+        'response': ['two words' for i in count if i % 2],
+      }
+    ),
+  )
+  reporting.run(options, workdir)
+  rows = read_csv(workdir.report.with_name('lengths.csv'))
+  assert len(rows) == 2 * 3
+  for row in rows:
+    picks = [
+      int(pick['id'][1:])
+      for seed in (0, 1)
+      for pick in store.read_jsonl(workdir.selection(row['strategy'], seed))[
+        : int(row['budget'])
+      ]
+    ]
+    words = sum(1 + i for i in picks) / len(picks)
+    assert float(row['prompt_words']) == pytest.approx(words)
+    assert float(row['answer_words']) == 2
+    assert f'{words:,.0f} words per prompt, 2 per answer' in html(workdir)
+  store.write_parquet(
+    workdir.responses,
+    pa.table({'id': ['p1'], 'response': ['two words']}),
+  )
+  # The answers are among the inputs of the page.
+  reporting.run(options, workdir)
+  assert read_csv(workdir.report.with_name('lengths.csv')) != rows
+
+
+def _with_control(tmp_path, others=('random',), effect=0.0):
+  """A study of facility_location and its control."""
+  options = synthetic.config(
+    selection__strategies=(*others, 'facility_location', MATCHED),
+    study__seeds=(0, 1, 2, 3),
+  )
+  workdir = synthetic.write(tmp_path, options)
+  for cell in study.cells(options):
+    if cell.strategy == MATCHED:
+      path = workdir.run(cell.name).evaluation('heldout')
+      value = store.read_json(path)['metrics']['rouge_l']['value'] + effect
+      synthetic.write_evaluation(
+        workdir,
+        synthetic.evaluation(cell.strategy, cell.budget, cell.seed, value),
+      )
+  reporting.run(options, workdir)
+  found = results.read_results(options, workdir)
+  return workdir, found, comparison.compare(found, 'rouge_l', 0.95)
+
+
+def test_a_control_is_a_test_of_its_own(tmp_path, quick):
+  workdir, found, compared = _with_control(tmp_path)
+  one = compared.control
+  means = {
+    name: np.mean([found.values(name, b, 'rouge_l') for b in found.budgets])
+    for name in found.strategies
+  }
+  wanted = means['facility_location'] - means[MATCHED]
+  assert one.difference.mean == pytest.approx(wanted)
+  # A single test, with the variance of both strategies that are drawn.
+  assert one.p_value == one.difference.p_value
+  assert one.difference.error.freedom == 2 * 3
+  primary = compared.curves['facility_location']
+  assert {*compared.curves} == {'facility_location', MATCHED}
+  assert primary.p_value >= primary.difference.p_value
+  text = html(workdir)
+  assert f'Control: facility_location is better than {MATCHED}' in text
+  assert f'minus {MATCHED}: {wording.signed(wanted)}' in text
+  assert 'not one of those that are corrected' in ' '.join(text.split())
+  (row,) = [
+    row
+    for row in read_csv(workdir.report.with_name('comparisons.csv'))
+    if row['minus'] == MATCHED and row['metric'] == 'rouge_l'
+  ]
+  assert row['verdict'] == f'better than {MATCHED}'
+  assert float(row['difference']) == one.difference.mean
+
+
+def test_a_control_may_explain_the_strategy_and_needs_no_random(
+  tmp_path, quick
+):
+  workdir, _, compared = _with_control(tmp_path, others=(), effect=0.12)
+  assert not compared.control.verdict.conclusive
+  assert compared.control.detectable
+  assert 'Control: facility_location is not distinguish' in html(workdir)
+
+
+def test_without_a_control_none_is_mentioned(reported):
+  assert 'Control:' not in html(reported[1])
+  assert 'is a control' not in html(reported[1])
+  compared = comparison.compare(
+    results.read_results(*reported), 'rouge_l', 0.95
+  )
+  assert compared.control is None
 
 
 def test_money_is_open_where_answers_are():
@@ -839,8 +977,8 @@ def test_summary_word_for_word(tmp_path):
     'Four of five such studies would find a difference of 0.183 with 1 seed, '
     '0.043 with 5 and 0.035 with 10.\n'
     'Not evaluated yet: facility_location at 40 answers: seed 1\n'
-    'Selection took 14.0 s of 3 min 20 s, 7.0% of the total time (scoring the '
-    'pool and choosing); choosing alone took 1.5 s, 0.8%.\n'
+    'Selection took 14.0 s of 3 min 20 s, 7.0% of the total time: 12.5 s to '
+    'score the pool and 1.5 s to choose.\n'
     f'Report: {workdir.report}'
   )
 

@@ -91,3 +91,46 @@ def test_random_refuses():
     selection.random(3, 4, seed=0)
   with pytest.raises(ValueError, match='seed -1'):
     selection.random(3, 1, seed=-1)
+
+
+def _plain_matched(values, picks, seed, initial, num_nearest):
+  """As the docstring says, one list at a time."""
+  rng = np.random.default_rng(seed)
+  free = [i for i in rng.permutation(len(values)).tolist() if i not in initial]
+  free.sort(key=lambda i: values[i])
+  drawn = []
+  for pick in picks:
+    below = sum(values[i] < values[pick] for i in free)
+    equal = sum(values[i] == values[pick] for i in free)
+    size = min(num_nearest, len(free))
+    first = (below + below + equal) // 2 - size // 2
+    first = min(max(first, 0), len(free) - size)
+    drawn.append(free.pop(first + int(rng.integers(size))))
+  return drawn
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+  st.lists(st.integers(0, 5), min_size=1, max_size=12),
+  st.integers(1, 4),
+  st.data(),
+)
+def test_matched_picks_are_drawn_from_the_nearest_values(values, near, data):
+  order = data.draw(st.permutations(range(len(values))))
+  initial = order[: data.draw(st.integers(0, len(values)))]
+  picks = data.draw(st.permutations(range(len(values))))
+  picks = picks[: len(values) - len(initial)]
+  result = selection.random_matched(values, picks, 3, initial, near)
+  expected = _plain_matched(values, picks, 3, initial, near)
+  assert result.indices.tolist() == expected
+  for m in range(len(picks)):
+    shorter = selection.random_matched(values, picks[:m], 3, initial, near)
+    assert shorter.indices.tolist() == expected[:m]
+
+
+def test_equal_values_are_drawn_alike():
+  counts = np.zeros(60)
+  for seed in range(600):
+    counts[selection.random_matched(np.ones(60), [7], seed).indices[0]] += 1
+  # 10 each, give or take five standard deviations.
+  assert counts.max() < 26

@@ -9,7 +9,7 @@ import pytest
 from configs import default
 from edsft_jax import errors, selection, store, study
 from edsft_jax.strategies import orders, stage
-from edsft_jax.strategies.registry import STRATEGIES
+from edsft_jax.strategies.registry import LENGTH_MATCHED, STRATEGIES
 
 OLD, ALL, BUDGET = 40, 60, 12
 WIDTH = 0.3
@@ -59,6 +59,8 @@ def _grow(workdir):
 
 def _select(workdir, *names, budget=BUDGET, seeds=(0, 1), **kernel):
   config = default.get_config()
+  if LENGTH_MATCHED in names:  # It needs what it is matched to.
+    names = tuple(dict.fromkeys([*names, 'facility_location']))
   config.selection.strategies = names
   config.selection.kernel.update({'width': WIDTH, **kernel})
   config.study.budgets = (budget,)

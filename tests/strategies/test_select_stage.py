@@ -11,7 +11,7 @@ from configs import default
 from edsft_jax import console, errors, selection, store, study
 from edsft_jax.strategies import scores as scores_lib
 from edsft_jax.strategies import stage
-from edsft_jax.strategies.registry import STRATEGIES
+from edsft_jax.strategies.registry import LENGTH_MATCHED, STRATEGIES
 
 N, BUDGET = 40, 12
 ALL = tuple(STRATEGIES)
@@ -64,6 +64,8 @@ def workdir(tmp_path) -> store.Workdir:
 
 def _config(*names: str, budgets=(5, BUDGET), seeds=(0, 1)):
   config = default.get_config()
+  if LENGTH_MATCHED in names:  # It needs what it is matched to.
+    names = (*names, 'facility_location')
   config.selection.strategies = names or ALL
   config.selection.kernel.width = WIDTH
   config.study.budgets = budgets

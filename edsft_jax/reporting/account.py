@@ -1,0 +1,123 @@
+"""What each strategy picked and cost: words, seconds of the machine, money."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from edsft_jax import store
+from edsft_jax.reporting import timing
+from edsft_jax.strategies import registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """Mean lengths of some prompts, in words.
+
+  Attributes:
+    prompts: words per prompt.
+    answers: words per answer, of those that are known; None if none is.
+  """
+
+  prompts: float
+  answers: float | None
+
+  @classmethod
+  def of(
+    cls,
+    ids: Sequence[str],
+    prompt_words: Mapping[str, int],
+    answer_words: Mapping[str, int],
+  ) -> 'Lengths':
+    """The means over prompts, which may occur several times."""
+    answers = [answer_words[i] for i in ids if i in answer_words]
+    return cls(
+      float(np.mean([prompt_words[i] for i in ids])),
+      float(np.mean(answers)) if answers else None,
+    )
+
+  def text(self) -> str:
+    """'31 words per prompt, 58 per answer'."""
+    text = f'{self.prompts:,.0f} words per prompt'
+    return (
+      text
+      if self.answers is None
+      else f'{text}, {self.answers:,.0f} per answer'
+    )
+
+
+def lengths(
+  workdir: store.Workdir,
+  pool: store.Prompts,
+  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+  budgets: Sequence[int],
+) -> dict[tuple[str, int], Lengths]:
+  """(strategy, budget) -> mean lengths of what it picked, over all seeds.
+
+  Args:
+    workdir: has the answers.
+    pool: the prompts.
+    selections: (strategy, seed) -> rows in greedy order.
+    budgets: the numbers of picks.
+  """
+  prompt_words = dict(zip(pool.ids, pool.num_words(), strict=True))
+  answer_words = {
+    prompt_id: len(answer.split())
+    for prompt_id, answer in store.read_responses(workdir.responses).items()
+  }
+  found = {}
+  for strategy in dict.fromkeys(name for name, _ in selections):
+    orders = [
+      rows for (name, _), rows in selections.items() if name == strategy
+    ]
+    for budget in budgets:
+      ids = [row['id'] for rows in orders for row in rows[:budget]]
+      found[strategy, budget] = Lengths.of(ids, prompt_words, answer_words)
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Choosing:
+  """What it took to choose prompts, besides their answers.
+
+  Attributes:
+    what: a strategy, or the scoring of the pool.
+    seconds: of the machine, for all seeds.
+    needs_scoring: whether it could not have chosen without scoring.
+    money: the price of these seconds; None if an hour has no price.
+  """
+
+  what: str
+  seconds: float
+  needs_scoring: bool
+  money: float | None
+
+
+SCORING = 'scoring the pool'
+
+
+def choosing(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  timings: timing.Timing,
+) -> list[Choosing]:
+  """Scoring, if it was done, and each strategy whose seconds are recorded."""
+  seconds = {}
+  if 'score' in timings.seconds:
+    seconds[SCORING] = timings.seconds['score']
+  for strategy in config.selection.strategies:
+    path = workdir.selection_record(strategy)
+    if path.exists() and 'seconds' in (record := store.read_json(path)):
+      seconds[strategy] = record['seconds']
+  price = config.report.price_per_hour
+  return [
+    Choosing(
+      what,
+      spent,
+      what != SCORING and registry.STRATEGIES[what].needs_scoring,
+      price * spent / 3600 if price else None,
+    )
+    for what, spent in seconds.items()
+  ]
