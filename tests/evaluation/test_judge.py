@@ -186,6 +186,7 @@ def _command(url, tmp_path, **options):
   return [sys.executable, '-m', 'edsft_jax.evaluation.judge', *words]
 
 
+@pytest.mark.slow
 def test_a_killed_command_asks_only_for_what_is_missing(tmp_path):
   asked = []
   answered = tmp_path / 'judged' / 'answers.jsonl'
