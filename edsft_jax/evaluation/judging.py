@@ -96,8 +96,8 @@ def run(
       if pair.instruction not in left_out
     ]
     if kept and all(verdicts[i].preference is not None for i in kept):
-      run = workdir.run(cell.name)
-      _write(config, run, cell, todo[cell], judged, kept)
+      files = workdir.run(cell.name)
+      _write(config, files, cell, todo[cell], judged, kept)
       num_judged += 1
   _report(c, judged, num_judged, len(left_out))
   return {f'{_TASK}_judged_models': num_judged}

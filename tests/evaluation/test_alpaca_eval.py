@@ -114,9 +114,14 @@ def test_outputs_are_in_the_form_of_alpaca_eval(answered):
   assert len(seen) == 5
 
 
-def test_strategies_are_judged_against_random(workdir):
+def test_strategies_are_judged_against_random(workdir, capsys):
   with serving(_likes_long) as url:
-    evaluation.run(_endpoint(workdir, url), workdir)
+    config = _endpoint(workdir, url, price_per_million_tokens=1e4)
+    evaluation.run(config, workdir)
+  counts = [_eval(workdir, cell)['counts'] for cell in OTHER]
+  tokens = sum(count['judge_tokens'] for count in counts)
+  printed = capsys.readouterr().out
+  assert f'{tokens:,} tokens, which cost {tokens / 100:,.2f}' in printed
   for cell in RANDOM:
     assert _eval(workdir, cell)['metrics']['win_rate']['value'] == 50
   for cell, random_cell in zip(OTHER, RANDOM, strict=True):
@@ -228,9 +233,9 @@ def test_a_cell_with_failures_has_no_win_rate_until_they_are_answered(
   with serving(answer) as url:
     config = _endpoint(workdir, url)
     evaluation.run(config, workdir)
-    said = capsys.readouterr().out
-    assert 'the judge failed on 2 pairs' in said
-    assert "answer 'None'" in said
+    printed = capsys.readouterr().out
+    assert 'the judge failed on 2 pairs' in printed
+    assert "answer 'None'" in printed
     assert [workdir.run(c).evaluation(TASK).exists() for c in OTHER] == [0, 0]
     config.evaluation.alpaca_eval.leave_out_failed = True
     evaluation.run(config, workdir)

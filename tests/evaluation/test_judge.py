@@ -186,6 +186,7 @@ def _command(url, tmp_path, **options):
   return [sys.executable, '-m', 'edsft_jax.evaluation.judge', *words]
 
 
+@pytest.mark.slow
 def test_a_killed_command_asks_only_for_what_is_missing(tmp_path):
   asked = []
   answered = tmp_path / 'judged' / 'answers.jsonl'
@@ -203,6 +204,7 @@ def test_a_killed_command_asks_only_for_what_is_missing(tmp_path):
     first = subprocess.Popen(command, env=environment)
     # The probe is not kept.
     while not answered.exists() or answered.read_bytes().count(b'\n') < 5:
+      assert first.poll() is None
       time.sleep(0.01)
     first.kill()
     first.wait()
