@@ -70,6 +70,11 @@ class Memory:
   logits: int
 
   @property
+  def fixed(self) -> int:
+    """What does not depend on the micro-batch."""
+    return self.weights + self.trained + self.optimizer + self.gradients
+
+  @property
   def total(self) -> int:
     """The sum."""
     return sum(dataclasses.astuple(self))
@@ -90,19 +95,19 @@ def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
   rows, length = shape
   rows //= mesh_lib.batch_multiple(setup.mesh)
   vocab_size = setup.config.vocab_size
-  one, two = (_trainer(setup, number) for number in (1, 2))
+  one, two = (abstract_trainer(setup, number) for number in (1, 2))
 
   def of_all_layers(of_one: int, of_two: int) -> int:
     return of_one + (setup.config.num_layers - 1) * (of_two - of_one)
 
   def residuals(trainer: Trainer) -> int:
-    return _num_bytes(trainer.residuals(_batch(rows, length)))
+    return _num_bytes(trainer.residuals(abstract_batch(rows, length)))
 
   recomputed = 0
   if setup.options.remat == 'layer':
     keeping_all = dataclasses.replace(setup.options, remat='none')
     all_of_one, all_of_two = (
-      residuals(_trainer(setup._replace(options=keeping_all), number))
+      residuals(abstract_trainer(setup._replace(options=keeping_all), number))
       for number in (1, 2)
     )
     recomputed = all_of_two - all_of_one
@@ -181,8 +186,8 @@ def describe(
   return lines
 
 
-def _trainer(setup: Setup, num_layers: int) -> Trainer:
-  """Of a model of so many layers, without arrays except for adapters."""
+def abstract_trainer(setup: Setup, num_layers: int) -> Trainer:
+  """A trainer of a model of so many layers, without arrays except adapters."""
   weight_dtype, activation_dtype = models.parse_dtype(setup.dtype)
   decoder = models.Decoder(
     dataclasses.replace(setup.config, num_layers=num_layers),
@@ -205,8 +210,8 @@ def _trainer(setup: Setup, num_layers: int) -> Trainer:
   )
 
 
-def _batch(rows: int, length: int) -> MicroBatch:
-  """A micro-batch of shapes, in one group."""
+def abstract_batch(rows: int, length: int) -> MicroBatch:
+  """A micro-batch without arrays, in one group."""
 
   def ids(*shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -329,8 +329,19 @@ def output_logits(
   config: DecoderConfig, hidden: jax.Array, weight: jax.Array
 ) -> jax.Array:
   """`Decoder.logits` as a function of `Decoder.output_weight`."""
+  return logits_of_product(config, output_product(config, hidden, weight))
+
+
+def output_product(
+  config: DecoderConfig, hidden: jax.Array, weight: jax.Array
+) -> jax.Array:
+  """The product in the output layer, float32: [..., D] -> [..., V]."""
   weight_DxV = weight.T if config.tied else weight
-  logits = product(hidden, weight_DxV, jnp.dtype(jnp.float32))
+  return product(hidden, weight_DxV, jnp.dtype(jnp.float32))
+
+
+def logits_of_product(config: DecoderConfig, logits: jax.Array) -> jax.Array:
+  """Logits from the product in the output layer."""
   if config.logit_divisor != 1.0:
     logits = logits / config.logit_divisor
   return capped(logits, config.logit_cap)

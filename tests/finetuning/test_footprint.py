@@ -1,9 +1,12 @@
 """Counted memory against real arrays, and against what XLA allocates."""
 
 import dataclasses
+import subprocess
+import sys
 
 from flax import nnx
 import jax
+from places import REPOSITORY
 import pytest
 
 from edsft_jax import models
@@ -164,3 +167,21 @@ def test_what_may_not_fit_names_the_options(remat):
   assert 'mesh.fsdp' in warning
   _, warning = footprint.describe(needed, needed.total, setup, (1, 64))
   assert 'micro_batch_size' not in warning
+
+
+def _printed(*arguments: str) -> list[str]:
+  return subprocess.run(
+    [sys.executable, 'scripts/count_memory.py', *arguments],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  ).stdout.splitlines()
+
+
+def test_the_documented_tables_are_the_counted_ones():
+  """One size of one method: each takes seconds."""
+  documented = (REPOSITORY / 'docs' / 'accelerators.md').read_text()
+  size = ('--sizes', '7B (Llama 2)', '--methods', 'lora')
+  for line in _printed('finetuning', *size) + _printed('residuals'):
+    assert line in documented
