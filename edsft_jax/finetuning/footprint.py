@@ -139,13 +139,18 @@ def shapes(
     batch_size: examples per step.
     layout: how examples become micro-batches.
   """
-  padded = sorted({batches.bucket(max(length, 2)) for length in lengths})
-  kept = [n for n in padded if n <= KEPT_SCORES_LENGTH]
   groups = layout.groups
+  padded = {batches.bucket(max(length, 2)) for length in lengths}
+  if layout.packing and not layout.max_rows:
+    # Packed rows are at least so long.
+    share = batches.bucket(batch_size * max(padded) // groups)
+    least = min(share, batches.PACKED_LENGTH)
+    padded = {max(length, least) for length in padded}
+  kept = [n for n in padded if n <= KEPT_SCORES_LENGTH]
   most_rows = -(-batch_size // groups) * groups
   return [
     (min(layout.rows(length), most_rows), length)
-    for length in sorted({*padded[-1:], *kept[-1:]})
+    for length in sorted({max(padded), max(kept, default=max(padded))})
   ]
 
 

@@ -6,6 +6,7 @@ import sys
 
 from flax import nnx
 import jax
+import numpy as np
 from places import REPOSITORY
 import pytest
 
@@ -14,6 +15,7 @@ from edsft_jax.finetuning import batches, footprint
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
 from edsft_jax.mesh import make_mesh
+from edsft_jax.models.responses import Example
 
 LORA = Hyperparameters(
   method='lora',
@@ -141,12 +143,27 @@ def test_the_compiled_step_needs_what_was_counted(remat):
 
 
 def test_shapes_are_those_of_the_largest_micro_batches():
-  layout = batches.Layout(packing=True, max_rows=0, max_slots=1024, groups=1)
+  layout = batches.Layout(packing=False, max_rows=0, max_slots=1024, groups=1)
   assert footprint.shapes([100, 40], 16, layout) == [(8, 128)]
   assert footprint.shapes([100, 40], 4, layout) == [(4, 128)]
   assert footprint.shapes([2000, 300], 16, layout) == [(2, 384), (1, 2048)]
   divided = layout._replace(groups=4)
   assert footprint.shapes([100], 5, divided) == [(8, 128)]
+  packed = layout._replace(packing=True)
+  assert footprint.shapes([100, 40], 16, packed) == [(2, 512)]
+  assert footprint.shapes([100, 40], 2, packed) == [(2, 256)]
+  assert footprint.shapes([100], 16, packed._replace(max_rows=3)) == [(3, 128)]
+
+
+@pytest.mark.parametrize('packing', [False, True])
+def test_no_micro_batch_is_larger_than_these(packing):
+  layout = batches.Layout(packing, max_rows=0, max_slots=1024, groups=1)
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(5, 300, size=16)
+  examples = [Example([3] * n, 2, False, False) for n in lengths]
+  counted = footprint.shapes(lengths, 16, layout)
+  for batch in batches.micro_batches(examples, layout):
+    assert batch.tokens.size <= max(rows * n for rows, n in counted)
 
 
 def test_the_available_memory_is_the_machine_s():
