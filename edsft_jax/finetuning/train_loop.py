@@ -121,7 +121,6 @@ def train(
     else:
       restored = checkpoints.restore(model.state_shapes)
     first, state, saved = restored
-    del restored
     watchers.progress.advance(first)
     losses = _Losses(
       run, model.hyperparameters.learning_rate, lambda: checkpoints.last_step

@@ -101,6 +101,8 @@ class Trainer:
     self._base: models.Decoder | None = load()
     self.config = self._base.config
     graph, params, frozen = self._trainable(seed=0)
+    if hyperparameters.method == 'full':
+      self._base = None
     self.frozen = jax.tree.leaves(frozen)
     self._dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
     structures = jax.tree.structure(params), jax.tree.structure(frozen)
@@ -135,8 +137,6 @@ class Trainer:
     _, split, _ = self._trainable(seed)
     params = jax.tree.leaves(split)
     del split
-    if self.hyperparameters.method == 'full':
-      self._base = None
     # One array at a time, so that what was loaded is freed on the way.
     for number, leaf in enumerate(params):
       # In float32 whatever the model's dtype, so that small updates are not
