@@ -164,13 +164,13 @@ def train(folder: pathlib.Path) -> None:
 
   job = json.loads((folder / 'job.json').read_text())
   mesh = make_mesh()
-  if job['model']:
-    decoder = models.load_decoder(
-      pathlib.Path(job['model']), job['dtype'], mesh
-    )
-  else:
+
+  def load() -> models.Decoder:
+    if job['model']:
+      return models.load_decoder(pathlib.Path(job['model']), job['dtype'], mesh)
     config = models.read_config(folder)
-    decoder = models.Decoder(config, rngs=nnx.Rngs(0), dtype=job['dtype'])
+    return models.Decoder(config, rngs=nnx.Rngs(0), dtype=job['dtype'])
+
   hyperparameters = Hyperparameters(
     method=job['method'],
     lora_rank=job['rank'],
@@ -188,8 +188,7 @@ def train(folder: pathlib.Path) -> None:
     clip_norm=1.0,
   )
   options = MemoryOptions(**job['options'])
-  trainer = Trainer(decoder, hyperparameters, mesh, options)
-  del decoder
+  trainer = Trainer(load, hyperparameters, mesh, options)
   state = trainer.init_state(0)
   seconds, losses = [], []
   for rows in job['steps']:

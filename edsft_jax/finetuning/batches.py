@@ -16,7 +16,7 @@ Array = np.ndarray | jax.Array
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Long rows of packed examples leave less padding and differ less in number, and
 # up to this length attention takes a small part of a step.
-_PACKED_LENGTH = 512
+PACKED_LENGTH = 512
 
 
 def num_steps(num_examples: int, epochs: int, batch_size: int) -> int:
@@ -126,7 +126,7 @@ def micro_batches(
     if layout.packing:
       if not layout.max_rows:
         share = bucket(sum(lengths) // layout.groups)
-        length = max(length, min(share, _PACKED_LENGTH))
+        length = max(length, min(share, PACKED_LENGTH))
       rows = first_fit(lengths, length)
     else:
       rows = [[i] for i in range(min(layout.rows(length), len(ordered)))]

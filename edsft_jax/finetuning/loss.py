@@ -9,15 +9,19 @@ from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 
 from edsft_jax.finetuning.batches import MicroBatch
-from edsft_jax.models import Decoder, DecoderConfig, output_logits
+from edsft_jax.models import Decoder, DecoderConfig
+from edsft_jax.models.decoder import logits_of_product, output_product
+from edsft_jax.models.modules import precision_of
+
+# How many logits to compute at once; on a CPU few, so that they stay in its
+# caches.
+MAX_LOGITS = 2**26
+MAX_LOGITS_ON_CPU = 2**24
 
 
 def max_logits() -> int:
-  """How many logits to compute at once, in floats.
-
-  On a CPU few, so that they stay in its caches.
-  """
-  return 2**22 if jax.default_backend() == 'cpu' else 2**26
+  """How many logits this process's devices compute at once."""
+  return MAX_LOGITS_ON_CPU if jax.default_backend() == 'cpu' else MAX_LOGITS
 
 
 def loss(
@@ -75,7 +79,9 @@ def _summed_nll(
 
   def add(number: jax.Array, total: jax.Array) -> jax.Array:
     part = _Chunk(batch, chunk, number)
-    return total + part.nll(config, part.take(hidden_GxNxD), weight)
+    hidden_GxCxD = part.take(hidden_GxNxD)
+    product_GxCxV = output_product(config, hidden_GxCxD, weight)
+    return total + part.nll(config, product_GxCxV)
 
   num_chunks = _num_chunks(batch, chunk)
   return jax.lax.fori_loop(0, num_chunks, add, jnp.zeros((), jnp.float32))
@@ -96,15 +102,16 @@ def _forward(
   def add(number: jax.Array, sums: tuple[Any, ...]) -> tuple[Any, ...]:
     total, grad_GxNxD, weight_grad = sums
     part = _Chunk(batch, chunk, number)
-    nll = functools.partial(part.nll, config)
     hidden_GxCxD = part.take(hidden_GxNxD)
+    product_GxCxV, of_hidden = jax.vjp(
+      lambda hidden: output_product(config, hidden, weight), hidden_GxCxD
+    )
+    value, grad_GxCxV = jax.value_and_grad(functools.partial(part.nll, config))(
+      product_GxCxV
+    )
+    (grad_GxCxD,) = of_hidden(grad_GxCxV)
     if trained:
-      value, (grad_GxCxD, more) = jax.value_and_grad(nll, (0, 1))(
-        hidden_GxCxD, weight
-      )
-      weight_grad = weight_grad + more.astype(jnp.float32)
-    else:
-      value, grad_GxCxD = jax.value_and_grad(nll)(hidden_GxCxD, weight)
+      weight_grad += _weight_gradient(config, hidden_GxCxD, grad_GxCxV)
     return total + value, part.put(grad_GxNxD, grad_GxCxD), weight_grad
 
   total, grad_GxNxD, weight_grad = jax.lax.fori_loop(
@@ -136,6 +143,25 @@ def _backward(
   if weight_grad is None:
     return scaled, None, None
   return scaled, (weight_grad * cotangent).astype(weight_grad.dtype), None
+
+
+def _weight_gradient(
+  config: DecoderConfig, hidden_GxCxD: jax.Array, grad_GxCxV: jax.Array
+) -> jax.Array:
+  """Gradient of the output layer's weight, float32, from a chunk."""
+  hidden_NxD = hidden_GxCxD.reshape(-1, hidden_GxCxD.shape[-1])
+  grad_NxV = grad_GxCxV.reshape(-1, grad_GxCxV.shape[-1])
+  # Transposed before the product: XLA on CPUs would transpose the larger one.
+  hidden_DxN = jax.lax.optimization_barrier(hidden_NxD.T)
+  grad_NxV = grad_NxV.astype(hidden_DxN.dtype)
+  product = functools.partial(
+    jnp.einsum,
+    precision=precision_of(hidden_DxN.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  if config.tied:
+    return product('nv,dn->vd', grad_NxV, hidden_DxN)
+  return product('dn,nv->dv', hidden_DxN, grad_NxV)
 
 
 _summed_nll.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -171,11 +197,9 @@ class _Chunk:
     add = lambda into, x, i: into.at[i].add(x)
     return jax.vmap(add)(into_GxNxD, x_GxCxD, self._source_GxC)
 
-  def nll(
-    self, config: DecoderConfig, hidden_GxCxD: jax.Array, weight: jax.Array
-  ) -> jax.Array:
-    """Summed nll of the targets, float32."""
-    logits_GxCxV = output_logits(config, hidden_GxCxD, weight)
+  def nll(self, config: DecoderConfig, product_GxCxV: jax.Array) -> jax.Array:
+    """Summed nll of the targets, float32, from `output_product`."""
+    logits_GxCxV = logits_of_product(config, product_GxCxV)
     # Compares instead of gathering, so that the gradient is one pass.
     is_target_GxCxV = (
       jnp.arange(logits_GxCxV.shape[-1]) == self._target_GxC[..., None]

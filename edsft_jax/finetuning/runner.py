@@ -22,12 +22,14 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import (
   batches,
   export,
+  footprint,
   options,
   train_loop,
   validation,
   wandb_log,
 )
 from edsft_jax.finetuning import trainer as trainer_lib
+from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.meter import Meter
 from edsft_jax.finetuning.progress import CellProgress
 from edsft_jax.models import responses
@@ -104,13 +106,14 @@ class Runner:
       )
     c = self._config
     mesh = mesh_lib.make_mesh(**c.mesh)
-    base = models.load_decoder(self._path, dtype=c.model.dtype, mesh=mesh)
+    memory = MemoryOptions.of(c.finetuning)
+    self._say_memory(memory, mesh)
     adapter = c.finetuning.adapter_path
     trainer = trainer_lib.Trainer(
-      base,
+      lambda: models.load_decoder(self._path, c.model.dtype, mesh),
       self._hyperparameters,
       mesh,
-      trainer_lib.MemoryOptions.of(c.finetuning),
+      memory,
       pathlib.Path(adapter) if adapter else None,
     )
     total = sum(self._steps[cell] for cell in todo)
@@ -121,17 +124,37 @@ class Runner:
             console.say('finetune', f'{cell.name}: another command makes it')
             bar.update(self._steps[cell])
           elif is_done(cell):
-            self._complete(cell, base, mesh)
+            self._complete(cell, trainer, mesh)
             bar.update(self._steps[cell])
           else:
             meter = Meter(
-              base.config,
+              trainer.config,
               self._hyperparameters.method,
               mesh.devices.ravel().tolist(),
             )
             progress = CellProgress(bar, cell.name)
             with interrupts.delayed() as signals:
               self._finetune(cell, trainer, progress, meter, signals)
+
+  def _say_memory(self, memory: MemoryOptions, mesh: jax.sharding.Mesh) -> None:
+    """Says what the largest micro-batch needs, and what the device has."""
+    setup = footprint.Setup(
+      models.read_config(self._path),
+      self._config.model.dtype,
+      self._hyperparameters,
+      memory,
+      mesh,
+    )
+    lengths = [len(e.tokens) for e in self._examples.values()]
+    shapes = footprint.shapes(
+      lengths, self._hyperparameters.batch_size, memory.layout(mesh)
+    )
+    counted = {shape: footprint.count(setup, shape) for shape in shapes}
+    shape = max(counted, key=lambda shape: counted[shape].total)
+    for line in footprint.describe(
+      counted[shape], footprint.available(mesh), setup, shape
+    ):
+      console.say('finetune', line)
 
   def _finetune(
     self,
@@ -180,7 +203,7 @@ class Runner:
   def _complete(
     self,
     cell: study.Cell,
-    base: models.Decoder,
+    trainer: trainer_lib.Trainer,
     mesh: jax.sharding.Mesh,
   ) -> None:
     """Writes the merged model that a done cell may lack, and tidies up."""
@@ -188,7 +211,7 @@ class Runner:
     kind = self._config.finetuning.export
     if processes.from_first('merged', lambda: export.lacks_merged(run, kind)):
       facts = store.read_json(run.cell).get('training', {})
-      decoder = nnx.merge(*nnx.split(base))
+      decoder = nnx.merge(*nnx.split(trainer.base()))
       models.load_adapter(decoder, run.model)
       models.shard_decoder(decoder, mesh)
       self._export.write_merged(decoder, run, cell, facts)

@@ -11,7 +11,7 @@ import numpy as np
 from edsft_jax import errors, store
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import batches, schedules, trainer
-from edsft_jax.finetuning.checkpoints import Checkpoints
+from edsft_jax.finetuning.checkpoints import Checkpoints, Restored
 from edsft_jax.finetuning.meter import Meter
 from edsft_jax.finetuning.metrics_log import Log, Tracker, open_log
 from edsft_jax.finetuning.progress import CellProgress
@@ -116,7 +116,11 @@ def train(
     Checkpoints(run.checkpoints) as checkpoints,
     validation or contextlib.nullcontext(),
   ):
-    first, state, saved = checkpoints.restore(model.init_state(seed))
+    if checkpoints.last_step is None:
+      restored = Restored(0, model.init_state(seed), {})
+    else:
+      restored = checkpoints.restore(model.state_shapes)
+    first, state, saved = restored
     watchers.progress.advance(first)
     losses = _Losses(
       run, model.hyperparameters.learning_rate, lambda: checkpoints.last_step

@@ -1,6 +1,6 @@
 """The optimizer step, compiled once per batch shape for all cells."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
@@ -59,26 +59,30 @@ class Trainer:
   """The base model with a compiled optimizer step.
 
   Cells share the compiled programs: the learning rate is an argument, and the
-  base weights are the same for all.
+  base weights are the same for all. Full finetuning keeps no base weights next
+  to those that it trains, and loads them again for each cell.
 
   Attributes:
     hyperparameters: those of every cell.
-    gradients: (params, frozen, micro-batch) -> loss and its gradients, summed
-      over the response tokens of a micro-batch.
+    config: the base model's.
+    state_shapes: shape, dtype and sharding of every array of a `State`.
+    frozen: the weights that are not trained.
+    gradients: (sums, params, frozen, micro-batch) -> the sums, which are
+      donated, with this micro-batch's loss and gradients added.
   """
 
   def __init__(
     self,
-    decoder: models.Decoder,
+    load: Callable[[], models.Decoder],
     hyperparameters: Hyperparameters,
     mesh: jax.sharding.Mesh,
     memory: MemoryOptions | None = None,
     adapter: pathlib.Path | None = None,
   ):
-    """Compiles nothing yet.
+    """Loads the base model; compiles nothing yet.
 
     Args:
-      decoder: the base model as loaded; its weights are not changed.
+      load: returns the base model, whose weights are not changed.
       hyperparameters: those of every cell.
       mesh: the mesh of the decoder's weights.
       memory: how a step is divided; None: as by default.
@@ -93,9 +97,13 @@ class Trainer:
     self._halved = False
     self._seen: set[tuple[int, ...]] = set()
     self._adapter = adapter
-    self._base_graph, self._base_weights = nnx.split(decoder)
+    self._load = load
+    self._base: models.Decoder | None = load()
+    self.config = self._base.config
     graph, params, frozen = self._trainable(seed=0)
-    self._frozen = jax.tree.leaves(frozen)
+    if hyperparameters.method == 'full':
+      self._base = None
+    self.frozen = jax.tree.leaves(frozen)
     self._dtypes = [leaf.dtype for leaf in jax.tree.leaves(params)]
     structures = jax.tree.structure(params), jax.tree.structure(frozen)
     self._merge = functools.partial(_merge, graph, *structures)
@@ -104,13 +112,13 @@ class Trainer:
       optax.scale_by_adam(),
       optax.add_decayed_weights(hyperparameters.weight_decay, mask=_matrices),
     )
-    shardings = jax.tree.map(
-      lambda leaf: leaf.sharding, self.init_state(seed=0)
-    )
+    self.state_shapes = self._shapes(jax.tree.leaves(params))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state_shapes)
+    sums_sharding = (self._replicated, shardings.params)
+    self._zeros = jax.jit(self._zero_sums, out_shardings=sums_sharding)
     self.gradients = jax.jit(
-      self._loss_and_gradients, out_shardings=(None, shardings.params)
+      self._add_gradients, donate_argnums=0, out_shardings=sums_sharding
     )
-    self._add = jax.jit(_add, donate_argnums=0)
     self._update = Compiled(
       jax.jit(
         self._updated,
@@ -120,15 +128,20 @@ class Trainer:
     )
     self._nll = Compiled(jax.jit(self._response_nll))
 
+  def base(self) -> models.Decoder:
+    """The base model, sharing this trainer's weights if they are frozen."""
+    return self._base or self._load()
+
   def init_state(self, seed: int) -> State:
     """The state before the first step, initialised by the seed."""
-    _, params, _ = self._trainable(seed)
-    # In float32 whatever the model's dtype, so that small updates are not lost.
-    params = [
-      jnp.array(leaf, jnp.float32, copy=True)
-      for leaf in jax.tree.leaves(params)
-    ]
-    params = jax.tree.map(self._place, params)
+    _, split, _ = self._trainable(seed)
+    params = jax.tree.leaves(split)
+    del split
+    # One array at a time, so that what was loaded is freed on the way.
+    for number, leaf in enumerate(params):
+      # In float32 whatever the model's dtype, so that small updates are not
+      # lost.
+      params[number] = self._place(jnp.array(leaf, jnp.float32, copy=True))
     opt_state = jax.tree.map(self._place, self._optimizer.init(params))
     return State(params, opt_state)
 
@@ -170,8 +183,27 @@ class Trainer:
 
   def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
     """The program of `gradients` for micro-batches of this shape."""
-    params = self.init_state(0).params
-    return self.gradients.lower(params, self._frozen, batch)
+    params = self.state_shapes.params
+    sums = (jax.ShapeDtypeStruct((), jnp.float32), params)
+    return self.gradients.lower(sums, params, self.frozen, batch)
+
+  def residuals(self, batch: Any) -> list[jax.ShapeDtypeStruct]:
+    """What the forward pass keeps for the backward pass, besides its inputs.
+
+    Args:
+      batch: a micro-batch, or one of shapes: nothing is computed.
+    """
+    params = self.state_shapes.params
+
+    def pullback(params: Any, frozen: Any, batch: Any) -> Any:
+      loss = lambda params: self._loss(params, frozen, batch)
+      return jax.vjp(loss, params)[1]
+
+    jaxpr = jax.make_jaxpr(pullback)(params, self.frozen, batch).jaxpr
+    kept = {v: v.aval for v in jaxpr.outvars if not hasattr(v, 'val')}
+    for var in (*jaxpr.invars, *jaxpr.constvars):
+      kept.pop(var, None)
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in kept.values()]
 
   def _summed(
     self,
@@ -180,20 +212,18 @@ class Trainer:
     dropout_key: jax.Array | None,
   ) -> tuple[jax.Array, list[jax.Array]]:
     """Loss and gradients, summed over the response tokens of the examples."""
-    sums = None
+    sums = self._zeros()
     for batch in batches.micro_batches(examples, self._layout):
       shape = batch.tokens.shape
       batch = mesh_lib.shard_batch(self._mesh, batch)
-      args = params, self._frozen, batch, dropout_key
+      args = sums, params, self.frozen, batch, dropout_key
       if shape not in self._seen:
         mesh_lib.compile_together(self.gradients, *args)
-      part = self.gradients(*args)
-      sums = part if sums is None else self._add(sums, part)
+      sums = self.gradients(*args)
       if shape not in self._seen:
         # Only a shape's first run can find that there is too little memory.
         jax.block_until_ready(sums)
         self._seen.add(shape)
-    assert sums is not None
     return sums
 
   def _halve(self, examples: Sequence[Example]) -> None:
@@ -223,7 +253,7 @@ class Trainer:
     """Negative log-likelihood of the examples' responses, summed, in nats."""
     parts = [
       self._nll(
-        state.params, self._frozen, mesh_lib.shard_batch(self._mesh, batch)
+        state.params, self.frozen, mesh_lib.shard_batch(self._mesh, batch)
       )
       for batch in batches.micro_batches(examples, self._layout)
     ]
@@ -231,12 +261,15 @@ class Trainer:
 
   def decoder(self, state: State) -> models.Decoder:
     """The model with the trained parameters, in the dtype of the base model."""
-    return self._merge(self._as_loaded(state.params), self._frozen)
+    return self._merge(self._as_loaded(state.params), self.frozen)
 
   def _trainable(self, seed: int) -> tuple[nnx.GraphDef, Any, Any]:
-    decoder = nnx.merge(self._base_graph, self._base_weights)
+    """The structure, the trained parameters and all others of a new model."""
+    decoder = self.base()
     if self.hyperparameters.method == 'full':
       return _split(decoder, nnx.Param)
+    # Adapters are added in place.
+    decoder = nnx.merge(*nnx.split(decoder))
     if self._adapter is not None:
       models.load_adapter(decoder, self._adapter)
     else:
@@ -250,32 +283,68 @@ class Trainer:
       )
     return _split(decoder, models.LoRAParam)
 
+  @property
+  def _replicated(self) -> NamedSharding:
+    return NamedSharding(self._mesh, PartitionSpec())
+
+  def _sharding(self, leaf: jax.Array) -> NamedSharding:
+    """Over the mesh as it is; replicated if it is not there yet."""
+    sharding = leaf.sharding
+    return sharding if isinstance(sharding, NamedSharding) else self._replicated
+
   def _place(self, leaf: jax.Array) -> jax.Array:
     """Replicates a leaf over the mesh, unless it is placed there already."""
     if isinstance(leaf.sharding, NamedSharding):
       return leaf
     return mesh_lib.replicate(self._mesh, leaf)
 
+  def _shapes(self, params: list[jax.Array]) -> State:
+    """See the attribute `state_shapes`."""
+    shapes: list[Any] = [
+      jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=self._sharding(p))
+      for p in params
+    ]
+    opt_state = optax.tree.map_params(
+      self._optimizer,
+      lambda _, shape: shape,
+      jax.eval_shape(self._optimizer.init, shapes),
+      shapes,
+      transform_non_params=lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=self._replicated
+      ),
+    )
+    return State(shapes, opt_state)
+
+  def _zero_sums(self) -> tuple[jax.Array, list[jax.Array]]:
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+    return jnp.zeros(()), jax.tree.map(zeros, self.state_shapes.params)
+
   def _as_loaded(self, params: list[jax.Array]) -> list[jax.Array]:
     return [p.astype(d) for p, d in zip(params, self._dtypes, strict=True)]
 
-  def _loss_and_gradients(
+  def _add_gradients(
     self,
+    sums: tuple[jax.Array, list[jax.Array]],
     params: list[jax.Array],
     frozen: list[jax.Array],
     batch: MicroBatch,
     dropout_key: jax.Array | None = None,
   ) -> tuple[jax.Array, list[jax.Array]]:
-    def loss(params: list[jax.Array]) -> jax.Array:
-      decoder = self._merge(self._as_loaded(params), frozen)
-      if dropout_key is not None:
-        rate = self.hyperparameters.lora_dropout
-        models.set_dropout(
-          decoder, rate, dropout_key, jnp.asarray(batch.numbers)
-        )
-      return summed_loss(decoder, batch, self._remat)
+    part = jax.value_and_grad(self._loss)(params, frozen, batch, dropout_key)
+    return jax.tree.map(jnp.add, sums, part)
 
-    return jax.value_and_grad(loss)(params)
+  def _loss(
+    self,
+    params: list[jax.Array],
+    frozen: list[jax.Array],
+    batch: MicroBatch,
+    dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    decoder = self._merge(self._as_loaded(params), frozen)
+    if dropout_key is not None:
+      rate = self.hyperparameters.lora_dropout
+      models.set_dropout(decoder, rate, dropout_key, jnp.asarray(batch.numbers))
+    return summed_loss(decoder, batch, self._remat)
 
   def _response_nll(
     self, params: list[jax.Array], frozen: list[jax.Array], batch: MicroBatch
@@ -300,10 +369,6 @@ class Trainer:
       for p, d in zip(state.params, direction, strict=True)
     ]
     return State(params, opt_state), loss / num_targets
-
-
-def _add(x: Any, y: Any) -> Any:
-  return jax.tree.map(jnp.add, x, y)
 
 
 def _split(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from edsft_jax.models.modules import capped, precision_of
+from edsft_jax.models.remat import remat
 
 # See Attention.max_scores.
 MAX_SCORES = 2**26
@@ -128,7 +129,7 @@ def _attend_causally(
     run = functools.partial(_attend_block, inputs=block)
     if length > KEPT_SCORES_LENGTH:
       # The backward pass recomputes scores instead of keeping them.
-      run = jax.checkpoint(run)
+      run = functools.partial(remat, run)
     attended.append(
       run(
         q_BxKxGxLxA[:, :, :, start:end],

@@ -7,7 +7,6 @@ bfloat16 weights. Norms, rope and softmax are always float32.
 """
 
 import dataclasses
-import functools
 import math
 
 from flax import nnx
@@ -32,6 +31,7 @@ from edsft_jax.models.modules import (
   product,
   scaled,
 )
+from edsft_jax.models.remat import remat
 from edsft_jax.models.rope import LENGTH_KINDS, rotate, rotations
 
 
@@ -292,8 +292,8 @@ class Decoder(nnx.Module):
       self._inputs_of_layers(shared, position_BxL, length_BxL),
       strict=True,
     ):
-      run = functools.partial(_hidden_of_layer, block, inputs)
-      x_BxLxD = (jax.checkpoint(run) if remat else run)(x_BxLxD)
+      run = _remat_layer if remat else _hidden_of_layer
+      x_BxLxD = run(block, inputs, x_BxLxD)
     return self.norm(x_BxLxD)
 
   @property
@@ -329,8 +329,19 @@ def output_logits(
   config: DecoderConfig, hidden: jax.Array, weight: jax.Array
 ) -> jax.Array:
   """`Decoder.logits` as a function of `Decoder.output_weight`."""
+  return logits_of_product(config, output_product(config, hidden, weight))
+
+
+def output_product(
+  config: DecoderConfig, hidden: jax.Array, weight: jax.Array
+) -> jax.Array:
+  """The product in the output layer, float32: [..., D] -> [..., V]."""
   weight_DxV = weight.T if config.tied else weight
-  logits = product(hidden, weight_DxV, jnp.dtype(jnp.float32))
+  return product(hidden, weight_DxV, jnp.dtype(jnp.float32))
+
+
+def logits_of_product(config: DecoderConfig, logits: jax.Array) -> jax.Array:
+  """Logits from the product in the output layer."""
   if config.logit_divisor != 1.0:
     logits = logits / config.logit_divisor
   return capped(logits, config.logit_cap)
@@ -399,6 +410,19 @@ def _hidden_of_layer(
   layer: Layer, inputs: AttentionInputs, x_BxLxD: jax.Array
 ) -> jax.Array:
   return layer(x_BxLxD, inputs, None)[0]
+
+
+def _remat_layer(
+  layer: Layer, inputs: AttentionInputs, x_BxLxD: jax.Array
+) -> jax.Array:
+  graph, state = nnx.split(layer)
+  leaves, structure = jax.tree.flatten(state)
+
+  def run(x_BxLxD: jax.Array, *leaves: jax.Array) -> jax.Array:
+    state = jax.tree.unflatten(structure, leaves)
+    return _hidden_of_layer(nnx.merge(graph, state), inputs, x_BxLxD)
+
+  return remat(run, x_BxLxD, *leaves)
 
 
 class Attention(nnx.Module):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -302,7 +303,11 @@ def test_long_examples_are_shortened_and_counted(workdir, capsys):
     len(answers[i].split()) + 1 > 5 for i in ids
   )
   assert counts['prompts_truncated'] >= counts['responses_cut'] > 0
-  assert f'{counts["responses_cut"]} answers cut' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert f'{counts["responses_cut"]} answers cut' in said
+  # Before the first step.
+  assert re.search(r'needs \d+\.\d GiB per device by count, of \d', said)
+  assert 'may not fit' not in said
 
 
 def test_full_finetuning_writes_a_model_directory(workdir):

@@ -8,6 +8,7 @@ import os
 from flax import nnx
 import jax
 import numpy as np
+import peft_parity
 import pytest
 
 from edsft_jax import mesh, models, store, study
@@ -131,6 +132,13 @@ def test_an_adapter_by_peft_is_a_starting_point(base, tmp_path, rslora):
   np.testing.assert_allclose(
     _logits(decoder), _torch_logits(model), rtol=1e-3, atol=1e-3
   )
+
+
+@pytest.mark.parametrize('method', list(peft_parity.METHODS))
+def test_twenty_steps_have_the_same_losses(method):
+  """Those of torch and peft, which test_parity.py has recorded."""
+  ours = peft_parity.our_losses(method)
+  np.testing.assert_allclose(ours, peft_parity.peer_losses(method), rtol=1e-5)
 
 
 def test_lm_eval_loads_the_adapter_by_the_arguments_of_the_card(exported):

@@ -163,7 +163,7 @@ def test_lengths_of_packed_examples_set_dynamic_rope():
 
 def _curve(path, mesh, options, steps=4) -> list[float]:
   decoder = models.load_decoder(path, 'float32', mesh)
-  trainer = Trainer(decoder, LORA, mesh, options)
+  trainer = Trainer(lambda: decoder, LORA, mesh, options)
   state, losses = trainer.init_state(0), []
   for step in range(steps):
     examples = _examples()[step % 2 :]
@@ -204,7 +204,7 @@ def _products(program: str) -> set[tuple[int, ...]]:
 def test_frozen_matrices_have_no_gradient_products(decoder, method):
   hyperparameters = dataclasses.replace(LORA, method=method)
   one_device = make_mesh(devices=jax.devices()[:1])
-  trainer = Trainer(decoder, hyperparameters, one_device)
+  trainer = Trainer(lambda: decoder, hyperparameters, one_device)
   batch = batches.fill([_examples()[:2]], (1, 96), groups=1)
   shapes = {
     tuple(sorted(weight.shape))
@@ -218,13 +218,13 @@ def test_frozen_matrices_have_no_gradient_products(decoder, method):
 def test_out_of_memory_halves_micro_batches_once(decoder, capsys):
   """Then an error names the options."""
   one_device = make_mesh(devices=jax.devices()[:1])
-  trainer = Trainer(decoder, LORA, one_device, MemoryOptions(4))
+  trainer = Trainer(lambda: decoder, LORA, one_device, MemoryOptions(4))
   most_rows, gradients = 2, trainer.gradients
 
-  def scarce(params, frozen, batch, *key):
+  def scarce(sums, params, frozen, batch, *key):
     if batch.tokens.shape[0] > most_rows:
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
-    return gradients(params, frozen, batch, *key)
+    return gradients(sums, params, frozen, batch, *key)
 
   trainer.gradients = scarce
   state = trainer.init_state(0)

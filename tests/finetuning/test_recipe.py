@@ -73,7 +73,7 @@ def _losses(rate, memory, key) -> list[float]:
   device_mesh = mesh.make_mesh()
   config = _config(lora_dropout=rate)
   trainer = trainer_lib.Trainer(
-    models.load_decoder(tiny_study.MODEL, 'float32', device_mesh),
+    lambda: models.load_decoder(tiny_study.MODEL, 'float32', device_mesh),
     options.hyperparameters(config.finetuning),
     device_mesh,
     memory,

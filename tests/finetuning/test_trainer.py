@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 
 from flax import nnx
 import jax
@@ -40,7 +41,7 @@ def _trainer(hyperparameters, mesh='one') -> tuple[models.Decoder, Trainer]:
   decoder = models.load_decoder(tiny_study.MODEL, 'float32', _mesh(mesh))
   # As `_expected` has them: Adam makes much of the rounding of small gradients.
   memory = MemoryOptions(packing=False)
-  return decoder, Trainer(decoder, hyperparameters, _mesh(mesh), memory)
+  return decoder, Trainer(lambda: decoder, hyperparameters, _mesh(mesh), memory)
 
 
 def _examples(seed=0) -> list[Example]:
@@ -171,7 +172,7 @@ def test_seed_sets_the_initialisation():
 def test_bfloat16_is_trained_in_float32(tmp_path):
   """An update below bfloat16's resolution is not lost."""
   decoder = models.load_decoder(tiny_study.MODEL, 'bfloat16', _mesh())
-  trainer = Trainer(decoder, FULL, _mesh())
+  trainer = Trainer(lambda: decoder, FULL, _mesh())
   start = [np.asarray(leaf) for leaf in trainer.init_state(0).params]
   state, loss = trainer.step(trainer.init_state(0), STEPS[0], np.float32(1e-6))
   assert np.isfinite(loss)
@@ -182,6 +183,32 @@ def test_bfloat16_is_trained_in_float32(tmp_path):
   models.save_decoder(trainer.decoder(state), tmp_path, tiny_study.MODEL)
   assert '"bfloat16"' in (tmp_path / 'config.json').read_text()
   models.load_decoder(tmp_path, 'bfloat16', _mesh())
+
+
+def _live_bytes() -> int:
+  gc.collect()
+  return sum(array.nbytes for array in jax.live_arrays())
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_full_finetuning_has_one_copy_of_the_weights(dtype):
+  """In float32, with two moments; the next cell starts from the base again."""
+  before = _live_bytes()
+  load = functools.partial(
+    models.load_decoder, tiny_study.MODEL, dtype, _mesh()
+  )
+  trainer = Trainer(load, FULL, _mesh())
+  starts = []
+  for _ in range(2):
+    state = trainer.init_state(0)
+    starts.append([np.array(leaf) for leaf in state.params])
+    size = sum(leaf.nbytes for leaf in starts[-1])
+    assert 0 <= _live_bytes() - before - 3 * size < 100
+    state, _ = trainer.step(state, STEPS[0], np.float32(0.01))
+    assert 0 <= _live_bytes() - before - 3 * size < 100
+    del state
+  for first, again in zip(*starts, strict=True):
+    assert np.array_equal(first, again)
 
 
 def test_compiled_once_for_a_shape():

@@ -37,7 +37,7 @@ def main() -> None:
   mesh = make_mesh(data=1, fsdp=2, tensor=2)
   config = models.read_config(tiny_study.MODEL)
   trainer = Trainer(
-    models.load_decoder(tiny_study.MODEL, 'float32', mesh),
+    lambda: models.load_decoder(tiny_study.MODEL, 'float32', mesh),
     dataclasses.replace(tiny_study.LORA, epochs=STEPS, batch_size=BATCH),
     mesh,
   )

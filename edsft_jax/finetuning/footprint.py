@@ -1,0 +1,236 @@
+"""Counts the device memory that finetuning needs, from its arrays' shapes.
+
+A count, not a measurement: it leaves out what the compiler adds, and programs
+themselves.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import math
+import os
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax import models
+from edsft_jax.finetuning import batches
+from edsft_jax.finetuning import loss as loss_lib
+from edsft_jax.finetuning.batches import Layout, MicroBatch
+from edsft_jax.finetuning.memory import MemoryOptions
+from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
+from edsft_jax.models import placement
+from edsft_jax.models.attention import KEPT_SCORES_LENGTH
+
+# The rest is left to what is not counted.
+USABLE = 0.9
+
+
+class Setup(NamedTuple):
+  """What the memory depends on, besides the shape of micro-batches.
+
+  Attributes:
+    config: the model.
+    dtype: model.dtype.
+    hyperparameters: what is trained.
+    options: how a step is divided.
+    mesh: the mesh of the weights.
+  """
+
+  config: models.DecoderConfig
+  dtype: str
+  hyperparameters: Hyperparameters
+  options: MemoryOptions
+  mesh: jax.sharding.Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on each device.
+
+  Attributes:
+    weights: those that are not trained, in model.dtype.
+    trained: those that are, in float32.
+    optimizer: AdamW's moments.
+    gradients: sums over the micro-batches of a step, in float32.
+    residuals: what the forward pass of a micro-batch keeps for the backward
+      pass.
+    recomputed: what that of one layer keeps, with remat.
+    logits: those that exist at once, with their gradient.
+  """
+
+  weights: int
+  trained: int
+  optimizer: int
+  gradients: int
+  residuals: int
+  recomputed: int
+  logits: int
+
+  @property
+  def fixed(self) -> int:
+    """What does not depend on the micro-batch."""
+    return self.weights + self.trained + self.optimizer + self.gradients
+
+  @property
+  def total(self) -> int:
+    """The sum."""
+    return sum(dataclasses.astuple(self))
+
+
+def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
+  """Counts for micro-batches of a shape.
+
+  Traces the loss with one and with two layers; nothing is computed. Of the
+  mesh's axes, data and fsdp divide the rows, and fsdp and tensor the weights;
+  that tensor also divides some of the residuals is left out.
+
+  Args:
+    setup: model and options.
+    shape: rows, over all devices, and length.
+    most_logits: see `loss.loss`.
+  """
+  rows, length = shape
+  rows //= mesh_lib.batch_multiple(setup.mesh)
+  vocab_size = setup.config.vocab_size
+  one, two = (abstract_trainer(setup, number) for number in (1, 2))
+
+  def of_all_layers(of_one: int, of_two: int) -> int:
+    return of_one + (setup.config.num_layers - 1) * (of_two - of_one)
+
+  def residuals(trainer: Trainer) -> int:
+    return _num_bytes(trainer.residuals(abstract_batch(rows, length)))
+
+  recomputed = 0
+  if setup.options.remat == 'layer':
+    keeping_all = dataclasses.replace(setup.options, remat='none')
+    all_of_one, all_of_two = (
+      residuals(abstract_trainer(setup._replace(options=keeping_all), number))
+      for number in (1, 2)
+    )
+    recomputed = all_of_two - all_of_one
+  trained = of_all_layers(
+    *(_num_bytes(t.state_shapes.params) for t in (one, two))
+  )
+  chunk = loss_lib.chunk_size(1, rows * length, vocab_size, most_logits)
+  return Memory(
+    weights=of_all_layers(_num_bytes(one.frozen), _num_bytes(two.frozen)),
+    trained=trained,
+    optimizer=2 * trained,
+    gradients=trained,
+    residuals=of_all_layers(residuals(one), residuals(two)),
+    recomputed=recomputed,
+    logits=2 * jnp.dtype(jnp.float32).itemsize * chunk * vocab_size,
+  )
+
+
+def shapes(
+  lengths: Iterable[int], batch_size: int, layout: Layout
+) -> list[tuple[int, int]]:
+  """The shapes of micro-batches that may need most memory.
+
+  Those of the longest example, and those of the longest of which attention
+  keeps its scores, each with as many rows as a step has at most.
+
+  Args:
+    lengths: tokens of the examples.
+    batch_size: examples per step.
+    layout: how examples become micro-batches.
+  """
+  groups = layout.groups
+  padded = {batches.bucket(max(length, 2)) for length in lengths}
+  if layout.packing and not layout.max_rows:
+    # Packed rows are at least so long.
+    share = batches.bucket(batch_size * max(padded) // groups)
+    least = min(share, batches.PACKED_LENGTH)
+    padded = {max(length, least) for length in padded}
+  kept = [n for n in padded if n <= KEPT_SCORES_LENGTH]
+  most_rows = -(-batch_size // groups) * groups
+  return [
+    (min(layout.rows(length), most_rows), length)
+    for length in sorted({max(padded), max(kept, default=max(padded))})
+  ]
+
+
+def available(mesh: jax.sharding.Mesh) -> int:
+  """Bytes of each device; on a CPU its share of the machine's memory."""
+  stats = mesh.local_devices[0].memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return int(stats['bytes_limit'])
+  whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return whole // len(mesh.local_devices)
+
+
+def describe(
+  needed: Memory, available: int, setup: Setup, shape: tuple[int, int]
+) -> list[str]:
+  """Lines for the log; the second is a warning if it does not fit."""
+  gib = 2**30
+  parts = ', '.join(
+    f'{name} {size / gib:.1f}'
+    for name, size in dataclasses.asdict(needed).items()
+    if size
+  )
+  lines = [
+    f'needs {needed.total / gib:.1f} GiB per device by count, of '
+    f'{available / gib:.1f} GiB ({parts}; micro-batches of {shape[0]} x '
+    f'{shape[1]:,} tokens)'
+  ]
+  if needed.total > USABLE * available:
+    remedies = []
+    if shape[0] > mesh_lib.batch_multiple(setup.mesh):
+      remedies.append('a lower finetuning.micro_batch_size')
+    if setup.options.remat == 'none':
+      remedies.append("finetuning.remat='layer'")
+    remedies.append('more devices with mesh.fsdp')
+    lines.append(
+      f'this may not fit: set {" or ".join(remedies)} if it runs out of memory'
+    )
+  return lines
+
+
+def abstract_trainer(setup: Setup, num_layers: int) -> Trainer:
+  """A trainer of a model of so many layers, without arrays except adapters."""
+  weight_dtype, activation_dtype = models.parse_dtype(setup.dtype)
+  decoder = models.Decoder(
+    dataclasses.replace(setup.config, num_layers=num_layers),
+    rngs=None,
+    dtype=weight_dtype,
+    activation_dtype=activation_dtype,
+  )
+  placed = [
+    (
+      path,
+      variable.replace(
+        jax.ShapeDtypeStruct(variable.shape, weight_dtype, sharding=sharding)
+      ),
+    )
+    for path, variable, sharding in placement.placed(decoder, setup.mesh)
+  ]
+  nnx.update(decoder, nnx.from_flat_state(placed))
+  return Trainer(
+    lambda: decoder, setup.hyperparameters, setup.mesh, setup.options
+  )
+
+
+def abstract_batch(rows: int, length: int) -> MicroBatch:
+  """A micro-batch without arrays, in one group."""
+
+  def ids(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+  slots, targets = ids(rows, length), ids(1, rows * length)
+  return MicroBatch(slots, slots, slots, targets, targets, ids(1))
+
+
+def _num_bytes(arrays: Sequence[Any]) -> int:
+  """Bytes on each device."""
+  return sum(
+    math.prod(
+      x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    )
+    * x.dtype.itemsize
+    for x in arrays
+  )
