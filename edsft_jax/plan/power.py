@@ -26,6 +26,7 @@ class Variances:
     fixed: over seeds, of a strategy that has the same list for every seed.
     items: over items, of a strategy's difference from random.
     num_items: how many items an evaluation has; 0: unknown, and items is 0.
+    against_random: whether the metric is relative to random for the same seed.
   """
 
   source: str
@@ -33,6 +34,7 @@ class Variances:
   fixed: float
   items: float
   num_items: int
+  against_random: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +72,20 @@ class Design:
     self, variances: Variances, seeds: int, num_items: int, is_fixed: bool
   ) -> float:
     """The smallest difference that four of five studies find; NaN for none."""
+    num_drawn: float = self.num_drawn
+    random_seeds: int | None = max(seeds, self.random_seeds)
+    if variances.against_random:
+      num_drawn = statistics.num_independent(self.num_tests)
+      random_seeds = None
     noise = statistics.Noise(
       statistics.Variance(variances.drawn, 0),
-      self.num_drawn,
+      num_drawn,
       statistics.Variance(variances.fixed, 0),
       self.num_fixed,
     ).with_seeds(seeds)
     error = noise.error(
       seeds,
-      max(seeds, self.random_seeds),
+      random_seeds,
       variances.items / max(num_items, 1),
       is_fixed,
     )
@@ -308,6 +315,7 @@ def _of_study(
     float(fixed.value if fixed else drawn.value),
     float(variance * num_items),
     planned,
+    found.metrics[metric].against_random,
   )
 
 

@@ -171,8 +171,8 @@ def level_at(
     found.items[metric],
     found.fixed,
     confidence,
-    (found.matched, LENGTH_MATCHED) if found.matched else None,
     found.metrics[metric].against_random,
+    (found.matched, LENGTH_MATCHED) if found.matched else None,
   )
 
 

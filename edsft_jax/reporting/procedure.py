@@ -42,18 +42,18 @@ class Level:
     noise: the pooled variance over seeds.
     fixed: strategies that have the same list of prompts in all seeds.
     tests: strategy -> its comparison with random; empty without random.
-    control: the comparison of two further strategies that was asked for; None
-      if they have no results.
     against_random: whether the metric is relative to random at the same budget
       and for the same seed, so that its own value is constant.
+    control: the comparison of two further strategies that was asked for; None
+      if they have no results.
   """
 
   means: Mapping[str, np.ndarray]
   noise: Noise
   fixed: frozenset[str]
   tests: Mapping[str, Test]
-  control: Test | None = None
   against_random: bool = False
+  control: Test | None = None
 
   def interval(self, strategy: str, confidence: float) -> statistics.Interval:
     """The strategy's mean over seeds, with its interval; of one study."""
@@ -93,8 +93,8 @@ def compare(
   items: Items,
   fixed: frozenset[str],
   confidence: float,
-  control: tuple[str, str] | None = None,
   against_random: bool = False,
+  control: tuple[str, str] | None = None,
 ) -> Level:
   """Compares every strategy with random.
 
@@ -103,10 +103,10 @@ def compare(
     items: weights and clusters of the items.
     fixed: deterministic strategies, if every seed has the whole pool.
     confidence: of the intervals, for a single comparison.
-    control: two strategies to compare with each other, too: first minus second.
     against_random: whether the values are relative to random for the same seed,
       as win rates are: random's own are constant, and the variance of the
       others includes random's.
+    control: two strategies to compare with each other, too: first minus second.
   """
   means = {
     name: statistics.seed_means(value, items) for name, value in values.items()
@@ -117,16 +117,15 @@ def compare(
   noise = Noise.of(varying, fixed, all_vary=against_random)
 
   def test(name: str, other: str) -> Test:
-    seeds = means[name].shape[-1]
-    is_constant = against_random and other == RANDOM
-    other_seeds = None if is_constant else means[other].shape[-1]
+    seeds, other_seeds = means[name].shape[-1], means[other].shape[-1]
+    random_seeds = None if against_random and other == RANDOM else other_seeds
     variance = statistics.item_variance(values[name], values[other], items)
-    error = noise.error(seeds, other_seeds, variance, name in fixed)
+    error = noise.error(seeds, random_seeds, variance, name in fixed)
     mean = means[name].mean(-1) - means[other].mean(-1)
     return Test(
       statistics.difference(mean, error, confidence),
       seeds,
-      other_seeds,
+      random_seeds,
       variance,
       name in fixed,
     )
@@ -137,6 +136,6 @@ def compare(
     noise,
     fixed,
     {name: test(name, RANDOM) for name in names} if RANDOM in values else {},
-    test(*control) if control and set(control) <= set(values) else None,
     against_random,
+    test(*control) if control and set(control) <= set(values) else None,
   )

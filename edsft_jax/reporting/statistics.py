@@ -237,12 +237,10 @@ class Noise:
     single = [mean for name, mean in means.items() if name in fixed]
     variance = pooled_variance(drawn)
     count: float = len(drawn)
-    if all_vary:
-      # Random is half of the variance of each, so that two of them have a
-      # correlation of 1/2: S variances tell as much as S / (1 + (S - 1) / 4).
-      share = 4 / (count + 3)
-      variance = Variance(variance.value, variance.freedom * share)
-      count *= share
+    if all_vary and drawn:
+      count = num_independent(len(drawn))
+      freedom = variance.freedom * count / len(drawn)
+      variance = Variance(variance.value, freedom)
     return cls(
       variance,
       count,
@@ -284,6 +282,16 @@ class Noise:
     else:
       variance = variance + self.drawn.value / seeds
     return Error(np.sqrt(variance + items), self.drawn.freedom)
+
+
+def num_independent(count: int) -> float:
+  """How many variances tell as much as those of `count` strategies.
+
+  Of a metric that is relative to random: random is half of the variance of
+  each, so that two of them have a correlation of 1/2, and S variances tell as
+  much as S / (1 + (S - 1) / 4).
+  """
+  return 4 * count / (count + 3)
 
 
 def quantile(share: float, freedom: Numbers) -> Numbers:

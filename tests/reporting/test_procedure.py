@@ -421,9 +421,7 @@ def test_rates_against_random_are_tested_by_their_own_variance(fixed):
 
   def found(gap, against_random=True):
     values = _win_rates(rng, 3, gap, 2000)
-    level = procedure.compare(
-      values, items, fixed, 0.95, against_random=against_random
-    )
+    level = procedure.compare(values, items, fixed, 0.95, against_random)
     p_values = [level.tests[name].difference.p_value for name in ('a', 'b')]
     return [float(np.mean(p < 0.05)) for p in p_values]
 
