@@ -131,8 +131,8 @@ def shapes(
 ) -> list[tuple[int, int]]:
   """The shapes of micro-batches that may need most memory.
 
-  Those of the longest example, and those of the longest of which attention
-  keeps its scores, each with as many rows as a step has at most.
+  Those of the longest examples, of the longest of which attention keeps its
+  scores, and of the most slots, with as many rows as a step has at most.
 
   Args:
     lengths: tokens of the examples.
@@ -146,12 +146,12 @@ def shapes(
     share = batches.bucket(batch_size * max(padded) // groups)
     least = min(share, batches.PACKED_LENGTH)
     padded = {max(length, least) for length in padded}
-  kept = [n for n in padded if n <= KEPT_SCORES_LENGTH]
   most_rows = -(-batch_size // groups) * groups
-  return [
-    (min(layout.rows(length), most_rows), length)
-    for length in sorted({max(padded), max(kept, default=max(padded))})
-  ]
+  rows = {length: min(layout.rows(length), most_rows) for length in padded}
+  kept = [length for length in padded if length <= KEPT_SCORES_LENGTH]
+  fullest = max(padded, key=lambda length: (rows[length] * length, length))
+  chosen = {max(padded), max(kept, default=fullest), fullest}
+  return [(rows[length], length) for length in sorted(chosen)]
 
 
 def available(mesh: jax.sharding.Mesh) -> int:
