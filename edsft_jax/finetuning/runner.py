@@ -283,8 +283,10 @@ class Runner:
 
 def _is_stopping(signals: interrupts.Delayed) -> bool:
   """Whether a signal has reached any process: all stop after the same step."""
-  signals.arrived_elsewhere(processes.highest('signal', signals.number))
-  return signals.arrived
+  # Not `signals.arrived`: one that came since then is for the next step.
+  number = processes.highest('signal', signals.number)
+  signals.arrived_elsewhere(number)
+  return number != 0
 
 
 def _remove_checkpoints(run: store.Run) -> None:
