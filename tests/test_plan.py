@@ -1,5 +1,6 @@
 """The plan: what a study would cost and could find, before money is spent."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -12,7 +13,7 @@ import synthetic_study as synthetic
 from configs import default
 from edsft_jax import errors, pipeline, plan, selection, store, study
 from edsft_jax.plan import coverage, orders, power
-from edsft_jax.reporting import comparison, results
+from edsft_jax.reporting import comparison, results, statistics
 from edsft_jax.strategies import stage
 
 SIZE, BUDGETS = 60, (5, 10)
@@ -254,6 +255,18 @@ def test_variances_of_evaluations_are_those_of_the_report(
     for seeds, label in ((3, '3, as configured'), (5, '5'), (10, '10')):
       shown = float(_row(lines, label)[column])
       assert shown == pytest.approx(sizes[seeds], abs=6e-4)
+
+
+def test_a_rate_against_random_has_randoms_variance_in_it():
+  """So random is not added again, and its strategies are not independent."""
+  variances = power.Variances('', 0.0004, 0.0004, 0.04, 300)
+  relative = dataclasses.replace(variances, against_random=True)
+  design = power.Design(4, 0, 3, 0, 0.05)
+  error = statistics.Error(math.sqrt(0.0004 / 5 + 0.04 / 300), 2 * (5 - 1))
+  assert design.detectable(relative, 5, 300, False) == pytest.approx(
+    statistics.detectable(error, 0.05, 3)
+  )
+  assert design.detectable(variances, 5, 300, False) > 0
 
 
 def test_a_wished_gain_names_seeds_and_items(workdir, capsys):
