@@ -442,7 +442,9 @@ def test_a_control_is_a_test_of_its_own(tmp_path, quick):
   text = html(workdir)
   assert f'Control: facility_location is better than {MATCHED}' in text
   assert f'minus {MATCHED}: {wording.signed(wanted)}' in text
-  assert 'not one of those that are corrected' in ' '.join(text.split())
+  prose = ' '.join(text.split())
+  assert 'its savings. The comparison with' in prose
+  assert 'not one of those that are corrected' in prose
   (row,) = [
     row
     for row in read_csv(workdir.report.with_name('comparisons.csv'))
