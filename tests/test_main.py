@@ -241,10 +241,14 @@ def test_what_the_environment_says_of_compilations(
   assert os.environ == before | dict(of[name] for name in settings)
 
 
-def test_several_processes_do_not_finetune(monkeypatch, tmp_path):
+def test_several_processes_do_not_verify(monkeypatch, tmp_path):
   monkeypatch.setattr(processes, 'count', lambda: 2)
-  with pytest.raises(errors.InputError, match='finetune and evaluate cannot'):
-    pipeline.run(default.get_config(), store.Workdir(tmp_path / 'w'))
+  with pytest.raises(
+    errors.InputError, match='verify cannot be run by several'
+  ):
+    pipeline.run(
+      default.get_config(), store.Workdir(tmp_path / 'w'), ['verify']
+    )
   assert not (tmp_path / 'w').exists()
 
 
