@@ -15,6 +15,7 @@ import pathlib
 import signal
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import ml_collections

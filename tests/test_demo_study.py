@@ -228,7 +228,10 @@ def test_verify_makes_again_what_could_be_forged(demo, tmp_path, capsys):
   contents['metrics']['loss']['standard_error'] += 0.01
   store.write_json(evaluation, contents)
   table = workdir.report.with_name('comparisons.csv')
-  table.write_text(table.read_text().replace('min_margin,8,', 'min_margin,8,1'))
+  text = table.read_text()
+  changed = text.replace('min_margin,random,8,', 'min_margin,random,8,1')
+  assert changed != text
+  table.write_text(changed)
   store.record_checksums(workdir)
   assert store.checksum_differences(workdir) == []
   with pytest.raises(errors.InputError, match='is not what it says'):

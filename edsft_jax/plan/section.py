@@ -32,7 +32,11 @@ class Section:
 
   def text(self) -> str:
     """The section for the terminal."""
-    lines = [part for line in self.lines for part in textwrap.wrap(line, WIDTH)]
+    # Paths and names of strategies stay whole.
+    wrapped = textwrap.TextWrapper(
+      WIDTH, break_long_words=False, break_on_hyphens=False
+    )
+    lines = [part for line in self.lines for part in wrapped.wrap(line)]
     return '\n'.join([self.title.upper(), *self._table(), *lines])
 
   def _table(self) -> list[str]:
