@@ -196,6 +196,7 @@ def _printed(*arguments: str) -> list[str]:
   ).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_the_documented_tables_are_the_counted_ones():
   """One size of one method: each takes seconds."""
   documented = (REPOSITORY / 'docs' / 'accelerators.md').read_text()
