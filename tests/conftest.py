@@ -1,6 +1,7 @@
 """Eight fake devices, one compile cache, and the way to the real data."""
 
 from collections.abc import Iterator
+import gc
 import os
 import pathlib
 
@@ -23,6 +24,10 @@ from golden_models import (  # noqa: F401
 from places import REPOSITORY
 import pytest
 import tiny_study
+
+# Collecting garbage takes a fifth of the time if done as often as by default,
+# since jax keeps many objects and clears its caches each time.
+gc.set_threshold(100_000, 20, 100)
 
 # Of all files, those that take longest.
 LONGEST = (

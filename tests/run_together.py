@@ -64,9 +64,9 @@ def main(number: int, address: str, *roots: str) -> None:
   try:
     pipeline.run(on_all, stopped, ['finetune'])
   except interrupts.Terminated as stop:
-    print(interrupts.exit_code(stop))
+    print(f'stopped: {interrupts.exit_code(stop)}')
   pipeline.run(on_all, stopped, ['finetune'])
-  print(len(steps) - STOPS_AFTER)
+  print(f'steps left: {len(steps) - STOPS_AFTER}')
   pipeline.run(on_all, trained, ['evaluate'])
 
 
