@@ -1,6 +1,7 @@
 """Two processes of four devices finetune and evaluate as one device does."""
 
 from collections.abc import Sequence
+import re
 import shutil
 import signal
 import subprocess
