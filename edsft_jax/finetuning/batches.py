@@ -15,9 +15,9 @@ Array = np.ndarray | jax.Array
 # Padded lengths of batches; few, so that few programs are compiled.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Rows of packed examples are not shorter, so that they leave less padding and
-# differ less in number. With 512, attention slows down a small model: the demo's
-# cells take 24 s where they take 14 with 128, and 28 with rows as short as the
-# longest example.
+# differ less in number. With 512, attention slows down a small model: a cell of
+# the demo takes 24 s where it takes 14 with 128, and 28 with rows as short as
+# the longest example.
 PACKED_LENGTH = 128
 
 
