@@ -16,7 +16,7 @@ import jax
 from edsft_jax.inference.programs import MAX_LOGITS
 from edsft_jax.inference.shapes import BatchSizes
 from edsft_jax.models import Decoder, DecoderConfig, parse_dtype
-from edsft_jax.models.decoder import MAX_SCORES
+from edsft_jax.models.attention import MAX_SCORES
 from edsft_jax.models.split_product import NUM_PARTS
 
 

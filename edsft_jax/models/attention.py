@@ -5,11 +5,14 @@ import functools
 import math
 from typing import NamedTuple
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from edsft_jax.models.modules import capped, precision_of
+from edsft_jax.models.config import DecoderConfig
+from edsft_jax.models.modules import Linear, Norm, capped, precision_of
 from edsft_jax.models.remat import remat
+from edsft_jax.models.rope import rotate
 
 # See Attention.max_scores.
 MAX_SCORES = 2**26
@@ -65,6 +68,90 @@ class AttentionInputs(NamedTuple):
     if self.window is None:
       return mask_BxLxS
     return mask_BxLxS & (back_BxLxS < self.window)
+
+
+class Attention(nnx.Module):
+  """Causal grouped-query attention.
+
+  Attributes:
+    max_scores: limit on the attention scores held at once, over all rows and
+      heads, in floats; without it, memory would grow with the square of a
+      prompt's length.
+  """
+
+  def __init__(
+    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs | None
+  ):
+    self.head_dim = config.head_dim
+    self.num_kv_heads = config.num_kv_heads
+    self.max_scores = MAX_SCORES
+    self.qk_norm = config.qk_norm
+
+    def linear(num_in: int, num_out: int, use_bias: bool) -> Linear:
+      return Linear(
+        num_in,
+        num_out,
+        use_bias=use_bias,
+        stddev=config.initializer_range,
+        dtype=dtype,
+        rngs=rngs,
+      )
+
+    q_width = config.num_heads * config.head_dim
+    kv_width = config.num_kv_heads * config.head_dim
+    self.q_proj = linear(config.width, q_width, config.qkv_bias)
+    self.k_proj = linear(config.width, kv_width, config.qkv_bias)
+    self.v_proj = linear(config.width, kv_width, config.qkv_bias)
+    self.o_proj = linear(q_width, config.width, config.output_bias)
+    if config.qk_norm == 'head':
+      self.q_norm = Norm(config.head_dim, config, dtype)
+      self.k_norm = Norm(config.head_dim, config, dtype)
+    elif config.qk_norm == 'all':
+      self.q_norm = Norm(q_width, config, dtype)
+      self.k_norm = Norm(kv_width, config, dtype)
+
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    inputs: AttentionInputs,
+    kv_cache: tuple[jax.Array, jax.Array] | None,
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Takes and returns the same as `Layer.__call__`."""
+    q_BxLxHA, k_BxLxKA = self.q_proj(x_BxLxD), self.k_proj(x_BxLxD)
+    if self.qk_norm == 'all':
+      q_BxLxHA, k_BxLxKA = self.q_norm(q_BxLxHA), self.k_norm(k_BxLxKA)
+    q_BxHxLxA, k_BxKxLxA = self._heads(q_BxLxHA), self._heads(k_BxLxKA)
+    if self.qk_norm == 'head':
+      q_BxHxLxA, k_BxKxLxA = self.q_norm(q_BxHxLxA), self.k_norm(k_BxKxLxA)
+    if inputs.rotation is not None:
+      q_BxHxLxA = rotate(q_BxHxLxA, inputs.rotation)
+      k_BxKxLxA = rotate(k_BxKxLxA, inputs.rotation)
+    k_BxKxAxS = k_BxKxLxA.swapaxes(2, 3)
+    v_BxKxSxA = self._heads(self.v_proj(x_BxLxD))
+    if kv_cache is not None:
+      update, index = jax.lax.dynamic_update_slice, inputs.cache_index
+      k_BxKxAxS = update(kv_cache[0], k_BxKxAxS, (0, 0, 0, index))
+      v_BxKxSxA = update(kv_cache[1], v_BxKxSxA, (0, 0, index, 0))
+
+    batch, _, length, head_dim = q_BxHxLxA.shape
+    # G query heads share a key head.
+    q_BxKxGxLxA = q_BxHxLxA.reshape(
+      batch, self.num_kv_heads, -1, length, head_dim
+    )
+    attended_BxKxGxLxA = attend(
+      q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, self.max_scores
+    )
+    merged_BxLxHA = (
+      attended_BxKxGxLxA.reshape(batch, -1, length, head_dim)
+      .swapaxes(1, 2)
+      .reshape(batch, length, -1)
+    )
+    return self.o_proj(merged_BxLxHA), k_BxKxAxS, v_BxKxSxA
+
+  def _heads(self, x_BxLxHA: jax.Array) -> jax.Array:
+    """[B, L, H * A] -> [B, H, L, A]."""
+    batch, length, _ = x_BxLxHA.shape
+    return x_BxLxHA.reshape(batch, length, -1, self.head_dim).swapaxes(1, 2)
 
 
 def attend(
