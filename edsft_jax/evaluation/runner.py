@@ -58,7 +58,7 @@ class Runner:
     prompt_format: models.PromptFormat,
     device_mesh: jax.sharding.Mesh,
     batch_tokens: int,
-    ends: Sequence[int],
+    ends: Sequence[int] | None = None,
     num_models: int = 1,
   ):
     """Chooses shapes for the task's requests.
@@ -69,10 +69,13 @@ class Runner:
       prompt_format: decodes answers.
       device_mesh: the mesh of the decoder's weights.
       batch_tokens: tokens per batch.
-      ends: where the shards of items end; each call runs one of them.
+      ends: where the shards of items end; each call runs one of them. None: all
+        items are one shard.
       num_models: how many models will be run; with many, compiling more
         programs pays off.
     """
+    if ends is None:
+      ends = [len(task.items)]
     self._format = prompt_format
     self._shards = [
       _Requests.of(task.items[start:end])
