@@ -126,25 +126,13 @@ def say_union(
     f'{console.count(len(union), "answer")} to buy, to compare {len(groups):,} '
     f'orders of {budget:,} prompts:',
   )
-  for line in _aligned(rows):
+  for line in console.aligned(rows, num_text=2):
     console.say(_STAGE, f'  {line}')
   console.say(
     _STAGE,
     f'to buy {budget:,} answers for one strategy alone, set annotation.buy to '
     'its name',
   )
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-  """Lines with two columns of text and columns of numbers."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    '  '.join(
-      text.ljust(width) if i < 2 else text.rjust(width)
-      for i, (text, width) in enumerate(zip(row, widths, strict=True))
-    )
-    for row in rows
-  ]
 
 
 def say_cost(
