@@ -1,4 +1,4 @@
-"""Terminal output: one line per fact, and progress bars.
+"""Terminal output: one line per fact, tables, and progress bars.
 
 With several processes, only the first prints.
 """

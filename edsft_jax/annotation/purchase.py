@@ -5,33 +5,15 @@ choose. Who only wants one finetuned model buys the picks of one strategy.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-import dataclasses
 import math
 
 import ml_collections
 
 from edsft_jax import console, errors, store, study
 from edsft_jax.annotation.formats import Task
+from edsft_jax.prices import Prices
 
 _STAGE = 'annotate'
-
-
-@dataclasses.dataclass(frozen=True)
-class Prices:
-  """In any currency.
-
-  Attributes:
-    per_answer: of an answer.
-    per_word: of a word of its prompt.
-  """
-
-  per_answer: float
-  per_word: float
-
-  def total(self, tasks: Sequence[Task]) -> float:
-    """The cost of answers to these tasks."""
-    words = sum(task.words for task in tasks)
-    return self.per_answer * len(tasks) + self.per_word * words
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -147,13 +129,11 @@ def say_cost(
     workdir: it should have a held-out set.
     tasks: what is to be answered.
   """
-  c = config.annotation
-  prices = Prices(c.price_per_answer, c.price_per_word)
-  if prices != Prices(0.0, 0.0):
+  if prices := Prices.of(config):
     words = sum(task.words for task in tasks)
     console.say(
       _STAGE,
-      f'cost: {prices.total(tasks):,.2f} for '
+      f'cost: {prices.total(len(tasks), words):,.2f} for '
       f'{console.count(len(tasks), "answer")} to prompts of '
       f'{console.count(words, "word")}',
     )

@@ -4,6 +4,7 @@ import ml_collections
 
 from edsft_jax import console, store, study
 from edsft_jax.reporting import (
+  account,
   comparison,
   conclusions,
   money,
@@ -54,11 +55,13 @@ def summary(
     ]
     for line, name in reference_names(found, metric).items()
   ]
-  prices = money.prices(
-    config,
+  lengths = account.lengths(
+    workdir,
     store.read_prompts(workdir.pool),
     results.read_selections(config, workdir),
+    found.budgets,
   )
+  prices = money.prices(config, lengths)
   lines = [
     f'{about.label}: {wording.over_seeds(found.num_seeds, confidence)}; '
     f'{about.direction}',
