@@ -5,7 +5,6 @@ choose. Who only wants one finetuned model buys the picks of one strategy.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-import math
 
 import ml_collections
 
@@ -24,10 +23,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   c = config.annotation
   for name in ('price_per_answer', 'price_per_word'):
-    if not 0 <= c[name] < math.inf:
-      raise errors.InputError(
-        f'annotation.{name} is {c[name]}: give a price of at least 0.0'
-      )
+    errors.refuse_below(f'annotation.{name}', c[name], 0.0)
   if c.buy and c.buy not in config.selection.strategies:
     raise errors.unknown(
       f'annotation.buy={c.buy!r}, which has to be one of selection.strategies,',

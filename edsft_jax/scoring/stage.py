@@ -50,15 +50,10 @@ def check_options(config: ml_collections.ConfigDict) -> None:
   """
   c = config.scoring
   for name in ('max_new_tokens', 'batch_tokens', 'shard_prompts'):
-    if c[name] < 1:
-      raise errors.InputError(
-        f'scoring.{name} is {c[name]}: must be at least 1'
-      )
-  if c.confidence_prompts_per_task < 0:
-    raise errors.InputError(
-      'scoring.confidence_prompts_per_task is '
-      f'{c.confidence_prompts_per_task}: must be at least 0'
-    )
+    errors.refuse_below(f'scoring.{name}', c[name], 1)
+  errors.refuse_below(
+    'scoring.confidence_prompts_per_task', c.confidence_prompts_per_task, 0
+  )
   if c.features.pooling not in POOLINGS:
     raise errors.unknown(
       f'scoring.features.pooling {c.features.pooling!r}',
