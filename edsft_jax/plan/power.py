@@ -279,7 +279,7 @@ def _of_study(
   Raises:
     InputError: they do not show any.
   """
-  made = study.read_config(pilot, config)
+  made = study.read_config(pilot)
   found = results.read_results(made, pilot)
   if not found.evaluations:
     raise errors.InputError(
