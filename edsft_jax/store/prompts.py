@@ -189,11 +189,6 @@ def _messages_type(
   return pa.list_(pa.struct([(name, pa.string()) for name in names]))
 
 
-def _present(turn: Message) -> Message:
-  """A turn without the fields that only other turns have."""
-  return {name: value for name, value in turn.items() if value is not None}
-
-
 def _other_columns(
   others: Mapping[str, list[Scalar | None]],
 ) -> dict[str, _Column]:
