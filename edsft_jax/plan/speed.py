@@ -9,12 +9,11 @@ from typing import TypeVar
 import ml_collections
 import numpy as np
 
-from edsft_jax import inference, models, selection, store, study
 from edsft_jax import mesh as mesh_lib
+from edsft_jax import models, selection, store, study
 from edsft_jax.plan.section import Section
 from edsft_jax.reporting import wording
-from edsft_jax.scoring import encoding
-from edsft_jax.scoring import stage as scoring
+from edsft_jax.scoring import encoding, loading
 from edsft_jax.strategies import choosing, derived, parts, registry
 from edsft_jax.strategies.view import View
 
@@ -128,25 +127,15 @@ def _score_sample(
   generate_N, _ = encoding.to_generate(c, pool.tasks, len(pool))
   path = models.resolve(config.model.path)
   prompt_format = models.load_prompt_format(path, **config.prompt)
-  mesh = mesh_lib.model_mesh(**config.mesh)
-  decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  encoded = encoding.EncodedPool.of(
-    prompt_format,
-    pool.where(chosen.tolist()),
-    decoder.config.context - c.max_new_tokens,
+  loaded = loading.load(
+    config, path, prompt_format, pool.where(chosen.tolist()), max_rows=size
   )
-  prefix = inference.choose_prefix(decoder, mesh, encoded.tokens)
-  shapes = inference.choose_shapes(
-    decoder, mesh, [length - len(prefix) for length in encoded.lengths]
-  )
-  end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
-  scorer = scoring.scorers(c, decoder, mesh, shapes, prefix, end_ids, size)(
-    c.batch_tokens
-  )
-  scorer(encoded.tokens, generate_N[place_S])
-  scores, warm = _timed(lambda: scorer(encoded.tokens, generate_N[place_S]))
-  loading = max(time.monotonic() - start - 2 * warm, 0.0)
-  return _Sample(size, len(pool), loading, warm, scores.features)
+  scorer = loaded.scorer_of(c.batch_tokens)
+  tokens, generate_S = loaded.encoded.tokens, generate_N[place_S]
+  scorer(tokens, generate_S)
+  scores, warm = _timed(lambda: scorer(tokens, generate_S))
+  cold = max(time.monotonic() - start - 2 * warm, 0.0)
+  return _Sample(size, len(pool), cold, warm, scores.features)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
