@@ -80,12 +80,8 @@ def _to_buy(
       f'The whole study needs at most {min(count, len(words)):,} answers; the '
       'exact number is known once all strategies have chosen.'
     )
-  answered = {
-    *store.read_responses(workdir.responses),
-    *store.read_responses(workdir.pool_responses),
-  }
   union = {i for lists in orders.lists.values() for ids in lists for i in ids}
-  open_ids = union - answered
+  open_ids = union.difference(store.known_answers(workdir))
   text = (
     f'The whole study needs {console.count(len(union), "answer")}, of which '
     f'{len(open_ids):,} are not known yet'

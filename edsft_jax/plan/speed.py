@@ -9,10 +9,9 @@ from typing import TypeVar
 import ml_collections
 import numpy as np
 
-from edsft_jax import mesh as mesh_lib
 from edsft_jax import models, selection, store, study
 from edsft_jax.plan.section import Section
-from edsft_jax.reporting import wording
+from edsft_jax.reporting import account, wording
 from edsft_jax.scoring import encoding, loading
 from edsft_jax.strategies import choosing, derived, parts, registry
 from edsft_jax.strategies.view import View
@@ -47,11 +46,10 @@ def section(
     rows.append(('scoring', 'estimated', sample.total))
     lines.append(sample.sentence())
     feature_NxD = _like(sample.features, len(pool))
+  recorded = account.seconds_to_choose(config, workdir)
   for row in registry.rows(config.selection.strategies):
-    path = workdir.selection_record(row.name)
-    record = store.read_json(path) if path.exists() else {}
-    if 'seconds' in record:
-      rows.append((row.name, 'recorded', record['seconds']))
+    if row.name in recorded:
+      rows.append((row.name, 'recorded', recorded[row.name]))
     elif measure and 'features' in row.reads and feature_NxD is not None:
       seconds, note = _selection(config, pool, row, feature_NxD)
       rows.append((row.name, 'estimated', seconds))
@@ -194,15 +192,10 @@ def _choose(
 ) -> selection.Selection:
   """Has a strategy choose from such prompts."""
   kernel = config.selection.kernel
-  view = View(
-    pool=pool.first(len(feature_NxD)),
-    tasks=None,
-    scores={},
+  view = View.of(
+    config,
+    pool.first(len(feature_NxD)),
     features=feature_NxD,
     similarity=derived.configured(kernel) or selection.Rbf(width=_WIDTH),
-    task_confidence='',
-    k_center_first=config.selection.k_center_first,
-    memory_limit=int(config.selection.memory_limit * 2**30) or None,
-    mesh=mesh_lib.model_mesh(**config.mesh),
   )
   return choosing.choose(row, view, budget, config.study.seeds[0])

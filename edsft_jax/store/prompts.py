@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from edsft_jax.store import files
+from edsft_jax.store.workdir import Workdir
 
 # A prompt is text, or a conversation that ends with the turn to answer.
 Message = dict[str, str]
@@ -128,6 +129,18 @@ def read_responses(path: pathlib.Path) -> dict[str, str]:
   return dict(
     zip(table['id'].to_pylist(), table['response'].to_pylist(), strict=True)
   )
+
+
+def known_answers(workdir: Workdir) -> dict[str, str]:
+  """Answers by id: those that came with the pool, and those of annotators.
+
+  Raises:
+    InputError: a file is damaged.
+  """
+  return {
+    **read_responses(workdir.pool_responses),
+    **read_responses(workdir.responses),
+  }
 
 
 def prompt_table(
