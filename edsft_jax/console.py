@@ -1,9 +1,9 @@
-"""Terminal output: one line per fact, and progress bars.
+"""Terminal output: one line per fact, tables, and progress bars.
 
 With several processes, only the first prints.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tqdm
@@ -20,6 +20,24 @@ def say(stage: str, text: str) -> None:
 def count(number: int, noun: str) -> str:
   """'1 prompt', '2,000 prompts': for nouns with a regular plural."""
   return f'{number:,} {noun}{"" if number == 1 else "s"}'
+
+
+def aligned(rows: Sequence[Sequence[str]], num_text: int = 1) -> list[str]:
+  """The lines of a table.
+
+  Args:
+    rows: cells, as many in each row.
+    num_text: how many of the first columns are text, which is aligned left.
+      Numbers, to the right of them, are aligned right.
+  """
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    '  '.join(
+      cell.ljust(width) if i < num_text else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  ]
 
 
 def bar(

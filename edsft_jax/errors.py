@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 import contextlib
 import difflib
+import math
 
 
 class InputError(ValueError):
@@ -32,6 +33,16 @@ def unknown(
     hint = f': did you mean {nearest[0] if is_option else repr(nearest[0])}?'
   listed = f' All: {", ".join(known)}' if len(known) <= max_listed else ''
   return InputError(f'{what} is unknown{hint}{listed}')
+
+
+def refuse_below(option: str, value: float, least: float) -> None:
+  """Rejects the value of an option that is too small, infinite or NaN.
+
+  Raises:
+    InputError: naming the option.
+  """
+  if not least <= value < math.inf:
+    raise InputError(f'{option} is {value}: must be at least {least}')
 
 
 @contextlib.contextmanager

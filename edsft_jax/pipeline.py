@@ -40,6 +40,8 @@ class Stage:
     by_cells: whether several commands can divide its cells; its run takes the
       part that is its own as third argument.
     needs_answers: whether it waits until some cell has all its answers.
+    only_shows: whether it shows what a pool will give, without being a step of
+      the study; it adds the pool stage.
     also_checks: stages whose options are checked first; a preview must not
       show what they would reject.
   """
@@ -52,6 +54,7 @@ class Stage:
   single_process: bool = False
   by_cells: bool = False
   needs_answers: bool = False
+  only_shows: bool = False
   also_checks: tuple[str, ...] = ()
 
   def load(self) -> Any:
@@ -133,6 +136,7 @@ PREVIEW = Stage(
   'preview',
   'edsft_jax.preview',
   'print the first prompts as the model will see them',
+  only_shows=True,
   also_checks=('score', 'finetune'),
 )
 
@@ -149,6 +153,7 @@ PLAN = Stage(
   'what the study would cost and could find, before money is spent',
   uses_study=True,
   single_process=True,
+  only_shows=True,
 )
 
 # Every word of the command line, in the order in which they run.
@@ -159,10 +164,6 @@ COMMANDS: Mapping[str, Stage] = {
   PLAN.name: PLAN,
   VERIFY.name: VERIFY,
 }
-
-
-# Commands that need the pool stage, and change nothing.
-_ADD_POOL = frozenset({PREVIEW.name, PLAN.name})
 
 
 def stages_asked_for(words: Sequence[str]) -> list[str]:
@@ -179,7 +180,7 @@ def stages_asked_for(words: Sequence[str]) -> list[str]:
   asked = {*words} or {*STAGES}
   if VERIFY.name in asked and len(asked) > 1:
     raise errors.InputError('verify runs alone: do not name stages with it')
-  if _ADD_POOL & asked:
+  if any(COMMANDS[name].only_shows for name in asked):
     asked.add('pool')
   return [name for name in COMMANDS if name in asked]
 
@@ -323,8 +324,8 @@ def _run_stages(
       console.say(name, f'waiting for the answers: {", ".join(waiting)}')
       break
   # A preview or plan may try options that differ from the study's.
-  only_looks = {'pool'} < {*stages} <= {'pool', *_ADD_POOL}
-  if part is None and not only_looks:
+  showing = {name for name in stages if COMMANDS[name].only_shows}
+  if part is None and not (showing and {*stages} <= {'pool', *showing}):
     store.write_json(workdir.config, config.to_dict())
   store.Manifest(workdir).describe(**_devices())
   console.say('done', f'in {time.monotonic() - start:.1f} s')

@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   )
   context = models.read_config(path).context
   pool = store.read_prompts(workdir.pool)
-  answers = _answers(workdir)
+  answers = store.known_answers(workdir)
   prompts = dict(zip(pool.ids, pool.prompts, strict=True))
   for prompt_id in _shown_ids(config, workdir, pool):
     prompt = prompts[prompt_id]
@@ -142,12 +142,3 @@ def marked(
     + prompt_format.decode(supervised, special=True)
     + MARKS[1]
   )
-
-
-def _answers(workdir: store.Workdir) -> dict[str, str]:
-  """The known answers: from annotators, and those that came with the pool."""
-  answers: dict[str, str] = {}
-  for path in (workdir.pool_responses, workdir.responses):
-    if path.exists():
-      answers |= store.read_responses(path)
-  return answers

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from edsft_jax import config as config_lib
 from edsft_jax import errors, store
 from edsft_jax.strategies import registry
 
@@ -214,21 +215,16 @@ def rejected_ids(workdir: store.Workdir) -> frozenset[str]:
   return frozenset(row['id'] for row in store.read_jsonl(workdir.rejected))
 
 
-def read_config(
-  workdir: store.Workdir, defaults: ml_collections.ConfigDict | None = None
-) -> ml_collections.ConfigDict:
+def read_config(workdir: store.Workdir) -> ml_collections.ConfigDict:
   """The config that a workdir was made with.
 
-  Args:
-    workdir: the study's folder.
-    defaults: every option, for those that config.json of an earlier version
-      lacks.
+  Options that config.json of an earlier version lacks have their defaults.
 
   Raises:
-    InputError: config.json is damaged, or lacks an option.
+    InputError: config.json is damaged.
   """
+  made = ml_collections.ConfigDict(config_lib.get_config().to_dict())
   try:
-    made = ml_collections.ConfigDict(defaults.to_dict() if defaults else {})
     made.update(store.read_json(workdir.config))
     check(made)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

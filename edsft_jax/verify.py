@@ -42,7 +42,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   Raises:
     InputError: something differs.
   """
-  config = study.read_config(workdir, config)
+  config = study.read_config(workdir)
   parts: dict[str, Callable[[], list[str]]] = {
     'files': lambda: store.checksum_differences(workdir),
     'selections': lambda: _selections(config, workdir),

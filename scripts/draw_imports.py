@@ -21,7 +21,7 @@ REGISTRY = 'strategies/registry'
 # Rows from top to bottom: part -> horizontal position, from 0 to 1.
 ROWS: tuple[dict[str, float], ...] = (
   {'main': 0.5},
-  {'pipeline': 0.5, 'config': 0.75},
+  {'pipeline': 0.5},
   {'plan': 0.4, 'verify': 0.6},
   {
     'scoring': 0.08,
@@ -34,8 +34,8 @@ ROWS: tuple[dict[str, float], ...] = (
     'strategies': 0.93,
   },
   {'inference': 0.15, 'selection': 0.9},
-  {'models': 0.3, 'study': 0.68},
-  {'mesh': 0.3, 'tables': 0.5, REGISTRY: 0.68},
+  {'models': 0.3, 'study': 0.68, 'prices': 0.88},
+  {'mesh': 0.3, 'tables': 0.5, REGISTRY: 0.68, 'config': 0.84},
   {name: 0.1 + 0.2 * i for i, name in enumerate(BOTTOM)},
 )
 

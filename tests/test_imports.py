@@ -31,11 +31,13 @@ BELOW_STAGES = {
   'inference',
   'models',
   'mesh',
+  'prices',
   'tables',
   *SERVES_ALL,
 }
 # Part of the package -> what it may import, besides itself.
 MAY_IMPORT = {
+  'config': set(),
   'errors': set(),
   'interrupts': set(),
   'processes': {'errors'},
@@ -47,14 +49,15 @@ MAY_IMPORT = {
   'inference': {'models', 'mesh', *SERVES_ALL},
   # What strategies there are: the one part of a stage that others may read.
   'registry': set(),
-  'study': {'registry', *SERVES_ALL},
+  'prices': set(),
+  'study': {'config', 'registry', *SERVES_ALL},
   'selection': set(),
   **{stage: BELOW_STAGES for stage in STAGES},
   'preview': {'models', 'registry', 'study', *SERVES_ALL},
   'plan': {
-    'inference',
     'mesh',
     'models',
+    'prices',
     'registry',
     'reporting',
     'scoring',
@@ -64,7 +67,6 @@ MAY_IMPORT = {
     *SERVES_ALL,
   },
   'verify': {'evaluation', 'reporting', 'strategies', 'study', *SERVES_ALL},
-  'config': set(),
   # Stages are named in its table, and imported when their turn comes.
   'pipeline': {'config', 'study', *SERVES_ALL},
   'main': {'config', 'pipeline', 'study', *SERVES_ALL},

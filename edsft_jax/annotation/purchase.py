@@ -5,33 +5,14 @@ choose. Who only wants one finetuned model buys the picks of one strategy.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-import dataclasses
-import math
 
 import ml_collections
 
 from edsft_jax import console, errors, store, study
 from edsft_jax.annotation.formats import Task
+from edsft_jax.prices import Prices
 
 _STAGE = 'annotate'
-
-
-@dataclasses.dataclass(frozen=True)
-class Prices:
-  """In any currency.
-
-  Attributes:
-    per_answer: of an answer.
-    per_word: of a word of its prompt.
-  """
-
-  per_answer: float
-  per_word: float
-
-  def total(self, tasks: Sequence[Task]) -> float:
-    """The cost of answers to these tasks."""
-    words = sum(task.words for task in tasks)
-    return self.per_answer * len(tasks) + self.per_word * words
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -42,10 +23,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   c = config.annotation
   for name in ('price_per_answer', 'price_per_word'):
-    if not 0 <= c[name] < math.inf:
-      raise errors.InputError(
-        f'annotation.{name} is {c[name]}: give a price of at least 0.0'
-      )
+    errors.refuse_below(f'annotation.{name}', c[name], 0.0)
   if c.buy and c.buy not in config.selection.strategies:
     raise errors.unknown(
       f'annotation.buy={c.buy!r}, which has to be one of selection.strategies,',
@@ -126,25 +104,13 @@ def say_union(
     f'{console.count(len(union), "answer")} to buy, to compare {len(groups):,} '
     f'orders of {budget:,} prompts:',
   )
-  for line in _aligned(rows):
+  for line in console.aligned(rows, num_text=2):
     console.say(_STAGE, f'  {line}')
   console.say(
     _STAGE,
     f'to buy {budget:,} answers for one strategy alone, set annotation.buy to '
     'its name',
   )
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-  """Lines with two columns of text and columns of numbers."""
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return [
-    '  '.join(
-      text.ljust(width) if i < 2 else text.rjust(width)
-      for i, (text, width) in enumerate(zip(row, widths, strict=True))
-    )
-    for row in rows
-  ]
 
 
 def say_cost(
@@ -159,13 +125,11 @@ def say_cost(
     workdir: it should have a held-out set.
     tasks: what is to be answered.
   """
-  c = config.annotation
-  prices = Prices(c.price_per_answer, c.price_per_word)
-  if prices != Prices(0.0, 0.0):
+  if prices := Prices.of(config):
     words = sum(task.words for task in tasks)
     console.say(
       _STAGE,
-      f'cost: {prices.total(tasks):,.2f} for '
+      f'cost: {prices.total(len(tasks), words):,.2f} for '
       f'{console.count(len(tasks), "answer")} to prompts of '
       f'{console.count(words, "word")}',
     )

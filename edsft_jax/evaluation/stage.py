@@ -41,10 +41,7 @@ def check(
       f'evaluation.max_new_tokens is {c.max_new_tokens}: give 1 to '
       f"{context - 1}, so that a prompt fits the model's context of {context}"
     )
-  if c.batch_tokens < 1:
-    raise errors.InputError(
-      f'evaluation.batch_tokens is {c.batch_tokens}: must be at least 1'
-    )
+  errors.refuse_below('evaluation.batch_tokens', c.batch_tokens, 1)
   mesh_lib.make_mesh(**config.mesh)
   for name in c.tasks:
     tasks_lib.find(name, config).check(config, workdir, planned)

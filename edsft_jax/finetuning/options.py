@@ -73,20 +73,14 @@ def check_options(config: ml_collections.ConfigDict) -> None:
 
 def _check_numbers(c: ml_collections.ConfigDict) -> None:
   for name in _AT_LEAST_ONE:
-    if c[name] < 1:
-      raise errors.InputError(
-        f'finetuning.{name} is {c[name]}: must be at least 1'
-      )
+    errors.refuse_below(f'finetuning.{name}', c[name], 1)
   for name in _ABOVE_ZERO:
     if not 0 < c[name] < math.inf:
       raise errors.InputError(
         f'finetuning.{name} is {c[name]}: must be above 0'
       )
   for name in _AT_LEAST_ZERO:
-    if not 0 <= c[name] < math.inf:
-      raise errors.InputError(
-        f'finetuning.{name} is {c[name]}: must be at least 0'
-      )
+    errors.refuse_below(f'finetuning.{name}', c[name], 0)
   if not 0 <= c.warmup_fraction <= 1:
     raise errors.InputError(
       f'finetuning.warmup_fraction is {c.warmup_fraction}: must be from 0 to 1'

@@ -21,10 +21,7 @@ def check(
   Raises:
     InputError: naming the option or the file.
   """
-  if config.plan.sample_prompts < 0:
-    raise errors.InputError(
-      f'plan.sample_prompts is {config.plan.sample_prompts}: must be at least 0'
-    )
+  errors.refuse_below('plan.sample_prompts', config.plan.sample_prompts, 0)
   power.check(config)
   if config.plan.sample_prompts and not workdir.scores.exists():
     scoring.check_options(config)

@@ -9,7 +9,7 @@ import numpy as np
 from edsft_jax import store
 from edsft_jax.plan import coverage
 from edsft_jax.plan.orders import Orders
-from edsft_jax.plan.section import Section
+from edsft_jax.plan.section import Section, shortened
 from edsft_jax.reporting import results
 from edsft_jax.strategies import parts
 from edsft_jax.strategies.registry import RANDOM
@@ -198,17 +198,10 @@ def _examples(pool: store.Prompts, orders: Orders) -> Section:
         name,
         tasks[i][:20],
         f'{len(texts[i].split()):,}',
-        _one_line(texts[i]),
+        shortened(' '.join(texts[i].split()), MAX_CHARACTERS),
       ]
       for name, by_seed in orders.ids.items()
       for i in next(iter(by_seed.values()))[:NUM_SHOWN]
     ],
     num_text=4,
   )
-
-
-def _one_line(text: str) -> str:
-  text = ' '.join(text.split())
-  if len(text) <= MAX_CHARACTERS:
-    return text
-  return f'{text[: MAX_CHARACTERS - 3]}...'

@@ -122,10 +122,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   c = config.plan
   for name in ('seed_sd', 'item_sd', 'gain'):
-    if not 0.0 <= c[name] < math.inf:
-      raise errors.InputError(
-        f'plan.{name} is {c[name]}: give a number of at least 0.0'
-      )
+    errors.refuse_below(f'plan.{name}', c[name], 0.0)
   if c.item_sd and not c.seed_sd:
     raise errors.InputError(
       'plan.item_sd is set without plan.seed_sd: give both, or only seed_sd'
@@ -282,7 +279,7 @@ def _of_study(
   Raises:
     InputError: they do not show any.
   """
-  made = study.read_config(pilot, config)
+  made = study.read_config(pilot)
   found = results.read_results(made, pilot)
   if not found.evaluations:
     raise errors.InputError(

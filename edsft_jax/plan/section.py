@@ -4,6 +4,8 @@ from collections.abc import Sequence
 import dataclasses
 import textwrap
 
+from edsft_jax import console
+
 # Columns of a terminal.
 WIDTH = 100
 
@@ -19,8 +21,7 @@ class Section:
     rows: its rows.
     long_columns: header with names, where there is room for them; empty: the
       same as `columns`.
-    num_text: how many of the first columns are text, which is aligned left.
-      Numbers, to the right of them, are aligned right.
+    num_text: how many of the first columns are text; the others are numbers.
   """
 
   title: str
@@ -37,22 +38,13 @@ class Section:
       WIDTH, break_long_words=False, break_on_hyphens=False
     )
     lines = [part for line in self.lines for part in wrapped.wrap(line)]
-    return '\n'.join([self.title.upper(), *self._table(), *lines])
-
-  def _table(self) -> list[str]:
-    if not self.rows:
-      return []
-    table = [self.columns, *self.rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-      cells = [
-        cell.ljust(width) if i < self.num_text else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-      ]
-      lines.append(_shortened('  '.join(cells).rstrip(), WIDTH))
-    return lines
+    table = [self.columns, *self.rows] if self.rows else []
+    rows = console.aligned(table, self.num_text)
+    return '\n'.join(
+      [self.title.upper(), *(shortened(row, WIDTH) for row in rows), *lines]
+    )
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
+  """The text, cut to this many characters."""
   return text if len(text) <= length else f'{text[: length - 3]}...'

@@ -9,12 +9,10 @@ from typing import TypeVar
 import ml_collections
 import numpy as np
 
-from edsft_jax import inference, models, selection, store, study
-from edsft_jax import mesh as mesh_lib
+from edsft_jax import models, selection, store, study
 from edsft_jax.plan.section import Section
-from edsft_jax.reporting import wording
-from edsft_jax.scoring import encoding
-from edsft_jax.scoring import stage as scoring
+from edsft_jax.reporting import account, wording
+from edsft_jax.scoring import encoding, loading
 from edsft_jax.strategies import choosing, derived, parts, registry
 from edsft_jax.strategies.view import View
 
@@ -48,11 +46,10 @@ def section(
     rows.append(('scoring', 'estimated', sample.total))
     lines.append(sample.sentence())
     feature_NxD = _like(sample.features, len(pool))
+  recorded = account.seconds_to_choose(config, workdir)
   for row in registry.rows(config.selection.strategies):
-    path = workdir.selection_record(row.name)
-    record = store.read_json(path) if path.exists() else {}
-    if 'seconds' in record:
-      rows.append((row.name, 'recorded', record['seconds']))
+    if row.name in recorded:
+      rows.append((row.name, 'recorded', recorded[row.name]))
     elif measure and 'features' in row.reads and feature_NxD is not None:
       seconds, note = _selection(config, pool, row, feature_NxD)
       rows.append((row.name, 'estimated', seconds))
@@ -128,25 +125,15 @@ def _score_sample(
   generate_N, _ = encoding.to_generate(c, pool.tasks, len(pool))
   path = models.resolve(config.model.path)
   prompt_format = models.load_prompt_format(path, **config.prompt)
-  mesh = mesh_lib.model_mesh(**config.mesh)
-  decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  encoded = encoding.EncodedPool.of(
-    prompt_format,
-    pool.where(chosen.tolist()),
-    decoder.config.context - c.max_new_tokens,
+  loaded = loading.load(
+    config, path, prompt_format, pool.where(chosen.tolist()), max_rows=size
   )
-  prefix = inference.choose_prefix(decoder, mesh, encoded.tokens)
-  shapes = inference.choose_shapes(
-    decoder, mesh, [length - len(prefix) for length in encoded.lengths]
-  )
-  end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
-  scorer = scoring.scorers(c, decoder, mesh, shapes, prefix, end_ids, size)(
-    c.batch_tokens
-  )
-  scorer(encoded.tokens, generate_N[place_S])
-  scores, warm = _timed(lambda: scorer(encoded.tokens, generate_N[place_S]))
-  loading = max(time.monotonic() - start - 2 * warm, 0.0)
-  return _Sample(size, len(pool), loading, warm, scores.features)
+  scorer = loaded.scorer_of(c.batch_tokens)
+  tokens, generate_S = loaded.encoded.tokens, generate_N[place_S]
+  scorer(tokens, generate_S)
+  scores, warm = _timed(lambda: scorer(tokens, generate_S))
+  cold = max(time.monotonic() - start - 2 * warm, 0.0)
+  return _Sample(size, len(pool), cold, warm, scores.features)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:
@@ -205,15 +192,10 @@ def _choose(
 ) -> selection.Selection:
   """Has a strategy choose from such prompts."""
   kernel = config.selection.kernel
-  view = View(
-    pool=pool.first(len(feature_NxD)),
-    tasks=None,
-    scores={},
+  view = View.of(
+    config,
+    pool.first(len(feature_NxD)),
     features=feature_NxD,
     similarity=derived.configured(kernel) or selection.Rbf(width=_WIDTH),
-    task_confidence='',
-    k_center_first=config.selection.k_center_first,
-    memory_limit=int(config.selection.memory_limit * 2**30) or None,
-    mesh=mesh_lib.model_mesh(**config.mesh),
   )
   return choosing.choose(row, view, budget, config.study.seeds[0])

@@ -98,6 +98,26 @@ class Choosing:
 SCORING = 'scoring the pool'
 
 
+def seconds_to_choose(
+  config: ml_collections.ConfigDict, workdir: store.Workdir
+) -> dict[str, float]:
+  """Strategy -> seconds for all its seeds, where they are recorded."""
+  paths = {
+    strategy: workdir.selection_record(strategy)
+    for strategy in config.selection.strategies
+  }
+  records = {
+    strategy: store.read_json(path)
+    for strategy, path in paths.items()
+    if path.exists()
+  }
+  return {
+    strategy: record['seconds']
+    for strategy, record in records.items()
+    if 'seconds' in record
+  }
+
+
 def choosing(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
@@ -107,10 +127,7 @@ def choosing(
   seconds = {}
   if 'score' in timings.seconds:
     seconds[SCORING] = timings.seconds['score']
-  for strategy in config.selection.strategies:
-    path = workdir.selection_record(strategy)
-    if path.exists() and 'seconds' in (record := store.read_json(path)):
-      seconds[strategy] = record['seconds']
+  seconds |= seconds_to_choose(config, workdir)
   price = config.report.price_per_hour
   return [
     Choosing(

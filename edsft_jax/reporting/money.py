@@ -1,20 +1,18 @@
 """What answers cost, and what a strategy saves in money."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import ml_collections
 import numpy as np
 
-from edsft_jax import store
-from edsft_jax.reporting import savings
+from edsft_jax.prices import Prices
+from edsft_jax.reporting import account, savings
 from edsft_jax.strategies.registry import RANDOM
 
 
 def prices(
   config: ml_collections.ConfigDict,
-  pool: store.Prompts,
-  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+  lengths: Mapping[tuple[str, int], account.Lengths],
 ) -> dict[str, float]:
   """The mean price of an answer among each strategy's picks.
 
@@ -23,22 +21,15 @@ def prices(
 
   Args:
     config: annotation.price_per_answer and price_per_word.
-    pool: the prompts.
-    selections: (strategy, seed) -> rows in greedy order.
+    lengths: (strategy, budget) -> mean lengths of its first picks.
   """
-  c = config.annotation
-  if not c.price_per_answer and not c.price_per_word:
+  if not (prices := Prices.of(config)):
     return {}
-  budget = savings.reference_budget(config.study.budgets)
-  words = dict(zip(pool.ids, pool.num_words(), strict=True))
-  read: dict[str, list[int]] = {}
-  for (strategy, _), rows in selections.items():
-    read.setdefault(strategy, []).extend(
-      words[row['id']] for row in rows[:budget]
-    )
+  reference = savings.reference_budget(config.study.budgets)
   return {
-    strategy: c.price_per_answer + c.price_per_word * float(np.mean(counts))
-    for strategy, counts in read.items()
+    strategy: prices.total(1, mean.prompts)
+    for (strategy, budget), mean in lengths.items()
+    if budget == reference
   }
 
 

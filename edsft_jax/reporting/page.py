@@ -53,8 +53,8 @@ def make(
   timings = timing.read_timing(manifest.stages)
   selections = results.read_selections(config, workdir)
   pool = store.read_prompts(workdir.pool)
-  prices = money.prices(config, pool, selections)
   lengths = account.lengths(workdir, pool, selections, found.budgets)
+  prices = money.prices(config, lengths)
   drawn = _draw(config, workdir, found, compared, selections, pool, timings)
   text = html.template('edsft_jax.reporting', 'page.html.jinja').render(
     **_about(config, workdir, manifest, found),

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import pathlib
 import re
 from typing import Any
@@ -31,11 +30,9 @@ def check(
       f'report.confidence is {config.report.confidence}: give a number between '
       '0 and 1, such as 0.95'
     )
-  if not 0.0 <= config.report.price_per_hour < math.inf:
-    raise errors.InputError(
-      f'report.price_per_hour is {config.report.price_per_hour}: give a price '
-      'of at least 0.0'
-    )
+  errors.refuse_below(
+    'report.price_per_hour', config.report.price_per_hour, 0.0
+  )
   store.require(workdir.pool, 'pool', planned)
   if 'evaluate' not in planned:
     found = results.read_results(config, workdir)

@@ -4,6 +4,7 @@ import ml_collections
 
 from edsft_jax import console, store, study
 from edsft_jax.reporting import (
+  account,
   comparison,
   conclusions,
   money,
@@ -47,19 +48,25 @@ def summary(
     ),
   ]
   references = [
-    [name, mean_text(found.reference(*line, metric))]
+    [
+      name,
+      mean_text(found.reference(*line, metric)).ljust(width),
+      *([''] * (len(found.budgets) - 1)),
+    ]
     for line, name in reference_names(found, metric).items()
   ]
-  prices = money.prices(
-    config,
+  lengths = account.lengths(
+    workdir,
     store.read_prompts(workdir.pool),
     results.read_selections(config, workdir),
+    found.budgets,
   )
+  prices = money.prices(config, lengths)
   lines = [
     f'{about.label}: {wording.over_seeds(found.num_seeds, confidence)}; '
     f'{about.direction}',
     '',
-    *_align(table, references),
+    *console.aligned([*table, *references]),
     '',
     *conclusions.conclusions(found, metric, compared, prices),
   ]
@@ -98,15 +105,3 @@ def reference_names(
     study.NO_FINETUNING: 'no finetuning',
   }
   return {line: names[line[0]] for line in found.references(metric)}
-
-
-def _align(table: list[list[str]], references: list[list[str]]) -> list[str]:
-  """Aligns names left and cells right; reference rows have a single cell."""
-  names = max(len(row[0]) for row in [*table, *references])
-  cells = [
-    max(map(len, column)) for column in list(zip(*table, strict=True))[1:]
-  ]
-  return [
-    '  '.join([row[0].ljust(names), *map(str.rjust, row[1:], cells)]).rstrip()
-    for row in table
-  ] + [f'{name.ljust(names)}  {text}' for name, text in references]

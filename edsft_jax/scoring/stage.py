@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import contextlib
-import functools
 import pathlib
 import shutil
 from typing import Any
@@ -15,8 +14,8 @@ import tqdm
 from edsft_jax import console, errors, inference, models, processes, store
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.inference.throughput import Rate
-from edsft_jax.scoring import shards, statistics, table
-from edsft_jax.scoring.encoding import EncodedPool, to_generate
+from edsft_jax.scoring import loading, shards, statistics, table
+from edsft_jax.scoring.encoding import to_generate
 from edsft_jax.scoring.plan import ShardPlan, begin
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
@@ -50,15 +49,10 @@ def check_options(config: ml_collections.ConfigDict) -> None:
   """
   c = config.scoring
   for name in ('max_new_tokens', 'batch_tokens', 'shard_prompts'):
-    if c[name] < 1:
-      raise errors.InputError(
-        f'scoring.{name} is {c[name]}: must be at least 1'
-      )
-  if c.confidence_prompts_per_task < 0:
-    raise errors.InputError(
-      'scoring.confidence_prompts_per_task is '
-      f'{c.confidence_prompts_per_task}: must be at least 0'
-    )
+    errors.refuse_below(f'scoring.{name}', c[name], 1)
+  errors.refuse_below(
+    'scoring.confidence_prompts_per_task', c.confidence_prompts_per_task, 0
+  )
   if c.features.pooling not in POOLINGS:
     raise errors.unknown(
       f'scoring.features.pooling {c.features.pooling!r}',
@@ -231,18 +225,10 @@ def _score_shards(
     console.say('score', note)
   generate, in_sample = _to_generate(c, pool, plan)
   pool = pool.after(plan.num_earlier)
-  mesh = mesh_lib.model_mesh(**config.mesh)
-  decoder = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  encoded = EncodedPool.of(
-    prompt_format, pool, decoder.config.context - c.max_new_tokens
+  loaded = loading.load(
+    config, path, prompt_format, pool, min(c.shard_prompts, len(pool))
   )
-  prefix = inference.choose_prefix(decoder, mesh, encoded.tokens)
-  shapes = inference.choose_shapes(
-    decoder, mesh, [length - len(prefix) for length in encoded.lengths]
-  )
-  end_ids = (*prompt_format.end_ids, *c.stop_token_ids)
-  max_rows = min(c.shard_prompts, len(pool))
-  scorer_of = scorers(c, decoder, mesh, shapes, prefix, end_ids, max_rows)
+  encoded, mesh, scorer_of = loaded.encoded, loaded.mesh, loaded.scorer_of
 
   mine = shards.part(plan.todo, processes.index(), processes.count())
   computed = plan.todo if mesh.is_multi_process else mine
@@ -274,7 +260,9 @@ def _score_shards(
           columns['confidence_sample'] = in_sample[part]
         rows = table.make_table(columns, scores, prompt_format)
         shards.write(plan.folders[i], rows, scores.features)
-  _say_programs(scorer_of(sizes[0]).num_programs, shapes, bool(generate.any()))
+  _say_programs(
+    scorer_of(sizes[0]).num_programs, loaded.shapes, bool(generate.any())
+  )
   return notes, with_control
 
 
@@ -288,44 +276,6 @@ def _to_generate(
   generate, in_sample = to_generate(options, pool.tasks, len(pool), sampled)
   new = slice(plan.num_earlier, None)
   return generate[new], None if in_sample is None else in_sample[new]
-
-
-def scorers(
-  options: ml_collections.ConfigDict,
-  decoder: models.Decoder,
-  mesh: jax.sharding.Mesh,
-  shapes: inference.Shapes,
-  prefix: Sequence[int],
-  end_ids: Sequence[int],
-  max_rows: int,
-) -> Callable[[int], Scorer]:
-  """Returns a cached function: tokens per batch -> scorer.
-
-  Args:
-    options: of scoring.
-    decoder: the model.
-    mesh: the devices.
-    shapes: the padded lengths.
-    prefix: tokens that all prompts start with.
-    end_ids: ids that end a continuation.
-    max_rows: prompts per call at most.
-  """
-  return functools.cache(
-    lambda batch_tokens: Scorer(
-      decoder,
-      mesh,
-      shapes,
-      end_ids=end_ids,
-      max_new_tokens=options.max_new_tokens,
-      batch_tokens=batch_tokens,
-      max_rows=max_rows,
-      prompt_scores=options.prompt_scores,
-      length_normalized=options.length_normalized,
-      pooling=options.features.pooling,
-      layer=options.features.layer,
-      prefix=prefix,
-    )
-  )
 
 
 def _say_programs(

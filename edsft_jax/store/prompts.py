@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from edsft_jax.store import files
+from edsft_jax.store.workdir import Workdir
 
 # A prompt is text, or a conversation that ends with the turn to answer.
 Message = dict[str, str]
@@ -130,6 +131,18 @@ def read_responses(path: pathlib.Path) -> dict[str, str]:
   )
 
 
+def known_answers(workdir: Workdir) -> dict[str, str]:
+  """Answers by id: those that came with the pool, and those of annotators.
+
+  Raises:
+    InputError: a file is damaged.
+  """
+  return {
+    **read_responses(workdir.pool_responses),
+    **read_responses(workdir.responses),
+  }
+
+
 def prompt_table(
   prompts: Prompts, others: Mapping[str, list[Scalar | None]] | None = None
 ) -> pa.Table:
@@ -187,11 +200,6 @@ def _messages_type(
   if any('name' in turn for turns in conversations for turn in turns or ()):
     names.append('name')
   return pa.list_(pa.struct([(name, pa.string()) for name in names]))
-
-
-def _present(turn: Message) -> Message:
-  """A turn without the fields that only other turns have."""
-  return {name: value for name, value in turn.items() if value is not None}
 
 
 def _other_columns(

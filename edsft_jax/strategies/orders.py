@@ -91,11 +91,7 @@ def extension(
 
 def settled_ids(workdir: store.Workdir) -> frozenset[str]:
   """Ids of prompts that are asked for or answered."""
-  ids = {
-    *store.read_responses(workdir.pool_responses),
-    *store.read_responses(workdir.responses),
-    *study.rejected_ids(workdir),
-  }
+  ids = {*store.known_answers(workdir), *study.rejected_ids(workdir)}
   if workdir.asked.exists():
     for version in store.read_json(workdir.asked)['versions']:
       ids.update(version['ids'])

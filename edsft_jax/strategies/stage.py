@@ -246,21 +246,15 @@ def _view(
           of='the pool' if part is None else 'the first part of the pool',
         )
       )
-  mesh = mesh_lib.model_mesh(**config.mesh)
-  if mesh.is_multi_process:
-    mesh = mesh_lib.make_mesh(devices=jax.local_devices())
-  return View(
-    pool=pool,
-    tasks=tasks,
-    scores=scores_lib.read_scores(workdir, pool.ids)
+  return View.of(
+    config,
+    pool,
+    tasks,
+    scores_lib.read_scores(workdir, pool.ids)
     if workdir.scores.exists()
     else {},
-    features=features,
-    similarity=similarity,
-    task_confidence=c.task_confidence,
-    k_center_first=c.k_center_first,
-    memory_limit=int(c.memory_limit * 2**30) or None,
-    mesh=mesh,
+    features,
+    similarity,
   )
 
 

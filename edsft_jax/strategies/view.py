@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 import jax
+import ml_collections
 import numpy as np
 
+from edsft_jax import mesh as mesh_lib
 from edsft_jax import selection, store
 
 
@@ -42,6 +44,33 @@ class View:
   initial: Sequence[int] = ()
   picks: Callable[[int], Sequence[int]] | None = None
   progress: Callable[[int, int], None] | None = None
+
+  @classmethod
+  def of(
+    cls,
+    config: ml_collections.ConfigDict,
+    pool: store.Prompts,
+    tasks: Sequence[str] | None = None,
+    scores: Mapping[str, np.ndarray] | None = None,
+    features: np.ndarray | None = None,
+    similarity: selection.Similarity | None = None,
+  ) -> 'View':
+    """The view with the options and the devices of a study."""
+    c = config.selection
+    mesh = mesh_lib.model_mesh(**config.mesh)
+    if mesh.is_multi_process:
+      mesh = mesh_lib.make_mesh(devices=jax.local_devices())
+    return cls(
+      pool,
+      tasks,
+      scores or {},
+      features,
+      similarity,
+      task_confidence=c.task_confidence,
+      k_center_first=c.k_center_first,
+      memory_limit=int(c.memory_limit * 2**30) or None,
+      mesh=mesh,
+    )
 
   def part(self, positions: np.ndarray) -> 'View':
     """The view of these prompts alone, [n] ascending positions."""

@@ -17,6 +17,7 @@ import synthetic_study as synthetic
 
 from edsft_jax import errors, reporting, store, study
 from edsft_jax.reporting import (
+  account,
   comparison,
   exhibits,
   money,
@@ -331,7 +332,10 @@ def test_prices_turn_savings_into_money(tmp_path, quick):
   # Its picks have two words each.
   selections = results.read_selections(options, workdir)
   options.annotation.price_per_word = 0.5
-  price = money.prices(options, store.read_prompts(workdir.pool), selections)
+  pool = store.read_prompts(workdir.pool)
+  price = money.prices(
+    options, account.lengths(workdir, pool, selections, found.budgets)
+  )
   assert price['random'] == 2.0 + 0.5 * 2
 
 

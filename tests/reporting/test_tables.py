@@ -90,6 +90,17 @@ def test_the_rest_is_in_the_reports_files(workdir, tables, name):
   ] == written
 
 
+def test_options_of_newer_versions_have_their_defaults(workdir, tables):
+  contents = store.read_json(workdir.config)
+  older = {**contents, 'study': {**contents['study']}}
+  del older['study']['random_seeds']
+  store.write_json(workdir.config, older)
+  try:
+    assert reporting.load(workdir.root) == tables
+  finally:
+    store.write_json(workdir.config, contents)
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path):
   with pytest.raises(errors.InputError, match=r'pool\.parquet'):
     reporting.load(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import default
 from edsft_jax import errors, pool, scoring, store
-from edsft_jax.scoring import encoding, shards, stage
+from edsft_jax.scoring import encoding, loading, shards
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'models' / 'goldens' / 'tied_v4'
 OLD, ALL = 11, 21
@@ -191,7 +191,7 @@ def test_options_may_not_change_while_new_prompts_are_scored(
 ):
   _run(tmp_path, OLD, **FEATURES)
   with monkeypatch.context() as patch:
-    patch.setattr(stage, 'EncodedPool', None)
+    patch.setattr(loading, 'EncodedPool', None)
     with pytest.raises(AttributeError):
       _run(tmp_path, ALL, **FEATURES)
   with pytest.raises(errors.InputError, match=r'scoring\.max_new_tokens'):

@@ -25,7 +25,7 @@ from edsft_jax import console, errors, models, processes, scoring, store
 from edsft_jax.inference import Work
 from edsft_jax.inference.throughput import Rate
 from edsft_jax.mesh import make_mesh, model_mesh
-from edsft_jax.scoring import shards, stage
+from edsft_jax.scoring import loading, shards, stage
 from edsft_jax.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.usefixtures('on_one_device')
@@ -456,7 +456,7 @@ def test_out_of_memory_is_answered_by_a_smaller_batch_once(
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
       return super().__call__(*args)
 
-  monkeypatch.setattr(stage, 'Scorer', Small)
+  monkeypatch.setattr(loading, 'Scorer', Small)
   fits = 100
   with pytest.raises(errors.InputError, match=r'128 .*scoring\.batch_tokens'):
     scoring.run(_config(), workdir)

@@ -1,0 +1,31 @@
+"""What answers cost."""
+
+import dataclasses
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+  """In any currency; 0.0 if none are set.
+
+  Attributes:
+    per_answer: of an answer.
+    per_word: of a word of its prompt.
+  """
+
+  per_answer: float
+  per_word: float
+
+  @classmethod
+  def of(cls, config: ml_collections.ConfigDict) -> 'Prices':
+    """The prices of a study."""
+    c = config.annotation
+    return cls(c.price_per_answer, c.price_per_word)
+
+  def __bool__(self) -> bool:
+    return self.per_answer > 0 or self.per_word > 0
+
+  def total(self, answers: int, words: float) -> float:
+    """The cost of answers to prompts with this many words altogether."""
+    return self.per_answer * answers + self.per_word * words
