@@ -189,13 +189,8 @@ def shard_batch(mesh: Mesh, tree: Any) -> Any:
   return put(tree, NamedSharding(mesh, PartitionSpec(RULES['batch'])))
 
 
-def replicate(mesh: Mesh, tree: Any) -> Any:
-  """Puts a copy of every array of the tree on each device of the mesh."""
-  return put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
 def put(tree: Any, place: NamedSharding) -> Any:
-  """Shards every array of the tree; each process holds all of them, alike."""
+  """Shards every array of the tree; every process passes the same arrays."""
   if place.is_fully_addressable:
     return jax.device_put(tree, place)
 
@@ -212,8 +207,8 @@ def put(tree: Any, place: NamedSharding) -> Any:
 def to_host(array: jax.Array) -> np.ndarray:
   """The whole array in host memory.
 
-  Every process of its mesh must call this; each of their devices gets a copy
-  first, unless it has one.
+  Every process of its mesh must call this: the array is gathered on all devices
+  first, unless each has a copy.
   """
   if not (array.is_fully_addressable or array.is_fully_replicated):
     array = multihost_utils.process_allgather(array, tiled=True)

@@ -14,11 +14,11 @@ Array = np.ndarray | jax.Array
 
 # Padded lengths of batches; few, so that few programs are compiled.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# Rows of packed examples are not shorter, so that they leave less padding and
-# differ less in number. With 512, attention slows down a small model: a cell of
-# the demo takes 24 s where it takes 14 with 128, and 28 with rows as short as
-# the longest example.
-PACKED_LENGTH = 128
+# Packed rows are at least this long: there is less padding, and the number of
+# rows varies less. A cell of the demo takes 14 s with 128, 24 s with 512, where
+# attention slows a small model down, and 28 s with rows as short as the longest
+# example.
+_PACKED_LENGTH = 128
 
 
 def num_steps(num_examples: int, epochs: int, batch_size: int) -> int:
@@ -92,6 +92,19 @@ class Layout(NamedTuple):
   max_slots: int
   groups: int
 
+  def length(self, longest: int, num_tokens: int) -> int:
+    """The padded length of a micro-batch.
+
+    Args:
+      longest: tokens of its longest example.
+      num_tokens: tokens of the step.
+    """
+    length = bucket(longest)
+    if not self.packing or self.max_rows:
+      return length
+    share = bucket(num_tokens // self.groups)
+    return max(length, min(share, _PACKED_LENGTH))
+
   def rows(self, length: int) -> int:
     """Rows of a micro-batch of this length at most."""
     rows = self.max_rows or max(self.max_slots // length, 1)
@@ -124,11 +137,8 @@ def micro_batches(
   result = []
   while ordered:
     lengths = [len(example.tokens) for example, _ in ordered]
-    length = bucket(max(lengths[0], 2))
+    length = layout.length(lengths[0], sum(lengths))
     if layout.packing:
-      if not layout.max_rows:
-        share = bucket(sum(lengths) // layout.groups)
-        length = max(length, min(share, PACKED_LENGTH))
       rows = first_fit(lengths, length)
     else:
       rows = [[i] for i in range(min(layout.rows(length), len(ordered)))]

@@ -1,8 +1,8 @@
 """The latest checkpoints of a cell, kept while the cell is being finetuned.
 
 A folder per step, written by orbax, with the SHA-256 of its files. It gets its
-name once it is complete, so a kill during a save leaves the one before. Several
-processes each write and read their part; all of them make the same calls.
+name once it is complete, so a kill during a save leaves the one before. Each of
+several processes writes and reads its part, and all make the same calls.
 """
 
 from collections.abc import Iterator
@@ -77,19 +77,22 @@ class Checkpoints:
       'last checkpoint', lambda: max(self._steps(), default=None)
     )
 
-  def restore(self, state: State) -> Restored:
-    """The last complete checkpoint, or step 0 with `state`.
+  def restore(self, shapes: State) -> Restored | None:
+    """The last complete checkpoint, or None if there is none.
+
+    Args:
+      shapes: shape, dtype and sharding of every array, or the arrays.
 
     Raises:
       InputError: it is damaged, naming the folder and what to do.
     """
     step = self.last_step
     if step is None:
-      return Restored(0, state, {})
+      return None
     if processes.is_first():
       self._verify(step)
     processes.barrier('checkpoint verified')
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_disk(state))
+    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_disk(shapes))
     try:
       found = self._open().restore(
         step,
@@ -211,7 +214,7 @@ class Checkpoints:
 
 
 def _multiprocessing() -> MultiprocessingOptions:
-  """Has orbax wait by the coordination service, not by device collectives."""
+  """Makes orbax wait through JAX's coordination service, not by collectives."""
   everyone = set(range(processes.count()))
   return MultiprocessingOptions(
     active_processes=everyone if len(everyone) > 1 else None

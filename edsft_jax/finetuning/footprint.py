@@ -1,10 +1,10 @@
 """Counts the device memory that finetuning needs, from its arrays' shapes.
 
-A count, not a measurement: it leaves out what the compiler adds, and programs
-themselves.
+A count, not a measurement: it leaves out what the compiler adds and the
+programs themselves.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import math
 import os
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
-from edsft_jax.finetuning import batches
 from edsft_jax.finetuning import loss as loss_lib
 from edsft_jax.finetuning.batches import Layout, MicroBatch
 from edsft_jax.finetuning.memory import MemoryOptions
@@ -24,7 +23,7 @@ from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
 from edsft_jax.models import placement
 from edsft_jax.models.attention import KEPT_SCORES_LENGTH
 
-# The rest is left to what is not counted.
+# Share of a device's memory; the rest is left to what is not counted.
 USABLE = 0.9
 
 
@@ -57,7 +56,7 @@ class Memory:
     gradients: sums over the micro-batches of a step, in float32.
     residuals: what the forward pass of a micro-batch keeps for the backward
       pass.
-    recomputed: what that of one layer keeps, with remat.
+    recomputed: what one layer keeps when remat computes it again.
     logits: those that exist at once, with their gradient.
   """
 
@@ -81,11 +80,11 @@ class Memory:
 
 
 def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
-  """Counts for micro-batches of a shape.
+  """Counts the memory for micro-batches of a shape.
 
   Traces the loss with one and with two layers; nothing is computed. Of the
   mesh's axes, data and fsdp divide the rows, and fsdp and tensor the weights;
-  that tensor also divides some of the residuals is left out.
+  residuals are counted as if tensor did not divide them.
 
   Args:
     setup: model and options.
@@ -127,12 +126,12 @@ def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
 
 
 def shapes(
-  lengths: Iterable[int], batch_size: int, layout: Layout
+  lengths: Collection[int], batch_size: int, layout: Layout
 ) -> list[tuple[int, int]]:
-  """The shapes of micro-batches that may need most memory.
+  """Shapes of the micro-batches that may need the most memory.
 
-  Those of the longest examples, of the longest of which attention keeps its
-  scores, and of the most slots, with as many rows as a step has at most.
+  The longest rows, the longest for which attention keeps its scores, and those
+  with the most slots; each with as many rows as a step can have.
 
   Args:
     lengths: tokens of the examples.
@@ -140,12 +139,8 @@ def shapes(
     layout: how examples become micro-batches.
   """
   groups = layout.groups
-  padded = {batches.bucket(max(length, 2)) for length in lengths}
-  if layout.packing and not layout.max_rows:
-    # Packed rows are at least so long.
-    share = batches.bucket(batch_size * max(padded) // groups)
-    least = min(share, batches.PACKED_LENGTH)
-    padded = {max(length, least) for length in padded}
+  most_tokens = batch_size * max(lengths)
+  padded = {layout.length(length, most_tokens) for length in lengths}
   most_rows = -(-batch_size // groups) * groups
   rows = {length: min(layout.rows(length), most_rows) for length in padded}
   kept = [length for length in padded if length <= KEPT_SCORES_LENGTH]
@@ -192,7 +187,7 @@ def describe(
 
 
 def abstract_trainer(setup: Setup, num_layers: int) -> Trainer:
-  """A trainer of a model of so many layers, without arrays except adapters."""
+  """A trainer of a model with so many layers; only adapters have arrays."""
   weight_dtype, activation_dtype = models.parse_dtype(setup.dtype)
   decoder = models.Decoder(
     dataclasses.replace(setup.config, num_layers=num_layers),

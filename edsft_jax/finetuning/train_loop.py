@@ -116,11 +116,8 @@ def train(
     Checkpoints(run.checkpoints) as checkpoints,
     validation or contextlib.nullcontext(),
   ):
-    if checkpoints.last_step is None:
-      restored = Restored(0, model.init_state(seed), {})
-    else:
-      restored = checkpoints.restore(model.state_shapes)
-    first, state, saved = restored
+    restored = checkpoints.restore(model.state_shapes)
+    first, state, saved = restored or Restored(0, model.init_state(seed), {})
     watchers.progress.advance(first)
     losses = _Losses(
       run, model.hyperparameters.learning_rate, lambda: checkpoints.last_step

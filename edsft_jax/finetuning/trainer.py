@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
+from jax.extend.core import Literal
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
@@ -137,7 +138,7 @@ class Trainer:
     _, split, _ = self._trainable(seed)
     params = jax.tree.leaves(split)
     del split
-    # One array at a time, so that what was loaded is freed on the way.
+    # One array at a time, so that each loaded one is freed once it is copied.
     for number, leaf in enumerate(params):
       # In float32 whatever the model's dtype, so that small updates are not
       # lost.
@@ -175,7 +176,7 @@ class Trainer:
           raise
         if not processes.barrier_within('no memory', _OUT_OF_MEMORY_SECONDS):
           raise errors.InputError(
-            f'process {processes.index()} alone runs out of memory: use hosts '
+            f'only process {processes.index()} runs out of memory: use hosts '
             'with the same devices, or a lower finetuning.micro_batch_size'
           ) from error
       self._halve(examples)
@@ -200,7 +201,7 @@ class Trainer:
       return jax.vjp(loss, params)[1]
 
     jaxpr = jax.make_jaxpr(pullback)(params, self.frozen, batch).jaxpr
-    kept = {v: v.aval for v in jaxpr.outvars if not hasattr(v, 'val')}
+    kept = {v: v.aval for v in jaxpr.outvars if not isinstance(v, Literal)}
     for var in (*jaxpr.invars, *jaxpr.constvars):
       kept.pop(var, None)
     return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in kept.values()]
@@ -288,15 +289,12 @@ class Trainer:
     return NamedSharding(self._mesh, PartitionSpec())
 
   def _sharding(self, leaf: jax.Array) -> NamedSharding:
-    """Over the mesh as it is; replicated if it is not there yet."""
+    """A leaf's place on the mesh: replicated if it is not there yet."""
     sharding = leaf.sharding
     return sharding if isinstance(sharding, NamedSharding) else self._replicated
 
   def _place(self, leaf: jax.Array) -> jax.Array:
-    """Replicates a leaf over the mesh, unless it is placed there already."""
-    if isinstance(leaf.sharding, NamedSharding):
-      return leaf
-    return mesh_lib.replicate(self._mesh, leaf)
+    return mesh_lib.put(leaf, self._sharding(leaf))
 
   def _shapes(self, params: list[jax.Array]) -> State:
     """See the attribute `state_shapes`."""
@@ -382,7 +380,12 @@ def _split(
 
 def all_finite(state: State) -> bool:
   """Whether every trained parameter is finite; waits for the last step."""
-  return all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in state.params)
+  return bool(_all_finite(state.params))
+
+
+@jax.jit
+def _all_finite(params: list[jax.Array]) -> jax.Array:
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in params]))
 
 
 def _merge(

@@ -104,8 +104,8 @@ class Validation:
 
   def choose(self, state: State) -> tuple[State, dict[str, Any]]:
     """The state to export, and the facts for cell.json."""
-    if self._options.keep_best:
-      state = self._checkpoints.restore(state).state
+    if self._options.keep_best and (best := self._checkpoints.restore(state)):
+      state = best.state
     facts = {'best_step': self._best_step, 'best_heldout_loss': self._best}
     return state, facts
 

@@ -20,14 +20,11 @@ import numpy as np
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import shapes as shapes_lib
-from edsft_jax.inference import throughput, workers
+from edsft_jax.inference import throughput, waves, workers
 from edsft_jax.inference.collect import Progress, Reporter
-from edsft_jax.inference.engine import choose_shapes, read_tokens
-from edsft_jax.inference.prefixes import can_share, find_groups
+from edsft_jax.inference.engine import read_tokens
 from edsft_jax.inference.programs import target_likelihood
-
-# Prefix tokens that are read, and kept, at a time; more for a longer prefix.
-_POOL_TOKENS = 2048
+from edsft_jax.inference.waves import Row, Wave
 
 
 class Target(NamedTuple):
@@ -54,51 +51,6 @@ class Likelihoods:
 
   nll: np.ndarray
   is_greedy: np.ndarray
-
-
-@dataclasses.dataclass
-class _Row:
-  """An input row, and the targets that are scored from it.
-
-  Attributes:
-    inputs: the tokens of its targets, but for their last one.
-    num_scored: how many of the inputs are targets.
-    indices: the targets.
-    last: the last token of each target.
-    prefix: number of tokens that are read as part of a prefix.
-    slot: the place of its prefix among those that are read together.
-  """
-
-  inputs: tuple[int, ...]
-  num_scored: int
-  indices: list[int] = dataclasses.field(default_factory=list)
-  last: list[int] = dataclasses.field(default_factory=list)
-  prefix: int = 0
-  slot: int = 0
-
-  @property
-  def own(self) -> tuple[int, ...]:
-    """The inputs after the prefix."""
-    return self.inputs[self.prefix :]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Wave:
-  """Prefixes that are read together, and the rows that follow them.
-
-  Attributes:
-    prefixes: token ids of each; none for rows without a prefix.
-    length: their padded length; 0 without.
-    num_prefixes: number of prefixes, with padding.
-    rows: the rows.
-    shapes: padded lengths of the rows without their prefixes.
-  """
-
-  prefixes: list[tuple[int, ...]]
-  length: int
-  num_prefixes: int
-  rows: list[_Row]
-  shapes: shapes_lib.Shapes
 
 
 def rolling_targets(
@@ -146,8 +98,8 @@ class LikelihoodEngine:
       targets: contexts with their continuations.
       batch_tokens: tokens per batch, padding and prefixes included.
       num_passes: how often the targets will run, for example once per model.
-      ends: where parts of the targets end that are scored by calls of their
-        own, in the same shapes; none: a call scores all.
+      ends: the end of each part, if parts of the targets are scored by calls
+        of their own, all in the same shapes; none: one call scores all.
 
     Raises:
       ValueError: a target has no context.
@@ -170,7 +122,7 @@ class LikelihoodEngine:
     self._max_choices = max(
       (len(row.last) for part in rows for row in part), default=1
     )
-    self._waves = self._plan(decoder, rows, num_passes)
+    self._waves = waves.plan(decoder, mesh, rows, num_passes)
     graph, _ = nnx.split(decoder)
     self._programs = _Programs(graph, mesh)
 
@@ -195,92 +147,19 @@ class LikelihoodEngine:
     """
     found = _Found(self._sizes[part])
     report = Reporter(self._costs, progress)
-    waves = self._waves[part]
+    mine = self._waves[part]
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      for wave in unless_stopped(waves[number :: self._num_workers]):
+      for wave in unless_stopped(mine[number :: self._num_workers]):
         self._run(weights, wave, found, report, unless_stopped)
 
     workers.run(work, self._num_workers)
     return Likelihoods(found.nll, found.is_greedy)
 
-  def _plan(
-    self, decoder: models.Decoder, parts: list[list[_Row]], num_passes: int
-  ) -> list[list[_Wave]]:
-    """Waves of prefixes with their rows, for each part."""
-
-    def choose(lengths: list[int]) -> shapes_lib.Shapes:
-      return choose_shapes(decoder, self._mesh, lengths, num_passes)
-
-    groups = [_grouped(decoder, rows) for rows in parts]
-    prefixes = [g[0].prefix for part in groups for g in part if g[0].prefix]
-    of_prefixes = choose(prefixes or [1])
-    # For each part, padded length of the prefix -> groups; 0: without a prefix.
-    by_length: list[dict[int, list[list[_Row]]]] = [{} for _ in parts]
-    for of_part, found in zip(groups, by_length, strict=True):
-      for group in sorted(of_part, key=lambda group: group[0].prefix):
-        prefix = group[0].prefix
-        length = of_prefixes.length(prefix) if prefix else 0
-        found.setdefault(length, []).append(group)
-    waves: list[list[_Wave]] = [[] for _ in parts]
-    for length in sorted({length for found in by_length for length in found}):
-      some = [found.get(length, []) for found in by_length]
-      shapes = choose([len(row.own) for gs in some for g in gs for row in g])
-      most = max(map(len, some))
-      for of_part, result in zip(some, waves, strict=True):
-        if length:
-          result += self._waves_of(length, of_part, shapes, most)
-        else:
-          result += self._waves_alone(of_part, shapes)
-    return waves
-
-  def _waves_alone(
-    self, groups: list[list[_Row]], shapes: shapes_lib.Shapes
-  ) -> list[_Wave]:
-    """Waves of rows without a prefix, one for each worker."""
-    alone = [row for group in groups for row in group]
-    # Equal shares, of long rows and of short ones.
-    alone.sort(key=lambda row: len(row.own))
-    return [
-      _Wave([], 0, 0, share, shapes)
-      for n in range(self._num_workers)
-      if (share := alone[n :: self._num_workers])
-    ]
-
-  def _waves_of(
-    self,
-    length: int,
-    groups: list[list[_Row]],
-    shapes: shapes_lib.Shapes,
-    most_groups: int,
-  ) -> list[_Wave]:
-    """Waves of groups whose prefixes have the same padded length.
-
-    Args:
-      length: that length.
-      groups: rows of each prefix.
-      shapes: padded lengths of the rows without their prefixes.
-      most_groups: number of groups in the largest part: all parts need the
-        same number of prefixes per wave.
-    """
-    multiple = mesh_lib.batch_multiple(self._mesh)
-    most = max(_POOL_TOKENS // length, 1)
-    size = -(-min(most, most_groups) // multiple) * multiple
-    waves = []
-    for start in range(0, len(groups), size):
-      some = groups[start : start + size]
-      for slot, group in enumerate(some):
-        for row in group:
-          row.slot = slot
-      prefixes = [group[0].inputs[: group[0].prefix] for group in some]
-      rows = [row for group in some for row in group]
-      waves.append(_Wave(prefixes, length, size, rows, shapes))
-    return waves
-
   def _run(
     self,
     weights: nnx.State,
-    wave: _Wave,
+    wave: Wave,
     found: '_Found',
     report: Reporter,
     unless_stopped: workers.UnlessStopped,
@@ -326,7 +205,7 @@ class LikelihoodEngine:
       found.put(*pending, report)
 
   def _pad(
-    self, chunk: shapes_lib.Chunk, rows: Sequence[_Row]
+    self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
   ) -> tuple[np.ndarray, ...]:
     """Arguments of `_score`, padded to the chunk's shape."""
     tokens_BxL, mask_BxL = shapes_lib.pad_left(
@@ -352,7 +231,7 @@ class _Found:
     self._lock = threading.Lock()
 
   def put(
-    self, rows: Sequence[_Row], result: dict[str, Any], report: Reporter
+    self, rows: Sequence[Row], result: dict[str, Any], report: Reporter
   ) -> None:
     """Waits for the results of rows, and stores them."""
     result = jax.device_get(result)
@@ -368,29 +247,15 @@ class _Found:
     )
 
 
-def _grouped(decoder: models.Decoder, rows: list[_Row]) -> list[list[_Row]]:
-  """Rows that share a prefix together; sets their `prefix`."""
-  if not can_share(decoder.config):
-    return [[row] for row in rows]
-  # The token before the first target may not be in the prefix.
-  shared = find_groups(
-    [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
-  )
-  for group in shared:
-    for i in group.indices:
-      rows[i].prefix = group.length
-  return [[rows[i] for i in group.indices] for group in shared]
-
-
-def _rows(targets: Sequence[Target]) -> list[_Row]:
+def _rows(targets: Sequence[Target]) -> list[Row]:
   """Rows for the targets; those that differ in the last token share one."""
-  rows: dict[tuple[tuple[int, ...], int], _Row] = {}
+  rows: dict[tuple[tuple[int, ...], int], Row] = {}
   for index, target in enumerate(targets):
     if not target.num_targets:
       continue
     *inputs, last = np.asarray(target.tokens).tolist()
     key = tuple(inputs), target.num_targets - 1
-    row = rows.setdefault(key, _Row(*key))
+    row = rows.setdefault(key, Row(*key))
     row.indices.append(index)
     row.last.append(last)
   return list(rows.values())

@@ -9,30 +9,16 @@ import jax
 import numpy as np
 from places import REPOSITORY
 import pytest
+import tiny_study
 
 from edsft_jax import models
 from edsft_jax.finetuning import batches, footprint
 from edsft_jax.finetuning.memory import MemoryOptions
-from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
+from edsft_jax.finetuning.trainer import Trainer
 from edsft_jax.mesh import make_mesh
 from edsft_jax.models.responses import Example
 
-LORA = Hyperparameters(
-  method='lora',
-  lora_rank=4,
-  lora_alpha=8.0,
-  lora_dropout=0.0,
-  rslora=False,
-  lora_targets=('q_proj', 'down_proj'),
-  epochs=1,
-  batch_size=4,
-  max_length=0,
-  learning_rate=0.01,
-  schedule='cosine',
-  warmup_fraction=0.1,
-  weight_decay=0.0,
-  clip_norm=1.0,
-)
+LORA = tiny_study.LORA
 FULL = dataclasses.replace(LORA, method='full')
 CONFIG = models.DecoderConfig(
   vocab_size=97,

@@ -3,6 +3,7 @@
 They need torch, which the project does not; nothing is downloaded.
 """
 
+import dataclasses
 import os
 
 from flax import nnx
@@ -10,10 +11,10 @@ import jax
 import numpy as np
 import peft_parity
 import pytest
+import tiny_study
 
 from edsft_jax import mesh, models, store, study
 from edsft_jax.finetuning import export
-from edsft_jax.finetuning.trainer import Hyperparameters
 from edsft_jax.models import lora
 
 pytestmark = pytest.mark.slow
@@ -50,21 +51,13 @@ def _torch_logits(model) -> np.ndarray:
 @pytest.fixture(scope='module', params=[False, True], ids=['plain', 'rslora'])
 def exported(request, base, tmp_path_factory):
   """A cell's folder and the logits of its model."""
-  hyperparameters = Hyperparameters(
-    method='lora',
+  hyperparameters = dataclasses.replace(
+    tiny_study.LORA,
     lora_rank=8,
     lora_alpha=16.0,
     lora_dropout=0.1,
     rslora=request.param,
     lora_targets=lora.TARGETS,
-    epochs=1,
-    batch_size=4,
-    max_length=0,
-    learning_rate=1e-3,
-    schedule='cosine',
-    warmup_fraction=0.1,
-    weight_decay=0.0,
-    clip_norm=1.0,
   )
   decoder = _decoder(base)
   models.add_lora(
