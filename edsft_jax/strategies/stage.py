@@ -6,13 +6,11 @@ import operator
 import time
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import tqdm
 
 from edsft_jax import console, errors, selection, store, study
-from edsft_jax import mesh as mesh_lib
 from edsft_jax.strategies import choosing, derived, orders, parts, registry
 from edsft_jax.strategies import scores as scores_lib
 from edsft_jax.strategies.checks import check, clusters_tasks
