@@ -26,7 +26,14 @@ from ml_collections import config_flags
 
 import edsft_jax
 from edsft_jax import config as config_lib
-from edsft_jax import errors, interrupts, pipeline, processes, store
+from edsft_jax import (
+  errors,
+  huge_pages,
+  interrupts,
+  pipeline,
+  processes,
+  store,
+)
 
 # What a shell reports for a program killed by SIGPIPE.
 _PIPE_CLOSED = 141
@@ -111,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
       )
     stages = pipeline.stages_asked_for(argv[1:])
     part = pipeline.part_asked_for(options.cells)
+    huge_pages.restart()
     interrupts.raise_on_sigterm()
     workdir = store.open_workdir(options.workdir)
     enable_compilation_cache()

@@ -21,7 +21,7 @@ REGISTRY = 'strategies/registry'
 # Rows from top to bottom: part -> horizontal position, from 0 to 1.
 ROWS: tuple[dict[str, float], ...] = (
   {'main': 0.5},
-  {'pipeline': 0.5},
+  {'pipeline': 0.5, 'huge_pages': 0.7},
   {'plan': 0.4, 'verify': 0.6},
   {
     'scoring': 0.08,

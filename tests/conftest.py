@@ -10,6 +10,9 @@ import compilation
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ |= compilation.environment(num_devices=8)
 
+# Commands of tests would start twice to set it.
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+
 # No test asks the hub for a model.
 os.environ['HF_HUB_OFFLINE'] = '1'
 

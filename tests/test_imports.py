@@ -39,6 +39,7 @@ BELOW_STAGES = {
 MAY_IMPORT = {
   'config': set(),
   'errors': set(),
+  'huge_pages': set(),
   'interrupts': set(),
   'processes': {'errors'},
   'console': {'processes'},
@@ -69,7 +70,7 @@ MAY_IMPORT = {
   'verify': {'evaluation', 'reporting', 'strategies', 'study', *SERVES_ALL},
   # Stages are named in its table, and imported when their turn comes.
   'pipeline': {'config', 'study', *SERVES_ALL},
-  'main': {'config', 'pipeline', 'study', *SERVES_ALL},
+  'main': {'config', 'huge_pages', 'pipeline', 'study', *SERVES_ALL},
 }
 for _stage in ('strategies', 'reporting'):
   MAY_IMPORT[_stage] = MAY_IMPORT[_stage] | {'selection'}

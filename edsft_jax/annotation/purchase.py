@@ -1,7 +1,7 @@
 """What to ask annotators for, and what it costs.
 
 A study compares strategies, so it needs the answers to the union of what they
-choose. Who only wants one finetuned model buys the picks of one strategy.
+choose. For a single finetuned model, the picks of one strategy are enough.
 """
 
 from collections.abc import Collection, Mapping, Sequence

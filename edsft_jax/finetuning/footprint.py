@@ -187,7 +187,7 @@ def describe(
 
 
 def abstract_trainer(setup: Setup, num_layers: int) -> Trainer:
-  """A trainer of a model with so many layers; only adapters have arrays."""
+  """A trainer of a model with this many layers; only adapters have arrays."""
   weight_dtype, activation_dtype = models.parse_dtype(setup.dtype)
   decoder = models.Decoder(
     dataclasses.replace(setup.config, num_layers=num_layers),

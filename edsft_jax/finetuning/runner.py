@@ -146,8 +146,11 @@ class Runner:
       mesh,
     )
     lengths = [len(e.tokens) for e in self._examples.values()]
+    hyperparameters = self._hyperparameters
     shapes = footprint.shapes(
-      lengths, self._hyperparameters.batch_size, memory.layout(mesh)
+      lengths,
+      hyperparameters.batch_size,
+      memory.layout(mesh, hyperparameters.method),
     )
     counted = {shape: footprint.count(setup, shape) for shape in shapes}
     shape = max(counted, key=lambda shape: counted[shape].total)

@@ -69,7 +69,8 @@ class Trainer:
     state_shapes: shape, dtype and sharding of every array of a `State`.
     frozen: the weights that are not trained.
     gradients: (sums, params, frozen, micro-batch) -> the sums, which are
-      donated, with this micro-batch's loss and gradients added.
+      donated, with this micro-batch's loss and gradients added; None: nothing
+      to add to.
   """
 
   def __init__(
@@ -94,9 +95,9 @@ class Trainer:
     self._mesh = mesh
     memory = memory or MemoryOptions()
     self._remat = memory.remat == 'layer'
-    self._layout = memory.layout(mesh)
+    self._layout = memory.layout(mesh, hyperparameters.method)
     self._halved = False
-    self._seen: set[tuple[int, ...]] = set()
+    self._seen: set[tuple[bool, tuple[int, ...]]] = set()
     self._adapter = adapter
     self._load = load
     self._base: models.Decoder | None = load()
@@ -213,18 +214,21 @@ class Trainer:
     dropout_key: jax.Array | None,
   ) -> tuple[jax.Array, list[jax.Array]]:
     """Loss and gradients, summed over the response tokens of the examples."""
-    sums = self._zeros()
-    for batch in batches.micro_batches(examples, self._layout):
-      shape = batch.tokens.shape
+    micro_batches = batches.micro_batches(examples, self._layout)
+    # For adapters, adding to zeros costs less than compiling another program.
+    alone = self.hyperparameters.method == 'full' and len(micro_batches) == 1
+    sums: Any = None if alone else self._zeros()
+    for batch in micro_batches:
+      program = alone, batch.tokens.shape
       batch = mesh_lib.shard_batch(self._mesh, batch)
       args = sums, params, self.frozen, batch, dropout_key
-      if shape not in self._seen:
+      if program not in self._seen:
         mesh_lib.compile_together(self.gradients, *args)
       sums = self.gradients(*args)
-      if shape not in self._seen:
-        # Only a shape's first run can find that there is too little memory.
+      if program not in self._seen:
+        # Only its first run can find that there is too little memory.
         jax.block_until_ready(sums)
-        self._seen.add(shape)
+        self._seen.add(program)
     return sums
 
   def _halve(self, examples: Sequence[Example]) -> None:
@@ -322,14 +326,14 @@ class Trainer:
 
   def _add_gradients(
     self,
-    sums: tuple[jax.Array, list[jax.Array]],
+    sums: tuple[jax.Array, list[jax.Array]] | None,
     params: list[jax.Array],
     frozen: list[jax.Array],
     batch: MicroBatch,
     dropout_key: jax.Array | None = None,
   ) -> tuple[jax.Array, list[jax.Array]]:
     part = jax.value_and_grad(self._loss)(params, frozen, batch, dropout_key)
-    return jax.tree.map(jnp.add, sums, part)
+    return part if sums is None else jax.tree.map(jnp.add, sums, part)
 
   def _loss(
     self,

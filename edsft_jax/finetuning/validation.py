@@ -118,5 +118,5 @@ class Validation:
     return total / max(num_tokens, 1)
 
 
-# So many are divided into micro-batches together.
+# Examples that are divided into micro-batches together.
 _EXAMPLES_AT_ONCE = 64

@@ -198,12 +198,12 @@ class Noise:
   """The variance over seeds at one budget, or of the whole curve.
 
   A deterministic strategy that always sees the whole pool has a single list of
-  prompts, whatever the seed: its seeds show no variance of the picks. Such
-  strategies are pooled by themselves, and get the variance that random shows
-  as that of their picks, which does not shrink with more seeds. It includes
-  what the initialisation adds: the difference of the two variances is often
-  near 0 by chance, and then one study in ten with 10 seeds found what is not
-  there.
+  prompts, whatever the seed, so its seeds show no variance of the picks. Such
+  strategies are pooled separately, and the variance that random shows serves
+  as the variance of their picks, which does not shrink with more seeds. It
+  includes what the initialisation adds. Without that, one study in ten with 10
+  seeds found a difference where there is none, because the difference of the
+  two variances is often near 0 by chance.
 
   Attributes:
     drawn: of strategies whose lists differ from seed to seed, and random.
