@@ -282,9 +282,11 @@ class Distances:
     # Prompts of one part then need about the same chosen prompts.
     row_M = row_M[np.argsort(self._stamp_N[row_M], kind='stable')]
     parts = np.split(row_M, range(size, len(row_M), size))
+    few = max(size // 16, 1)
     ahead = []
     for part in parts:
-      filled = np.resize(part, size)
+      # Often a single prompt is missing, and then padding would cost most.
+      filled = np.resize(part, few if len(part) <= few else size)
       with jax.enable_x64(True):
         square_R = squares_to_chosen(
           self._points(filled),
