@@ -129,6 +129,10 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     console.say('score', noise)
   manifest.finish('score', {**counts, 'notes': notes})
   shutil.rmtree(workdir.score_shards)
+  _say_counts(counts, workdir)
+
+
+def _say_counts(counts: dict[str, int], workdir: store.Workdir) -> None:
   generated = (
     f'{counts["generated_tokens"]:,} generated ({counts["near_ties"]:,} near a '
     'tie)'
@@ -209,20 +213,7 @@ def _score_shards(
     The manifest's notes, and the number of prompts with control tokens.
   """
   c = config.scoring
-  notes: list[str] = []
-  prompt_format = models.load_prompt_format(
-    path, **config.prompt, log=notes.append
-  )
-  with_control = sum(
-    prompt_format.num_control_tokens(prompt) > 0 for prompt in pool.prompts
-  )
-  if with_control:
-    prompts = console.count(with_control, 'prompt')
-    notes.append(f'{prompts} with control tokens, {prompt_format.control_note}')
-  if rounding := models.rounding_note(path, config.model.dtype):
-    notes.append(rounding)
-  for note in notes:
-    console.say('score', note)
+  prompt_format, notes, with_control = _prompt_format(config, path, pool)
   generate, in_sample = _to_generate(c, pool, plan)
   pool = pool.after(plan.num_earlier)
   loaded = loading.load(
@@ -264,6 +255,32 @@ def _score_shards(
     scorer_of(sizes[0]).num_programs, loaded.shapes, bool(generate.any())
   )
   return notes, with_control
+
+
+def _prompt_format(
+  config: ml_collections.ConfigDict, path: pathlib.Path, pool: store.Prompts
+) -> tuple[models.PromptFormat, list[str], int]:
+  """Loads the prompt format, and prints what is to be known about it.
+
+  Returns:
+    The format, the manifest's notes, and the number of prompts with control
+    tokens.
+  """
+  notes: list[str] = []
+  prompt_format = models.load_prompt_format(
+    path, **config.prompt, log=notes.append
+  )
+  with_control = sum(
+    prompt_format.num_control_tokens(prompt) > 0 for prompt in pool.prompts
+  )
+  if with_control:
+    prompts = console.count(with_control, 'prompt')
+    notes.append(f'{prompts} with control tokens, {prompt_format.control_note}')
+  if rounding := models.rounding_note(path, config.model.dtype):
+    notes.append(rounding)
+  for note in notes:
+    console.say('score', note)
+  return prompt_format, notes, with_control
 
 
 def _to_generate(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edsft_jax.selection import checks, sharding
+from edsft_jax.selection import checks, nearest, sharding
 from edsft_jax.selection import similarity as similarity_lib
 from edsft_jax.selection.progress import Progress
 
@@ -176,7 +176,7 @@ class Distances:
 
   def _lower_bounds(self, wanted_T: np.ndarray) -> None:
     """Lowers the bounds of these tiles to all that is chosen."""
-    self._bound_TxR = lowered_bounds(
+    self._bound_TxR = nearest.lowered_bounds(
       self.point_TxRxD,
       self._large_TxR,
       self._bound_TxR,
@@ -225,7 +225,7 @@ class Distances:
     filled_F = np.resize(block_F, self._sizes.farthest)
     with jax.enable_x64(True):
       square_FxF = np.asarray(
-        squares_among(
+        nearest.squares_among(
           self._points(filled_F), self._norm_N[filled_F], self._steps
         )
       )
@@ -288,7 +288,7 @@ class Distances:
       # Often a single prompt is missing, and then padding would cost most.
       filled = np.resize(part, few if len(part) <= few else size)
       with jax.enable_x64(True):
-        square_R = squares_to_chosen(
+        square_R = nearest.squares_to_chosen(
           self._points(filled),
           self._norm_N[filled],
           self._chosen_KxD,
@@ -328,31 +328,6 @@ def _where_largest(value_N: np.ndarray, count: int) -> np.ndarray:
   return np.sort(np.concatenate([above, equal]))
 
 
-def _partial_squares(
-  point_RxD: jax.Array, chosen_MxD: jax.Array, norm_M: jax.Array
-) -> jax.Array:
-  """Returns [R, M] squared distances, without the squared norms of R."""
-  # On a CPU nearly twice as fast as the product with the rows second.
-  product_RxM = jnp.matmul(point_RxD, chosen_MxD.T, precision='highest')
-  return norm_M - 2 * product_RxM
-
-
-def _whole_squares(
-  partial: jax.Array, norm_R: jax.Array, steps: jax.Array
-) -> jax.Array:
-  """Returns squared distances, rounded to multiples of 1 / steps."""
-  return jnp.round(jnp.maximum(partial + norm_R, 0.0) * steps) * (1 / steps)
-
-
-@jax.jit
-def squares_among(
-  point_FxD: jax.Array, norm_F: jax.Array, steps: jax.Array
-) -> jax.Array:
-  """Returns [F, F] squared distances among prompts."""
-  partial_FxF = _partial_squares(point_FxD, point_FxD, norm_F)
-  return _whole_squares(partial_FxF, norm_F[:, None], steps)
-
-
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _put(
   chosen_KxD: jax.Array,
@@ -366,103 +341,3 @@ def _put(
     put(chosen_KxD, point_MxD, start, axis=0),
     put(norm_K, norm_M, start, axis=0),
   )
-
-
-@functools.partial(jax.jit, static_argnames='batch')
-def squares_to_chosen(
-  point_RxD: jax.Array,
-  norm_R: jax.Array,
-  chosen_KxD: jax.Array,
-  norm_K: jax.Array,
-  start: jax.Array,
-  end: jax.Array,
-  steps: jax.Array,
-  *,
-  batch: int,
-) -> jax.Array:
-  """Returns [R] squared distances to the nearest from `start` to `end`."""
-  least_R = _least_partial(
-    point_RxD, chosen_KxD, norm_K, start, end, batch=batch
-  )
-  return _whole_squares(least_R, norm_R, steps)
-
-
-def _least_partial(
-  point_RxD: jax.Array,
-  chosen_KxD: jax.Array,
-  norm_K: jax.Array,
-  start: jax.Array,
-  end: jax.Array,
-  *,
-  batch: int,
-) -> jax.Array:
-  """Returns [R] partial squares to the nearest from `start` to `end`."""
-
-  def over(
-    batches: jax.Array, first: jax.Array, size: int, least_R: jax.Array
-  ) -> jax.Array:
-    def one_batch(b: jax.Array, least_R: jax.Array) -> jax.Array:
-      partial_RxM = _partial_squares(
-        point_RxD,
-        jax.lax.dynamic_slice_in_dim(chosen_KxD, first + b * size, size),
-        jax.lax.dynamic_slice_in_dim(norm_K, first + b * size, size),
-      )
-      return jnp.minimum(least_R, partial_RxM.min(axis=1))
-
-    return jax.lax.fori_loop(0, batches, one_batch, least_R)
-
-  nothing_R = jnp.full(len(point_RxD), jnp.inf, point_RxD.dtype)
-  full = (end - start) // batch
-  least_R = over(full, start, batch, nothing_R)
-  # The rest in small batches: little of them is padding.
-  small = max(batch // 8, 1)
-  start = start + full * batch
-  return over((end - start + small - 1) // small, start, small, least_R)
-
-
-@functools.partial(jax.jit, static_argnames=('mesh', 'batch'))
-def lowered_bounds(
-  point_TxRxD: jax.Array,
-  norm_TxR: jax.Array,
-  bound_TxR: jax.Array,
-  start_T: jax.Array,
-  chosen_KxD: jax.Array,
-  norm_K: jax.Array,
-  end: jax.Array,
-  *,
-  mesh: jax.sharding.Mesh,
-  batch: int,
-) -> jax.Array:
-  """Lowers bounds to squared distances to the nearest from `start` to `end`."""
-
-  def share(
-    point_TxRxD: jax.Array,
-    norm_TxR: jax.Array,
-    bound_TxR: jax.Array,
-    start_T: jax.Array,
-    chosen_KxD: jax.Array,
-    norm_K: jax.Array,
-    end: jax.Array,
-  ) -> jax.Array:
-    def lowered(tile: jax.Array, bound_TxR: jax.Array) -> jax.Array:
-      least_R = _least_partial(
-        point_TxRxD[tile], chosen_KxD, norm_K, start_T[tile], end, batch=batch
-      )
-      least_R = jnp.minimum(bound_TxR[tile], least_R + norm_TxR[tile])
-      return bound_TxR.at[tile].set(least_R)
-
-    def one_tile(tile: jax.Array, bound_TxR: jax.Array) -> jax.Array:
-      # Not lax.map, which would copy the points of every tile.
-      return jax.lax.cond(
-        start_T[tile] < end, lowered, lambda _, b: b, tile, bound_TxR
-      )
-
-    return jax.lax.fori_loop(0, len(point_TxRxD), one_tile, bound_TxR)
-
-  return jax.shard_map(
-    share,
-    mesh=mesh,
-    in_specs=(sharding.ROWS,) * 4 + (sharding.EVERYWHERE,) * 3,
-    out_specs=sharding.ROWS,
-    check_vma=False,
-  )(point_TxRxD, norm_TxR, bound_TxR, start_T, chosen_KxD, norm_K, end)

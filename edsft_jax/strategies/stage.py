@@ -67,16 +67,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       )
     except selection.SelectionError as e:
       raise errors.InputError(f'{workdir.features}: {e}') from e
-    num_picks = sum(
-      p.budget
-      * (
-        len(study.seeds(config, p.row.name))
-        if study.lists_differ(config, p.row)
-        else 1
-      )
-      for p in todo
-    )
-    with console.bar('select', num_picks, 'picks') as bar:
+    num_picks = (p.budget * p.num_lists(config) for p in todo)
+    with console.bar('select', sum(num_picks), 'picks') as bar:
       for pending in todo:
         bar.set_postfix_str(pending.row.name)
         _select(config, workdir, pending, view, split, bar)
@@ -163,6 +155,12 @@ class _Pending:
   budget: int
   num_scale_prompts: int
   settled: frozenset[str] | None = None
+
+  def num_lists(self, config: ml_collections.ConfigDict) -> int:
+    """How many orders are computed."""
+    if not study.lists_differ(config, self.row):
+      return 1
+    return len(study.seeds(config, self.row.name))
 
 
 def _pending(

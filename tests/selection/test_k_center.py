@@ -6,8 +6,9 @@ import plain_selection as reference
 import pytest
 
 from edsft_jax import selection
-from edsft_jax.selection.distances import Sizes, lowered_bounds
+from edsft_jax.selection.distances import Sizes
 from edsft_jax.selection.k_center import farthest_first
+from edsft_jax.selection.nearest import lowered_bounds
 
 
 def pool(n, d=5, seed=0):

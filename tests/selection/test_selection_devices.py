@@ -10,7 +10,13 @@ import pytest
 import two_processes
 
 from edsft_jax import selection
-from edsft_jax.selection import distances, pair_pass, programs, sharding
+from edsft_jax.selection import (
+  distances,
+  nearest,
+  pair_pass,
+  programs,
+  sharding,
+)
 from edsft_jax.selection.log_determinant import extend, start
 from edsft_jax.selection.options import Options
 from edsft_jax.selection.progress import Progress
@@ -183,7 +189,7 @@ def test_products_are_true_float32():
         formula='rbf',
         keep=True,
       ),
-      distances.lowered_bounds.lower(
+      nearest.lowered_bounds.lower(
         tiles,
         rows,
         rows,
@@ -194,7 +200,7 @@ def test_products_are_true_float32():
         mesh=mesh,
         batch=16,
       ),
-      distances.squares_to_chosen.lower(
+      nearest.squares_to_chosen.lower(
         points,
         norms,
         np.ones((200, 3), np.float32),
@@ -204,7 +210,7 @@ def test_products_are_true_float32():
         np.float32(1),
         batch=128,
       ),
-      distances.squares_among.lower(points, norms, np.float32(1)),
+      nearest.squares_among.lower(points, norms, np.float32(1)),
       extend.lower(
         start(rows, np.int32(64), np.float64(1), rank=64, mesh=mesh),
         tiles,
