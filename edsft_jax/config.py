@@ -280,7 +280,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation = ml_collections.ConfigDict()
   # Tasks to evaluate every model on: 'heldout', the held-out prompts; 'mmlu';
   # 'bbh' (BIG-Bench Hard); 'gsm8k'; 'alpaca_eval', win rates by a judge;
-  # 'lm_eval:NAME', a task of lm-evaluation-harness.
+  # 'lm_eval:NAME', a task of lm-evaluation-harness. 'TASK:chat' is a benchmark
+  # in the chat template: list it next to TASK for both, since finetuned models
+  # may have lost one form and gained the other.
   c.evaluation.tasks = ('heldout',)
   # Tokens of the greedy answer to a held-out prompt at most.
   c.evaluation.max_new_tokens = 64
@@ -301,7 +303,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Whose prompts and rules: 'original' (Hendrycks et al.) | 'open_instruct' |
   # 'lm_eval' (lm-evaluation-harness).
   c.evaluation.mmlu.protocol = 'lm_eval'
-  # True: the prompt is a user's turn in the chat template.
+  # False: the prompt is plain text, as in the protocol; True: it is a user's
+  # turn in the chat template.
   c.evaluation.mmlu.chat = False
   c.evaluation.bbh = ml_collections.ConfigDict()
   # Questions: a file with task, input and target; the folder bbh of BIG-Bench
@@ -318,7 +321,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.bbh.protocol = 'lm_eval'
   # True: answers are reasoned ("Let's think step by step"); False: direct.
   c.evaluation.bbh.cot = True
-  # True: the prompt is a user's turn in the chat template.
+  # False: the prompt is plain text, as in the protocol; True: it is a user's
+  # turn in the chat template.
   c.evaluation.bbh.chat = False
   # Tokens per answer at most; 0: the protocol's own number.
   c.evaluation.bbh.max_new_tokens = 0
@@ -334,7 +338,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.gsm8k.limit = 0
   # Whose prompts and rules: 'lm_eval'.
   c.evaluation.gsm8k.protocol = 'lm_eval'
-  # True: the prompt is a user's turn in the chat template.
+  # False: the prompt is plain text, as in the protocol; True: it is a user's
+  # turn in the chat template.
   c.evaluation.gsm8k.chat = False
   # Tokens per answer at most; 0: the protocol's own number.
   c.evaluation.gsm8k.max_new_tokens = 0
@@ -384,7 +389,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.lm_eval.shots = -1
   # Items per task of the harness, from the start; 0: all.
   c.evaluation.lm_eval.limit = 0
-  # True: the prompt is a user's turn in the chat template.
+  # False: the prompt is plain text, as in the protocol; True: it is a user's
+  # turn in the chat template.
   c.evaluation.lm_eval.chat = False
   # A folder of further tasks in the harness's own form; '': none.
   c.evaluation.lm_eval.include_path = ''

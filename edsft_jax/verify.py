@@ -139,15 +139,16 @@ def _selections(
 def _evaluations(workdir: store.Workdir) -> list[str]:
   """Means in eval.json that the items do not give."""
   from edsft_jax.evaluation import metrics
-  from edsft_jax.evaluation.tasks import TASKS
+  from edsft_jax.evaluation.tasks import SUFFIX, TASKS
 
   found = []
   for path in sorted(workdir.runs.glob('*/evaluations/*/eval.json')):
     contents = store.read_evaluation(path)
     rows = store.read_jsonl(path.with_name('items.jsonl'))
-    if contents['task'] not in TASKS:
+    task = TASKS.get(contents['task'].removesuffix(SUFFIX))
+    if task is None:
       continue
-    described = TASKS[contents['task']].metrics
+    described = task.metrics
     expected = {('metrics', ''): metrics.aggregate(rows, described)}
     shown = {('metrics', ''): contents['metrics']}
     for column in ('task', 'category'):

@@ -6,8 +6,11 @@ needs the extra `bench`. FOLDER has mmlu_dev, mmlu_test, bbh and gsm8k_test as
 .jsonl.gz, and bbh_cot_prompts.json; the harness reads the same questions. Each
 side is a process of its own, so that imports, loading, tokenising and
 compilation count, as they do for a user. The harness has its transformers
-backend in float32, with the fastest of the batch sizes. Items whose two best
-choices are closer than 1e-4 are counted apart.
+backend in float32, with the fastest of the batch sizes.
+
+Of the items with different answers, near ties are counted apart: those whose
+two best letters, or tokens where the texts begin to differ, are closer than
+1e-4 in log-likelihood.
 """
 
 import argparse
@@ -19,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 NEAR_TIE = 1e-4
 SUBJECTS = (
@@ -39,6 +42,43 @@ CASES = {
 }
 
 
+class _Side(NamedTuple):
+  """What the process of a side has to do.
+
+  Attributes:
+    case: one of CASES.
+    args: the command line.
+    folder: a temporary folder.
+    questions: the case's questions.
+    examples: questions to draw worked examples from.
+  """
+
+  case: str
+  args: argparse.Namespace
+  folder: pathlib.Path
+  questions: list[dict]
+  examples: list[dict]
+
+  def given(self) -> Any:
+    """What the side is given besides."""
+    return json.loads(self.args.given.read_text())
+
+
+class Answer(NamedTuple):
+  """What one side says about an item.
+
+  Attributes:
+    answer: the letter, or what was extracted from the text.
+    text: the generated text; '' for letters.
+    margin: log-likelihood of the best letter less that of the second; 0.0 for
+      text, whose margin is only computed where both sides differ.
+  """
+
+  answer: str
+  text: str
+  margin: float
+
+
 def main() -> None:
   """Prints a row per case and side."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -47,56 +87,64 @@ def main() -> None:
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--batch_sizes', type=int, nargs='+', default=[4, 16])
   parser.add_argument('--limit', type=int, default=0, help='fewer items')
-  parser.add_argument('--side', choices=['ours', 'theirs'])
+  # What the processes of each side are called with.
+  parser.add_argument('--side', choices=list(_SIDES))
+  parser.add_argument('--given', type=pathlib.Path)
   parser.add_argument('--out', type=pathlib.Path)
   args = parser.parse_args()
-  if args.side:
-    (case,) = args.cases
-    run = _ours if args.side == 'ours' else _theirs
-    answers = run(case, args.model, args.data, args.limit, args.batch_sizes[0])
-    args.out.write_text(json.dumps(answers))
-    return
   for case in args.cases:
-    _compete(case, args)
+    if args.side:
+      questions, examples = _questions(case, args.data, args.limit)
+      with tempfile.TemporaryDirectory() as name:
+        side = _Side(case, args, pathlib.Path(name), questions, examples)
+        found = _SIDES[args.side](side)
+      args.out.write_text(json.dumps(found))
+    else:
+      _compete(case, args)
 
 
 def _compete(case: str, args: argparse.Namespace) -> None:
+  """Runs both sides of a case, and prints how they compare."""
+  seconds, ours = _run(case, args, 'ours')
+  ours = [Answer(*row) for row in ours]
+  for size in args.batch_sizes:
+    their_seconds, theirs = _run(case, args, 'theirs', size)
+    pairs = list(zip(ours, (Answer(*row) for row in theirs), strict=True))
+    differ = [i for i, (a, b) in enumerate(pairs) if a.answer != b.answer]
+    margins = [min(pairs[i], key=lambda row: row.margin).margin for i in differ]
+    if differ and CASES[case][0] != 'mmlu':
+      texts = [(i, pairs[i][0].text, pairs[i][1].text) for i in differ]
+      margins = _run(case, args, 'margins', texts)[1]
+    ties = sum(margin < NEAR_TIE for margin in margins)
+    print(
+      f'{case}: {len(ours)} items, ours {seconds:.1f} s, harness in batches of '
+      f'{size} {their_seconds:.1f} s, ratio {their_seconds / seconds:.2f}, '
+      f'{len(differ)} answers differ, {ties} of them near ties',
+      flush=True,
+    )
+
+
+def _run(
+  case: str, args: argparse.Namespace, side: str, given: Any = None
+) -> tuple[float, Any]:
+  """Seconds and result of a side in a process of its own."""
   with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    seconds: dict[str, float] = {}
-    answers: dict[str, dict[str, Any]] = {}
-
-    def side(name: str, which: str, batch_size: int) -> None:
-      out = folder / f'{name}.json'
-      start = time.perf_counter()
-      subprocess.run(
-        [
-          *(sys.executable, __file__, case, '--side', which),
-          *('--model', str(args.model), '--data', str(args.data)),
-          *('--limit', str(args.limit), '--out', str(out)),
-          *('--batch_sizes', str(batch_size)),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-      )
-      seconds[name] = time.perf_counter() - start
-      answers[name] = json.loads(out.read_text())
-
-    side('ours', 'ours', 0)
-    for size in args.batch_sizes:
-      side(f'harness, batches of {size}', 'theirs', size)
-    ours = answers.pop('ours')
-    for name, theirs in answers.items():
-      assert ours.keys() == theirs.keys()
-      differ = [k for k, found in ours.items() if found[0] != theirs[k][0]]
-      ties = sum(min(ours[k][1], theirs[k][1]) < NEAR_TIE for k in differ)
-      print(
-        f'{case}: {len(ours)} items, ours {seconds["ours"]:.1f} s, {name} '
-        f'{seconds[name]:.1f} s, ratio {seconds[name] / seconds["ours"]:.2f}, '
-        f'{len(differ)} answers differ, {ties} of them near ties',
-        flush=True,
-      )
+    out = pathlib.Path(name) / 'out.json'
+    given_path = out.with_name('given.json')
+    given_path.write_text(json.dumps(given))
+    start = time.perf_counter()
+    subprocess.run(
+      [
+        *(sys.executable, __file__, case, '--side', side),
+        *('--model', str(args.model), '--data', str(args.data)),
+        *('--limit', str(args.limit), '--out', str(out)),
+        *('--given', str(given_path)),
+      ],
+      check=True,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - start, json.loads(out.read_text())
 
 
 def _questions(
@@ -135,87 +183,121 @@ def _questions(
   return rows[:count], rows[-200:]
 
 
-def _ours(
-  case: str, model: pathlib.Path, data: pathlib.Path, limit: int, _: int
-) -> dict[str, tuple[str, float]]:
-  """Item -> answer and margin, by our task."""
+def _ours(side: _Side) -> list[Answer]:
+  """Our answers."""
   from flax import nnx
 
+  from edsft_jax.evaluation import runner
+
+  loaded = _load(side)
+  run = runner.Runner(
+    loaded.task,
+    loaded.decoder,
+    loaded.prompt_format,
+    loaded.mesh,
+    loaded.batch_tokens,
+  )
+  responses = run(nnx.split(loaded.decoder)[1])
+  rows = [
+    loaded.task.score(item, given)
+    for item, given in zip(loaded.task.items, responses, strict=True)
+  ]
+  return [
+    Answer(row['prediction'], row.get('text', ''), row.get('margin', 0.0))
+    for row in rows
+  ]
+
+
+def _margins(side: _Side) -> list[float]:
+  """By how much the best token leads, where two texts begin to differ.
+
+  The side is given the number of each item, and both texts.
+  """
+  import jax
+
+  loaded = _load(side)
+  decode = loaded.prompt_format.decode
+  margins = []
+  for number, ours, theirs in side.given():
+    (request,) = loaded.task.items[number].requests
+    end = decode(request.tokens)[-1:]
+    ids = loaded.prompt_format.encode_pair(end, ours)[1]
+    same = 0
+    while same < len(ids) and theirs.startswith(decode(ids[: same + 1])):
+      same += 1
+    tokens = jax.numpy.array([[*request.tokens, *ids[:same]]])
+    hidden = loaded.decoder(tokens, jax.numpy.ones_like(tokens)).hidden_BxLxD
+    best = jax.lax.top_k(loaded.decoder.logits(hidden[:, -1]), 2)[0][0]
+    margins.append(float(best[0] - best[1]))
+  return margins
+
+
+class _Loaded(NamedTuple):
+  """A task of ours with its items, and what it needs to run."""
+
+  task: Any
+  decoder: Any
+  prompt_format: Any
+  mesh: Any
+  batch_tokens: int
+
+
+def _load(side: _Side) -> _Loaded:
+  """Loads the model and our task of a case."""
   from edsft_jax import config as config_lib
   from edsft_jax import main as command
   from edsft_jax import mesh as mesh_lib
   from edsft_jax import models
-  from edsft_jax.evaluation import runner, tasks
+  from edsft_jax.evaluation import tasks
+  from edsft_jax.evaluation.task import TaskInputs
 
   command.enable_compilation_cache()
-  task_name, shots, _, num_new = CASES[case]
-  questions, examples = _questions(case, data, limit)
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    config = config_lib.get_config()
-    config.prompt.template = 'raw'
-    section = config.evaluation[task_name]
-    section.shots = shots
-    section.path = _save(folder / 'questions.jsonl', questions)
-    section.shots_path = (
-      str(data / 'bbh_cot_prompts.json')
-      if task_name == 'bbh'
-      else _save(folder / 'examples.jsonl', examples)
-    )
-    if 'max_new_tokens' in section:
-      section.max_new_tokens = num_new
-    mesh = mesh_lib.make_mesh()
-    decoder = models.load_decoder(model, dtype='float32', mesh=mesh)
-    prompt_format = models.load_prompt_format(model, **config.prompt)
-    task = tasks.TASKS[task_name](
-      config, None, prompt_format, decoder.config.context
-    )
-    run = runner.Runner(
-      task, decoder, prompt_format, mesh, config.evaluation.batch_tokens
-    )
-    responses = run(nnx.split(decoder)[1])
-  rows = [
-    task.score(item, given)
-    for item, given in zip(task.items, responses, strict=True)
-  ]
-  return _numbered(
-    [(row['prediction'], row.get('margin', float('inf'))) for row in rows]
+  task_name, shots, _, num_new = CASES[side.case]
+  config = config_lib.get_config()
+  config.prompt.template = 'raw'
+  section = config.evaluation[task_name]
+  section.shots = shots
+  section.path = _save(side.folder / 'questions.jsonl', side.questions)
+  section.shots_path = (
+    str(side.args.data / 'bbh_cot_prompts.json')
+    if task_name == 'bbh'
+    else _save(side.folder / 'examples.jsonl', side.examples)
   )
+  if 'max_new_tokens' in section:
+    section.max_new_tokens = num_new
+  mesh = mesh_lib.make_mesh()
+  decoder = models.load_decoder(side.args.model, dtype='float32', mesh=mesh)
+  prompt_format = models.load_prompt_format(side.args.model, **config.prompt)
+  task = tasks.TASKS[task_name](
+    TaskInputs(config, None, prompt_format, decoder.config.context)
+  )
+  batch_tokens = config.evaluation.batch_tokens
+  return _Loaded(task, decoder, prompt_format, mesh, batch_tokens)
 
 
-def _theirs(
-  case: str,
-  model: pathlib.Path,
-  data: pathlib.Path,
-  limit: int,
-  batch_size: int,
-) -> dict[str, tuple[str, float]]:
-  """Item -> answer and margin, by the harness on transformers."""
+def _theirs(side: _Side) -> list[Answer]:
+  """The answers of the harness on transformers, in batches of a given size."""
   import harness_tasks
   import lm_eval
   from lm_eval.tasks import TaskManager
 
-  task_name, shots, _, num_new = CASES[case]
-  questions, examples = _questions(case, data, limit)
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    if task_name == 'mmlu':
-      specs = harness_tasks.mmlu(folder, questions, examples)
-    elif task_name == 'bbh':
-      specs = harness_tasks.bbh(folder, questions)
-    else:
-      specs = harness_tasks.gsm8k(folder, questions, examples)
-    found = lm_eval.simple_evaluate(
-      'hf',
-      model_args={'pretrained': str(model), 'dtype': 'float32'},
-      device='cpu',
-      batch_size=batch_size,
-      tasks=specs,
-      num_fewshot=shots,
-      bootstrap_iters=0,
-      task_manager=TaskManager(include_defaults=False),
-      gen_kwargs={'max_gen_toks': num_new} if task_name != 'mmlu' else None,
-    )['samples']
+  task_name, shots, _, num_new = CASES[side.case]
+  specs = {
+    'mmlu': harness_tasks.mmlu,
+    'bbh': lambda folder, questions, _: harness_tasks.bbh(folder, questions),
+    'gsm8k': harness_tasks.gsm8k,
+  }[task_name](side.folder, side.questions, side.examples)
+  found = lm_eval.simple_evaluate(
+    'hf',
+    model_args={'pretrained': str(side.args.model), 'dtype': 'float32'},
+    device='cpu',
+    batch_size=side.given(),
+    tasks=specs,
+    num_fewshot=shots,
+    bootstrap_iters=0,
+    task_manager=TaskManager(include_defaults=False),
+    gen_kwargs={'max_gen_toks': num_new} if task_name != 'mmlu' else None,
+  )['samples']
   rows = []
   for task in sorted(found):
     for sample in sorted(found[task], key=lambda sample: sample['doc_id']):
@@ -224,23 +306,18 @@ def _theirs(
         scores = [float(score) for score, _ in given]
         best = max(scores)
         second = sorted(scores)[-2]
-        answer = 'ABCD'[scores.index(best)]
-        rows.append((answer, best - second))
+        rows.append(Answer('ABCD'[scores.index(best)], '', best - second))
       elif sample['filter'] in ('get-answer', 'flexible-extract'):
-        rows.append((given[0], float('inf')))
-  return _numbered(rows)
-
-
-def _numbered(
-  rows: Sequence[tuple[str, float]],
-) -> dict[str, tuple[str, float]]:
-  """By the number of the item: both sides have the same order."""
-  return {str(number): row for number, row in enumerate(rows)}
+        rows.append(Answer(given[0], sample['resps'][0][0], 0.0))
+  return rows
 
 
 def _save(path: pathlib.Path, rows: Sequence[dict]) -> str:
   path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
   return str(path)
+
+
+_SIDES = {'ours': _ours, 'theirs': _theirs, 'margins': _margins}
 
 
 if __name__ == '__main__':

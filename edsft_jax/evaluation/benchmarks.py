@@ -72,6 +72,21 @@ def _field(row: readers.Row, names: tuple[str, ...], place: str) -> Any:
   )
 
 
+def require_text(
+  record: Mapping[str, Any], fields: Sequence[str], place: str
+) -> None:
+  """Rejects fields that are empty or not text.
+
+  Raises:
+    InputError: naming the place and the field.
+  """
+  for field in fields:
+    if not isinstance(record[field], str) or not record[field].strip():
+      raise errors.InputError(
+        f'{place} has no text as {field}: fill it in or remove the record'
+      )
+
+
 def check(
   config: ml_collections.ConfigDict, task: str, protocols: Sequence[str]
 ) -> None:
@@ -91,10 +106,7 @@ def check(
       f'evaluation.{task}.protocol {c.protocol!r}', c.protocol, protocols
     )
   for name in ('shots', 'limit'):
-    if c[name] < 0:
-      raise errors.InputError(
-        f'evaluation.{task}.{name} is {c[name]}: give 0 or more'
-      )
+    errors.refuse_below(f'evaluation.{task}.{name}', c[name], 0)
   if not c.path:
     raise errors.InputError(
       f'evaluation.{task}.path is empty: name the file of its questions'
@@ -126,8 +138,9 @@ def check_template(config: ml_collections.ConfigDict, task: str) -> None:
   )
   if not prompt_format.has_template:
     raise errors.InputError(
-      f'evaluation.{task}.chat is True, but there is no chat template: set '
-      'prompt.template, or chat to False'
+      f'{task} is asked for in chat form, but there is no chat template: set '
+      f'prompt.template, or evaluation.{task}.chat to False, and name no task '
+      'with :chat'
     )
 
 

@@ -5,7 +5,12 @@ import dataclasses
 from typing import Any
 
 from edsft_jax import models
-from edsft_jax.evaluation.task import Generate, Generated, Item
+from edsft_jax.evaluation.task import (
+  Generate,
+  Generated,
+  Item,
+  generation_columns,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +120,7 @@ def num_used(
   }
 
 
-def generation_columns(
+def answer_columns(
   item: Item, response: Generated, num_shots: int
 ) -> dict[str, Any]:
   """Columns of items.jsonl that do not depend on how an answer is judged.
@@ -129,10 +134,7 @@ def generation_columns(
   return {
     'text': response.text,
     'num_shots': num_shots,
-    'num_prompt_tokens': len(request.tokens),
-    'num_generated_tokens': response.num_tokens,
-    'truncated': request.truncated,
-    'finish': response.finish,
+    **generation_columns(request, response),
   }
 
 

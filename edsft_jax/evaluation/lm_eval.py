@@ -226,21 +226,16 @@ class EdsftLM(TemplateLM):
         'max_gen_toks in --gen_kwargs'
       )
     tokens = [self._format.encode_text(prompt)[-room:] for prompt in prompts]
-    engine = inference.Engine(
+    engine = inference.GenerationEngine(
       self._decoder,
       self._mesh,
-      inference.choose_shapes(
-        self._decoder, self._mesh, [len(ids) for ids in tokens]
-      ),
+      tokens,
       end_ids=self._format.end_ids,
       max_new_tokens=num_new,
       batch_tokens=self._batch_tokens,
-      max_rows=len(tokens),
     )
     stop = inference.Stop(tuple(filter(None, until)), self._format.decode)
-    found = engine.generate(
-      self._weights, tokens, stop=stop if stop.strings else None
-    )
+    found = engine(self._weights, stop=stop if stop.strings else None)
     texts = []
     for ids in found.tokens:
       kept = ids.tolist()

@@ -65,8 +65,11 @@ def make_rows(
   """The rows of items.jsonl for some of a task's items.
 
   Raises:
-    InputError: a metric is not finite.
+    InputError: the model's numbers are not finite.
   """
+  for item, given in zip(items, responses, strict=True):
+    if not all(response.is_finite for response in given):
+      raise _overflow(cell, task.name, f'its numbers at {item.id!r} are')
   metrics = {} if task.name in JUDGED else task.metrics
   rows = [
     {
@@ -100,10 +103,14 @@ def check_rows(
       raise TypeError(f'the rows of task {task} have no {lacking}')
     for name in columns:
       if not np.isfinite(row[name]):
-        raise errors.InputError(
-          f'evaluating {cell.name} on {task}: the {name} of {row["id"]!r} is '
-          "not finite: the model's numbers overflow; check model.dtype"
-        )
+        raise _overflow(cell, task, f'the {name} of {row["id"]!r} is')
+
+
+def _overflow(cell: study.Cell, task: str, what: str) -> errors.InputError:
+  return errors.InputError(
+    f"evaluating {cell.name} on {task}: {what} not finite: the model's numbers "
+    'overflow; check model.dtype'
+  )
 
 
 def write(
@@ -114,48 +121,38 @@ def write(
   fingerprint: Mapping[str, Any],
 ) -> None:
   """Writes a cell's rows, then the file that marks it as done."""
-  if task.name in JUDGED:
-    _write_outputs(run, cell, task, rows, fingerprint)
-    return
-  about = {
+  made = {
     'version': task.version,
-    **task.about,
     'counts': dict(task.counts),
     'fingerprint': fingerprint,
   }
+  if task.name in JUDGED:
+    store.write_json(run.outputs(task.name), _outputs(task, rows, cell.name))
+    contents = {**made, 'about': dict(task.about)}
+    store.write_json(run.generation(task.name), contents)
+    return
+  about = {**task.about, **made}
   write_evaluation(run, cell, task.name, rows, task.metrics, about)
   # Older versions wrote these instead.
   for path in run.old_evaluation:
     path.unlink(missing_ok=True)
 
 
-def _write_outputs(
-  run: store.Run,
-  cell: study.Cell,
-  task: Task,
-  rows: Sequence[Mapping[str, Any]],
-  fingerprint: Mapping[str, Any],
-) -> None:
-  """Writes outputs.json, then generation.json."""
-  outputs = [
+def _outputs(
+  task: Task, rows: Sequence[Mapping[str, Any]], generator: str
+) -> list[dict[str, Any]]:
+  """Answers in AlpacaEval's form."""
+  return [
     {
       'instruction': item.text,
       'output': row['prediction'],
-      'generator': cell.name,
+      'generator': generator,
       'dataset': item.category,
       'id': item.id,
       **{name: row[name] for name in GENERATION_COLUMNS},
     }
     for item, row in zip(task.items, rows, strict=True)
   ]
-  store.write_json(run.outputs(task.name), outputs)
-  contents = {
-    'version': task.version,
-    'about': dict(task.about),
-    'counts': dict(task.counts),
-    'fingerprint': fingerprint,
-  }
-  store.write_json(run.generation(task.name), contents)
 
 
 def write_evaluation(

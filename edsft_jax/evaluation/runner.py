@@ -83,18 +83,17 @@ class Runner:
     ]
     generate = [r for shard in self._shards for r in shard.generate]
     likelihood = [r for shard in self._shards for r in shard.likelihood]
-    prompts = [request.tokens for _, _, request in generate]
-    prefix = inference.choose_prefix(decoder, device_mesh, prompts)
-    lengths = [len(tokens) - len(prefix) for tokens in prompts]
-    self._generator = inference.Engine(
+    self._generator = inference.GenerationEngine(
       decoder,
       device_mesh,
-      inference.choose_shapes(decoder, device_mesh, lengths or [1], num_models),
+      [request.tokens for _, _, request in generate],
       end_ids=prompt_format.end_ids,
       max_new_tokens=task.max_new_tokens,
       batch_tokens=batch_tokens,
-      max_rows=max(1, *(len(shard.generate) for shard in self._shards)),
-      prefix=prefix,
+      num_passes=num_models,
+      ends=[
+        *itertools.accumulate(len(shard.generate) for shard in self._shards)
+      ],
     )
     self._scorer = inference.LikelihoodEngine(
       decoder,
@@ -140,15 +139,14 @@ class Runner:
         bool(scored.is_greedy[row]),
         request.num_targets,
       )
-    generated = self._generator.generate(
-      weights, [r.tokens for _, _, r in requests.generate], progress, self._stop
-    )
+    generated = self._generator(weights, progress, shard, self._stop)
     for row, (i, k, _) in enumerate(requests.generate):
       ids = generated.tokens[row].tolist()
       responses[i][k] = Generated(
         self._text(ids),
         len(ids),
         'stop' if generated.stopped[row] else 'length',
+        bool(generated.row_results[row]),
       )
     return [
       [found[k] for k in range(len(item.requests))]

@@ -17,7 +17,7 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax.evaluation import contamination, judging, results
 from edsft_jax.evaluation import tasks as tasks_lib
 from edsft_jax.evaluation.evaluator import Evaluator
-from edsft_jax.evaluation.task import Task
+from edsft_jax.evaluation.task import Task, TaskInputs
 from edsft_jax.inference.throughput import Rate
 from edsft_jax.models import lora
 
@@ -105,19 +105,7 @@ def run(
     }
   )
   manifest = store.Manifest(workdir)
-  begun = processes.from_first(
-    'models to evaluate',
-    lambda: _begin(config, workdir, manifest, options, part),
-  )
-  cells = [study.Cell(**fields) for fields in begun['cells']]
-  todo = {
-    task: {
-      cell: _fingerprint(options[task], hashes[cell.name])
-      for cell in cells
-      if cell.name in hashes
-    }
-    for task, hashes in begun['todo'].items()
-  }
+  cells, todo = _begin_together(config, workdir, manifest, options, part)
   first = processes.is_first()
   counts: dict[str, dict[str, int]] = {}
   if todo:
@@ -132,33 +120,44 @@ def run(
       'part is done, run the command once without --cells',
     )
   elif first and not part:
+    _say_counts(counts, todo, workdir)
     # Other tasks were counted by earlier runs.
-    known_counts = manifest.counts('evaluate')
-    flat = _flat(counts)
-    for name, count in counts.items():
-      console.say(
-        'evaluate',
-        f'{console.count(len(todo[name]), "model")} on '
-        f'{console.count(count.pop("items"), "item")} of {name}'
-        f'{_listed(count)} -> {workdir.runs}',
-      )
-    judged = _judge(config, workdir, cells, manifest)
-    manifest.finish(
-      'evaluate', {**known_counts, 'models': len(cells), **flat, **judged}
-    )
+    found = {**manifest.counts('evaluate'), 'models': len(cells)}
+    found |= _flat(counts)
+    if not tasks_lib.JUDGED.isdisjoint(config.evaluation.tasks):
+      with manifest.timed('evaluate'):
+        found |= judging.run(config, workdir, cells)
+    manifest.finish('evaluate', found)
 
 
-def _judge(
+def _begin_together(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
-  cells: Sequence[study.Cell],
   manifest: store.Manifest,
-) -> dict[str, int]:
-  """Judges what the cells answered; returns counts for the manifest."""
-  if tasks_lib.JUDGED.isdisjoint(config.evaluation.tasks):
-    return {}
-  with manifest.timed('evaluate'):
-    return judging.run(config, workdir, cells)
+  options: Mapping[str, Mapping[str, Any]],
+  part: study.CellPart | None,
+) -> tuple[list[study.Cell], dict[str, '_Todo']]:
+  """The stage's cells, and for each task those that are to be evaluated.
+
+  The first process decides, for all of them.
+
+  Raises:
+    InputError: a cell was evaluated with other inputs.
+  """
+  begun = processes.from_first(
+    'models to evaluate',
+    lambda: _begin(config, workdir, manifest, options, part),
+  )
+  cells = [study.Cell(**fields) for fields in begun['cells']]
+  todo: dict[str, _Todo] = {
+    task: {
+      cell: _fingerprint(options[task], hashes[cell.name])
+      for cell in cells
+      if cell.name in hashes
+    }
+    for task, hashes in begun['todo'].items()
+  }
+  return cells, todo
 
 
 def _begin(
@@ -201,10 +200,24 @@ def _flat(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
   }
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-  return ''.join(
-    f', {number:,} {name.replace("_", " ")}' for name, number in counts.items()
-  )
+def _say_counts(
+  counts: Mapping[str, Mapping[str, int]],
+  todo: Mapping[str, '_Todo'],
+  workdir: store.Workdir,
+) -> None:
+  """Says what each task was evaluated on."""
+  for task, numbers in counts.items():
+    listed = ''.join(
+      f', {number:,} {name.replace("_", " ")}'
+      for name, number in numbers.items()
+      if name != 'items'
+    )
+    console.say(
+      'evaluate',
+      f'{console.count(len(todo[task]), "model")} on '
+      f'{console.count(numbers["items"], "item")} of {task}{listed} -> '
+      f'{workdir.runs}',
+    )
 
 
 def _cells(
@@ -309,12 +322,8 @@ def _evaluate(
   prompt_format = models.load_prompt_format(path, **config.prompt)
   mesh = mesh_lib.model_mesh(**config.mesh)
   base = models.load_decoder(path, dtype=config.model.dtype, mesh=mesh)
-  tasks = [
-    tasks_lib.find(name, config)(
-      config, workdir, prompt_format, base.config.context
-    )
-    for name in todo
-  ]
+  inputs = TaskInputs(config, workdir, prompt_format, base.config.context)
+  tasks = [tasks_lib.find(name, config)(inputs) for name in todo]
   counts = {}
   with _bar(sum(len(x.items) * len(todo[x.name]) for x in tasks), mesh) as bar:
     rate = Rate(bar, mesh)

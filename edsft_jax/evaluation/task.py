@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, ClassVar, Protocol
+import math
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import ml_collections
 
@@ -73,11 +74,13 @@ class Generated:
     text: the decoded text, without the end token or stop string.
     num_tokens: number of new tokens, including the one that ended it.
     finish: 'stop', or 'length' if it reached the limit on new tokens.
+    is_finite: whether the logits that its tokens were chosen from are numbers.
   """
 
   text: str
   num_tokens: int
   finish: str
+  is_finite: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +97,23 @@ class Scored:
   is_greedy: bool
   num_tokens: int
 
+  @property
+  def is_finite(self) -> bool:
+    """Whether the likelihood is a number."""
+    return math.isfinite(self.nll)
+
 
 Response = Generated | Scored
+
+
+def generation_columns(request: Request, response: Generated) -> dict[str, Any]:
+  """Columns of items.jsonl about the sizes of a prompt and its answer."""
+  return {
+    'num_prompt_tokens': len(request.tokens),
+    'num_generated_tokens': response.num_tokens,
+    'truncated': request.truncated,
+    'finish': response.finish,
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +136,22 @@ class Item:
   requests: tuple[Request, ...]
   category: str | None = None
   text: str = ''
+
+
+class TaskInputs(NamedTuple):
+  """What a task makes its items from.
+
+  Attributes:
+    config: see edsft_jax/config.py.
+    workdir: the study's folder.
+    prompt_format: encodes prompts, as in finetuning.
+    context: tokens that the model reads at most.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: store.Workdir
+  prompt_format: models.PromptFormat
+  context: int
 
 
 class Task(Protocol):
@@ -143,14 +177,8 @@ class Task(Protocol):
   items: Sequence[Item]
   counts: Mapping[str, int]
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: store.Workdir,
-    prompt_format: models.PromptFormat,
-    context: int,
-  ):
-    """Reads and encodes the items, for a model with this context length."""
+  def __init__(self, inputs: TaskInputs):
+    """Reads and encodes the items."""
 
   @staticmethod
   def check(

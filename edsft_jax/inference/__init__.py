@@ -4,6 +4,8 @@ Scoring and evaluation both use `Engine`; hooks compute token statistics per row
 on the device.
 """
 
+from edsft_jax.inference.choices import choose_prefix, choose_shapes
+from edsft_jax.inference.collect import Generations, Progress
 from edsft_jax.inference.decoding import (
   DecodeState,
   Generation,
@@ -11,13 +13,8 @@ from edsft_jax.inference.decoding import (
   argmax,
   generate,
 )
-from edsft_jax.inference.engine import (
-  Engine,
-  Generations,
-  Progress,
-  choose_prefix,
-  choose_shapes,
-)
+from edsft_jax.inference.engine import Engine
+from edsft_jax.inference.generation import GenerationEngine
 from edsft_jax.inference.likelihood import (
   LikelihoodEngine,
   Likelihoods,
@@ -42,6 +39,7 @@ __all__ = [
   'DecodeState',
   'Engine',
   'Generation',
+  'GenerationEngine',
   'Generations',
   'GreedyDecoding',
   'Hooks',

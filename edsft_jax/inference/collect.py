@@ -11,6 +11,7 @@ import numpy as np
 from edsft_jax.inference import throughput
 from edsft_jax.inference.shapes import Chunk
 from edsft_jax.inference.slots import Ended
+from edsft_jax.inference.waves import Row
 
 Progress = Callable[[throughput.Work], Any]
 
@@ -57,48 +58,36 @@ class Rows:
 class Reporter:
   """Reports finished work to a progress callback, one thread at a time."""
 
-  def __init__(
-    self, costs: throughput.Costs, progress: Progress, num_shared: int = 0
-  ):
+  def __init__(self, costs: throughput.Costs, progress: Progress):
     """Reports nothing yet.
 
     Args:
       costs: operations and memory traffic of the model's tokens.
       progress: called with the work done.
-      num_shared: the first tokens of every row that are read only once, so
-        that they cost no operations.
     """
     self._costs = costs
     self._progress = progress
-    self._num_shared = num_shared
     self._lock = threading.Lock()
 
-  def read(self, lengths: Sequence[int], num_scored: Sequence[int]) -> None:
-    """Reports rows that were only read, and so are finished.
+  def prefilled(
+    self, spans: Sequence[tuple[int, int, int]], num_finished: int = 0
+  ) -> None:
+    """Reports rows that were read, of which `num_finished` are finished.
 
     Args:
-      lengths: tokens of each row.
-      num_scored: those of them with logits.
+      spans: for each row, the position of its first token that was read, the
+        position after the last one, and how many of these have logits.
+      num_finished: rows that are not continued.
     """
-    self.prefilled(lengths, num_scored, num_finished=len(lengths))
-
-  def prefilled(
-    self,
-    lengths: Sequence[int],
-    num_scored: Sequence[int],
-    num_finished: int = 0,
-  ) -> None:
-    """Reports rows that were read, of which `num_finished` are finished."""
-    first = self._num_shared
     self._report(
       throughput.Work(
         prompts=num_finished,
-        tokens=sum(lengths),
+        tokens=sum(end - first for first, end, _ in spans),
         flops=sum(
-          self._costs.flops(first, length, min(num, length - first))
-          for length, num in zip(lengths, num_scored, strict=True)
+          self._costs.flops(first, end, min(num, end - first))
+          for first, end, num in spans
         ),
-        bytes=self._costs.read_bytes(scored=any(num_scored)),
+        bytes=self._costs.read_bytes(scored=any(num for *_, num in spans)),
       )
     )
 
@@ -127,30 +116,31 @@ class Collector:
   """Collects the results of `Engine.generate`."""
 
   def __init__(
-    self, lengths: Sequence[int], report: Reporter, scores_prompt: bool
+    self, rows: Sequence[Row], report: Reporter, scores_prompt: bool
   ):
     """Starts empty.
 
     Args:
-      lengths: tokens of each prompt.
+      rows: the prompts.
       report: reports progress.
       scores_prompt: whether every prompt token has logits.
     """
-    self._lengths = lengths
+    self._rows = rows
     self._report = report
     self._scores_prompt = scores_prompt
-    self._prompt_results = Rows(len(lengths))
-    self._row_results = Rows(len(lengths))
-    self._tokens = [np.zeros(0, np.int32) for _ in lengths]
-    self._stopped = np.zeros(len(lengths), bool)
+    self._prompt_results = Rows(len(rows))
+    self._row_results = Rows(len(rows))
+    self._tokens = [np.zeros(0, np.int32) for _ in rows]
+    self._stopped = np.zeros(len(rows), bool)
 
   def add_prompts(self, chunk: Chunk, found: Any) -> None:
     """Waits for the prompt hook's results of a chunk, and stores them."""
     self._prompt_results.put(chunk.indices, jax.device_get(found))
-    lengths = [self._lengths[i] for i in chunk.indices]
     # The last token always has logits, for the first new token.
-    num_scored = lengths if self._scores_prompt else [1] * len(lengths)
-    self._report.prefilled(lengths, num_scored)
+    rows = [self._rows[i] for i in chunk.indices]
+    self._report.prefilled(
+      [row.span(len(row.own) if self._scores_prompt else 1) for row in rows]
+    )
 
   def add_ended(self, ended: Ended) -> None:
     """Stores rows that have ended."""
@@ -158,8 +148,9 @@ class Collector:
       self._tokens[index] = ids
     self._stopped[ended.indices] = ended.stopped
     self._row_results.put(ended.indices, ended.found)
-    lengths = [self._lengths[i] for i in ended.indices]
-    self._report.decoded(ended, lengths)
+    self._report.decoded(
+      ended, [len(self._rows[i].inputs) for i in ended.indices]
+    )
 
   def finish(self) -> Generations:
     """Returns all results."""

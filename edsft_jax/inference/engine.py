@@ -7,7 +7,8 @@ cache-length bucket run out, the remaining rows move to the next larger one.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -17,6 +18,7 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import shapes as shapes_lib
 from edsft_jax.inference import throughput, workers
+from edsft_jax.inference.choices import read_tokens
 from edsft_jax.inference.collect import (
   Collector,
   Generations,
@@ -25,90 +27,26 @@ from edsft_jax.inference.collect import (
   Rows,
 )
 from edsft_jax.inference.decoding import GreedyDecoding
-from edsft_jax.inference.prefixes import (
-  MIN_LENGTH,
-  Prefix,
-  can_share,
-  common_prefix,
-)
+from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
 from edsft_jax.inference.slots import Slots, Stop
+from edsft_jax.inference.waves import Row, Wave
 
 Tokens = Sequence[Sequence[int] | np.ndarray]
 
-# FLOP/s that small batches reach, by platform: two CPU cores, and any kind of
-# accelerator. Only the order of magnitude matters.
-_FLOPS = {'cpu': 1.5e11}
-_ACCELERATOR_FLOPS = 1e14
-# Seconds to compile a program, and the overhead of calling one.
-_COMPILE_SECONDS = 1.0
-_CALL_SECONDS = 0.01
-# Prompt tokens per call, by platform, from which on reading the weights takes
-# at most a tenth of the time of the products: ten times FLOP/s over bytes/s.
-_READ_TOKENS = {'cpu': 512}
-_ACCELERATOR_READ_TOKENS = 4096
 
+class _Step(NamedTuple):
+  """Rows to prefill next.
 
-def choose_shapes(
-  decoder: models.Decoder,
-  mesh: jax.sharding.Mesh,
-  lengths: Sequence[int],
-  num_passes: int = 1,
-) -> shapes_lib.Shapes:
-  """Chooses the shapes for prompts of these lengths and this model.
-
-  A further program pays off if computing the padding that it saves would take
-  longer than compiling it: soon for a large model, late for a tiny one.
-
-  Args:
-    decoder: the model.
-    mesh: the devices.
-    lengths: tokens of each prompt.
-    num_passes: how often the prompts will run, for example once per model.
+  Attributes:
+    wave: the number of their wave.
+    chunk: the rows.
+    cache_length: entries per slot for prompts, once they are inserted.
   """
-  options = shapes_lib.ShapeOptions(
-    compile_tokens=_tokens_in(_COMPILE_SECONDS, decoder, mesh) / num_passes
-  )
-  return shapes_lib.Shapes.of(lengths, options)
 
-
-def choose_prefix(
-  decoder: models.Decoder, mesh: jax.sharding.Mesh, prompts: Tokens
-) -> list[int]:
-  """The tokens that all prompts start with, for `Engine`.
-
-  None if they are few, if reading them for each prompt takes no longer than
-  compiling the program that reads them once, or if the model cannot.
-
-  Args:
-    decoder: the model.
-    mesh: the devices.
-    prompts: ids of each prompt.
-  """
-  prefix = common_prefix(prompts) if can_share(decoder.config) else []
-  num_saved = len(prefix) * len(prompts)
-  pays_off = num_saved > _tokens_in(_COMPILE_SECONDS, decoder, mesh)
-  return prefix if pays_off and len(prefix) >= MIN_LENGTH else []
-
-
-def _tokens_in(
-  seconds: float, decoder: models.Decoder, mesh: jax.sharding.Mesh
-) -> float:
-  """Number of tokens that the layers process in about this time."""
-  platform = mesh.devices.flat[0].platform
-  flops = _FLOPS.get(platform, _ACCELERATOR_FLOPS) * mesh.size
-  costs = throughput.Costs.of(decoder)
-  return seconds * flops / (2 * costs.num_layer_weights)
-
-
-def read_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:
-  """Prompt tokens per call that make up for its overhead."""
-  platform = mesh.devices.flat[0].platform
-  tokens = _READ_TOKENS.get(platform, _ACCELERATOR_READ_TOKENS)
-  return max(
-    tokens * mesh_lib.batch_multiple(mesh),
-    int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
-  )
+  wave: int
+  chunk: shapes_lib.Chunk
+  cache_length: int
 
 
 class Engine:
@@ -149,7 +87,7 @@ class Engine:
     self.batch_tokens = batch_tokens
     self._mesh = mesh
     self._shapes = shapes
-    self._prefix = list(prefix)
+    self._prefix = tuple(prefix)
     self._num_workers = workers.num_workers(mesh)
     # Each part of a split batch reads all weights.
     self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
@@ -192,19 +130,23 @@ class Engine:
       A pytree of [n, ...] arrays, in the order of the prompts.
     """
     found = Rows(len(prompts))
-    report = self._reporter(progress)
+    report = Reporter(self._costs, progress)
     scored = self._programs.scores_prompt
-    prefix, prompts_after = self._read_prefix(weights, prompts)
+    wave = self._one_wave(prompts)
+    prefixes = self._read_prefixes(weights, wave, report)
 
     def collect(chunk: shapes_lib.Chunk, result: Any) -> None:
       found.put(chunk.indices, jax.device_get(result))
-      lengths = [len(prompts[i]) for i in chunk.indices]
-      report.read(lengths, lengths if scored else [0] * len(lengths))
+      rows = [wave.rows[i] for i in chunk.indices]
+      report.prefilled(
+        [row.span(scored * len(row.own)) for row in rows],
+        num_finished=len(rows),
+      )
 
     self._run_chunks(
-      [len(ids) for ids in prompts_after],
+      [len(row.own) for row in wave.rows],
       lambda chunk: self._programs.read(
-        weights, prefix, *self._pad(chunk, prompts_after)
+        weights, prefixes, *self._pad(chunk, wave.rows)
       ),
       collect,
     )
@@ -228,98 +170,159 @@ class Engine:
     Raises:
       ValueError: a prompt has no tokens after the prefix.
     """
-    lengths = [len(ids) for ids in prompts]
-    prefix, prompts = self._read_prefix(weights, prompts)
-    if empty := [i for i, ids in enumerate(prompts) if not len(ids)]:
-      raise ValueError(f'prompt {empty[0]} has no tokens')
-    result = Collector(
-      lengths, self._reporter(progress), self._programs.scores_prompt
+    waves = [self._one_wave(prompts)] if prompts else []
+    return self.generate_waves(weights, waves, progress, stop)
+
+  def generate_waves(
+    self,
+    weights: nnx.State,
+    waves: Sequence[Wave],
+    progress: Progress = lambda work: None,
+    stop: Stop | None = None,
+  ) -> Generations:
+    """Continues prompts greedily, one wave after the other.
+
+    Slots are refilled across waves.
+
+    Args:
+      weights: weights of a decoder with the constructor's structure.
+      waves: the prompts, each the only index of its row; the shapes have room
+        for their padded lengths, prefix included.
+      progress: called with the work done since its last call.
+      stop: strings that end a continuation, besides the end ids.
+
+    Raises:
+      ValueError: a prompt has no tokens after its prefix.
+    """
+    rows = sorted(
+      (row for wave in waves for row in wave.rows), key=lambda row: row.indices
     )
-    in_order = np.argsort(lengths, kind='stable')
+    if empty := [i for i, row in enumerate(rows) if not row.own]:
+      raise ValueError(f'prompt {empty[0]} has no tokens')
+    report = Reporter(self._costs, progress)
+    result = Collector(rows, report, self._programs.scores_prompt)
+    queues = [self._queue(waves, rows, n) for n in range(self._num_workers)]
+    users = [{step.wave for step in queue} for queue in queues]
+    prefixes = [
+      workers.Shared(
+        functools.partial(self._read_prefixes, weights, wave, report),
+        sum(number in some for some in users),
+      )
+      for number, wave in enumerate(waves)
+    ]
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      # Strided over the sorted prompts, so that workers get equal shares.
-      mine = in_order[number :: self._num_workers].tolist()
-      queue = self._queue(prompts, mine)
       slots = Slots(self._programs, weights, self._sizes, stop)
+
+      def prefill(step: _Step, known: Prefixes | None) -> Any:
+        return self._programs.prefill(
+          weights, known, *self._pad(step.chunk, rows)
+        )
+
       self._decode(
-        weights, prefix, prompts, queue, slots, result, unless_stopped
+        queues[number], prefixes, prefill, slots, result, unless_stopped
       )
 
     workers.run(work, self._num_workers)
     return result.finish()
 
-  def _reporter(self, progress: Progress) -> Reporter:
-    return Reporter(self._costs, progress, len(self._prefix))
-
-  def _read_prefix(
-    self, weights: nnx.State, rows: Tokens
-  ) -> tuple[Prefix | None, Tokens]:
-    """Reads the prefix, if there is one; returns rows without it.
+  def _one_wave(self, prompts: Tokens) -> Wave:
+    """The prompts after the prefix that all have.
 
     Raises:
-      ValueError: a row does not start with it.
+      ValueError: a prompt does not start with it.
     """
-    if not self._prefix or not rows:
-      return None, rows
     size = len(self._prefix)
-    for i, ids in enumerate(rows):
-      if list(ids[:size]) != self._prefix:
+    rows = [Row.of_prompt(i, ids, size) for i, ids in enumerate(prompts)]
+    for i, row in enumerate(rows):
+      if row.inputs[:size] != self._prefix:
         raise ValueError(f'row {i} does not start with the prefix')
-    tokens_1xP = np.array([self._prefix], np.int32)
-    prefix = self._programs.read_prefix(weights, tokens_1xP)
-    return prefix, [ids[size:] for ids in rows]
+    prefixes = [self._prefix] if size and rows else []
+    return Wave(prefixes, size, len(prefixes), rows, self._shapes)
+
+  def _read_prefixes(
+    self, weights: nnx.State, wave: Wave, report: Reporter
+  ) -> Prefixes | None:
+    """Reads the prefixes of a wave, if it has any."""
+    if not wave.prefixes:
+      return None
+    tokens_NxP, mask_NxP = wave.padded_prefixes()
+    place = mesh_lib.sharding(self._mesh, ('batch', 'length'), tokens_NxP.shape)
+    prefixes = self._programs.read_prefixes(
+      weights, *mesh_lib.put((tokens_NxP, mask_NxP), place)
+    )
+    scored = self._programs.scores_prompt
+    report.prefilled(
+      [(0, len(ids), scored * len(ids)) for ids in wave.prefixes]
+    )
+    return prefixes
 
   def _cache_length(self, num_tokens: int) -> int:
-    """Cache entries for the prefix and this many tokens after it."""
-    return len(self._prefix) + self._shapes.cache_length(num_tokens)
+    """Cache entries for this many tokens, those of a prefix included."""
+    size = len(self._prefix)
+    return size + self._shapes.cache_length(num_tokens - size)
 
   def _queue(
-    self, prompts: Tokens, indices: Sequence[int]
-  ) -> list[tuple[shapes_lib.Chunk, int]]:
-    """Chunks to prefill with their cache lengths, the shortest first."""
-    shapes, sizes = self._shapes, self._sizes
-    queue = shapes_lib.chunks(
-      [len(ids) for ids in prompts],
-      indices,
-      shapes,
-      lambda length: sizes.to_prefill(length, self._cache_length(length)),
-    )
-    caches = [self._cache_length(chunk.length) for chunk in queue]
-    if queue and len(indices) <= sizes.num_slots(caches[-1]):
+    self, waves: Sequence[Wave], rows: Sequence[Row], worker: int
+  ) -> list[_Step]:
+    """A worker's share of the rows of each wave, the shortest first."""
+    lengths = [len(row.own) for row in rows]
+    queue: list[_Step] = []
+    for number, wave in enumerate(waves):
+      in_order = sorted(
+        (row.indices[0] for row in wave.rows), key=lengths.__getitem__
+      )
+      # Strided over the sorted rows, so that workers get equal shares.
+      mine = in_order[worker :: self._num_workers]
+      to_prefill = functools.partial(self._to_prefill, wave.length)
+      for chunk in shapes_lib.chunks(lengths, mine, wave.shapes, to_prefill):
+        least = queue[-1].cache_length if queue else 0
+        needed = self._cache_length(wave.length + chunk.length)
+        # Rows only move to longer caches.
+        queue.append(_Step(number, chunk, max(least, needed)))
+    num_rows = sum(len(step.chunk.indices) for step in queue)
+    if queue and num_rows <= self._sizes.num_slots(queue[-1].cache_length):
       # All rows fit into the slots at once: no need to move any.
-      caches = [caches[-1]] * len(caches)
-    return list(zip(queue, caches, strict=True))
+      longest = queue[-1].cache_length
+      queue = [step._replace(cache_length=longest) for step in queue]
+    return queue
+
+  def _to_prefill(self, prefix_length: int, length: int) -> int:
+    """Rows per prefill of this padded length, after a prefix."""
+    cache_length = self._cache_length(prefix_length + length)
+    return self._sizes.to_prefill(length, cache_length)
 
   def _decode(
     self,
-    weights: nnx.State,
-    prefix: Prefix | None,
-    prompts: Tokens,
-    queue: list[tuple[shapes_lib.Chunk, int]],
+    queue: Sequence[_Step],
+    prefixes: Sequence[workers.Shared[Prefixes | None]],
+    prefill: Callable[[_Step, Prefixes | None], Any],
     slots: Slots,
     result: Collector,
     unless_stopped: workers.UnlessStopped,
   ) -> None:
-    """Prefills the chunks of a queue and decodes them in slots."""
+    """Prefills the rows of a queue and decodes them in slots."""
     pending = []
     in_flight = mesh_lib.InFlight()
-    for number, (chunk, cache_length) in unless_stopped(enumerate(queue)):
-      slots.reserve(cache_length)
-      prefilled, found = self._programs.prefill(
-        weights, prefix, *self._pad(chunk, prompts)
-      )
-      slots.insert(chunk, prefilled)
+    known: Prefixes | None = None
+    wave = -1
+    for number, step in unless_stopped(enumerate(queue)):
+      slots.reserve(step.cache_length)
+      if step.wave != wave:
+        known = None  # Frees the memory for the next ones.
+        known, wave = prefixes[step.wave].take(), step.wave
+      prefilled, found = prefill(step, known)
+      slots.insert(step.chunk, prefilled)
       in_flight.add(prefilled.last_token_B)
-      pending.append((chunk, found))
+      pending.append((step.chunk, found))
 
       max_active = 0
       if number + 1 < len(queue):
         # The rows left active and the next chunk must fit into the slots, of
         # which there are fewer if its cache is longer.
-        next_chunk, next_cache_length = queue[number + 1]
-        num_slots = self._sizes.num_slots(next_cache_length)
-        max_active = num_slots - len(next_chunk.indices)
+        following = queue[number + 1]
+        num_slots = self._sizes.num_slots(following.cache_length)
+        max_active = num_slots - len(following.chunk.indices)
       if slots.num_active > max_active:
         for ended in slots.decode_until(max_active):
           result.add_ended(ended)
@@ -352,11 +355,13 @@ class Engine:
     workers.run(work, self._num_workers)
 
   def _pad(
-    self, chunk: shapes_lib.Chunk, tokens: Tokens
-  ) -> tuple[jax.Array, jax.Array]:
-    return mesh_lib.shard_batch(
-      self._mesh,
-      shapes_lib.pad_left(
-        [tokens[i] for i in chunk.indices], chunk.length, chunk.num_rows
-      ),
+    self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
+  ) -> tuple[jax.Array, ...]:
+    """Prefix, tokens and mask of a chunk's rows."""
+    some = [rows[i] for i in chunk.indices]
+    prefix_B = np.zeros(chunk.num_rows, np.int32)
+    prefix_B[: len(some)] = [row.prefix_index for row in some]
+    tokens_BxL, mask_BxL = shapes_lib.pad_left(
+      [row.own for row in some], chunk.length, chunk.num_rows
     )
+    return mesh_lib.shard_batch(self._mesh, (prefix_B, tokens_BxL, mask_BxL))

@@ -21,10 +21,14 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import shapes as shapes_lib
 from edsft_jax.inference import throughput, waves, workers
+from edsft_jax.inference.choices import read_tokens
 from edsft_jax.inference.collect import Progress, Reporter
-from edsft_jax.inference.engine import read_tokens
+from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.inference.programs import target_likelihood
 from edsft_jax.inference.waves import Row, Wave
+
+# Prefix tokens that are read, and kept, at a time.
+_MAX_PREFIX_TOKENS = 2048
 
 
 class Target(NamedTuple):
@@ -122,7 +126,14 @@ class LikelihoodEngine:
     self._max_choices = max(
       (len(row.last) for part in rows for row in part), default=1
     )
-    self._waves = waves.plan(decoder, mesh, rows, num_passes)
+    self._waves = waves.plan(
+      decoder,
+      mesh,
+      rows,
+      num_passes=num_passes,
+      max_prefix_tokens=_MAX_PREFIX_TOKENS,
+      num_shares=self._num_workers,
+    )
     graph, _ = nnx.split(decoder)
     self._programs = _Programs(graph, mesh)
 
@@ -165,17 +176,12 @@ class LikelihoodEngine:
     unless_stopped: workers.UnlessStopped,
   ) -> None:
     """Reads the prefixes of a wave, then scores its rows."""
-    pool = None
+    prefixes = None
     if wave.prefixes:
-      padded = shapes_lib.pad_left(
-        wave.prefixes, wave.length, wave.num_prefixes
+      prefixes = self._programs.read(
+        weights, *mesh_lib.shard_batch(self._mesh, wave.padded_prefixes())
       )
-      pool = self._programs.read(
-        weights, *mesh_lib.shard_batch(self._mesh, padded)
-      )
-      report.prefilled(
-        [len(ids) for ids in wave.prefixes], [0] * len(wave.prefixes)
-      )
+      report.prefilled([(0, len(ids), 0) for ids in wave.prefixes])
     sizes = shapes_lib.BatchSizes(
       self._batch_tokens,
       wave.length,
@@ -194,7 +200,7 @@ class LikelihoodEngine:
       rows = [wave.rows[i] for i in chunk.indices]
       result = self._programs.score(
         weights,
-        pool,
+        prefixes,
         *mesh_lib.shard_batch(self._mesh, self._pad(chunk, rows)),
       )
       # Collects one chunk while the device computes the next.
@@ -211,14 +217,14 @@ class LikelihoodEngine:
     tokens_BxL, mask_BxL = shapes_lib.pad_left(
       [row.own for row in rows], chunk.length, chunk.num_rows
     )
-    slot_B = np.zeros(chunk.num_rows, np.int32)
+    prefix_B = np.zeros(chunk.num_rows, np.int32)
     num_scored_B = np.zeros(chunk.num_rows, np.int32)
     last_BxC = np.zeros((chunk.num_rows, self._max_choices), np.int32)
     for number, row in enumerate(rows):
-      slot_B[number] = row.slot
+      prefix_B[number] = row.prefix_index
       num_scored_B[number] = row.num_scored
       last_BxC[number, : len(row.last)] = row.last
-    return slot_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC
+    return prefix_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC
 
 
 class _Found:
@@ -241,8 +247,7 @@ class _Found:
           self.nll[index] = result['nll'][number, choice]
           self.is_greedy[index] = result['is_greedy'][number, choice]
     report.prefilled(
-      [len(row.own) for row in rows],
-      [row.num_scored + 1 for row in rows],
+      [row.span(row.num_scored + 1) for row in rows],
       num_finished=sum(len(row.indices) for row in rows),
     )
 
@@ -269,12 +274,8 @@ class _Programs:
 
     def read(
       weights: nnx.State, tokens_NxP: jax.Array, mask_NxP: jax.Array
-    ) -> models.KVCache:
-      decoder = nnx.merge(graph, weights)
-      cache = decoder.init_cache(*tokens_NxP.shape)
-      cache = decoder(tokens_NxP, mask_NxP, cache=cache).kv_cache
-      assert cache is not None
-      return cache
+    ) -> Prefixes:
+      return Prefixes.read(nnx.merge(graph, weights), tokens_NxP, mask_NxP)
 
     def score(weights: nnx.State, *args: Any) -> dict[str, jax.Array]:
       found = _score(nnx.merge(graph, weights), *args)
@@ -286,8 +287,8 @@ class _Programs:
 
 def _score(
   decoder: models.Decoder,
-  pool: models.KVCache | None,
-  slot_B: jax.Array,
+  prefixes: Prefixes | None,
+  prefix_B: jax.Array,
   tokens_BxL: jax.Array,
   mask_BxL: jax.Array,
   num_scored_B: jax.Array,
@@ -297,8 +298,8 @@ def _score(
 
   Args:
     decoder: the model.
-    pool: keys and values of the prefixes, if rows have any.
-    slot_B: the prefix of each row, an index into the pool.
+    prefixes: what rows begin with, if they share anything.
+    prefix_B: the prefix of each row.
     tokens_BxL: the rows without their prefixes, padded on the left.
     mask_BxL: true at tokens.
     num_scored_B: how many last tokens of each row to score.
@@ -309,8 +310,8 @@ def _score(
     is_greedy: bool [B, C], whether each token is the likeliest one.
   """
   cache = None
-  if pool is not None:
-    cache = _follow(pool, slot_B, tokens_BxL.shape[1])
+  if prefixes is not None:
+    cache = prefixes.extended(prefix_B, tokens_BxL.shape[1])
   hidden_BxLxD = decoder(tokens_BxL, mask_BxL, cache=cache).hidden_BxLxD
   logits_BxV = decoder.logits(hidden_BxLxD[:, -1])
   chosen_BxC = jnp.take_along_axis(logits_BxV, last_BxC, axis=-1)
@@ -323,21 +324,3 @@ def _score(
     'nll': before['nll'][:, None] + nll_BxC,
     'is_greedy': before['is_greedy'][:, None] & is_best_BxC,
   }
-
-
-def _follow(
-  pool: models.KVCache, slot_B: jax.Array, num_more: int
-) -> models.KVCache:
-  """Each row's prefix, with room for further entries."""
-
-  def take(x_Nx: jax.Array, axis: int, fill: int = 0) -> jax.Array:
-    widths = [(0, 0)] * x_Nx.ndim
-    widths[axis] = (0, num_more)
-    return jnp.pad(x_Nx[slot_B], widths, constant_values=fill)
-
-  return models.KVCache(
-    keys=tuple(take(x_NxKxAxS, 3) for x_NxKxAxS in pool.keys),
-    values=tuple(take(x_NxKxSxA, 2) for x_NxKxSxA in pool.values),
-    position_BxS=take(pool.position_BxS, 1, -1),
-    cache_index=pool.cache_index,
-  )

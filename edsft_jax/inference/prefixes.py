@@ -16,42 +16,49 @@ MIN_LENGTH = 16
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Prefix:
-  """A prefix of P tokens that has been read.
+class Prefixes:
+  """N prefixes that have been read, padded on the left to P tokens.
 
   Attributes:
-    kv_cache: its keys and values, of one row.
+    kv_cache: their keys and values, of N rows.
     found: what the prefix hook returned; None without one.
   """
 
   kv_cache: KVCache
-  found: Any
+  found: Any = None
 
-  def new_cache(self, decoder: Decoder, num_rows: int, length: int) -> KVCache:
-    """A cache of rows that start with the prefix.
+  @classmethod
+  def read(
+    cls, decoder: Decoder, tokens_NxP: jax.Array, mask_NxP: jax.Array
+  ) -> 'Prefixes':
+    """Reads prefixes, without a hook."""
+    cache = decoder.init_cache(*tokens_NxP.shape)
+    output = decoder(tokens_NxP, mask_NxP, cache)
+    assert output.kv_cache is not None
+    return cls(output.kv_cache)
+
+  def extended(self, prefix_B: jax.Array, length: int) -> KVCache:
+    """A cache of rows that start with these prefixes.
 
     Args:
-      decoder: the model.
-      num_rows: number of rows, B.
+      prefix_B: the prefix of each row, from 0 to N - 1.
       length: free entries per row, L.
 
     Returns:
-      A cache with P + L entries.
+      A cache of B rows with P + L entries.
     """
-    empty = decoder.init_cache(num_rows, length)
 
-    def extended(prefix: jax.Array, empty: jax.Array, axis: int) -> jax.Array:
-      shape = (num_rows, *prefix.shape[1:])
-      return jnp.concatenate([jnp.broadcast_to(prefix, shape), empty], axis)
+    def take(x_Nx: jax.Array, axis: int, fill: int = 0) -> jax.Array:
+      widths = [(0, 0)] * x_Nx.ndim
+      widths[axis] = (0, length)
+      return jnp.pad(x_Nx[prefix_B], widths, constant_values=fill)
 
-    before = self.kv_cache
+    cache = self.kv_cache
     return KVCache(
-      keys=tuple(map(extended, before.keys, empty.keys, [3] * len(empty.keys))),
-      values=tuple(
-        map(extended, before.values, empty.values, [2] * len(empty.values))
-      ),
-      position_BxS=extended(before.position_BxS, empty.position_BxS, 1),
-      cache_index=jnp.int32(before.length),
+      keys=tuple(take(x_NxKxAxS, 3) for x_NxKxAxS in cache.keys),
+      values=tuple(take(x_NxKxSxA, 2) for x_NxKxSxA in cache.values),
+      position_BxS=take(cache.position_BxS, 1, -1),
+      cache_index=jnp.int32(cache.length),
     )
 
 
@@ -66,6 +73,11 @@ class Group:
 
   indices: list[int]
   length: int
+
+  @property
+  def num_saved(self) -> int:
+    """Tokens that need not be read, since others' are the same."""
+    return (len(self.indices) - 1) * self.length
 
 
 @dataclasses.dataclass

@@ -6,7 +6,7 @@ since it cannot read arrays that are on other hosts.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import nnx
 import jax
@@ -14,13 +14,14 @@ import jax.numpy as jnp
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.inference.decoding import DecodeState, GreedyDecoding
-from edsft_jax.inference.prefixes import Prefix
+from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.inference.workers import Compiled
 from edsft_jax.models import Decoder, KVCache, Output
 
 # Most logits held at once while given tokens are scored, in floats.
 MAX_LOGITS = 2**22
 
+T = TypeVar('T')
 PrefixHook = Callable[[Decoder, Output, jax.Array], Any]
 PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array, Any], Any]
 RowHook = Callable[[Any, jax.Array], Any]
@@ -32,7 +33,7 @@ class Hooks:
 
   Attributes:
     prefix: (decoder, output of the forward pass, tokens [1, P]) -> a pytree,
-      for the prefix that all prompts share.
+      for the one prefix that all prompts share.
     prompt: (decoder, output of the forward pass, tokens [B, L], mask [B, L],
       the result of `prefix`) -> a pytree of [B, ...] arrays. With a prefix,
       output and tokens are those after it; without one, its result is None.
@@ -59,42 +60,49 @@ class Programs:
   decoding: GreedyDecoding
   hooks: Hooks
 
-  def read_prefix(self, weights: nnx.State, tokens_1xP: jax.Array) -> Prefix:
-    """Reads what all prompts start with."""
+  def read_prefixes(
+    self, weights: nnx.State, tokens_NxP: jax.Array, mask_NxP: jax.Array
+  ) -> Prefixes:
+    """Reads what prompts start with."""
     decoder = nnx.merge(self.graph, weights)
-    cache = decoder.init_cache(*tokens_1xP.shape)
-    mask_1xP = jnp.ones_like(tokens_1xP)
-    output = decoder(tokens_1xP, mask_1xP, cache, layer=self.decoding.layer)
+    cache = decoder.init_cache(*tokens_NxP.shape)
+    output = decoder(tokens_NxP, mask_NxP, cache, layer=self.decoding.layer)
     assert output.kv_cache is not None
     hook = self.hooks.prefix
-    found = hook(decoder, output, tokens_1xP) if hook else None
-    return self._replicated(Prefix(output.kv_cache, found))
+    found = hook(decoder, output, tokens_NxP) if hook else None
+    return Prefixes(self._placed(output.kv_cache), self._replicated(found))
 
   def read(
     self,
     weights: nnx.State,
-    prefix: Prefix | None,
+    prefixes: Prefixes | None,
+    prefix_B: jax.Array,
     tokens_BxL: jax.Array,
     mask_BxL: jax.Array,
   ) -> Any:
     """Returns the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
-    cache = _cache_after(prefix, decoder, tokens_BxL)
+    cache = _extended(prefixes, prefix_B, tokens_BxL)
     output = decoder(tokens_BxL, mask_BxL, cache, layer=self.decoding.layer)
-    return self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL, prefix)
+    return self._run_prompt_hook(
+      decoder, output, tokens_BxL, mask_BxL, prefixes
+    )
 
   def prefill(
     self,
     weights: nnx.State,
-    prefix: Prefix | None,
+    prefixes: Prefixes | None,
+    prefix_B: jax.Array,
     tokens_BxL: jax.Array,
     mask_BxL: jax.Array,
   ) -> tuple[DecodeState, Any]:
     """Returns rows to continue, and the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
-    cache = _cache_after(prefix, decoder, tokens_BxL)
+    cache = _extended(prefixes, prefix_B, tokens_BxL)
     state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL, cache)
-    found = self._run_prompt_hook(decoder, output, tokens_BxL, mask_BxL, prefix)
+    found = self._run_prompt_hook(
+      decoder, output, tokens_BxL, mask_BxL, prefixes
+    )
     return self._placed(state), found
 
   def init_state(
@@ -159,16 +167,16 @@ class Programs:
     output: Output,
     tokens_BxL: jax.Array,
     mask_BxL: jax.Array,
-    prefix: Prefix | None,
+    prefixes: Prefixes | None,
   ) -> Any:
     if self.hooks.prompt is None:
       return None
-    before = prefix.found if prefix else None
+    before = prefixes.found if prefixes else None
     return self._replicated(
       self.hooks.prompt(decoder, output, tokens_BxL, mask_BxL, before)
     )
 
-  def _placed(self, state: DecodeState) -> DecodeState:
+  def _placed(self, state: T) -> T:
     """Shards rows over the mesh as batches are, and heads as weights are."""
 
     def place(x: jax.Array) -> jax.Array:
@@ -186,11 +194,13 @@ class Programs:
     )
 
 
-def _cache_after(
-  prefix: Prefix | None, decoder: Decoder, tokens_BxL: jax.Array
+def _extended(
+  prefixes: Prefixes | None, prefix_B: jax.Array, tokens_BxL: jax.Array
 ) -> KVCache | None:
-  """A cache for rows of tokens that follow the prefix."""
-  return prefix.new_cache(decoder, *tokens_BxL.shape) if prefix else None
+  """A cache for rows of tokens that follow their prefixes, if there are any."""
+  if prefixes is None:
+    return None
+  return prefixes.extended(prefix_B, tokens_BxL.shape[1])
 
 
 class CompiledPrograms:
@@ -201,7 +211,7 @@ class CompiledPrograms:
     self.max_new_tokens = programs.decoding.max_new_tokens
     self.end_ids = frozenset(programs.decoding.end_ids)
     self.scores_prompt = programs.hooks.scores_prompt
-    self.read_prefix = Compiled(jax.jit(programs.read_prefix))
+    self.read_prefixes = Compiled(jax.jit(programs.read_prefixes))
     self.read = Compiled(jax.jit(programs.read))
     self.prefill = Compiled(jax.jit(programs.prefill))
     self.decode_until = Compiled(
@@ -216,7 +226,7 @@ class CompiledPrograms:
   @property
   def num_programs(self) -> int:
     """Programs compiled so far to read prompts and to decode."""
-    compiled = (self.read_prefix, self.read, self.prefill, self.decode_until)
+    compiled = (self.read_prefixes, self.read, self.prefill, self.decode_until)
     return sum(function.num_programs for function in compiled)
 
 

@@ -1,46 +1,55 @@
-"""Groups rows that share a prefix into waves, which are scored one by one."""
+"""Groups rows by common prefixes, into waves that read theirs together."""
 
 from collections.abc import Sequence
 import dataclasses
 import itertools
 
 import jax
+import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import shapes as shapes_lib
-from edsft_jax.inference import workers
-from edsft_jax.inference.engine import choose_shapes
+from edsft_jax.inference.choices import choose_shapes
 from edsft_jax.inference.prefixes import can_share, find_groups
-
-# Prefix tokens that are read, and kept, at a time; more for a longer prefix.
-_POOL_TOKENS = 2048
 
 
 @dataclasses.dataclass
 class Row:
-  """An input row, and the targets that are scored from it.
+  """An input row: a prompt, or what targets are scored from.
 
   Attributes:
-    inputs: the tokens of its targets, but for their last one.
+    inputs: the prompt's tokens; or those of the targets, but for their last.
     num_scored: how many of the inputs are targets.
-    indices: the targets.
+    indices: the targets, or the prompt.
     last: the last token of each target.
-    prefix: number of tokens that are read as part of a prefix.
-    slot: the place of its prefix among those that are read together.
+    prefix_length: number of tokens that are read as part of a prefix.
+    prefix_index: the place of its prefix among those of its wave.
   """
 
   inputs: tuple[int, ...]
-  num_scored: int
+  num_scored: int = 0
   indices: list[int] = dataclasses.field(default_factory=list)
   last: list[int] = dataclasses.field(default_factory=list)
-  prefix: int = 0
-  slot: int = 0
+  prefix_length: int = 0
+  prefix_index: int = 0
+
+  @classmethod
+  def of_prompt(
+    cls, index: int, ids: Sequence[int] | np.ndarray, prefix_length: int = 0
+  ) -> 'Row':
+    """The row of a prompt."""
+    inputs = tuple(np.asarray(ids).tolist())
+    return cls(inputs, indices=[index], prefix_length=prefix_length)
 
   @property
   def own(self) -> tuple[int, ...]:
     """The inputs after the prefix."""
-    return self.inputs[self.prefix :]
+    return self.inputs[self.prefix_length :]
+
+  def span(self, num_scored: int) -> tuple[int, int, int]:
+    """What is read of it, for `Reporter.prefilled`."""
+    return self.prefix_length, len(self.inputs), num_scored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,29 +70,45 @@ class Wave:
   rows: list[Row]
   shapes: shapes_lib.Shapes
 
+  def padded_prefixes(self) -> tuple[np.ndarray, np.ndarray]:
+    """The prefixes' tokens [N, P] and mask; see `pad_left`."""
+    return shapes_lib.pad_left(self.prefixes, self.length, self.num_prefixes)
+
 
 def plan(
   decoder: models.Decoder,
   mesh: jax.sharding.Mesh,
   parts: Sequence[list[Row]],
+  *,
   num_passes: int,
+  max_prefix_tokens: int,
+  min_saved: float = 0.0,
+  num_shares: int = 1,
 ) -> list[list[Wave]]:
-  """The waves of each part; sets the rows' prefixes and slots.
+  """The waves of each part; sets the rows' prefixes.
 
   All parts have the same shapes, so that they share programs.
 
   Args:
     decoder: the model.
     mesh: the devices.
-    parts: rows that are scored by one call.
+    parts: rows that are run by one call.
     num_passes: see `choose_shapes`.
+    max_prefix_tokens: prefix tokens per wave, more for one that is longer.
+    min_saved: tokens that prefixes must save in all; otherwise, there are none.
+    num_shares: waves that the rows without a prefix are divided into.
   """
 
   def choose(lengths: list[int]) -> shapes_lib.Shapes:
     return choose_shapes(decoder, mesh, lengths, num_passes)
 
-  grouped = [_grouped(decoder, rows) for rows in parts]
-  prefixes = [g[0].prefix for groups in grouped for g in groups if g[0].prefix]
+  grouped = _grouped(decoder, parts, min_saved)
+  prefixes = [
+    group[0].prefix_length
+    for groups in grouped
+    for group in groups
+    if group[0].prefix_length
+  ]
   shapes = choose(prefixes or [1])
   by_length = [_by_prefix_length(groups, shapes) for groups in grouped]
   waves: list[list[Wave]] = [[] for _ in parts]
@@ -92,30 +117,41 @@ def plan(
     shapes = choose([len(row.own) for gs in some for g in gs for row in g])
     if length:
       # Parts share programs only if each wave has as many prefixes.
-      most = min(max(_POOL_TOKENS // length, 1), max(map(len, some)))
+      most = min(max(max_prefix_tokens // length, 1), max(map(len, some)))
       multiple = mesh_lib.batch_multiple(mesh)
       size = -(-most // multiple) * multiple
       new = [_with_prefixes(length, groups, shapes, size) for groups in some]
     else:
-      num_workers = workers.num_workers(mesh)
-      new = [_without_prefixes(groups, shapes, num_workers) for groups in some]
+      new = [_without_prefixes(groups, shapes, num_shares) for groups in some]
     for of_part, more in zip(waves, new, strict=True):
       of_part += more
   return waves
 
 
-def _grouped(decoder: models.Decoder, rows: list[Row]) -> list[list[Row]]:
-  """Rows that share a prefix together; sets their `prefix`."""
+def _grouped(
+  decoder: models.Decoder, parts: Sequence[list[Row]], min_saved: float
+) -> list[list[list[Row]]]:
+  """Rows of each part that share a prefix; sets their `prefix_length`."""
+  alone = [[[row] for row in rows] for rows in parts]
   if not can_share(decoder.config):
-    return [[row] for row in rows]
+    return alone
   # The token before the first target may not be in the prefix.
-  shared = find_groups(
-    [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
-  )
-  for group in shared:
-    for i in group.indices:
-      rows[i].prefix = group.length
-  return [[rows[i] for i in group.indices] for group in shared]
+  shared = [
+    find_groups(
+      [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
+    )
+    for rows in parts
+  ]
+  if sum(group.num_saved for groups in shared for group in groups) < min_saved:
+    return alone
+  for rows, groups in zip(parts, shared, strict=True):
+    for group in groups:
+      for i in group.indices:
+        rows[i].prefix_length = group.length
+  return [
+    [[rows[i] for i in group.indices] for group in groups]
+    for rows, groups in zip(parts, shared, strict=True)
+  ]
 
 
 def _by_prefix_length(
@@ -123,20 +159,20 @@ def _by_prefix_length(
 ) -> dict[int, list[list[Row]]]:
   """Padded length of the prefix -> groups; 0: without a prefix."""
   result: dict[int, list[list[Row]]] = {}
-  for group in sorted(groups, key=lambda group: group[0].prefix):
-    prefix = group[0].prefix
+  for group in sorted(groups, key=lambda group: group[0].prefix_length):
+    prefix = group[0].prefix_length
     length = shapes.length(prefix) if prefix else 0
     result.setdefault(length, []).append(group)
   return result
 
 
 def _without_prefixes(
-  groups: list[list[Row]], shapes: shapes_lib.Shapes, num_workers: int
+  groups: list[list[Row]], shapes: shapes_lib.Shapes, num_shares: int
 ) -> list[Wave]:
-  """A wave for each worker."""
+  """A wave for each share."""
   # Equal shares, of long rows and of short ones.
   rows = sorted(itertools.chain(*groups), key=lambda row: len(row.own))
-  shares = [rows[n::num_workers] for n in range(num_workers)]
+  shares = [rows[n::num_shares] for n in range(num_shares)]
   return [Wave([], 0, 0, share, shapes) for share in shares if share]
 
 
@@ -154,10 +190,10 @@ def _with_prefixes(
   waves = []
   for start in range(0, len(groups), size):
     some = groups[start : start + size]
-    for slot, group in enumerate(some):
+    for index, group in enumerate(some):
       for row in group:
-        row.slot = slot
-    prefixes = [group[0].inputs[: group[0].prefix] for group in some]
+        row.prefix_index = index
+    prefixes = [group[0].inputs[: group[0].prefix_length] for group in some]
     rows = [row for group in some for row in group]
     waves.append(Wave(prefixes, length, size, rows, shapes))
   return waves

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import os
 import threading
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -59,6 +59,30 @@ def run(work: Callable[[int, UnlessStopped], None], num_workers: int) -> None:
     except BaseException:
       unless_stopped.stop()
       raise
+
+
+class Shared(Generic[T]):
+  """A value that the first of several threads makes, and the last one takes."""
+
+  def __init__(self, make: Callable[[], T], num_users: int):
+    """Makes nothing yet.
+
+    Args:
+      make: makes the value.
+      num_users: how many threads will take it, each once.
+    """
+    self._make = make
+    self._num_left = num_users
+    self._made: list[T] = []
+    self._lock = threading.Lock()
+
+  def take(self) -> T:
+    """Returns the value, and lets go of it once no thread is to come."""
+    with self._lock:
+      if not self._made:
+        self._made.append(self._make())
+      self._num_left -= 1
+      return self._made[0] if self._num_left else self._made.pop()
 
 
 class Compiled:

@@ -10,7 +10,7 @@ import tiny_study
 
 from edsft_jax import errors, evaluation, inference, models, store
 from edsft_jax.evaluation import fewshot, metrics, stage
-from edsft_jax.evaluation.task import Metric
+from edsft_jax.evaluation.task import Metric, TaskInputs
 from edsft_jax.evaluation.tasks import TASKS, mmlu
 from edsft_jax.mesh import make_mesh
 
@@ -108,6 +108,70 @@ def test_results_name_protocol_shots_and_counts(config, tmp_path):
     evaluation.run(config, workdir)
 
 
+def test_both_forms_of_prompts_are_reported(config, tmp_path, capsys):
+  config.prompt.template = (
+    "w7 {% for m in messages %}{{ m['content'] }}{% endfor %} w8 "
+  )
+  config.evaluation.tasks = ('mmlu', 'mmlu:chat')
+  config.report.metric = 'mmlu:chat.accuracy'
+  stage.check_metric(config)
+  workdir = tiny_study.make(tmp_path / 'run')
+  evaluation.run(config, workdir)
+  run = workdir.run(BASE)
+  prompt_format = formats.load(
+    tiny_study.MODEL, template=config.prompt.template
+  )
+  questions = mmlu.read(config.evaluation.mmlu.path, 'path')
+  shots = mmlu.read(config.evaluation.mmlu.shots_path, 'path')
+  for name, chat in (('mmlu', False), ('mmlu:chat', True)):
+    result = store.read_evaluation(run.evaluation(name))
+    assert result['task'] == name
+    assert result['template'] == (config.prompt.template if chat else None)
+    assert result['fingerprint']['evaluation.mmlu.chat'] is chat
+    for row, question in zip(
+      store.read_jsonl(run.items(name)), questions, strict=True
+    ):
+      shot = next(s for s in shots if s['subject'] == question['subject'])
+      text = prompt_format.text(
+        mmlu.prompt('lm_eval', question, [shot]).text(1), chat=chat
+      )
+      context, _ = prompt_format.encode_pair(text, ' A')
+      assert row['num_prompt_tokens'] == len(context)
+  # It is a task of its own: done, while the plain form is not.
+  run.evaluation('mmlu').unlink()
+  capsys.readouterr()
+  evaluation.run(config, workdir)
+  out = capsys.readouterr().out
+  assert ' of mmlu,' in out
+  assert 'mmlu:chat,' not in out
+
+
+@pytest.mark.parametrize('task', ['mmlu', 'gsm8k'])
+def test_numbers_that_overflow_are_not_answers(
+  config, tmp_path, monkeypatch, task
+):
+  """They would choose A, or some token, and count as wrong."""
+  load = models.load_decoder
+
+  def broken(*args, **kwargs):
+    decoder = load(*args, **kwargs)
+    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
+    return decoder
+
+  monkeypatch.setattr(models, 'load_decoder', broken)
+  config.evaluation.tasks = (task,)
+  config.evaluation.gsm8k.path = _write(
+    tmp_path / 'gsm8k.jsonl', [{'question': 'w5 w6', 'answer': '#### 3'}]
+  )
+  config.evaluation.gsm8k.shots = 0
+  config.evaluation.gsm8k.max_new_tokens = 3
+  workdir = tiny_study.make(tmp_path / 'run')
+  message = f'evaluating {BASE} on {task}: its numbers at .* are not finite'
+  with pytest.raises(errors.InputError, match=message):
+    evaluation.run(config, workdir)
+  assert not workdir.run(BASE).evaluation(task).exists()
+
+
 def test_macro_and_clustered_errors():
   values = {'a': [1.0, 0.0, 1.0, 1.0], 'b': [0.0, 0.0]}
   rows = [{'task': t, 'x': v} for t, some in values.items() for v in some]
@@ -152,7 +216,7 @@ def test_a_question_longer_than_the_context_is_scored_and_counted(config):
   with open(path, 'w') as f:
     f.write('\n'.join(map(json.dumps, rows)))
   prompt_format = formats.load(tiny_study.MODEL)
-  task = TASKS['mmlu'](config, None, prompt_format, 40)
+  task = TASKS['mmlu'](TaskInputs(config, None, prompt_format, 40))
   assert task.counts['prompts_truncated'] == 1
   request = task.items[0].requests[0]
   assert request.truncated
@@ -171,9 +235,16 @@ def test_a_question_longer_than_the_context_is_scored_and_counted(config):
     ({'mmlu.path': 'nowhere.jsonl'}, 'nowhere.jsonl does not exist'),
     ({'mmlu.shots_path': ''}, 'shots is 1, but there is no'),
     ({'mmlu.shots': 3}, 'has 2 examples of anatomy'),
-    ({'mmlu.limit': -1}, 'limit is -1: give 0 or more'),
+    ({'mmlu.limit': -1}, 'limit is -1: must be at least 0'),
     ({'mmlu.chat': True}, 'there is no chat template'),
     ({'tasks': ('mlu',)}, "did you mean 'mmlu'"),
+    ({'tasks': ('mlu:chat',)}, "did you mean 'mmlu'"),
+    ({'tasks': ('mmlu:chat',)}, 'there is no chat template'),
+    ({'tasks': ('heldout:chat',)}, "name 'heldout' alone"),
+    (
+      {'tasks': ('mmlu:chat',), 'mmlu.chat': True},
+      "name 'mmlu' alone, or set the option to False",
+    ),
   ],
 )
 def test_bad_options_are_named(config, tmp_path, changes, message):

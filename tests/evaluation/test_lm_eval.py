@@ -18,6 +18,7 @@ import tiny_study
 from configs import default
 from edsft_jax import errors, evaluation, models, store
 from edsft_jax.evaluation import runner
+from edsft_jax.evaluation.task import TaskInputs
 from edsft_jax.evaluation.tasks import TASKS, bbh
 from edsft_jax.mesh import make_mesh
 from scripts import harness_tasks
@@ -71,7 +72,9 @@ def _our_rows(name, model, **options) -> list[dict]:
   mesh = make_mesh(devices=jax.devices()[:1])
   decoder = models.load_decoder(model, 'float32', mesh)
   prompt_format = formats.load(model, template='raw')
-  task = TASKS[name](config, None, prompt_format, decoder.config.context)
+  task = TASKS[name](
+    TaskInputs(config, None, prompt_format, decoder.config.context)
+  )
   run = runner.Runner(task, decoder, prompt_format, mesh, 8192)
   responses = run(nnx.split(decoder)[1])
   return [

@@ -235,7 +235,12 @@ def _mmlu_file(tmp_path, **changes):
     ({'answer': 'absent', 'answr': 'A'}, "did you mean 'answr'"),
     ({'answer': 'E'}, "has the answer 'E': give A, B, C or D"),
     ({'answer': 4}, 'has the answer 4: give A, B, C or D, or 0 to 3'),
+    ({'answer': ''}, "has the answer '': give A, B, C or D"),
     ({'choices': ['a', 'b', 'c', 'd', 'e']}, 'has 5 options: MMLU has four'),
+    # Four characters are not four options.
+    ({'choices': 'abcd'}, "has choices 'abcd': give a list of four"),
+    ({'question': 12}, 'has no text as question: fill it in'),
+    ({'question': ' '}, 'has no text as question: fill it in'),
   ],
 )
 def test_a_question_that_is_not_complete_is_named(tmp_path, changes, message):
@@ -263,11 +268,35 @@ def test_the_original_csv_files_are_read(tmp_path):
   assert second['choices'][3] == 'd, e'
 
 
-def test_a_solution_without_a_number_is_refused(tmp_path):
+@pytest.mark.parametrize(
+  ('answer', 'message'),
+  [
+    ('12', '\'0\' has no "#### NUMBER"'),
+    ('It is twelve.\n#### twelve', '\'0\' has no "#### NUMBER"'),
+    (12, "'0' has no text as answer"),
+  ],
+)
+def test_a_solution_without_a_number_is_refused(tmp_path, answer, message):
   path = tmp_path / 'gsm8k.jsonl'
-  path.write_text(json.dumps({'question': 'x', 'answer': '12'}))
-  with pytest.raises(errors.InputError, match="'0' has no"):
+  path.write_text(json.dumps({'question': 'x', 'answer': answer}))
+  with pytest.raises(errors.InputError, match=message):
     gsm8k.read(str(path), 'path')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    # An empty answer would be right wherever a model says nothing.
+    ({'target': ''}, "'navigate/0' has no text as target"),
+    ({'input': ['a']}, "'navigate/0' has no text as input"),
+  ],
+)
+def test_a_bbh_question_without_text_is_refused(tmp_path, changes, message):
+  row = {'task': 'navigate', 'input': 'Where?', 'target': 'Yes', **changes}
+  path = tmp_path / 'bbh.jsonl'
+  path.write_text(json.dumps(row))
+  with pytest.raises(errors.InputError, match=message):
+    bbh.read(str(path), 'path')
 
 
 def test_a_prompt_file_with_another_form_is_refused():

@@ -11,6 +11,7 @@ from edsft_jax.evaluation.tasks.alpaca_eval import AlpacaEval
 from edsft_jax.evaluation.tasks.bbh import Bbh
 from edsft_jax.evaluation.tasks.gsm8k import Gsm8k
 from edsft_jax.evaluation.tasks.heldout import Heldout
+from edsft_jax.evaluation.tasks.in_chat import SUFFIX, in_chat
 from edsft_jax.evaluation.tasks.mmlu import Mmlu
 
 TASKS: Mapping[str, type[Task]] = {
@@ -24,13 +25,33 @@ def find(name: str, config: ml_collections.ConfigDict) -> type[Task]:
   """The task of this name in evaluation.tasks.
 
   Raises:
-    InputError: there is none; the nearest name is suggested.
+    InputError: there is none, and the nearest name is suggested; or its prompts
+      have no chat form, or are in that form anyway.
   """
+  if name.endswith(SUFFIX):
+    return _find_in_chat(name.removesuffix(SUFFIX), config)
   if name.startswith(harness.PREFIX):
     return harness.find(name, config.evaluation.lm_eval.include_path)
   if name not in TASKS:
     raise errors.unknown(f'evaluation.tasks has {name!r}, which', name, TASKS)
   return TASKS[name]
+
+
+def _find_in_chat(name: str, config: ml_collections.ConfigDict) -> type[Task]:
+  task = find(name, config)
+  section = 'lm_eval' if name.startswith(harness.PREFIX) else name
+  options = config.evaluation.get(section, {})
+  if 'chat' not in options:
+    raise errors.InputError(
+      f'evaluation.tasks has {name + SUFFIX!r}, but the prompts of {name} have '
+      f'the format of finetuning: name {name!r} alone'
+    )
+  if options.chat:
+    raise errors.InputError(
+      f'evaluation.tasks has {name + SUFFIX!r}, and evaluation.{section}.chat '
+      f'is True: name {name!r} alone, or set the option to False'
+    )
+  return in_chat(task, section)
 
 
 def metrics(config: ml_collections.ConfigDict) -> dict[str, Metric]:

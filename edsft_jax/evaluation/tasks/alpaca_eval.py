@@ -19,6 +19,8 @@ from edsft_jax.evaluation.task import (
   Item,
   Metric,
   Response,
+  TaskInputs,
+  generation_columns,
 )
 from edsft_jax.strategies import registry
 
@@ -49,32 +51,28 @@ class AlpacaEval:
     ),
   }
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: store.Workdir,
-    prompt_format: models.PromptFormat,
-    context: int,
-  ):
+  def __init__(self, inputs: TaskInputs):
     """Reads and encodes the instructions.
 
     Raises:
       InputError: naming an instruction that cannot be encoded.
     """
-    c = config.evaluation.alpaca_eval
+    c = inputs.config.evaluation.alpaca_eval
     self.stop: tuple[str, ...] = ()
     self.max_new_tokens: int = c.max_new_tokens
     self.about: Mapping[str, Any] = {
       'protocol': 'alpaca_eval',
       'shots': 0,
-      'template': config.prompt.template,
+      'template': inputs.config.prompt.template,
       'extractor': None,
     }
     items = []
     for record in read(c.path, c.limit):
       with errors.about_prompt(record['id']):
-        tokens, truncated = prompt_format.encode_prompt(
-          record['instruction'], context - c.max_new_tokens, for_response=True
+        tokens, truncated = inputs.prompt_format.encode_prompt(
+          record['instruction'],
+          inputs.context - c.max_new_tokens,
+          for_response=True,
         )
       items.append(
         Item(
@@ -104,10 +102,7 @@ class AlpacaEval:
         f'{_PATH} is empty: name a file of instructions, such as '
         'alpaca_eval.json'
       )
-    if c.limit < 0:
-      raise errors.InputError(
-        f'evaluation.alpaca_eval.limit is {c.limit}: give 0 or more'
-      )
+    errors.refuse_below('evaluation.alpaca_eval.limit', c.limit, 0)
     benchmarks.check_max_new_tokens(config, AlpacaEval.name, 0)
     instructions = [record['instruction'] for record in read(c.path, c.limit)]
     _check_judge(config)
@@ -141,10 +136,7 @@ class AlpacaEval:
     assert isinstance(response, Generated)
     return {
       'prediction': response.text,
-      'num_prompt_tokens': len(request.tokens),
-      'num_generated_tokens': response.num_tokens,
-      'truncated': request.truncated,
-      'finish': response.finish,
+      **generation_columns(request, response),
     }
 
 
@@ -160,10 +152,7 @@ def read(path: str, limit: int) -> list[dict[str, Any]]:
     record.setdefault('id', str(number))
     instruction = record['instruction']
     place = f'{_PATH}: {path}, {record["id"]!r}'
-    if not isinstance(instruction, str) or not instruction.strip():
-      raise errors.InputError(
-        f'{place} has no text as instruction: fill it in or remove the row'
-      )
+    benchmarks.require_text(record, ('instruction',), place)
     if instruction in seen:
       raise errors.InputError(
         f'{place} has the instruction of another row: outputs are joined by '

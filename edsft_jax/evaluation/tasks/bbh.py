@@ -15,13 +15,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import ml_collections
 
-from edsft_jax import errors, models, store
+from edsft_jax import errors, store
 from edsft_jax.evaluation import benchmarks, extraction, fewshot
 from edsft_jax.evaluation.task import (
   Generated,
   Item,
   Metric,
   Response,
+  TaskInputs,
 )
 from edsft_jax.tables import hub_dataset, readers
 
@@ -82,19 +83,13 @@ class Bbh:
     ),
   }
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: store.Workdir,
-    prompt_format: models.PromptFormat,
-    context: int,
-  ):
+  def __init__(self, inputs: TaskInputs):
     """Reads and encodes the questions.
 
     Raises:
       InputError: naming a record or a task without a prompt.
     """
-    c = config.evaluation.bbh
+    c = inputs.config.evaluation.bbh
     self._protocol: str = c.protocol
     found = variant(c.protocol, c.cot, c.shots, c.chat)
     self.stop: tuple[str, ...] = found.stop
@@ -104,7 +99,7 @@ class Bbh:
     self.about: Mapping[str, Any] = {
       'protocol': c.protocol,
       'shots': c.shots,
-      'template': config.prompt.template if c.chat else None,
+      'template': inputs.config.prompt.template if c.chat else None,
       'extractor': found.extractor,
       'cot': c.cot,
     }
@@ -114,11 +109,11 @@ class Bbh:
     worked = _worked_of(c.shots_path, questions)
     encoded = [
       fewshot.encode(
-        prompt_format,
+        inputs.prompt_format,
         prompt(
           c.protocol, c.cot, q['input'], worked[q['task']], c.shots, c.chat
         ),
-        context - self.max_new_tokens,
+        inputs.context - self.max_new_tokens,
         chat=c.chat,
         begin_answer='A:' if c.chat and c.protocol == 'open_instruct' else '',
       )
@@ -169,7 +164,7 @@ class Bbh:
       'exact_match': float(
         is_correct(self._protocol, self._zero_shot, answer, item.reference)
       ),
-      **fewshot.generation_columns(item, response, self._num_shots[item.id]),
+      **fewshot.answer_columns(item, response, self._num_shots[item.id]),
     }
 
 
@@ -315,7 +310,10 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
     task = record['task']
     numbers[task] = numbers.get(task, 0) + 1
     record.setdefault('id', f'{task}/{numbers[task] - 1}')
+    # JSON files may have numbers and truth values as they are.
     record['target'] = str(record['target'])
+    place = f'{option}: {path}, {record["id"]!r}'
+    benchmarks.require_text(record, ('task', 'input', 'target'), place)
   benchmarks.refuse_duplicates(records, f'{option}: {path}')
   return records
 

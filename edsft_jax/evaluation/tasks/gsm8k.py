@@ -5,17 +5,19 @@ The protocol is lm-evaluation-harness's `gsm8k` (version 3).
 
 from collections.abc import Mapping, Sequence
 import random
+import re
 from typing import Any, ClassVar
 
 import ml_collections
 
-from edsft_jax import errors, models, store
+from edsft_jax import errors, store
 from edsft_jax.evaluation import benchmarks, extraction, fewshot
 from edsft_jax.evaluation.task import (
   Generated,
   Item,
   Metric,
   Response,
+  TaskInputs,
 )
 
 PROTOCOLS = ('lm_eval',)
@@ -49,34 +51,28 @@ class Gsm8k:
     ),
   }
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: store.Workdir,
-    prompt_format: models.PromptFormat,
-    context: int,
-  ):
+  def __init__(self, inputs: TaskInputs):
     """Reads and encodes the questions.
 
     Raises:
       InputError: naming a question without a final number.
     """
-    c = config.evaluation.gsm8k
+    c = inputs.config.evaluation.gsm8k
     self.stop: tuple[str, ...] = _STOP
     self.max_new_tokens: int = c.max_new_tokens or _MAX_NEW_TOKENS
     self.about: Mapping[str, Any] = {
       'protocol': c.protocol,
       'shots': c.shots,
-      'template': config.prompt.template if c.chat else None,
+      'template': inputs.config.prompt.template if c.chat else None,
       'extractor': 'strict: after ####; flexible: the last number',
     }
     questions = read(c.path, 'evaluation.gsm8k.path')
     questions = questions[: c.limit or len(questions)]
     encoded = [
       fewshot.encode(
-        prompt_format,
+        inputs.prompt_format,
         prompt(question, shots),
-        context - self.max_new_tokens,
+        inputs.context - self.max_new_tokens,
         chat=c.chat,
       )
       for question, shots in zip(
@@ -117,7 +113,7 @@ class Gsm8k:
       'strict_prediction': strict,
       'strict_match': float(is_correct(strict, item.reference)),
       'flexible_match': float(is_correct(flexible, item.reference)),
-      **fewshot.generation_columns(item, response, self._num_shots[item.id]),
+      **fewshot.answer_columns(item, response, self._num_shots[item.id]),
     }
 
 
@@ -146,10 +142,12 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
   records = benchmarks.read(path, option, _FIELDS)
   for number, record in enumerate(records):
     record.setdefault('id', str(number))
-    if '####' not in record['answer']:
+    place = f'{option}: {path}, {record["id"]!r}'
+    benchmarks.require_text(record, ('question', 'answer'), place)
+    if not re.search(_STRICT, record['answer']):
       raise errors.InputError(
-        f'{option}: {path}, {record["id"]!r} has no "#### NUMBER" at the end '
-        'of its answer: add it or remove the question'
+        f'{place} has no "#### NUMBER" at the end of its answer: add it or '
+        'remove the question'
       )
   benchmarks.refuse_duplicates(records, f'{option}: {path}')
   return records

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import ml_collections
 
-from edsft_jax import errors, inference, models, store
+from edsft_jax import errors, inference, store
 from edsft_jax.evaluation import benchmarks
 from edsft_jax.evaluation.task import (
   Generate,
@@ -23,6 +23,7 @@ from edsft_jax.evaluation.task import (
   Request,
   Response,
   Scored,
+  TaskInputs,
 )
 
 PREFIX = 'lm_eval:'
@@ -45,21 +46,15 @@ class HarnessTask:
   harness_name: ClassVar[str]
   include_path: ClassVar[str]
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: store.Workdir,
-    prompt_format: models.PromptFormat,
-    context: int,
-  ):
+  def __init__(self, inputs: TaskInputs):
     """Lets the harness make its prompts, and encodes them.
 
     Raises:
       InputError: its data cannot be loaded, or its tasks generate differently.
     """
-    c = config.evaluation.lm_eval
-    self._format = prompt_format
-    self._context = context
+    c = inputs.config.evaluation.lm_eval
+    self._format = inputs.prompt_format
+    self._context = inputs.context
     self._chat: bool = c.chat
     self.stop: tuple[str, ...] = ()
     self.max_new_tokens = 1
@@ -73,7 +68,7 @@ class HarnessTask:
     self.about: Mapping[str, Any] = {
       'protocol': 'lm_eval',
       'shots': {task.task_name: task.config.num_fewshot for task in tasks},
-      'template': config.prompt.template if c.chat else None,
+      'template': inputs.config.prompt.template if c.chat else None,
       'extractor': "the harness's filters",
       'versions': {task.task_name: task.VERSION for task in tasks},
     }
@@ -165,10 +160,7 @@ class HarnessTask:
   ) -> None:
     """Rejects bad options; see Task.check."""
     c = config.evaluation.lm_eval
-    if c.limit < 0:
-      raise errors.InputError(
-        f'evaluation.lm_eval.limit is {c.limit}: give 0 or more'
-      )
+    errors.refuse_below('evaluation.lm_eval.limit', c.limit, 0)
     if c.chat:
       benchmarks.check_template(config, 'lm_eval')
 

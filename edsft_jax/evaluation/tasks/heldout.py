@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import ml_collections
 
-from edsft_jax import errors, models, store
+from edsft_jax import errors, store
 from edsft_jax.evaluation import contamination
 from edsft_jax.evaluation import metrics as metrics_lib
 from edsft_jax.evaluation.task import (
@@ -17,6 +17,8 @@ from edsft_jax.evaluation.task import (
   Metric,
   Response,
   Scored,
+  TaskInputs,
+  generation_columns,
 )
 from edsft_jax.models import responses as responses_lib
 
@@ -41,30 +43,24 @@ class Heldout:
     ),
   }
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: store.Workdir,
-    prompt_format: models.PromptFormat,
-    context: int,
-  ):
+  def __init__(self, inputs: TaskInputs):
     """Reads and encodes the held-out set, or its first evaluation.limit items.
 
     Raises:
       InputError: naming a prompt that cannot be encoded.
     """
-    self.max_new_tokens: int = config.evaluation.max_new_tokens
+    self.max_new_tokens: int = inputs.config.evaluation.max_new_tokens
     self.stop: tuple[str, ...] = ()
     self.about: Mapping[str, Any] = {
       'protocol': 'edsft_jax',
       'shots': 0,
-      'template': config.prompt.template,
+      'template': inputs.config.prompt.template,
       'extractor': None,
     }
-    self._prompt_format = prompt_format
-    self._context = context
-    heldout = store.read_prompts(workdir.heldout)
-    heldout = heldout.first(config.evaluation.limit or len(heldout))
+    self._prompt_format = inputs.prompt_format
+    self._context = inputs.context
+    heldout = store.read_prompts(inputs.workdir.heldout)
+    heldout = heldout.first(inputs.config.evaluation.limit or len(heldout))
     examples = []
     for item_id, prompt, reference in zip(
       heldout.ids, heldout.prompts, heldout.responses or (), strict=True
@@ -98,7 +94,7 @@ class Heldout:
         likelihood.num_targets for (likelihood, _), _ in examples
       ),
       'with_control_tokens': sum(
-        prompt_format.num_control_tokens(prompt, reference) > 0
+        inputs.prompt_format.num_control_tokens(prompt, reference) > 0
         for prompt, reference in zip(
           heldout.prompts, heldout.responses or (), strict=True
         )
@@ -134,11 +130,7 @@ class Heldout:
     Raises:
       InputError: naming the option or the file.
     """
-    if config.evaluation.limit < 0:
-      raise errors.InputError(
-        f'evaluation.limit is {config.evaluation.limit}: give a number of '
-        'prompts, or 0 for all'
-      )
+    errors.refuse_below('evaluation.limit', config.evaluation.limit, 0)
     if workdir.heldout.exists():
       return
     wanted = bool(config.pool.heldout_path or config.pool.heldout_fraction)
@@ -182,9 +174,7 @@ class Heldout:
         name: metric(generated.text, item.reference)
         for name, metric in metrics_lib.TEXT_METRICS.items()
       },
-      'num_prompt_tokens': len(generate.tokens),
-      'num_generated_tokens': generated.num_tokens,
+      **generation_columns(generate, generated),
       'num_reference_tokens': scored.num_tokens,
       'truncated': generate.truncated or likelihood.truncated,
-      'finish': generated.finish,
     }

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import ml_collections
 import numpy as np
 
-from edsft_jax import errors, models, store
+from edsft_jax import errors, store
 from edsft_jax.evaluation import benchmarks, fewshot
 from edsft_jax.evaluation.task import (
   Item,
@@ -23,6 +23,7 @@ from edsft_jax.evaluation.task import (
   Metric,
   Response,
   Scored,
+  TaskInputs,
 )
 from edsft_jax.evaluation.tasks.mmlu_subjects import category
 from edsft_jax.tables import hub_dataset
@@ -60,31 +61,25 @@ class Mmlu:
     ),
   }
 
-  def __init__(
-    self,
-    config: ml_collections.ConfigDict,
-    workdir: store.Workdir,
-    prompt_format: models.PromptFormat,
-    context: int,
-  ):
+  def __init__(self, inputs: TaskInputs):
     """Reads and encodes the questions.
 
     Raises:
       InputError: naming a question that is not complete.
     """
-    c = config.evaluation.mmlu
+    c = inputs.config.evaluation.mmlu
     self.max_new_tokens = 1
     self.stop: tuple[str, ...] = ()
     self.about: Mapping[str, Any] = {
       'protocol': c.protocol,
       'shots': c.shots,
-      'template': config.prompt.template if c.chat else None,
+      'template': inputs.config.prompt.template if c.chat else None,
       'extractor': 'likeliest letter',
     }
-    self._format = prompt_format
+    self._format = inputs.prompt_format
     self._protocol: str = c.protocol
     self._chat: bool = c.chat
-    self._context = context
+    self._context = inputs.context
     questions = benchmarks.first_of_each(
       read(c.path, 'evaluation.mmlu.path'), 'subject', c.limit
     )
@@ -214,6 +209,11 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
     numbers[subject] = numbers.get(subject, 0) + 1
     record.setdefault('id', f'{subject}/{numbers[subject] - 1}')
     place = f'{option}: {path}, {record["id"]!r}'
+    benchmarks.require_text(record, ('subject', 'question'), place)
+    if not isinstance(record['choices'], (list, tuple)):
+      raise errors.InputError(
+        f'{place} has choices {record["choices"]!r}: give a list of four'
+      )
     if len(record['choices']) != len(LETTERS):
       raise errors.InputError(
         f'{place} has {len(record["choices"])} options: MMLU has four; remove '

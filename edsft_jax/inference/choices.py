@@ -1,0 +1,93 @@
+"""Chooses shapes and shared prefixes, by what they cost and save."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax import models
+from edsft_jax.inference import shapes as shapes_lib
+from edsft_jax.inference import throughput
+from edsft_jax.inference.prefixes import MIN_LENGTH, can_share, common_prefix
+
+# FLOP/s that small batches reach, by platform: two CPU cores, and any kind of
+# accelerator. Only the order of magnitude matters.
+_FLOPS = {'cpu': 1.5e11}
+_ACCELERATOR_FLOPS = 1e14
+# Seconds to compile a program, and the overhead of calling one.
+_COMPILE_SECONDS = 1.0
+_CALL_SECONDS = 0.01
+# Prompt tokens per call, by platform, from which on reading the weights takes
+# at most a tenth of the time of the products: ten times FLOP/s over bytes/s.
+_READ_TOKENS = {'cpu': 512}
+_ACCELERATOR_READ_TOKENS = 4096
+
+
+def choose_shapes(
+  decoder: models.Decoder,
+  mesh: jax.sharding.Mesh,
+  lengths: Sequence[int],
+  num_passes: int = 1,
+) -> shapes_lib.Shapes:
+  """Chooses the shapes for prompts of these lengths and this model.
+
+  A further program pays off if computing the padding that it saves would take
+  longer than compiling it: soon for a large model, late for a tiny one.
+
+  Args:
+    decoder: the model.
+    mesh: the devices.
+    lengths: tokens of each prompt.
+    num_passes: how often the prompts will run, for example once per model.
+  """
+  options = shapes_lib.ShapeOptions(
+    compile_tokens=compile_tokens(decoder, mesh) / num_passes
+  )
+  return shapes_lib.Shapes.of(lengths, options)
+
+
+def choose_prefix(
+  decoder: models.Decoder,
+  mesh: jax.sharding.Mesh,
+  prompts: Sequence[Sequence[int] | np.ndarray],
+) -> list[int]:
+  """The tokens that all prompts start with, for `Engine`.
+
+  None if they are few, if reading them for each prompt takes no longer than
+  compiling the program that reads them once, or if the model cannot.
+
+  Args:
+    decoder: the model.
+    mesh: the devices.
+    prompts: ids of each prompt.
+  """
+  prefix = common_prefix(prompts) if can_share(decoder.config) else []
+  num_saved = len(prefix) * len(prompts)
+  pays_off = num_saved > compile_tokens(decoder, mesh)
+  return prefix if pays_off and len(prefix) >= MIN_LENGTH else []
+
+
+def compile_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> float:
+  """Tokens that are read in the time in which a program is compiled."""
+  return _tokens_in(_COMPILE_SECONDS, decoder, mesh)
+
+
+def read_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:
+  """Prompt tokens per call that make up for its overhead."""
+  platform = mesh.devices.flat[0].platform
+  tokens = _READ_TOKENS.get(platform, _ACCELERATOR_READ_TOKENS)
+  return max(
+    tokens * mesh_lib.batch_multiple(mesh),
+    int(_tokens_in(_CALL_SECONDS, decoder, mesh)),
+  )
+
+
+def _tokens_in(
+  seconds: float, decoder: models.Decoder, mesh: jax.sharding.Mesh
+) -> float:
+  """Number of tokens that the layers process in about this time."""
+  platform = mesh.devices.flat[0].platform
+  flops = _FLOPS.get(platform, _ACCELERATOR_FLOPS) * mesh.size
+  costs = throughput.Costs.of(decoder)
+  return seconds * flops / (2 * costs.num_layer_weights)

@@ -1,0 +1,127 @@
+"""Greedy continuations of prompts that are known beforehand.
+
+Prompts that begin alike, such as the questions of a task after its worked
+examples, share the keys and values of their common prefix: it is read once.
+"""
+
+from collections.abc import Sequence
+import itertools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edsft_jax import models
+from edsft_jax.inference import waves
+from edsft_jax.inference.choices import choose_shapes, compile_tokens
+from edsft_jax.inference.collect import Generations, Progress
+from edsft_jax.inference.engine import Engine
+from edsft_jax.inference.programs import Hooks
+from edsft_jax.inference.slots import Stop
+
+# The part of a batch that prefixes may take in addition.
+_PREFIX_SHARE = 0.25
+
+
+def _is_finite(logits_BxV: jax.Array, token_B: jax.Array) -> jax.Array:
+  """Bool [B], whether the best logit is a number; the step hook."""
+  return jnp.isfinite(jnp.max(logits_BxV, axis=-1))
+
+
+def _are_finite(finite_BxT: jax.Array, step_BxT: jax.Array) -> jax.Array:
+  """Bool [B], whether it was so in each of a row's steps; the row hook."""
+  return jnp.all(finite_BxT | ~step_BxT, axis=1)
+
+
+class GenerationEngine:
+  """Continues the same prompts by models of one structure."""
+
+  def __init__(
+    self,
+    decoder: models.Decoder,
+    mesh: jax.sharding.Mesh,
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int,
+    batch_tokens: int,
+    num_passes: int = 1,
+    ends: Sequence[int] = (),
+    min_saved: float | None = None,
+  ):
+    """Groups prompts and chooses shapes; compiles nothing yet.
+
+    Args:
+      decoder: gives the structure; its weights are on the mesh.
+      mesh: batches are split over its axes data and fsdp.
+      prompts: ids of each prompt.
+      end_ids: ids that end a continuation.
+      max_new_tokens: tokens per continuation at most, end token included.
+      batch_tokens: prompt and new tokens per batch, padding included.
+      num_passes: how often the prompts will run, for example once per model.
+      ends: the end of each part, if parts of the prompts are continued by calls
+        of their own, all in the same shapes; none: one call continues all.
+      min_saved: tokens that prefixes must save, to be read on their own; None:
+        as many as are read while a program is compiled.
+    """
+    if min_saved is None:
+      min_saved = compile_tokens(decoder, mesh) / num_passes
+    bounds = [0, *(ends or [len(prompts)])]
+    parts = [
+      [waves.Row.of_prompt(i, ids) for i, ids in enumerate(prompts[start:end])]
+      for start, end in itertools.pairwise(bounds)
+    ]
+    self._waves = waves.plan(
+      decoder,
+      mesh,
+      parts,
+      num_passes=num_passes,
+      max_prefix_tokens=int(_PREFIX_SHARE * batch_tokens),
+      min_saved=min_saved,
+    )
+    padded = [
+      wave.length + wave.shapes.length(len(row.own))
+      for wave in itertools.chain(*self._waves)
+      for row in wave.rows
+    ]
+    self._engine = Engine(
+      decoder,
+      mesh,
+      choose_shapes(decoder, mesh, padded or [1], num_passes),
+      end_ids=end_ids,
+      max_new_tokens=max_new_tokens,
+      batch_tokens=batch_tokens,
+      max_rows=max(1, *map(len, parts)),
+      hooks=Hooks(step=_is_finite, row=_are_finite),
+    )
+
+  @property
+  def num_programs(self) -> int:
+    """Programs compiled so far."""
+    return self._engine.num_programs
+
+  def __call__(
+    self,
+    weights: nnx.State,
+    progress: Progress = lambda work: None,
+    part: int = 0,
+    stop: Stop | None = None,
+  ) -> Generations:
+    """Continues a part of the prompts.
+
+    The row results are bool [n]: false if a token was chosen from logits that
+    are not finite.
+
+    Args:
+      weights: weights of a decoder with the constructor's structure.
+      progress: called with the work done since its last call.
+      part: which one, from 0.
+      stop: strings that end a continuation, besides the end ids.
+
+    Raises:
+      ValueError: a prompt has no tokens.
+    """
+    return self._engine.generate_waves(
+      weights, self._waves[part], progress, stop
+    )
