@@ -1,6 +1,7 @@
 """Reads the questions of benchmarks from files, and checks their options."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import difflib
 import hashlib
 import pathlib
 from typing import Any
@@ -67,8 +68,10 @@ def _field(row: readers.Row, names: tuple[str, ...], place: str) -> Any:
       return row.values[name]
   if any(name in row.values for name in names):
     raise errors.InputError(f'{place} has no {names[0]}: fill it in')
-  raise errors.unknown(
-    f'{place} has no field {names[0]!r}, which', names[0], row.values
+  near = difflib.get_close_matches(names[0], row.values, 1)
+  hint = f': did you mean {near[0]!r}?' if near else '.'
+  raise errors.InputError(
+    f'{place} has no field {names[0]!r}{hint} It has {", ".join(row.values)}'
   )
 
 

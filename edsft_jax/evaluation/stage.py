@@ -1,6 +1,6 @@
 """The evaluate stage: every model on every task -> runs/CELL/evaluations/."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -105,7 +105,9 @@ def run(
     }
   )
   manifest = store.Manifest(workdir)
-  cells, todo = _begin_together(config, workdir, manifest, options, part)
+  cells, todo = _decided_by_first(
+    lambda: _begin(config, workdir, manifest, options, part), options
+  )
   first = processes.is_first()
   counts: dict[str, dict[str, int]] = {}
   if todo:
@@ -130,24 +132,15 @@ def run(
     manifest.finish('evaluate', found)
 
 
-def _begin_together(
-  config: ml_collections.ConfigDict,
-  workdir: store.Workdir,
-  manifest: store.Manifest,
+def _decided_by_first(
+  begin: Callable[[], dict[str, Any]],
   options: Mapping[str, Mapping[str, Any]],
-  part: study.CellPart | None,
 ) -> tuple[list[study.Cell], dict[str, '_Todo']]:
   """The stage's cells, and for each task those that are to be evaluated.
 
-  The first process decides, for all of them.
-
-  Raises:
-    InputError: a cell was evaluated with other inputs.
+  The first process calls `begin`, for all of them.
   """
-  begun = processes.from_first(
-    'models to evaluate',
-    lambda: _begin(config, workdir, manifest, options, part),
-  )
+  begun = processes.from_first('models to evaluate', begin)
   cells = [study.Cell(**fields) for fields in begun['cells']]
   todo: dict[str, _Todo] = {
     task: {

@@ -338,7 +338,7 @@ def test_a_model_of_our_own_is_a_judge(shared, workdir, tmp_path):
   [
     ({'path': ''}, r'alpaca_eval\.path is empty'),
     ({'path': 'none.json'}, r'none\.json'),
-    ({'limit': -1}, r'limit is -1: give 0 or more'),
+    ({'limit': -1}, r'limit is -1: must be at least 0'),
     ({'max_new_tokens': 0}, r'max_new_tokens is 0: give 1 to'),
     ({'judge': 'endpont'}, r'alpaca_eval\.judge: .*endpont'),
     ({'judge': 'endpoint'}, r'no evaluation\.alpaca_eval\.base_url'),

@@ -233,6 +233,10 @@ def _mmlu_file(tmp_path, **changes):
   [
     ({'answer': None}, 'line 1 has no answer: fill it in'),
     ({'answer': 'absent', 'answr': 'A'}, "did you mean 'answr'"),
+    (
+      {'choices': 'absent', 'a': 'x', 'b': 'y'},
+      "no field 'choices'. It has id, subject, question, answer, a, b",
+    ),
     ({'answer': 'E'}, "has the answer 'E': give A, B, C or D"),
     ({'answer': 4}, 'has the answer 4: give A, B, C or D, or 0 to 3'),
     ({'answer': ''}, "has the answer '': give A, B, C or D"),

@@ -3,11 +3,11 @@
 Listed next to TASK, its prompts are evaluated and reported in both forms.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import ml_collections
 
-from edsft_jax import store
 from edsft_jax.evaluation.task import Task, TaskInputs
 
 SUFFIX = ':chat'
@@ -26,24 +26,15 @@ def in_chat(task: type[Task], section: str) -> type[Task]:
     result.evaluation[section].chat = True
     return result
 
+  def reading_chat(method: Callable[..., Any]) -> Any:
+    return staticmethod(lambda config, *args: method(with_chat(config), *args))
+
   class InChat(task):  # type: ignore[misc, valid-type]
     name: ClassVar[str] = f'{task.name}{SUFFIX}'
+    check = reading_chat(task.check)
+    fingerprint = reading_chat(task.fingerprint)
 
     def __init__(self, inputs: TaskInputs):
       super().__init__(inputs._replace(config=with_chat(inputs.config)))
-
-    @staticmethod
-    def check(
-      config: ml_collections.ConfigDict,
-      workdir: store.Workdir,
-      planned: frozenset[str],
-    ) -> None:
-      task.check(with_chat(config), workdir, planned)
-
-    @staticmethod
-    def fingerprint(
-      config: ml_collections.ConfigDict, workdir: store.Workdir
-    ) -> dict[str, Any]:
-      return task.fingerprint(with_chat(config), workdir)
 
   return InChat
