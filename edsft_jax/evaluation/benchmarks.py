@@ -16,7 +16,11 @@ Fields = Mapping[str, tuple[str, ...]]
 
 
 def read(
-  path: str, option: str, fields: Fields, optional: Fields | None = None
+  path: str,
+  option: str,
+  fields: Fields,
+  optional: Fields | None = None,
+  not_text: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
   """The records of a file, or of a split 'hf:NAME/SPLIT', in order.
 
@@ -25,6 +29,8 @@ def read(
     option: the option that names it, for messages.
     fields: the fields that every record must have.
     optional: fields that may be missing; they are None then.
+    not_text: those of `fields` that may be anything but missing; the others are
+      text that is not empty.
 
   Returns:
     The named fields of each record, and its 'id' if it has one.
@@ -38,10 +44,11 @@ def read(
       raise errors.InputError(
         f'{option}: {path}, {row.place}: {row.problem}: fix or remove it'
       )
+    place = f'{option}: {path}, {row.place}'
     record = {
-      field: _field(row, names, f'{option}: {path}, {row.place}')
-      for field, names in fields.items()
+      field: _field(row, names, place) for field, names in fields.items()
     }
+    require_text(record, sorted(fields.keys() - {*not_text}), place)
     for field, names in (optional or {}).items():
       found = (row.values.get(name) for name in names)
       record[field] = next((x for x in found if x is not None), None)

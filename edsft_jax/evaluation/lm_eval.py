@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from flax import nnx
+import numpy as np
 
 from edsft_jax import errors, inference, models
 from edsft_jax import mesh as mesh_lib
@@ -214,7 +215,9 @@ class EdsftLM(TemplateLM):
     engine = inference.LikelihoodEngine(
       self._decoder, self._mesh, targets, batch_tokens=self._batch_tokens
     )
-    return engine(self._weights)
+    found = engine(self._weights)
+    self._refuse_overflow(np.isfinite(found.nll))
+    return found
 
   def _continue(
     self, prompts: Sequence[str], until: Sequence[str], num_new: int
@@ -236,6 +239,7 @@ class EdsftLM(TemplateLM):
     )
     stop = inference.Stop(tuple(filter(None, until)), self._format.decode)
     found = engine(self._weights, stop=stop if stop.strings else None)
+    self._refuse_overflow(found.row_results)
     texts = []
     for ids in found.tokens:
       kept = ids.tolist()
@@ -243,6 +247,13 @@ class EdsftLM(TemplateLM):
         kept.pop()
       texts.append(stop.cut(self._format.decode(kept)))
     return texts
+
+  def _refuse_overflow(self, is_finite: np.ndarray) -> None:
+    if not is_finite.all():
+      raise errors.InputError(
+        f'the numbers of {self._path} overflow on {int((~is_finite).sum()):,} '
+        'requests: set another dtype in --model_args'
+      )
 
 
 def main() -> None:

@@ -70,24 +70,22 @@ class Reporter:
     self._lock = threading.Lock()
 
   def prefilled(
-    self, spans: Sequence[tuple[int, int, int]], num_finished: int = 0
+    self, spans: Sequence[throughput.Span], num_finished: int = 0
   ) -> None:
     """Reports rows that were read, of which `num_finished` are finished.
 
     Args:
-      spans: for each row, the position of its first token that was read, the
-        position after the last one, and how many of these have logits.
+      spans: what was read of each row.
       num_finished: rows that are not continued.
     """
     self._report(
       throughput.Work(
         prompts=num_finished,
-        tokens=sum(end - first for first, end, _ in spans),
-        flops=sum(
-          self._costs.flops(first, end, min(num, end - first))
-          for first, end, num in spans
+        tokens=sum(span.end - span.first for span in spans),
+        flops=sum(self._costs.flops(*span) for span in spans),
+        bytes=self._costs.read_bytes(
+          scored=any(span.num_scored for span in spans)
         ),
-        bytes=self._costs.read_bytes(scored=any(num for *_, num in spans)),
       )
     )
 

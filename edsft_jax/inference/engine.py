@@ -253,7 +253,7 @@ class Engine:
     )
     scored = self._programs.scores_prompt
     report.prefilled(
-      [(0, len(ids), scored * len(ids)) for ids in wave.prefixes]
+      [throughput.Span(0, len(ids), scored * len(ids)) for ids in wave.prefixes]
     )
     return prefixes
 

@@ -20,6 +20,9 @@ from edsft_jax.inference.engine import Engine
 from edsft_jax.inference.programs import Hooks
 from edsft_jax.inference.slots import Stop
 
+# Programs that a padded length of prefixes needs: to read them, and to read and
+# insert the rows after them.
+_PROGRAMS_PER_LENGTH = 3
 # The part of a batch that prefixes may take in addition.
 _PREFIX_SHARE = 0.25
 
@@ -62,11 +65,13 @@ class GenerationEngine:
       num_passes: how often the prompts will run, for example once per model.
       ends: the end of each part, if parts of the prompts are continued by calls
         of their own, all in the same shapes; none: one call continues all.
-      min_saved: tokens that prefixes must save, to be read on their own; None:
-        as many as are read while a program is compiled.
+      min_saved: tokens that prefixes must save, for each of their padded
+        lengths, to be read on their own; None: as many as could be read while
+        the programs for this length are compiled.
     """
     if min_saved is None:
-      min_saved = compile_tokens(decoder, mesh) / num_passes
+      per_pass = compile_tokens(decoder, mesh) / num_passes
+      min_saved = _PROGRAMS_PER_LENGTH * per_pass
     bounds = [0, *(ends or [len(prompts)])]
     parts = [
       [waves.Row.of_prompt(i, ids) for i, ids in enumerate(prompts[start:end])]

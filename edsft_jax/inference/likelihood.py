@@ -181,7 +181,9 @@ class LikelihoodEngine:
       prefixes = self._programs.read(
         weights, *mesh_lib.shard_batch(self._mesh, wave.padded_prefixes())
       )
-      report.prefilled([(0, len(ids), 0) for ids in wave.prefixes])
+      report.prefilled(
+        [throughput.Span(0, len(ids), 0) for ids in wave.prefixes]
+      )
     sizes = shapes_lib.BatchSizes(
       self._batch_tokens,
       wave.length,

@@ -7,7 +7,7 @@ lower the utilisation.
 from collections.abc import Sequence
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -24,6 +24,20 @@ PEAKS = {
   'TPU v5': (459e12, 2.765e12),
   'TPU v6 lite': (918e12, 1.64e12),
 }
+
+
+class Span(NamedTuple):
+  """Tokens of a row that are read together.
+
+  Attributes:
+    first: position of the first one.
+    end: position after the last one.
+    num_scored: how many of them have logits.
+  """
+
+  first: int
+  end: int
+  num_scored: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +104,7 @@ class Costs:
     return self.config.width * self.config.vocab_size
 
   def flops(self, first: int, end: int, num_scored: int) -> float:
-    """Operations for a row's tokens at positions `first` to `end` - 1.
-
-    Args:
-      first: position of the first token.
-      end: position after the last token.
-      num_scored: number of tokens with logits.
-    """
+    """Operations for a row's tokens, given as in `Span`."""
     c = self.config
     num = end - first
     # Each token attends to itself and all before it, in two products.

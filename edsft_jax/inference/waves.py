@@ -11,7 +11,8 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import shapes as shapes_lib
 from edsft_jax.inference.choices import choose_shapes
-from edsft_jax.inference.prefixes import can_share, find_groups
+from edsft_jax.inference.prefixes import Group, can_share, find_groups
+from edsft_jax.inference.throughput import Span
 
 
 @dataclasses.dataclass
@@ -47,9 +48,9 @@ class Row:
     """The inputs after the prefix."""
     return self.inputs[self.prefix_length :]
 
-  def span(self, num_scored: int) -> tuple[int, int, int]:
-    """What is read of it, for `Reporter.prefilled`."""
-    return self.prefix_length, len(self.inputs), num_scored
+  def span(self, num_scored: int) -> Span:
+    """What is read after the prefix."""
+    return Span(self.prefix_length, len(self.inputs), num_scored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +96,24 @@ def plan(
     parts: rows that are run by one call.
     num_passes: see `choose_shapes`.
     max_prefix_tokens: prefix tokens per wave, more for one that is longer.
-    min_saved: tokens that prefixes must save in all; otherwise, there are none.
+    min_saved: tokens that prefixes must save for each of their padded lengths;
+      otherwise, nothing is shared.
     num_shares: waves that the rows without a prefix are divided into.
   """
 
   def choose(lengths: list[int]) -> shapes_lib.Shapes:
     return choose_shapes(decoder, mesh, lengths, num_passes)
 
-  grouped = _grouped(decoder, parts, min_saved)
-  prefixes = [
-    group[0].prefix_length
-    for groups in grouped
-    for group in groups
-    if group[0].prefix_length
+  shared = _shared(decoder, parts)
+  prefixes = [g for groups in shared for g in groups if g.length]
+  shapes = choose([group.length for group in prefixes] or [1])
+  num_saved = sum(group.num_saved for group in prefixes)
+  if num_saved < min_saved * len(shapes.lengths):
+    shared = [_alone(rows) for rows in parts]
+  grouped = [
+    _with_lengths(rows, groups)
+    for rows, groups in zip(parts, shared, strict=True)
   ]
-  shapes = choose(prefixes or [1])
   by_length = [_by_prefix_length(groups, shapes) for groups in grouped]
   waves: list[list[Wave]] = [[] for _ in parts]
   for length in sorted(set().union(*by_length)):
@@ -128,30 +132,33 @@ def plan(
   return waves
 
 
-def _grouped(
-  decoder: models.Decoder, parts: Sequence[list[Row]], min_saved: float
-) -> list[list[list[Row]]]:
-  """Rows of each part that share a prefix; sets their `prefix_length`."""
-  alone = [[[row] for row in rows] for rows in parts]
+def _shared(
+  decoder: models.Decoder, parts: Sequence[list[Row]]
+) -> list[list[Group]]:
+  """Groups of each part's rows, by what they may read as a prefix."""
   if not can_share(decoder.config):
-    return alone
+    return [_alone(rows) for rows in parts]
   # The token before the first target may not be in the prefix.
-  shared = [
+  return [
     find_groups(
       [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
     )
     for rows in parts
   ]
-  if sum(group.num_saved for groups in shared for group in groups) < min_saved:
-    return alone
-  for rows, groups in zip(parts, shared, strict=True):
-    for group in groups:
-      for i in group.indices:
-        rows[i].prefix_length = group.length
-  return [
-    [[rows[i] for i in group.indices] for group in groups]
-    for rows, groups in zip(parts, shared, strict=True)
-  ]
+
+
+def _alone(rows: Sequence[Row]) -> list[Group]:
+  return [Group([i], 0) for i in range(len(rows))]
+
+
+def _with_lengths(
+  rows: Sequence[Row], groups: Sequence[Group]
+) -> list[list[Row]]:
+  """The rows of each group; sets their `prefix_length`."""
+  for group in groups:
+    for i in group.indices:
+      rows[i].prefix_length = group.length
+  return [[rows[i] for i in group.indices] for group in groups]
 
 
 def _by_prefix_length(

@@ -378,8 +378,8 @@ def test_random_must_be_there_to_compare_with(answered):
   ('rows', 'message'),
   [
     ([{'instruction': 'a'}, {'instruction': 'a'}], 'of another row'),
-    ([{'instruction': ' '}], "'0' has no text as instruction"),
-    ([{'instruction': 3}], "'0' has no text as instruction"),
+    ([{'instruction': ' '}], 'has no text as instruction: fill it in'),
+    ([{'instruction': 3}], 'has no text as instruction: fill it in'),
     ([{'instructions': 'a'}], "no field 'instruction'.*did you mean"),
     ([], 'no records'),
   ],

@@ -8,6 +8,7 @@ import gzip
 import json
 import pathlib
 
+import chat_models
 from flax import nnx
 import formats
 import jax
@@ -207,8 +208,8 @@ def test_gsm8k_equals_the_harness(shared, model, adapter, tmp_path):
       assert row['text'] == sample['resps'][0][0]
 
 
-@pytest.mark.parametrize('name', ['stories260K', 'stories3M'])
-def test_pairs_have_the_ids_of_the_harness(shared, name):
+@pytest.mark.parametrize('name', ['stories260K', 'stories3M', 'byte_level'])
+def test_pairs_have_the_ids_of_the_harness(shared, tmp_path, name):
   hf = pytest.importorskip('transformers')
   from lm_eval.api.model import TemplateLM
 
@@ -223,6 +224,9 @@ def test_pairs_have_the_ids_of_the_harness(shared, name):
     def generate_until(self, requests, disable_tqdm=False): ...
 
   path = shared / 'models' / name
+  if name == 'byte_level':
+    path = tmp_path
+    chat_models.write(chat_models.CHAT_MODELS['smollm2'], path)
   tokenizer = hf.AutoTokenizer.from_pretrained(path)
   prompt_format = formats.load(path)
   for context, continuation in (
@@ -294,9 +298,50 @@ metric_list: [{{metric: exact_match}}]
 """
 
 
+def _run_both(config, workdir, names) -> dict:
+  """Evaluates the study; returns what the harness finds with our adapter."""
+  from lm_eval.tasks import TaskManager
+
+  from edsft_jax.evaluation import lm_eval as ours
+
+  with tiny_study.on_one_device():
+    evaluation.run(config, workdir)
+    adapter = ours.EdsftLM(str(tiny_study.MODEL))
+  folder = config.evaluation.lm_eval.include_path
+  return lm_eval.simple_evaluate(
+    adapter,
+    tasks=list(names),
+    bootstrap_iters=0,
+    task_manager=TaskManager(include_path=folder),
+  )
+
+
+def test_numbers_that_overflow_are_an_error(model, monkeypatch):
+  from lm_eval.api.instance import Instance
+
+  from edsft_jax.evaluation import lm_eval as ours
+
+  load = models.load_decoder
+
+  def broken(*args, **kwargs):
+    decoder = load(*args, **kwargs)
+    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
+    return decoder
+
+  monkeypatch.setattr(models, 'load_decoder', broken)
+  adapter = ours.EdsftLM(str(model))
+  options = {'until': [], 'max_gen_toks': 3}
+  for call, args in (
+    (adapter.loglikelihood, ('Once upon', ' a time')),
+    (adapter.generate_until, ('Once upon', options)),
+  ):
+    request = Instance(call.__name__, {}, args, 0)
+    with pytest.raises(errors.InputError, match='overflow on 1 requests'):
+      call([request])
+
+
 def test_any_task_of_the_harness_runs_in_a_study(tmp_path):
   """Named in evaluation.tasks, with the harness's own numbers."""
-  from edsft_jax.evaluation import lm_eval as ours
 
   rng = np.random.default_rng(1)
   rows = [
@@ -317,17 +362,7 @@ def test_any_task_of_the_harness_runs_in_a_study(tmp_path):
   config.evaluation.tasks = tuple(f'lm_eval:{name}' for name in names)
   config.evaluation.lm_eval.include_path = str(folder)
   workdir = tiny_study.make(tmp_path / 'run')
-  with tiny_study.on_one_device():
-    evaluation.run(config, workdir)
-    adapter = ours.EdsftLM(str(tiny_study.MODEL))
-  from lm_eval.tasks import TaskManager
-
-  theirs = lm_eval.simple_evaluate(
-    adapter,
-    tasks=list(names),
-    bootstrap_iters=0,
-    task_manager=TaskManager(include_path=str(folder)),
-  )['samples']
+  theirs = _run_both(config, workdir, names)['samples']
   run = workdir.run('no_finetuning-k0-seed0')
   for name, metrics in (
     ('choose_words', ('acc', 'acc_norm')),
@@ -363,7 +398,6 @@ generation_kwargs:
 def test_ifeval_is_that_of_the_harness(tmp_path):
   """Over prompts, and over instructions, of which prompts have 1 to 3."""
   pytest.importorskip('langdetect')
-  from edsft_jax.evaluation import lm_eval as ours
 
   words = 'length_constraints:number_words'
   lists = [
@@ -402,17 +436,8 @@ def test_ifeval_is_that_of_the_harness(tmp_path):
   config.evaluation.tasks = ('lm_eval:ifeval_short',)
   config.evaluation.lm_eval.include_path = str(folder)
   workdir = tiny_study.make(tmp_path / 'run')
-  with tiny_study.on_one_device():
-    evaluation.run(config, workdir)
-    adapter = ours.EdsftLM(str(tiny_study.MODEL))
-  from lm_eval.tasks import TaskManager
-
-  theirs = lm_eval.simple_evaluate(
-    adapter,
-    tasks=['ifeval_short'],
-    bootstrap_iters=0,
-    task_manager=TaskManager(include_path=str(folder)),
-  )['results']['ifeval_short']
+  found = _run_both(config, workdir, ['ifeval_short'])
+  theirs = found['results']['ifeval_short']
   path = workdir.run('no_finetuning-k0-seed0').evaluation(
     'lm_eval:ifeval_short'
   )

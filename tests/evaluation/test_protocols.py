@@ -277,7 +277,7 @@ def test_the_original_csv_files_are_read(tmp_path):
   [
     ('12', '\'0\' has no "#### NUMBER"'),
     ('It is twelve.\n#### twelve', '\'0\' has no "#### NUMBER"'),
-    (12, "'0' has no text as answer"),
+    (12, 'line 1 has no text as answer'),
   ],
 )
 def test_a_solution_without_a_number_is_refused(tmp_path, answer, message):
@@ -292,7 +292,7 @@ def test_a_solution_without_a_number_is_refused(tmp_path, answer, message):
   [
     # An empty answer would be right wherever a model says nothing.
     ({'target': ''}, "'navigate/0' has no text as target"),
-    ({'input': ['a']}, "'navigate/0' has no text as input"),
+    ({'input': ['a']}, 'line 1 has no text as input'),
   ],
 )
 def test_a_bbh_question_without_text_is_refused(tmp_path, changes, message):

@@ -297,13 +297,15 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
   """
   source = pathlib.Path(path)
   if path.startswith(hub_dataset.PREFIX) or not source.is_dir():
-    records = benchmarks.read(path, option, _FIELDS)
+    records = benchmarks.read(path, option, _FIELDS, not_text=('target',))
   else:
     fields = {name: _FIELDS[name] for name in ('input', 'target')}
     records = [
       {'task': file.stem, **record}
       for file in sorted(source.glob('*.json'))
-      for record in benchmarks.read(str(file), option, fields)
+      for record in benchmarks.read(
+        str(file), option, fields, not_text=('target',)
+      )
     ]
   numbers: dict[str, int] = {}
   for record in records:
@@ -313,7 +315,7 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
     # JSON files may have numbers and truth values as they are.
     record['target'] = str(record['target'])
     place = f'{option}: {path}, {record["id"]!r}'
-    benchmarks.require_text(record, ('task', 'input', 'target'), place)
+    benchmarks.require_text(record, ('target',), place)
   benchmarks.refuse_duplicates(records, f'{option}: {path}')
   return records
 

@@ -200,7 +200,9 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
     InputError: naming a question that is not complete.
   """
   if path.startswith(hub_dataset.PREFIX) or not pathlib.Path(path).is_dir():
-    records = benchmarks.read(path, option, _FIELDS)
+    records = benchmarks.read(
+      path, option, _FIELDS, not_text=('choices', 'answer')
+    )
   else:
     records = list(_read_folder(pathlib.Path(path), option))
   numbers: dict[str, int] = {}
@@ -209,7 +211,6 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
     numbers[subject] = numbers.get(subject, 0) + 1
     record.setdefault('id', f'{subject}/{numbers[subject] - 1}')
     place = f'{option}: {path}, {record["id"]!r}'
-    benchmarks.require_text(record, ('subject', 'question'), place)
     if not isinstance(record['choices'], (list, tuple)):
       raise errors.InputError(
         f'{place} has choices {record["choices"]!r}: give a list of four'
