@@ -225,7 +225,7 @@ def test_pairs_have_the_ids_of_the_harness(shared, tmp_path, name):
 
   path = shared / 'models' / name
   if name == 'byte_level':
-    path = tmp_path
+    path = tmp_path / 'model'
     chat_models.write(chat_models.CHAT_MODELS['smollm2'], path)
   tokenizer = hf.AutoTokenizer.from_pretrained(path)
   prompt_format = formats.load(path)
