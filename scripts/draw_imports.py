@@ -33,7 +33,7 @@ ROWS: tuple[dict[str, float], ...] = (
     'reporting': 0.81,
     'strategies': 0.93,
   },
-  {'inference': 0.15, 'selection': 0.9},
+  {'inference': 0.15, 'parts': 0.68, 'selection': 0.9},
   {'models': 0.3, 'study': 0.68, 'prices': 0.88},
   {'mesh': 0.3, 'tables': 0.5, REGISTRY: 0.68, 'config': 0.84},
   {name: 0.1 + 0.2 * i for i, name in enumerate(BOTTOM)},

@@ -26,6 +26,7 @@ STAGES = (
 )
 SERVES_ALL = {'console', 'errors', 'interrupts', 'processes', 'store'}
 BELOW_STAGES = {
+  'parts',
   'study',
   'registry',
   'inference',
@@ -52,12 +53,14 @@ MAY_IMPORT = {
   'registry': set(),
   'prices': set(),
   'study': {'config', 'registry', *SERVES_ALL},
+  'parts': {'study', *SERVES_ALL},
   'selection': set(),
   **{stage: BELOW_STAGES for stage in STAGES},
   'preview': {'models', 'registry', 'study', *SERVES_ALL},
   'plan': {
     'mesh',
     'models',
+    'parts',
     'prices',
     'registry',
     'reporting',

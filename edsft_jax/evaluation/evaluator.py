@@ -1,6 +1,7 @@
 """Evaluates models on a task, one after the other, with few compilations."""
 
 from collections.abc import Mapping, Sequence
+import time
 from typing import Any
 
 from flax import nnx
@@ -84,10 +85,13 @@ class Evaluator:
       )
       shards = Shards(folder, [item.id for item in self._task.items], ends)
       missing = processes.from_first('missing shards', shards.missing)
+      start = time.monotonic()
       self._compute(cell, decoder, shards, missing)
       processes.barrier('items evaluated')
       if processes.is_first():
         processes.await_files([shards.path(i) for i in missing])
+        seconds = round(time.monotonic() - start, 3)
+        store.write_json(run.evaluation_timing(name), {'seconds': seconds})
         results.write(run, cell, self._task, shards.join(), fingerprint)
         shards.remove()
 

@@ -4,22 +4,20 @@ import collections
 from collections.abc import Mapping, Sequence
 
 import ml_collections
-import numpy as np
 
-from edsft_jax import store
+from edsft_jax import parts, store
 from edsft_jax.plan import coverage
 from edsft_jax.plan.orders import Orders
-from edsft_jax.plan.section import Section, shortened
+from edsft_jax.plan.section import Section
 from edsft_jax.reporting import results
-from edsft_jax.strategies import parts
+from edsft_jax.reporting.picks import overlap, shown
 from edsft_jax.strategies.registry import RANDOM
 
 # Tasks with a row of their own.
 MAX_TASKS = 10
 NO_TASK = '(no task)'
-# Picks shown of each strategy, and characters of each.
+# Picks shown of each strategy.
 NUM_SHOWN = 3
-MAX_CHARACTERS = 120
 
 
 def sections(
@@ -107,13 +105,8 @@ def _overlap(
     return []
 
   def shared(one: str, other: str) -> str:
-    first, second = orders.ids[one], orders.ids[other]
-    common = [
-      len({*first[seed]} & {*second[seed]}) / orders.largest
-      for seed in first
-      if seed in second
-    ]
-    return f'{np.mean(common):.0%}' if common else '–'
+    share = overlap(orders.ids, one, other, orders.largest)
+    return '–' if share is None else f'{share:.0%}'
 
   part = parts.num_prompts(config.study.pool_fraction, len(pool))
   return [
@@ -198,7 +191,7 @@ def _examples(pool: store.Prompts, orders: Orders) -> Section:
         name,
         tasks[i][:20],
         f'{len(texts[i].split()):,}',
-        shortened(' '.join(texts[i].split()), MAX_CHARACTERS),
+        shown(texts[i]),
       ]
       for name, by_seed in orders.ids.items()
       for i in next(iter(by_seed.values()))[:NUM_SHOWN]

@@ -5,6 +5,7 @@ import dataclasses
 import textwrap
 
 from edsft_jax import console
+from edsft_jax.reporting.wording import shortened
 
 # Columns of a terminal.
 WIDTH = 100
@@ -43,8 +44,3 @@ class Section:
     return '\n'.join(
       [self.title.upper(), *(shortened(row, WIDTH) for row in rows), *lines]
     )
-
-
-def shortened(text: str, length: int) -> str:
-  """The text, cut to this many characters."""
-  return text if len(text) <= length else f'{text[: length - 3]}...'

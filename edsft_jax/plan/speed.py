@@ -9,11 +9,11 @@ from typing import TypeVar
 import ml_collections
 import numpy as np
 
-from edsft_jax import models, selection, store, study
+from edsft_jax import models, parts, selection, store, study
 from edsft_jax.plan.section import Section
 from edsft_jax.reporting import account, wording
 from edsft_jax.scoring import encoding, loading
-from edsft_jax.strategies import choosing, derived, parts, registry
+from edsft_jax.strategies import choosing, derived, registry
 from edsft_jax.strategies.view import View
 
 T = TypeVar('T')

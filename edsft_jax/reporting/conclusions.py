@@ -183,6 +183,4 @@ def about_savings(compared: Comparisons, confidence: float) -> str:
 
 
 def _probability(p: float | None) -> str:
-  if p is None:
-    return 'unknown'
-  return '< 0.001' if p < 0.001 else f'= {p:.3f}'
+  return 'unknown' if p is None else wording.probability(p)

@@ -1,17 +1,23 @@
 """Templates of pages, which share a style and ways to print numbers."""
 
-import base64
 import importlib.resources
+from typing import Any
 
 import jinja2
+import markupsafe
 
 from edsft_jax.reporting import wording
+from edsft_jax.reporting.plots import palette
 
 
 def template(package: str, name: str) -> jinja2.Template:
-  """A template that is a file of a package; `style` is the style of all."""
+  """A template that is a file of a package; `style` is the style of all.
+
+  It may include further ones of its package.
+  """
   environment = jinja2.Environment(
     autoescape=True,
+    loader=jinja2.FunctionLoader(lambda other: read(package, other)),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -22,12 +28,32 @@ def template(package: str, name: str) -> jinja2.Template:
     'signed': wording.signed,
     'probability': lambda p: '< 0.001' if p < 0.001 else f'{p:.3f}',
     'coverage': lambda share: f'{100 * share:g}%',
-    'base64': lambda data: base64.b64encode(data).decode('ascii'),
+    'plain': _plain,
   }
-  environment.globals['style'] = _read('edsft_jax.reporting', 'page.css')
-  return environment.from_string(_read(package, name))
+  environment.globals['style'] = _style()
+  environment.globals['shade'] = palette.variable
+  return environment.get_template(name)
 
 
-def _read(package: str, name: str) -> str:
+def _plain(value: Any) -> str:
+  """A value of a config or manifest, as a reader of the page would write it."""
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if value is None or value == '':
+    return '–'
+  return f'{value:,}' if isinstance(value, int) else str(value)
+
+
+def _style() -> markupsafe.Markup:
+  return markupsafe.Markup(
+    f':root {{ color-scheme: light dark; {palette.definitions()} }}\n'
+    '@media screen and (prefers-color-scheme: dark) {\n'
+    f'  :root {{ {palette.definitions(dark=True)} }}\n'
+    f'}}\n{read("edsft_jax.reporting", "page.css")}'
+  )
+
+
+def read(package: str, name: str) -> str:
+  """The text of a file of a package."""
   file = importlib.resources.files(package).joinpath(name)
   return file.read_text(encoding='utf-8')

@@ -225,6 +225,10 @@ def read_results(
       evaluations[cell] = evaluation
     else:
       absent.append(cell)
+  if metrics and all(metric.against_random for metric in metrics.values()):
+    # What is relative to random at the same budget is not known of these.
+    references = (study.FULL_POOL, study.NO_FINETUNING)
+    absent = [cell for cell in absent if cell.strategy not in references]
   return Results(
     metrics=metrics,
     evaluations=evaluations,
@@ -402,32 +406,6 @@ def found_tasks(
     if (path := workdir.selection_record(strategy)).exists()
     and (clusters := store.read_json(path)['task_clusters'])
   }
-
-
-def input_files(
-  config: ml_collections.ConfigDict, workdir: store.Workdir
-) -> list[pathlib.Path]:
-  """The existing files that the page is made from."""
-  paths = [
-    workdir.pool,
-    workdir.responses,
-    workdir.rejected,
-    workdir.amended,
-    workdir.gains_curves,
-    *(workdir.selection_record(s) for s in config.selection.strategies),
-    *(
-      workdir.selection(strategy, seed)
-      for strategy in config.selection.strategies
-      for seed in study.seeds(config, strategy)
-    ),
-    *(
-      path
-      for cell in cells(config, workdir, pool_size(workdir))
-      for evaluation in evaluation_files(workdir.run(cell.name))
-      for path in (evaluation, evaluation.with_name('items.jsonl'))
-    ),
-  ]
-  return [path for path in paths if path.exists()]
 
 
 def absent_lines(absent: Sequence[study.Cell]) -> list[str]:

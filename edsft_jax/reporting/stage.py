@@ -1,15 +1,12 @@
 """The report stage: evaluations and selections -> report/."""
 
-import csv
-import io
 import pathlib
-import re
-from typing import Any
 
 import ml_collections
 
 from edsft_jax import console, errors, store
-from edsft_jax.reporting import results
+from edsft_jax.reporting import inputs, results
+from edsft_jax.reporting.differences import csv_text
 from edsft_jax.reporting.terminal import summary
 
 STAGE = 'report'
@@ -25,6 +22,16 @@ def check(
   Raises:
     InputError: naming the option, or the stage to run first.
   """
+  _check_options(config, workdir, planned)
+  if 'evaluate' not in planned:
+    _read_results(config, workdir)
+
+
+def _check_options(
+  config: ml_collections.ConfigDict,
+  workdir: store.Workdir,
+  planned: frozenset[str],
+) -> None:
   if not 0.0 < config.report.confidence < 1.0:
     raise errors.InputError(
       f'report.confidence is {config.report.confidence}: give a number between '
@@ -34,18 +41,24 @@ def check(
     'report.price_per_hour', config.report.price_per_hour, 0.0
   )
   store.require(workdir.pool, 'pool', planned)
-  if 'evaluate' not in planned:
-    found = results.read_results(config, workdir)
-    if not found.evaluations:
-      raise errors.InputError(
-        f'{workdir.runs} has no eval.json for this study: '
-        'run the evaluate stage first'
-      )
-    results.find_metric(config.report.metric, found.metrics)
+
+
+def _read_results(
+  config: ml_collections.ConfigDict, workdir: store.Workdir
+) -> results.Results:
+  """The evaluations, of which there are some, with the headline metric."""
+  found = results.read_results(config, workdir)
+  if not found.evaluations:
+    raise errors.InputError(
+      f'{workdir.runs} has no eval.json for this study: '
+      'run the evaluate stage first'
+    )
+  results.find_metric(config.report.metric, found.metrics)
+  return found
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Writes report/index.html and the PNG and csv of every plot next to it.
+  """Writes report/index.html, and next to it images and csv of every plot.
 
   The page is only made again if something that it shows has changed, according
   to the hashes in report/inputs.json.
@@ -53,37 +66,42 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   Raises:
     InputError: as in check; or a file is damaged.
   """
-  check(config, workdir, frozenset())
+  _check_options(config, workdir, frozenset())
+  found = _read_results(config, workdir)
   folder = workdir.report.parent
   manifest = store.Manifest(workdir)
-  inputs = _inputs(config, workdir, manifest)
+  made_from = _made_from(config, workdir, manifest)
   record = folder / 'inputs.json'
   before = store.read_json(record) if record.exists() else {}
-  if before.get('inputs') == inputs and all(
+  if before.get('inputs') == made_from and all(
     (folder / name).exists() for name in before['files']
   ):
     console.say(STAGE, f'{workdir.report} is up to date')
-    print(summary(config, workdir))
+    print(summary(config, workdir, found))
     return
   with manifest.timed(STAGE):
-    from edsft_jax.reporting import page
+    from edsft_jax.reporting import captions, page
 
-    found = results.read_results(config, workdir)
     report = page.make(config, workdir, manifest, found)
-    files = []
-    for exhibit in report.exhibits:
-      _write_bytes(folder / f'{exhibit.name}.png', exhibit.png)
-      _write_csv(folder / f'{exhibit.name}.csv', exhibit.columns, exhibit.rows)
-      files += [f'{exhibit.name}.png', f'{exhibit.name}.csv']
+    contents: dict[str, str | bytes] = {
+      f'{e.name}.csv': csv_text(e.columns, e.rows) for e in report.exhibits
+    }
+    for name, images in report.images.items():
+      contents[f'{name}.svg'] = images.svg
+      contents[f'{name}.pdf'] = images.pdf
+      contents[f'{name}.png'] = images.png
     for name, table in report.tables.items():
-      _write_csv(folder / name, *table)
-    store.write_text(workdir.report, report.html)
-    files += [*report.tables, workdir.report.name]
+      contents[name] = csv_text(*table)
+    contents['figures.tex'] = captions.latex(report.exhibits)
+    contents[workdir.report.name] = report.html
+    for name, content in contents.items():
+      _write(folder / name, content)
+    files = list(contents)
     # Removes plots that are no longer part of the study.
     for name in before.get('files', []):
       if name not in files:
         (folder / name).unlink(missing_ok=True)
-    store.write_json(record, {'inputs': inputs, 'files': files})
+    store.write_json(record, {'inputs': made_from, 'files': files})
   manifest.finish(
     STAGE,
     {
@@ -98,7 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   print(summary(config, workdir, found))
 
 
-def _inputs(
+def _made_from(
   config: ml_collections.ConfigDict,
   workdir: store.Workdir,
   manifest: store.Manifest,
@@ -120,78 +138,21 @@ def _inputs(
     'stages': store.hash_json(stages),
     'versions': store.hash_json(store.versions()),
     'report code': store.hash_files(
-      [*code.rglob('*.py'), *code.glob('*.jinja'), *code.glob('*.css')]
+      [
+        path
+        for pattern in ('*.py', '*.jinja', '*.css', '*.js')
+        for path in code.rglob(pattern)
+      ]
     ),
     **{
       str(path.relative_to(workdir.root)): store.hash_file(path)
-      for path in results.input_files(config, workdir)
+      for path in inputs.input_files(config, workdir)
     },
   }
 
 
-def _write_bytes(path: pathlib.Path, content: bytes) -> None:
+def _write(path: pathlib.Path, content: str | bytes) -> None:
+  if isinstance(content, str):
+    content = content.encode('utf-8')
   with store.replacing(path) as partial:
     partial.write_bytes(content)
-
-
-def differences(
-  config: ml_collections.ConfigDict, workdir: store.Workdir
-) -> list[str]:
-  """Files of the report that its inputs do not give, without writing any.
-
-  Seconds are not compared: they grow when a stage finds its work done.
-
-  Raises:
-    InputError: an input is damaged.
-  """
-  if not workdir.report.exists():
-    return []
-  from edsft_jax.reporting import page
-
-  manifest = store.Manifest(workdir)
-  found = results.read_results(config, workdir)
-  made = page.make(config, workdir, manifest, found)
-  folder = workdir.report.parent
-  expected = {
-    **{f'{e.name}.csv': (e.columns, e.rows) for e in made.exhibits},
-    **made.tables,
-  }
-  expected.pop('stage_seconds.csv', None)
-  lines = [
-    f'{folder / name} is not what the items and selections give'
-    for name, table in expected.items()
-    if not (folder / name).exists()
-    or (folder / name).read_text('utf-8') != _csv_text(*table)
-  ]
-  if _numbers(workdir.report.read_text('utf-8')) != _numbers(made.html):
-    lines.append(
-      f'{workdir.report} is not what the items and selections give: run the '
-      'report stage to see what it should be'
-    )
-  return lines
-
-
-def _numbers(html: str) -> str:
-  """The page without plots, seconds and the counts of stages.
-
-  A later command that was refused may have counted again.
-  """
-  html = re.sub('base64,[^"]*"', '', html)
-  html = re.sub('(?s)<table id="counts">.*?</table>', '', html)
-  return re.sub('(?s)<h2 id="time">.*?(?=<h2)', '', html)
-
-
-def _write_csv(
-  path: pathlib.Path,
-  columns: tuple[str, ...],
-  rows: list[tuple[Any, ...]],
-) -> None:
-  store.write_text(path, _csv_text(columns, rows))
-
-
-def _csv_text(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(columns)
-  writer.writerows(rows)
-  return text.getvalue()

@@ -79,9 +79,10 @@ def summary(
     f'Not evaluated yet: {line}' for line in results.absent_lines(found.absent)
   ]
   lines += [
-    timing.read_timing(store.Manifest(workdir).stages).sentence(
-      config.report.price_per_hour
-    ),
+    timing.read_timing(
+      store.Manifest(workdir).stages,
+      [workdir.run(cell.name) for cell in found.evaluations],
+    ).sentence(config.report.price_per_hour),
     f'Report: {workdir.report}',
   ]
   return '\n'.join(lines)

@@ -1,6 +1,6 @@
 """The time of each stage, and the share spent on selection."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 from edsft_jax import store
@@ -64,8 +64,48 @@ class Timing:
     )
 
 
-def read_timing(stages: Mapping[str, store.StageRecord]) -> Timing:
-  """Reads the seconds from the records of manifest.json."""
-  return Timing(
-    {stage: stages[stage].seconds for stage in STAGES if stage in stages}
-  )
+def read_timing(
+  stages: Mapping[str, store.StageRecord], runs: Sequence[store.Run] = ()
+) -> Timing:
+  """The seconds of each stage.
+
+  manifest.json lacks the time of a command that was killed, and the finished
+  cells that of loading models and of judges: the larger of the two counts.
+
+  Args:
+    stages: the records of manifest.json.
+    runs: the cells.
+  """
+  seconds = {
+    stage: stages[stage].seconds for stage in STAGES if stage in stages
+  }
+  for stage, of_cell in _OF_CELLS.items():
+    known = sum(of_cell(run) or 0.0 for run in runs)
+    if known > seconds.get(stage, 0.0):
+      seconds[stage] = round(known, 3)
+  return Timing({stage: seconds[stage] for stage in STAGES if stage in seconds})
+
+
+def finetuning_seconds(run: store.Run) -> float | None:
+  """The seconds of a finished cell; None if it has not recorded them.
+
+  A cell without finetuning took none.
+  """
+  if not run.cell.exists():
+    return 0.0
+  if not run.model.exists() or not run.timing.exists():
+    return None
+  lines = store.read_jsonl(run.timing)
+  return float(lines[-1]['seconds']) if lines else None
+
+
+def evaluation_seconds(run: store.Run) -> float | None:
+  """The seconds of a cell on all tasks; None if one has not recorded them."""
+  folders = [path.parent for path in run.evaluations.glob('*/eval.json')]
+  paths = [folder / 'timing.json' for folder in folders]
+  if not all(path.exists() for path in paths):
+    return None
+  return sum((store.read_json(path)['seconds'] for path in paths), 0.0)
+
+
+_OF_CELLS = {'finetune': finetuning_seconds, 'evaluate': evaluation_seconds}

@@ -13,6 +13,11 @@ def listed(items: Sequence[str]) -> str:
   return f'{", ".join(items[:-1])} and {items[-1]}'
 
 
+def shortened(text: str, length: int) -> str:
+  """The text, cut to this many characters."""
+  return text if len(text) <= length else f'{text[: length - 3]}...'
+
+
 def over_seeds(count: int, confidence: float) -> str:
   """Describes the values in a table's cells."""
   if count == 1:
@@ -34,6 +39,11 @@ def duration(seconds: float) -> str:
 def signed(value: float) -> str:
   """Formats a difference as +0.012 or −0.012."""
   return f'{value:+.3f}'.replace('-', '−')
+
+
+def probability(p: float) -> str:
+  """Formats a p-value with its sign: '= 0.012' or '< 0.001'."""
+  return '< 0.001' if p < 0.001 else f'= {p:.3f}'
 
 
 def answers(value: float, budgets: Sequence[int]) -> str:

@@ -217,6 +217,10 @@ class Run:
     """Items evaluated so far; removed when the cell is done on the task."""
     return self._evaluation_folder(task) / 'shards'
 
+  def evaluation_timing(self, task: str) -> pathlib.Path:
+    """Seconds of the command that finished the cell on the task."""
+    return self._evaluation_folder(task) / 'timing.json'
+
   def outputs(self, task: str) -> pathlib.Path:
     """The outputs of a task with a judge, in AlpacaEval's form."""
     return self._evaluation_folder(task) / 'outputs.json'

@@ -6,9 +6,9 @@ import operator
 import ml_collections
 import numpy as np
 
-from edsft_jax import errors, store, study
+from edsft_jax import errors, parts, store, study
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.strategies import parts, registry
+from edsft_jax.strategies import registry
 from edsft_jax.strategies import scores as scores_lib
 
 _CHOICES = {

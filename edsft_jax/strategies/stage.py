@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from edsft_jax import console, errors, selection, store, study
-from edsft_jax.strategies import choosing, derived, orders, parts, registry
+from edsft_jax import console, errors, parts, selection, store, study
+from edsft_jax.strategies import choosing, derived, orders, registry
 from edsft_jax.strategies import scores as scores_lib
 from edsft_jax.strategies.checks import check, clusters_tasks
 from edsft_jax.strategies.view import View

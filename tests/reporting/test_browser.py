@@ -1,86 +1,195 @@
 """The pages in a browser: they fit, whole, on a desk and on a phone."""
 
+import io
 import re
-import shutil
-import subprocess
 
+import browser
+import numpy as np
 import pytest
 import synthetic_study as synthetic
 
 from edsft_jax import plan, reporting
+from edsft_jax.reporting import comparison, results
 
-pytestmark = pytest.mark.slow
-
-BROWSER = next(
-  filter(None, map(shutil.which, ('chromium', 'google-chrome', 'chrome'))), None
-)
-# What the browser finds is written into the page, which it then prints.
-MEASURE = """
-<script>
-const root = document.documentElement;
-const images = [...document.images];
-root.dataset.found = [
-  root.scrollWidth - root.clientWidth,
-  images.length,
-  images.filter(image => image.naturalWidth > 0).length,
-  document.body.innerText.length,
-].join(' ');
-</script>
-"""
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(browser.PATH is None, reason='no browser is installed'),
+]
+READY = 'document.documentElement.dataset.ready'
 
 
-@pytest.mark.skipif(BROWSER is None, reason='no browser is installed')
-@pytest.mark.parametrize('width', [390, 1400])
-def test_the_page_fits_and_every_image_loads(tmp_path, width):
-  options = synthetic.config()
-  workdir = synthetic.write(tmp_path, options)
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+  """A study with prices and features, reported and planned."""
+  options = synthetic.config(annotation__price_per_answer=2.0)
+  workdir = synthetic.write(tmp_path_factory.mktemp('study'), options)
+  rows = np.random.default_rng(0).normal(size=(synthetic.POOL_SIZE, 5))
+  workdir.features.parent.mkdir()
+  np.save(workdir.features, rows.astype(np.float32))
   reporting.run(options, workdir)
-  overflow, images, loaded, letters = _measured(workdir.report, tmp_path, width)
-  assert overflow <= 0
-  assert images == loaded >= 5
-  assert letters > 1000
-
-
-@pytest.mark.skipif(BROWSER is None, reason='no browser is installed')
-@pytest.mark.parametrize('width', [390, 1400])
-def test_the_plan_fits(tmp_path, width):
-  options = synthetic.config()
-  workdir = synthetic.write(tmp_path, options)
   options.plan.sample_prompts = 0
   plan.run(options, workdir)
-  overflow, _, _, letters = _measured(workdir.plan, tmp_path, width)
-  assert overflow <= 0
-  assert letters > 1000
+  return options, workdir
 
 
-def _measured(source, folder, width):
-  """What MEASURE finds on a page, at that width."""
-  page = folder / 'page.html'
-  page.write_text(source.read_text('utf-8') + MEASURE, 'utf-8')
-  # A browser window may not be narrower than 500 pixels: a frame may.
-  frame = folder / 'frame.html'
-  frame.write_text(
-    f'<iframe src="{page.name}" width="{width}" height="800"></iframe>'
-    '<script>onload = () => { document.title ='
-    ' frames[0].document.documentElement.dataset.found; }</script>'
+@pytest.fixture(scope='module')
+def window(tmp_path_factory):
+  with browser.opened(tmp_path_factory.mktemp('profile')) as opened:
+    yield opened
+
+
+def _open(window, workdir, width=1400, dark=False):
+  window.open(workdir.report, width, dark, READY)
+
+
+def _columns(window, source):
+  """The columns of a chart's data source."""
+  return window.evaluate(
+    'Object.fromEntries(Object.entries(Bokeh.documents.map(d => '
+    f'd.get_model_by_name("{source}")).find(m => m).data).map('
+    '([k, v]) => [k, [...v]]))'
   )
-  result = subprocess.run(
-    [
-      str(BROWSER),
-      '--headless',
-      '--no-sandbox',
-      '--disable-gpu',
-      '--allow-file-access-from-files',
-      f'--user-data-dir={folder / "profile"}',
-      '--virtual-time-budget=5000',
-      '--dump-dom',
-      frame.as_uri(),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=True,
+
+
+def _choose(window, control, value):
+  window.evaluate(
+    f'(() => {{ const c = document.getElementById("{control}");'
+    f' c.value = "{value}"; c.dispatchEvent(new Event("change")); }})()'
   )
-  found = re.search(r'<title>(-?\d+) (\d+) (\d+) (\d+)</title>', result.stdout)
-  assert found, result.stdout[:2000] + result.stderr[-2000:]
-  return tuple(map(int, found.groups()))
+
+
+@pytest.mark.parametrize('dark', [False, True])
+@pytest.mark.parametrize('width', [390, 1400])
+def test_the_page_fits_says_nothing_and_asks_for_nothing(
+  study, window, width, dark
+):
+  _, workdir = study
+  _open(window, workdir, width, dark)
+  assert window.messages == []
+  asked = {url for url in window.requests if not url.startswith('data:')}
+  assert asked == {workdir.report.resolve().as_uri()}
+  root = 'document.documentElement'
+  assert window.evaluate(f'{root}.scrollWidth - {root}.clientWidth') <= 0
+  assert len(window.evaluate('document.body.innerText')) > 3000
+  background = window.evaluate(
+    'getComputedStyle(document.body).backgroundColor'
+  )
+  assert background == ('rgb(20, 23, 28)' if dark else 'rgb(255, 255, 255)')
+  # Every budget is on the phone, too.
+  for budget in synthetic.config().study.budgets:
+    inside = window.evaluate(
+      f'[...document.querySelectorAll(`td[data-label="{budget} answers"]`)].'
+      'map(cell => cell.getBoundingClientRect()).'
+      'map(box => box.width > 0 && box.left >= 0 && box.right <= innerWidth)'
+    )
+    assert inside == [True] * 4
+  ticks = 'Bokeh.documents[0].get_model_by_name("ticks").ticks'
+  assert window.evaluate(f'[...{ticks}]') == [20, 40, 80]
+
+
+@pytest.mark.parametrize('width', [390, 1400])
+def test_the_plan_fits(study, window, width):
+  window.open(study[1].plan, width)
+  root = 'document.documentElement'
+  assert window.evaluate(f'{root}.scrollWidth - {root}.clientWidth') <= 0
+  assert len(window.evaluate('document.body.innerText')) > 1000
+  assert window.messages == []
+
+
+def test_controls_of_the_curves_change_what_they_show(study, window):
+  options, workdir = study
+  _open(window, workdir)
+  found = results.read_results(options, workdir)
+  budgets = [20, 40, 80]
+  for metric in ('rouge_l', 'loss'):
+    _choose(window, 'metric', metric)
+    shown = _columns(window, 'means facility_location')
+    compared = comparison.compare(found, metric, 0.95)
+    intervals = [
+      compared.interval('facility_location', b, 0.95) for b in budgets
+    ]
+    assert shown['y'] == pytest.approx([one.mean for one in intervals])
+    assert shown['low'] == pytest.approx([one.low for one in intervals])
+    assert shown['x'] == budgets
+    rings = _columns(window, 'seeds facility_location')['y']
+    assert rings == pytest.approx(
+      [v for b in budgets for v in found.values('facility_location', b, metric)]
+    )
+  _choose(window, 'axis', 'money')
+  assert _columns(window, 'means random')['x'] == [40, 80, 160]
+  visible = 'Bokeh.documents[0].get_model_by_name("{}").visible'
+  assert window.evaluate(visible.format('costs'))
+  assert not window.evaluate(visible.format('budgets'))
+  assert not window.evaluate(visible.format('band min_margin'))
+  window.evaluate('document.getElementById("intervals").click()')
+  assert window.evaluate(visible.format('band min_margin'))
+  window.evaluate('document.querySelector("#shown [value=min_margin]").click()')
+  for part in ('band', 'line', 'dots', 'rings'):
+    assert not window.evaluate(visible.format(f'{part} min_margin'))
+  assert window.messages == []
+
+
+def test_controls_of_the_map_change_what_it_shows(study, window):
+  _, workdir = study
+  _open(window, workdir)
+  assert len(_columns(window, 'picks')['x']) == 80
+  _choose(window, 'map-budget', 20)
+  lists = 'JSON.parse(document.getElementById("pool-data").textContent).lists'
+  names = window.evaluate(f'{lists}.map(one => one.strategy)')
+  number = names.index('min_margin')
+  _choose(window, 'map-list', number)
+  texts = window.evaluate(
+    f'(pool => pool.lists[{number}].picks.slice(0, 20).map(i => pool.texts[i]))'
+    '(JSON.parse(document.getElementById("pool-data").textContent))'
+  )
+  assert _columns(window, 'picks')['text'] == texts
+  assert len(_columns(window, 'others')['x']) == synthetic.POOL_SIZE - 20
+
+
+def test_picks_can_be_searched_and_sorted(study, window):
+  _, workdir = study
+  _open(window, workdir)
+  rows = '[...document.querySelectorAll("#picks tbody tr")]'
+  words = f'{rows}.map(row => [...row.cells].map(cell => cell.innerText))'
+  assert [row[0] for row in window.evaluate(words)][:3] == ['1', '2', '3']
+  first = window.evaluate(words)[0]
+  window.evaluate(
+    '(() => { const s = document.getElementById("picks-search");'
+    f' s.value = "{first[5]}"; s.dispatchEvent(new Event("input")); }})()'
+  )
+  assert first in window.evaluate(words)
+  assert all(first[5] in row[5] for row in window.evaluate(words))
+  _open(window, workdir)
+  window.evaluate('document.querySelector("#picks [data-by=rank]").click()')
+  assert window.evaluate(words)[0][0] == '80'
+  before = len(window.evaluate(words))
+  window.evaluate('document.getElementById("picks-more").click()')
+  assert len(window.evaluate(words)) == 80 > before
+
+
+@pytest.mark.parametrize('dark', [False, True])
+def test_every_verdict_is_whole_in_print(study, window, dark):
+  pypdf = pytest.importorskip('pypdf')
+  options, workdir = study
+  _open(window, workdir, dark=dark)
+  reader = pypdf.PdfReader(io.BytesIO(window.pdf()))
+  text = ' '.join(page.extract_text() for page in reader.pages)
+  text = re.sub(r'\s+', ' ', text)
+  compared = comparison.compare_all(
+    results.read_results(options, workdir), 'rouge_l', 0.95
+  )
+  for one in compared.values():
+    verdicts = [*one.curves.values(), *one.budgets.values()]
+    for verdict in {v.verdict.value for v in verdicts}:
+      wanted = sum(v.verdict.value == verdict for v in verdicts)
+      assert text.count(verdict) >= wanted
+  # Nothing is cut off at the right edge of A4 paper, details included.
+  _open(window, workdir, 718, dark)
+  window.print_preview()
+  window.evaluate('dispatchEvent(new Event("beforeprint"))')
+  root = 'document.documentElement'
+  assert window.evaluate(f'{root}.scrollWidth - {root}.clientWidth') <= 0
+  # Details are open, and the complete config is in one.
+  assert '"pool_fraction": 1.0' in text
+  # Controls are not printed.
+  assert 'intervals and seeds' not in text

@@ -9,14 +9,8 @@ from edsft_jax.reporting import plots, training
 
 @pytest.fixture
 def quick(monkeypatch):
-  for name in (
-    'label_efficiency',
-    'gains_by_width',
-    'selection_gains',
-    'by_task',
-    'stage_seconds',
-  ):
-    monkeypatch.setattr(plots, name, lambda *args, **kwargs: b'plot')
+  blank = plots.Images('<svg></svg>', b'', b'')
+  monkeypatch.setattr(plots, 'render', lambda *_: blank)
 
 
 def _train(workdir, cell, first, last) -> None:

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from configs import default
-from edsft_jax import errors, selection, store, study
-from edsft_jax.strategies import parts, stage
+from edsft_jax import errors, parts, selection, store, study
+from edsft_jax.strategies import stage
 from edsft_jax.strategies.registry import STRATEGIES
 
 SIZE, BUDGET = 60, 6

@@ -5,11 +5,11 @@ import math
 from typing import Any
 
 from edsft_jax.reporting import statistics
-from edsft_jax.reporting.plots import style
+from edsft_jax.reporting.plots import palette, style
 from edsft_jax.strategies.registry import RANDOM, STRATEGIES
 
 # Height of a line of text, as a share of a panel.
-_LABEL_GAP = 0.06
+_LABEL_GAP = 0.1
 
 
 def label_efficiency(
@@ -18,7 +18,7 @@ def label_efficiency(
   dots: Mapping[tuple[str, int], Sequence[float]],
   intervals: Mapping[tuple[str, int], statistics.Interval],
   references: Mapping[str, statistics.Interval],
-) -> bytes:
+) -> Any:
   """Quality against answers bought; the first panel shows all means.
 
   Each further panel has one strategy's seeds and interval, in front of those of
@@ -38,56 +38,33 @@ def label_efficiency(
   num_columns = min(len(panels), 2 if len(panels) <= 4 else 3)
   num_rows = math.ceil(len(panels) / num_columns)
   y_range = limits(dots, intervals, references)
-  with style.use():
-    # The page shows all plots at the same width, so the text size is the same.
-    figure = style.figure(style.WIDTH, 0.8 + 3.0 * num_rows)
-    grid = figure.subplots(
-      num_rows, num_columns, sharex=True, sharey=True, squeeze=False
-    ).ravel()
-    for unused in grid[len(panels) :]:
-      unused.remove()
-    for i, (axes, strategy) in enumerate(zip(grid, panels, strict=False)):
-      if strategy is None:
-        for name in strategies:
-          _curve(axes, name, budgets, {}, intervals)
-        axes.set_title('All strategies: means over seeds', color=style.INK)
-      else:
-        for name in dict.fromkeys([*base, strategy]):
-          _curve(axes, name, budgets, dots, intervals)
-        axes.set_title(strategy, color=STRATEGIES[strategy].colour)
-      _budget_axis(axes, budgets)
-      axes.set_ylim(*y_range)
-      reference_lines(axes, references, y_range)
-      if i % num_columns == 0:
-        axes.set_ylabel(label)
-      if i >= len(panels) - num_columns:
-        axes.set_xlabel('answers bought')
-        axes.tick_params(labelbottom=True)
-    if panels[0] is None:
-      figure.legend(
-        *_legend(strategies),
-        loc='outside upper left',
-        ncols=4,
-        frameon=False,
-        fontsize=8.5,
-      )
-    return style.png(figure)
-
-
-def _legend(strategies: Sequence[str]) -> tuple[list[Any], list[str]]:
-  from matplotlib import lines
-
-  handles = [
-    lines.Line2D(
-      [],
-      [],
-      color=STRATEGIES[s].colour,
-      marker=STRATEGIES[s].marker,
-      markersize=5,
-    )
-    for s in strategies
-  ]
-  return handles, list(strategies)
+  # The page shows all plots at the same width, so the text size is the same.
+  figure = style.figure(style.WIDTH, 0.7 + 2.0 * num_rows)
+  grid = figure.subplots(
+    num_rows, num_columns, sharex=True, sharey=True, squeeze=False
+  ).ravel()
+  for unused in grid[len(panels) :]:
+    unused.remove()
+  for i, (axes, strategy) in enumerate(zip(grid, panels, strict=False)):
+    if strategy is None:
+      for name in strategies:
+        _curve(axes, name, budgets, {}, intervals)
+      axes.set_title('All strategies: means over seeds', color=palette.INK)
+    else:
+      for name in dict.fromkeys([*base, strategy]):
+        _curve(axes, name, budgets, dots, intervals)
+      axes.set_title(strategy, color=STRATEGIES[strategy].colour)
+    style.budget_axis(axes, budgets)
+    axes.set_ylim(*y_range)
+    reference_lines(axes, references, y_range)
+    if i % num_columns == 0:
+      axes.set_ylabel(label)
+    if i >= len(panels) - num_columns:
+      axes.set_xlabel('answers bought')
+      axes.tick_params(labelbottom=True)
+  if panels[0] is None:
+    style.legend(figure, strategies)
+  return figure
 
 
 def limits(
@@ -141,8 +118,8 @@ def _curve(
     [interval.mean for interval in found],
     color=colour,
     marker=marker,
-    markersize=5,
-    markeredgecolor='white',
+    markersize=4,
+    markeredgecolor=palette.PAPER,
     markeredgewidth=0.6,
     zorder=3,
   )
@@ -163,22 +140,12 @@ def _curve(
       row,
       linestyle='none',
       marker='o',
-      markersize=4.2,
-      markerfacecolor='white',
+      markersize=3.2,
+      markerfacecolor=palette.PAPER,
       markeredgecolor=colour,
-      markeredgewidth=1.1,
+      markeredgewidth=0.9,
       zorder=4,
     )
-
-
-def _budget_axis(axes: Any, budgets: Sequence[int]) -> None:
-  reach = (budgets[-1] - budgets[0]) or budgets[0]
-  axes.set_xlim(budgets[0] - 0.08 * reach, budgets[-1] + 0.08 * reach)
-  ticks: list[int] = []
-  for budget in budgets:
-    if not ticks or budget - ticks[-1] >= 0.08 * reach:
-      ticks.append(budget)
-  axes.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
 
 
 def reference_lines(
@@ -206,7 +173,8 @@ def reference_lines(
     else:
       text = f'{"↑" if place >= 1 else "↓"} {text} (beyond the plot)'
     texts.append(text)
-    places.append(min(max(place, 0.0), 1.0))
+    half = _LABEL_GAP / 2
+    places.append(min(max(place, half), 1 - half))
   spread = style.spread(places, _LABEL_GAP)
   # Those moved beyond the panel come back into it.
   lowest = min(spread, default=0.5) - _LABEL_GAP / 2
@@ -218,8 +186,39 @@ def reference_lines(
       place + shift,
       text,
       transform=axes.transAxes,
-      fontsize=8,
-      color=style.INK,
+      fontsize=7,
+      color=palette.INK,
       va='center',
       ha='left',
     )
+
+
+def cost_efficiency(
+  label: str,
+  panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+) -> Any:
+  """Quality against several kinds of cost: a panel each, a line per strategy.
+
+  Args:
+    label: the metric, with its direction.
+    panels: label of the cost -> strategy -> (cost, mean) by budget.
+  """
+  figure = style.figure(style.WIDTH, 2.8)
+  row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+  strategies = dict.fromkeys(s for lines in panels.values() for s in lines)
+  for axes, (title, lines) in zip(row, panels.items(), strict=True):
+    for strategy, points in lines.items():
+      axes.plot(
+        *zip(*points, strict=True),
+        color=STRATEGIES[strategy].colour,
+        marker=STRATEGIES[strategy].marker,
+        markersize=4,
+        markeredgecolor=palette.PAPER,
+        markeredgewidth=0.6,
+      )
+    axes.set_xscale('log')
+    style.some_log_ticks(axes.xaxis)
+    axes.set_xlabel(title)
+  row[0].set_ylabel(label)
+  style.legend(figure, list(strategies))
+  return figure

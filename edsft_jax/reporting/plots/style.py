@@ -1,59 +1,117 @@
-"""Common style of the plots: colours, figures and labels.
+"""Common style of the plots: figures and labels.
 
 matplotlib is imported when a figure is made, so that a rerun with nothing to do
 does not wait for it. Figures do not use pyplot, which has global state and may
 need a display.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import dataclasses
 import io
+import re
 from typing import Any
 
 from edsft_jax import study
-
-INK = '#1f2430'
-MUTED = '#6b7280'
-FAINT = '#c9ced6'
-ACCENT = '#0072b2'
+from edsft_jax.reporting.plots import palette
 
 REFERENCES = {
-  study.FULL_POOL: ('#1f2430', (0, (6, 2)), 'full pool'),
-  study.NO_FINETUNING: ('#1f2430', (0, (1, 2)), 'no finetuning'),
+  study.FULL_POOL: (palette.INK, (0, (6, 2)), 'full pool'),
+  study.NO_FINETUNING: (palette.INK, (0, (1, 2)), 'no finetuning'),
 }
 
-# Width of plots in inches; the PNG's width in pixels is this times savefig.dpi.
-WIDTH = 9.4
+# Width of plots in inches: that of the text of a page with two columns.
+WIDTH = 6.75
 
 _STYLE: Any = {
-  'font.size': 9.5,
-  'text.color': INK,
+  'font.size': 8,
+  'text.color': palette.INK,
   # Dollar signs in task names must not start formulas.
   'text.parse_math': False,
-  'axes.edgecolor': '#9aa1ac',
-  'axes.labelcolor': INK,
+  'axes.edgecolor': palette.SPINE,
+  'axes.labelcolor': palette.INK,
   'axes.grid': True,
   'axes.axisbelow': True,
+  'axes.linewidth': 0.7,
   'axes.spines.top': False,
   'axes.spines.right': False,
   'axes.titlelocation': 'left',
-  'axes.titlesize': 10.5,
+  'axes.titlesize': 8.5,
   'axes.titleweight': 'bold',
-  'axes.titlepad': 10,
-  'figure.constrained_layout.h_pad': 0.1,
-  'figure.constrained_layout.w_pad': 0.1,
-  'grid.color': '#eceef2',
-  'xtick.color': '#4b5563',
-  'ytick.color': '#4b5563',
-  'xtick.major.size': 3,
+  'axes.titlepad': 7,
+  'figure.constrained_layout.h_pad': 0.06,
+  'figure.constrained_layout.w_pad': 0.06,
+  'grid.color': palette.GRID,
+  'grid.linewidth': 0.7,
+  'legend.fontsize': 7.5,
+  'legend.frameon': False,
+  'xtick.color': palette.TICK,
+  'ytick.color': palette.TICK,
+  'xtick.labelsize': 7.5,
+  'ytick.labelsize': 7.5,
+  'xtick.major.size': 2.5,
+  'xtick.minor.size': 0,
   'ytick.major.size': 0,
-  'lines.linewidth': 1.8,
-  'savefig.dpi': 180,
+  'ytick.minor.size': 0,
+  'lines.linewidth': 1.4,
+  'savefig.dpi': 200,
+  # Text stays text, which readers can search and publishers can set.
+  'svg.fonttype': 'none',
+  # Type 42 (TrueType): publishers refuse Type 3.
+  'pdf.fonttype': 42,
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """A figure in the formats of its files.
+
+  Attributes:
+    svg: for the page, and for editing.
+    pdf: for papers.
+    png: for slides.
+  """
+
+  svg: str
+  pdf: bytes
+  png: bytes
+
+
+def render(draw: Callable[[], Any], name: str, caption: str) -> Images:
+  """Makes a figure and renders it; the same figure gives the same bytes.
+
+  Args:
+    draw: makes the figure.
+    name: its title in the files' metadata.
+    caption: its description there.
+  """
+  with _use():
+    import matplotlib
+
+    matplotlib.rcParams['svg.hashsalt'] = name
+    made = draw()
+    # All formats have the same layout, which takes most of the time.
+    made.draw_without_rendering()
+    made.set_layout_engine('none')
+    svg = _saved(made, 'svg', Title=name, Description=caption, Date=None)
+    pdf = _saved(made, 'pdf', Title=name, Subject=caption, CreationDate=None)
+    png = _saved(made, 'png', Title=name, Description=caption)
+  return Images(_scalable(svg.decode('utf-8')), pdf, png)
+
+
+def _saved(made: Any, form: str, **metadata: str | None) -> bytes:
+  buffer = io.BytesIO()
+  made.savefig(buffer, format=form, metadata=metadata)
+  return buffer.getvalue()
+
+
+def _scalable(svg: str) -> str:
+  """The SVG without the ids of its groups, of which pages have several."""
+  return re.sub('<g id="[^"]*"', '<g', svg)
+
+
 @contextlib.contextmanager
-def use() -> Iterator[None]:
+def _use() -> Iterator[None]:
   """Applies the style of all plots within the block."""
   import warnings
 
@@ -72,19 +130,58 @@ def figure(width: float, height: float) -> Any:
   return figures.Figure(figsize=(width, height), layout='constrained')
 
 
-def png(made: Any) -> bytes:
-  """Renders the figure as PNG."""
-  buffer = io.BytesIO()
-  made.savefig(buffer, format='png', bbox_inches='tight', pad_inches=0.08)
-  return buffer.getvalue()
+def budget_axis(axes: Any, budgets: Sequence[int]) -> None:
+  """A logarithmic axis with a tick at each budget."""
+  from matplotlib import ticker
+
+  axes.set_xscale('log', base=2)
+  low, high = budgets[0], budgets[-1]
+  reach = high / low if high > low else 2.0
+  axes.set_xlim(low * reach**-0.08, high * reach**0.08)
+  # Labels of neighbours that are too near would overlap.
+  labels: list[str] = []
+  last = 0.0
+  for budget in budgets:
+    is_free = budget >= last * reach**0.1
+    labels.append(f'{budget:,}' if is_free else '')
+    last = budget if is_free else last
+  axes.set_xticks(budgets, labels)
+  axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 
 def plain_log_ticks(axis: Any) -> None:
   """Labels the decades of a logarithmic axis with plain numbers."""
   from matplotlib import ticker
 
-  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:g}'))
+  axis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f'{x:,.10g}'))
   axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def some_log_ticks(axis: Any) -> None:
+  """Labels 1, 2 and 5 of each decade of a logarithmic axis."""
+  from matplotlib import ticker
+
+  axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+  plain_log_ticks(axis)
+
+
+def legend(made: Any, strategies: Sequence[str]) -> None:
+  """A legend of the strategies, above the panels."""
+  from matplotlib import lines
+
+  from edsft_jax.strategies.registry import STRATEGIES
+
+  handles = [
+    lines.Line2D(
+      [],
+      [],
+      color=STRATEGIES[s].colour,
+      marker=STRATEGIES[s].marker,
+      markersize=4,
+    )
+    for s in strategies
+  ]
+  made.legend(handles, strategies, loc='outside upper left', ncols=4)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -115,7 +212,7 @@ def end_labels(
   x = axes.get_xlim()[1]
   places = [to_axes.transform((x, y))[1] for y, _, _ in labels]
   height = axes.figure.get_size_inches()[1] * axes.get_position().height
-  moved = spread(places, 0.16 / height)
+  moved = spread(places, 0.13 / height)
   for (_, text, colour), y in zip(labels, moved, strict=True):
     axes.text(
       1.015,
@@ -124,6 +221,6 @@ def end_labels(
       transform=axes.transAxes,
       color=colour,
       va='center',
-      fontsize=8.5,
+      fontsize=7,
       fontweight=weight,
     )

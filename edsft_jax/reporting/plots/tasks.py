@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edsft_jax import study
-from edsft_jax.reporting.plots import style
+from edsft_jax.reporting.plots import palette, style
 from edsft_jax.strategies.registry import STRATEGIES
 
 
@@ -15,7 +15,7 @@ def by_task(
   bars: Mapping[str, float] | None = None,
   bars_label: str = '',
   references: Mapping[str, Mapping[str, float]] | None = None,
-) -> bytes:
+) -> Any:
   """One row per task, one mark per strategy.
 
   Args:
@@ -27,33 +27,29 @@ def by_task(
     references: full_pool or no_finetuning -> task -> value, as thin marks.
   """
   names = [t if len(t) <= 34 else f'{t[:33]}…' for t in tasks]
-  with style.use():
-    figure = style.figure(style.WIDTH, 1.2 + 0.36 * len(tasks))
-    axes = figure.subplots()
-    places = range(len(tasks))
-    if bars is not None:
-      axes.barh(
-        places,
-        [bars[task] for task in tasks],
-        height=0.72,
-        color='#dfe3e9',
-        label=bars_label,
-      )
-    _reference_ticks(axes, tasks, references or {})
-    _marks(axes, tasks, values)
-    axes.set_yticks(list(places), names)
-    axes.set_ylim(len(tasks) - 0.4, -0.6)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(xlabel)
-    axes.grid(axis='y', color='#f4f5f7')
-    num_entries = len(values) + len(references or {}) + (bars is not None)
-    figure.legend(
-      loc='outside upper left',
-      ncols=num_entries if num_entries <= 6 else 4,
-      frameon=False,
-      fontsize=8.5,
+  figure = style.figure(style.WIDTH, 0.8 + 0.26 * len(tasks))
+  axes = figure.subplots()
+  places = range(len(tasks))
+  if bars is not None:
+    axes.barh(
+      places,
+      [bars[task] for task in tasks],
+      height=0.72,
+      color=palette.BAR,
+      label=bars_label,
     )
-    return style.png(figure)
+  _reference_ticks(axes, tasks, references or {})
+  _marks(axes, tasks, values)
+  axes.set_yticks(list(places), names)
+  axes.set_ylim(len(tasks) - 0.4, -0.6)
+  axes.set_xlim(left=0)
+  axes.set_xlabel(xlabel)
+  axes.grid(axis='y', color=palette.GRID)
+  figure.legend(
+    loc='outside upper left',
+    ncols=4,
+  )
+  return figure
 
 
 def _reference_ticks(
@@ -67,9 +63,9 @@ def _reference_ticks(
       [row[tasks[i]] for i in present],
       present,
       marker='|' if name == study.FULL_POOL else 'x',
-      s=140 if name == study.FULL_POOL else 26,
-      color=style.INK,
-      linewidth=1.3,
+      s=90 if name == study.FULL_POOL else 18,
+      color=palette.INK,
+      linewidth=1.0,
       label=style.REFERENCES[name][2],
       zorder=2,
     )
@@ -87,8 +83,8 @@ def _marks(
       [i + shift for i in present],
       color=STRATEGIES[strategy].colour,
       marker=STRATEGIES[strategy].marker,
-      s=30,
-      edgecolor='white',
+      s=18,
+      edgecolor=palette.PAPER,
       linewidth=0.5,
       label=strategy,
       zorder=3,

@@ -1,0 +1,156 @@
+"""What of a report its inputs do not give."""
+
+from collections.abc import Iterator, Sequence
+import csv
+import io
+import itertools
+import json
+import math
+import re
+from typing import Any
+
+import ml_collections
+
+from edsft_jax import store
+from edsft_jax.reporting import results
+
+# Seconds grow when a stage finds its work done, and money may have their price.
+# UMAP depends on the machine.
+_NOT_COMPARED = ('seconds', 'money', 'umap')
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+  """A table as text."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(columns)
+  writer.writerows(rows)
+  return text.getvalue()
+
+
+def differences(
+  config: ml_collections.ConfigDict, workdir: store.Workdir
+) -> list[str]:
+  """Names each file of the report, and its first value, that differ.
+
+  Nothing is written. Numbers may differ by rounding.
+
+  Raises:
+    InputError: an input is damaged.
+  """
+  if not workdir.report.exists():
+    return []
+  from edsft_jax.reporting import page, plots
+
+  found = results.read_results(config, workdir)
+  # The numbers of images are those of their csv files.
+  made = page.make(
+    config,
+    workdir,
+    store.Manifest(workdir),
+    found,
+    lambda draw, name, caption: plots.Images('<svg></svg>', b'', b''),
+  )
+  folder = workdir.report.parent
+  tables = {
+    **{f'{e.name}.csv': (e.columns, e.rows) for e in made.exhibits},
+    **made.tables,
+  }
+  lines = []
+  for name, table in tables.items():
+    path = folder / name
+    if not path.exists():
+      lines.append(f'{path} is missing')
+    elif place := _csv_difference(path.read_text('utf-8'), csv_text(*table)):
+      lines.append(f'{path} is not what the items and selections give: {place}')
+  html = workdir.report.read_text('utf-8')
+  for name, data in made.data.items():
+    if place := next(_data_differences(_embedded(html, name), data), ''):
+      lines.append(
+        f'{workdir.report} is not what the items and selections give: {place} '
+        f'of the data {name}'
+      )
+  if _numbers(html) != _numbers(made.html):
+    lines.append(
+      f'{workdir.report} is not what the items and selections give: run the '
+      'report stage to see what it should be'
+    )
+  return lines
+
+
+def _csv_difference(shown: str, expected: str) -> str:
+  """The first value that differs, in words; '' if none does."""
+  old, new = (list(csv.reader(io.StringIO(text))) for text in (shown, expected))
+  if not old or old[0] != new[0]:
+    return 'other columns'
+  for number, (was, would) in enumerate(
+    itertools.zip_longest(old[1:], new[1:]), start=2
+  ):
+    if was is None or would is None or len(was) != len(would):
+      return f'line {number}'
+    for column, one, other in zip(new[0], was, would, strict=True):
+      if _is_compared(column) and not _equal(
+        _value(one), _value(other), column
+      ):
+        return f'{column} of line {number} is {one!r}, not {other!r}'
+  return ''
+
+
+def _is_compared(name: str) -> bool:
+  return not any(word in name.lower() for word in _NOT_COMPARED)
+
+
+def _value(text: str) -> float | str:
+  try:
+    return float(text)
+  except ValueError:
+    return text
+
+
+def _equal(one: Any, other: Any, name: str) -> bool:
+  """Whether two values of that name are equal, up to rounding."""
+  if isinstance(one, float) and isinstance(other, float):
+    # Coordinates have four digits.
+    least = 2e-4 if 'pca' in name.lower() else 1e-9
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=least)
+  return bool(one == other)
+
+
+def _embedded(html: str, name: str) -> Any:
+  """Data of the page; None without any."""
+  match = re.search(f'(?s)id="{name}-data">(.*?)</script>', html)
+  return json.loads(match[1]) if match else None
+
+
+def _data_differences(one: Any, other: Any, place: str = '') -> Iterator[str]:
+  """Where two values from JSON differ."""
+  if isinstance(other, dict) and isinstance(one, dict):
+    if one.keys() != other.keys():
+      yield f'the names of {place or "everything"}'
+      return
+    for name, value in other.items():
+      if _is_compared(name):
+        yield from _data_differences(one[name], value, f'{place} {name}')
+  elif isinstance(other, list) and isinstance(one, list):
+    if len(one) != len(other):
+      yield f'the number of {place}'
+      return
+    for number, (was, would) in enumerate(zip(one, other, strict=True)):
+      yield from _data_differences(was, would, f'{place} {number}')
+  elif isinstance(other, float) and isinstance(one, int | float):
+    if not _equal(float(one), other, place):
+      yield place.strip()
+  elif one != other:
+    yield place.strip() or 'everything'
+
+
+def _numbers(html: str) -> str:
+  """The page without plots, scripts, seconds and the counts of stages.
+
+  A later command that was refused may have counted again.
+  """
+  html = re.sub('(?s)<svg.*?</svg>', '', html)
+  html = re.sub('(?s)<script.*?</script>', '', html)
+  html = re.sub('(?s)<table id="counts">.*?</table>', '', html)
+  html = re.sub('(?s)<figure id="cost_efficiency.*?</figure>', '', html)
+  return re.sub('(?s)<h2 id="time">.*?(?=<h2)', '', html)
