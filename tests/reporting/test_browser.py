@@ -146,6 +146,42 @@ def test_controls_of_the_map_change_what_it_shows(study, window):
   assert len(_columns(window, 'others')['x']) == synthetic.POOL_SIZE - 20
 
 
+# Where the first pick is on the screen.
+FIRST_PICK = """(() => {
+  const view = [...Bokeh.index.roots].find(one => one.model.name === 'map');
+  view.el.scrollIntoView();
+  const { x, y } = view.model.document.get_model_by_name('picks').data;
+  const box = view.canvas_view.el.getBoundingClientRect();
+  return [
+    box.left + view.frame.x_scale.compute(x[0]),
+    box.top + view.frame.y_scale.compute(y[0]),
+  ];
+})()"""
+# The texts of tooltips, which are in shadow trees.
+TIPS = """(() => {
+  const found = [];
+  const walk = (node) => {
+    if (node.shadowRoot) walk(node.shadowRoot);
+    if (node.className === 'tip') found.push(node.textContent);
+    for (const child of node.children) walk(child);
+  };
+  walk(document.body);
+  return found;
+})()"""
+
+
+def test_pointing_at_a_prompt_shows_it(study, window):
+  _, workdir = study
+  _open(window, workdir)
+  x, y = window.evaluate(FIRST_PICK)
+  window.hover(x - 40, y)
+  window.hover(x, y)
+  window.evaluate('new Promise(done => setTimeout(done, 300))')
+  shown = ' '.join(window.evaluate(TIPS))
+  assert _columns(window, 'picks')['text'][0] in shown
+  assert 'pick 1, ' in shown
+
+
 def test_picks_can_be_searched_and_sorted(study, window):
   _, workdir = study
   _open(window, workdir)

@@ -10,6 +10,9 @@ import numpy as np
 from edsft_jax.reporting.plots import palette, style
 from edsft_jax.strategies.registry import RANDOM, STRATEGIES
 
+# Picks of a panel of the map that are drawn one by one.
+_MAX_VECTORS = 500
+
 
 def by_budget(
   panels: Mapping[str, Mapping[str, Sequence[float]]], budgets: Sequence[int]
@@ -156,13 +159,16 @@ def pool_map(
     axes.scatter(
       *points.T, s=2, color=palette.SPINE, alpha=0.35, lw=0, rasterized=True
     )
+    # Random's own grey would not stand out.
+    colour = palette.MUTED if name == RANDOM else STRATEGIES[name].colour
+    is_image = len(chosen) > _MAX_VECTORS
+    # An image has the same colours on dark screens.
     axes.scatter(
       *points[chosen].T,
       s=5,
-      # Random's own grey would not stand out.
-      color=palette.INK if name == RANDOM else STRATEGIES[name].colour,
+      color=palette.on_dark(colour) if is_image else colour,
       lw=0,
-      rasterized=len(chosen) > 500,
+      rasterized=is_image,
     )
     axes.set_title(name, color=STRATEGIES[name].colour, fontsize=7.5)
     axes.set_xticks([])
