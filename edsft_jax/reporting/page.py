@@ -107,7 +107,9 @@ def make(
 
 def _inline(svg: str) -> str:
   """The svg element of an SVG file, without metadata."""
-  return re.sub('(?s)<metadata>.*?</metadata>', '', svg[svg.index('<svg') :])
+  return re.sub(
+    '(?s)<metadata>.*?</metadata>', '', svg[svg.index('<svg') :].strip()
+  )
 
 
 def _data(material: Material) -> dict[str, Any]:

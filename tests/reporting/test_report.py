@@ -88,6 +88,11 @@ def test_the_page_loads_nothing(reported):
   assert set(re.findall(r'url\((.)', text)) <= {'#'}
 
 
+def test_nothing_of_the_report_differs_from_what_its_inputs_give(reported):
+  """test_differences.py has reports in which something does."""
+  assert reporting.differences(*reported) == []
+
+
 def test_every_plot_is_next_to_the_page_with_its_data(reported):
   folder = reported[1].report.parent
   text = html(reported[1])
