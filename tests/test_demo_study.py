@@ -86,6 +86,8 @@ def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
       evaluation['seed'],
     ) == (cell.strategy, cell.budget, cell.seed)
     assert evaluation['metrics']['loss']['n'] == 12
+    timing = workdir.run(cell.name).evaluation_timing('heldout')
+    assert store.read_json(timing)['seconds'] > 0
   assert {p.name for p in workdir.runs.iterdir()} == {c.name for c in cells}
   assert workdir.report.exists()
   manifest = store.read_json(workdir.manifest)
