@@ -146,6 +146,7 @@ def _about(
   confidence = config.report.confidence
   return {
     'title': config.report.title or workdir.root.resolve().name,
+    'note': config.report.note,
     'model': config.model.path,
     'pool_path': config.pool.path,
     'found': found,

@@ -225,10 +225,20 @@ def read_results(
       evaluations[cell] = evaluation
     else:
       absent.append(cell)
-  return Results(
+  return of_study(
+    config,
     metrics=metrics,
     evaluations=evaluations,
     absent=absent,
+    pool_size=num_prompts,
+    items=items,
+    item_ids=ids,
+  )
+
+
+def of_study(config: ml_collections.ConfigDict, **found: Any) -> Results:
+  """What was found, with what the study's config says about its cells."""
+  return Results(
     strategies=sorted(
       config.selection.strategies, key=lambda name: name != registry.RANDOM
     ),
@@ -237,9 +247,6 @@ def read_results(
       strategy: study.seeds(config, strategy)
       for strategy in config.selection.strategies
     },
-    pool_size=num_prompts,
-    items=items,
-    item_ids=ids,
     fixed=frozenset(
       row.name
       for row in registry.rows(config.selection.strategies)
@@ -248,6 +255,7 @@ def read_results(
     matched=config.selection.length_matched_to
     if registry.LENGTH_MATCHED in config.selection.strategies
     else '',
+    **found,
   )
 
 

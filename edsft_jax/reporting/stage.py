@@ -1,7 +1,5 @@
 """The report stage: evaluations and selections -> report/."""
 
-import csv
-import io
 import pathlib
 import re
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from edsft_jax import console, errors, store
-from edsft_jax.reporting import results
+from edsft_jax.reporting import results, tables
 from edsft_jax.reporting.terminal import summary
 
 STAGE = 'report'
@@ -161,7 +159,7 @@ def differences(
     f'{folder / name} is not what the items and selections give'
     for name, table in expected.items()
     if not (folder / name).exists()
-    or (folder / name).read_text('utf-8') != _csv_text(*table)
+    or (folder / name).read_text('utf-8') != tables.csv_text(*table)
   ]
   if _numbers(workdir.report.read_text('utf-8')) != _numbers(made.html):
     lines.append(
@@ -186,12 +184,4 @@ def _write_csv(
   columns: tuple[str, ...],
   rows: list[tuple[Any, ...]],
 ) -> None:
-  store.write_text(path, _csv_text(columns, rows))
-
-
-def _csv_text(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(columns)
-  writer.writerows(rows)
-  return text.getvalue()
+  store.write_text(path, tables.csv_text(columns, rows))
