@@ -1,8 +1,10 @@
 """A study's results as tables: the csv files, and data frames for notebooks."""
 
 from collections.abc import Mapping, Sequence
+import csv
 import dataclasses
 import importlib.util
+import io
 import pathlib
 from typing import Any
 
@@ -102,9 +104,9 @@ def load(workdir: str | pathlib.Path) -> Tables:
     found, config.report.metric, config.report.confidence
   )
   return Tables(
-    cells=_frame(CELL_COLUMNS, _cell_rows(found)),
-    items=_frame(ITEM_COLUMNS, _item_rows(found)),
-    picks=_frame(PICK_COLUMNS, _pick_rows(config, made)),
+    cells=_frame(CELL_COLUMNS, cell_rows(found)),
+    items=_frame(ITEM_COLUMNS, item_rows(found)),
+    picks=_frame(PICK_COLUMNS, pick_rows(config, made)),
     comparisons=_frame(COMPARISON_COLUMNS, comparison_rows(compared)),
     savings=_frame(SAVINGS_COLUMNS, savings_rows(compared)),
   )
@@ -122,7 +124,8 @@ def _frame(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Any:
   return table.to_pandas() if has_pandas else table
 
 
-def _cell_rows(found: results.Results) -> list[tuple[Any, ...]]:
+def cell_rows(found: results.Results) -> list[tuple[Any, ...]]:
+  """Rows of CELL_COLUMNS."""
   return [
     (
       *(cell.strategy, cell.budget, cell.seed, metric.task, name),
@@ -135,7 +138,8 @@ def _cell_rows(found: results.Results) -> list[tuple[Any, ...]]:
   ]
 
 
-def _item_rows(found: results.Results) -> list[tuple[Any, ...]]:
+def item_rows(found: results.Results) -> list[tuple[Any, ...]]:
+  """Rows of ITEM_COLUMNS."""
   return [
     (*(cell.strategy, cell.budget, cell.seed, task, name), item, float(value))
     for cell, evaluation in found.evaluations.items()
@@ -145,9 +149,10 @@ def _item_rows(found: results.Results) -> list[tuple[Any, ...]]:
   ]
 
 
-def _pick_rows(
+def pick_rows(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[tuple[Any, ...]]:
+  """Rows of PICK_COLUMNS."""
   pool = store.read_prompts(workdir.pool)
   words = dict(zip(pool.ids, pool.num_words(), strict=True))
   selections = results.read_selections(config, workdir)
@@ -159,6 +164,15 @@ def _pick_rows(
     for (strategy, seed), rows in selections.items()
     for rank, row in enumerate(rows)
   ]
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table as csv."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(columns)
+  writer.writerows(rows)
+  return text.getvalue()
 
 
 def comparison_rows(
