@@ -164,6 +164,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.study.pool_fraction = 1.0
   # Also finetune on the whole pool, if all of its answers are known.
   c.study.full_pool = True
+  # Seeds of these cells, which take longest; (): study.seeds.
+  c.study.full_pool_seeds = ()
 
   c.annotation = ml_collections.ConfigDict()
   # A file of answers, for a pool that came without responses: a todo with the

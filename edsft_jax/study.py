@@ -111,7 +111,8 @@ def full_pool_cells(
   """The cells finetuned on the whole pool; none unless study.full_pool."""
   if not config.study.full_pool:
     return []
-  return [Cell(FULL_POOL, num_prompts, seed) for seed in config.study.seeds]
+  seeds = config.study.full_pool_seeds or config.study.seeds
+  return [Cell(FULL_POOL, num_prompts, seed) for seed in seeds]
 
 
 def no_finetuning_cell() -> Cell:
@@ -129,8 +130,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_length_matched(config.selection)
   _check_integers('study.budgets', config.study.budgets, least=1)
   _check_seeds('study.seeds', config.study.seeds)
-  if config.study.random_seeds:
-    _check_seeds('study.random_seeds', config.study.random_seeds)
+  for name in ('random_seeds', 'full_pool_seeds'):
+    if config.study[name]:
+      _check_seeds(f'study.{name}', config.study[name])
   _check_fraction(config)
 
 

@@ -1,0 +1,134 @@
+"""Cuts Super-NaturalInstructions to a small pool and a held-out set.
+
+  python scripts/prepare_sni.py --pool=natural-instructions/tasks \
+      --heldout=natural-instructions/tasks --ids=docs/sni_smollm2/ids.csv \
+      --folder=sni
+
+writes sni/pool.jsonl and sni/heldout.jsonl, the files of configs/sni_smollm2.py.
+The data are Super-NaturalInstructions (Wang et al., EMNLP 2022), Apache-2.0:
+
+  git clone https://github.com/allenai/natural-instructions
+
+--pool and --heldout are its folder of tasks, or files of rows (JSON lines, may
+be gzipped) with id, task, prompt and response. A prompt is a task's definition,
+an empty line and an instance's input; the answer is the instance's first output.
+
+With --ids, exactly the instances listed there are written. Without it, --pool
+and --heldout must be different instances; short ones are kept, of which the
+pool has --num_prompts and the held-out set --per_task of each task, those whose
+ids have the smallest hashes. So the pool keeps its uneven numbers of prompts
+per task, and the held-out set weighs all tasks nearly alike.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+import csv
+import gzip
+import hashlib
+import json
+import pathlib
+
+from absl import app, flags
+
+_POOL = flags.DEFINE_string('pool', None, 'Where the pool is from.')
+_HELDOUT = flags.DEFINE_string('heldout', None, 'Where held-out prompts are.')
+_FOLDER = flags.DEFINE_string('folder', None, 'Where to write both.')
+_IDS = flags.DEFINE_string('ids', '', "A table of id and split; '': by hash.")
+_CHARACTERS = flags.DEFINE_integer('characters', 400, 'Of a prompt at most.')
+_ANSWER = flags.DEFINE_integer('answer_characters', 100, 'Of its answer.')
+_NUM_PROMPTS = flags.DEFINE_integer('num_prompts', 3600, 'Prompts of the pool.')
+_PER_TASK = flags.DEFINE_integer('per_task', 2, 'Held-out prompts per task.')
+
+POOL, HELDOUT = 'pool', 'heldout'
+Row = dict[str, str]
+
+
+def read(path: pathlib.Path) -> Iterator[Row]:
+  """Rows of a folder of tasks, or of a file of rows."""
+  if not path.is_dir():
+    open_text = gzip.open if path.suffix == '.gz' else open
+    with open_text(path, 'rt', encoding='utf-8') as file:
+      yield from map(json.loads, file)
+    return
+  for file_path in sorted(path.glob('task*.json')):
+    task = json.loads(file_path.read_text(encoding='utf-8'))
+    for instance in task['Instances']:
+      yield {
+        'id': f'sni:{instance["id"]}',
+        'task': file_path.stem,
+        'category': task['Categories'][0],
+        'prompt': f'{task["Definition"][0]}\n\n{instance["input"]}',
+        'response': instance['output'][0],
+      }
+
+
+def short(rows: Iterable[Row], characters: int, answer: int) -> list[Row]:
+  """Rows with a prompt and an answer of at most this many characters.
+
+  They are ordered by the hash of their ids, which is as good as at random.
+  """
+  kept = [
+    row
+    for row in rows
+    if len(row['prompt']) <= characters and len(row['response']) <= answer
+  ]
+  return sorted(
+    kept, key=lambda row: hashlib.sha256(row['id'].encode()).digest()
+  )
+
+
+def first_of_each_task(rows: Iterable[Row], count: int) -> list[Row]:
+  """The first rows of each task, in their order."""
+  seen: collections.Counter[str] = collections.Counter()
+  kept = []
+  for row in rows:
+    seen[row['task']] += 1
+    if seen[row['task']] <= count:
+      kept.append(row)
+  return kept
+
+
+def _listed(rows: Iterable[Row], ids: Sequence[str], name: str) -> list[Row]:
+  by_id = {row['id']: row for row in rows}
+  if missing := [i for i in ids if i not in by_id]:
+    raise app.UsageError(
+      f'--{name} lacks {len(missing)} of {len(ids)} listed instances, first '
+      f'{missing[0]}'
+    )
+  return [by_id[i] for i in ids]
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes pool.jsonl and heldout.jsonl."""
+  if argv[1:]:
+    raise app.UsageError(f'{argv[1]!r} is not an option')
+  pool, heldout = (read(pathlib.Path(flag.value)) for flag in (_POOL, _HELDOUT))
+  if _IDS.value:
+    listed = collections.defaultdict(list)
+    with open(_IDS.value, newline='', encoding='utf-8') as file:
+      for line in csv.DictReader(file):
+        listed[line['split']].append(line['id'])
+    split = {
+      POOL: _listed(pool, listed[POOL], POOL),
+      HELDOUT: _listed(heldout, listed[HELDOUT], HELDOUT),
+    }
+  else:
+    limits = _CHARACTERS.value, _ANSWER.value
+    split = {
+      POOL: short(pool, *limits)[: _NUM_PROMPTS.value],
+      HELDOUT: first_of_each_task(short(heldout, *limits), _PER_TASK.value),
+    }
+  folder = pathlib.Path(_FOLDER.value)
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, rows in split.items():
+    path = folder / f'{name}.jsonl'
+    path.write_text(
+      ''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8'
+    )
+    tasks = len({row['task'] for row in rows})
+    print(f'{path}: {len(rows):,} prompts of {tasks} tasks')
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['pool', 'heldout', 'folder'])
+  app.run(main)
