@@ -5,7 +5,7 @@
 
 The same command goes on where it was stopped.
 
-Pool: 3,600 short prompts of Super-NaturalInstructions, 136 tasks, and as
+Pool: 3,600 short prompts of Super-NaturalInstructions, 134 tasks, and as
 held-out set other instances of its tasks, two each. scripts/prepare_sni.py
 makes both from github.com/allenai/natural-instructions (Apache-2.0). Model:
 SmolLM2-135M-Instruct (Apache-2.0). The weights used here are dequantised from

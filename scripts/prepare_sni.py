@@ -4,18 +4,18 @@
       --heldout=natural-instructions/tasks --ids=docs/sni_smollm2/ids.csv \
       --folder=sni
 
-writes sni/pool.jsonl and sni/heldout.jsonl, the files of configs/sni_smollm2.py.
-The data are Super-NaturalInstructions (Wang et al., EMNLP 2022), Apache-2.0:
+writes sni/pool.jsonl and sni/heldout.jsonl for configs/sni_smollm2.py. The data
+are Super-NaturalInstructions (Wang et al., EMNLP 2022), Apache-2.0:
 
   git clone https://github.com/allenai/natural-instructions
 
 --pool and --heldout are its folder of tasks, or files of rows (JSON lines, may
 be gzipped) with id, task, prompt and response. A prompt is a task's definition,
-an empty line and an instance's input; the answer is the instance's first output.
+an empty line and an instance's input; the answer is its first output.
 
 With --ids, exactly the instances listed there are written. Without it, --pool
-and --heldout must be different instances; short ones are kept, of which the
-pool has --num_prompts and the held-out set --per_task of each task, those whose
+and --heldout must be different instances; short ones are kept, without those
+that quote hate speech, and of these the pool has --num_prompts and the held-out set --per_task of each task, those whose
 ids have the smallest hashes. So the pool keeps its uneven numbers of prompts
 per task, and the held-out set weighs all tasks nearly alike.
 """
@@ -40,6 +40,8 @@ _NUM_PROMPTS = flags.DEFINE_integer('num_prompts', 3600, 'Prompts of the pool.')
 _PER_TASK = flags.DEFINE_integer('per_task', 2, 'Held-out prompts per task.')
 
 POOL, HELDOUT = 'pool', 'heldout'
+# Its instances quote hate speech, which pages with examples would show.
+HATEFUL = 'Toxic Language Detection'
 Row = dict[str, str]
 
 
@@ -65,12 +67,14 @@ def read(path: pathlib.Path) -> Iterator[Row]:
 def short(rows: Iterable[Row], characters: int, answer: int) -> list[Row]:
   """Rows with a prompt and an answer of at most this many characters.
 
-  They are ordered by the hash of their ids, which is as good as at random.
+  Those that quote hate speech are left out. They are ordered by the hash of their ids, which is as good as at random.
   """
   kept = [
     row
     for row in rows
-    if len(row['prompt']) <= characters and len(row['response']) <= answer
+    if len(row['prompt']) <= characters
+    and len(row['response']) <= answer
+    and row['category'] != HATEFUL
   ]
   return sorted(
     kept, key=lambda row: hashlib.sha256(row['id'].encode()).digest()
