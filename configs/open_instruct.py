@@ -39,3 +39,24 @@ def get_config() -> ml_collections.ConfigDict:
   c.finetuning.epochs = 5
   c.finetuning.max_length = 4096
   return c
+
+
+def set_benchmarks(c: ml_collections.ConfigDict) -> None:
+  """Evaluates on MMLU, BBH and AlpacaEval alone, by open-instruct's protocols.
+
+  The whole pool is chosen from: no prompt is held out.
+  """
+  c.pool.heldout_fraction = 0.0
+  c.evaluation.tasks = ('mmlu', 'bbh', 'alpaca_eval')
+  # The folders test and dev of Hendrycks et al.'s data.tar.
+  c.evaluation.mmlu.path = 'data/mmlu/test'
+  c.evaluation.mmlu.shots_path = 'data/mmlu/dev'
+  c.evaluation.mmlu.protocol = 'open_instruct'
+  # github.com/suzgunmirac/BIG-Bench-Hard.
+  c.evaluation.bbh.path = 'data/BIG-Bench-Hard/bbh'
+  c.evaluation.bbh.shots_path = 'data/BIG-Bench-Hard/cot-prompts'
+  c.evaluation.bbh.protocol = 'open_instruct'
+  # tatsu-lab/alpaca_eval on the hub; outputs are written and not judged, until
+  # evaluation.alpaca_eval.judge names a judge.
+  c.evaluation.alpaca_eval.path = 'data/alpaca_eval.json'
+  c.report.metric = 'mmlu.accuracy'

@@ -14,10 +14,11 @@ be gzipped) with id, task, prompt and response. A prompt is a task's definition,
 an empty line and an instance's input; the answer is its first output.
 
 With --ids, exactly the instances listed there are written. Without it, --pool
-and --heldout must be different instances; short ones are kept, without those
-that quote hate speech, and of these the pool has --num_prompts and the held-out set --per_task of each task, those whose
-ids have the smallest hashes. So the pool keeps its uneven numbers of prompts
-per task, and the held-out set weighs all tasks nearly alike.
+and --heldout must be different instances. Short ones are kept, without those
+that quote hate speech; of these the pool has --num_prompts and the held-out set
+--per_task of each task, those whose ids have the smallest hashes. So the pool
+keeps its uneven numbers of prompts per task, and the held-out set weighs all
+tasks nearly alike.
 """
 
 import collections
@@ -30,12 +31,13 @@ import pathlib
 
 from absl import app, flags
 
+# Of a prompt, and of its answer, at most.
+CHARACTERS, ANSWER_CHARACTERS = 400, 100
+
 _POOL = flags.DEFINE_string('pool', None, 'Where the pool is from.')
 _HELDOUT = flags.DEFINE_string('heldout', None, 'Where held-out prompts are.')
 _FOLDER = flags.DEFINE_string('folder', None, 'Where to write both.')
 _IDS = flags.DEFINE_string('ids', '', "A table of id and split; '': by hash.")
-_CHARACTERS = flags.DEFINE_integer('characters', 400, 'Of a prompt at most.')
-_ANSWER = flags.DEFINE_integer('answer_characters', 100, 'Of its answer.')
 _NUM_PROMPTS = flags.DEFINE_integer('num_prompts', 3600, 'Prompts of the pool.')
 _PER_TASK = flags.DEFINE_integer('per_task', 2, 'Held-out prompts per task.')
 
@@ -67,7 +69,8 @@ def read(path: pathlib.Path) -> Iterator[Row]:
 def short(rows: Iterable[Row], characters: int, answer: int) -> list[Row]:
   """Rows with a prompt and an answer of at most this many characters.
 
-  Those that quote hate speech are left out. They are ordered by the hash of their ids, which is as good as at random.
+  Those that quote hate speech are left out. The others are ordered by the hash
+  of their ids, which is as good as at random.
   """
   kept = [
     row
@@ -117,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
       HELDOUT: _listed(heldout, listed[HELDOUT], HELDOUT),
     }
   else:
-    limits = _CHARACTERS.value, _ANSWER.value
+    limits = CHARACTERS, ANSWER_CHARACTERS
     split = {
       POOL: short(pool, *limits)[: _NUM_PROMPTS.value],
       HELDOUT: first_of_each_task(short(heldout, *limits), _PER_TASK.value),

@@ -270,7 +270,8 @@ _ROWS = [
   ),
 ]
 
-STRATEGIES: Mapping[str, Strategy] = {row.name: row for row in _ROWS}
+# A script may add rows of its own before it runs a study.
+STRATEGIES: dict[str, Strategy] = {row.name: row for row in _ROWS}
 RANDOM = 'random'
 # Random with the lengths of another strategy's picks: shows what these do.
 LENGTH_MATCHED = 'random_length_matched'

@@ -1,0 +1,23 @@
+"""The study of Arabelly et al. (EMNLP 2025), arXiv 2507.21482, on Dolly.
+
+  scripts/reproduce_arabelly2025.sh dolly runs/arabelly2025_dolly
+
+As configs/arabelly2025_flan.py, which says what is published. Its pool is
+databricks-dolly-15k (CC BY-SA 3.0), whose eight categories are the tasks:
+databricks-dolly-15k.jsonl of databricks/databricks-dolly-15k on the hub. Ours:
+the budgets, of which the largest is the fifth of the pool that "up to 80%"
+leaves.
+"""
+
+import ml_collections
+
+from configs import arabelly2025_flan
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Six strategies, three budgets, three seeds."""
+  c = arabelly2025_flan.get_config()
+  c.pool.path = 'data/databricks-dolly-15k.jsonl'
+  c.study.budgets = (750, 1_500, 3_000)
+  c.report.title = 'Arabelly et al. (2025): Dolly, LLaMA-2 7B'
+  return c

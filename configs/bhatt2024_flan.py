@@ -1,0 +1,54 @@
+"""The study of Bhatt et al. (Findings of ACL 2024), arXiv 2401.06692.
+
+  python scripts/prepare_flan_v2.py FILE --folder=data
+  scripts/reproduce_bhatt2024.sh runs/bhatt2024
+
+Published: LLaMA-2 7B with LoRA; a pool of 99K prompts of FLAN V2; uncertainty
+(the least margin, its mean, mean entropy, least confidence), k-center, and
+facility location with a tuned RBF kernel, each against random; MMLU, BBH, and
+answers judged by GPT-4. On generative tasks, half of the answers do as well as
+random.
+
+Ours, since only abstract and summaries could be read: the budgets, three seeds
+on the whole pool, the finetuning of configs/open_instruct.py, which is the
+nearest public recipe, its protocols of MMLU (5 shots) and BBH (3 shots with
+reasoning), AlpacaEval for the judged answers, and greedy continuations of up to
+64 tokens for the scores.
+
+Not run at this size: hours and memory in scripts/reproduce_bhatt2024.sh are
+counted. tests/test_papers.py runs every stage with a small model and a cut
+pool.
+"""
+
+import ml_collections
+
+from configs import open_instruct
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Seven strategies, three budgets, three seeds."""
+  c = open_instruct.get_config()
+  c.pool.path = 'data/flan_v2_100k.jsonl'
+  # Prompts with answers to choose from, and those with worked examples.
+  c.pool.answer_in_prompt = 'keep'
+  c.model.path = 'meta-llama/Llama-2-7b-hf'
+  c.model.dtype = 'bfloat16_weights'
+  # No strategy here reads the scores of prompts.
+  c.scoring.prompt_scores = False
+  c.selection.strategies = (
+    'random',
+    'min_margin',
+    'mean_margin',
+    'mean_entropy',
+    'least_confidence',
+    'k_center',
+    'facility_location',
+  )
+  # Each is half of the next: half of the answers is what the paper saves.
+  c.study.budgets = (11_250, 22_500, 45_000)
+  # The largest cell; one run shows where the curves end.
+  c.study.full_pool_seeds = (0,)
+  c.finetuning.remat = 'layer'
+  open_instruct.set_benchmarks(c)
+  c.report.title = 'Bhatt et al. (2024): FLAN V2, LLaMA-2 7B'
+  return c

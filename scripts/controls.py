@@ -1,0 +1,229 @@
+"""Two controls: a study finds a difference that is there, and only that.
+
+  python scripts/controls.py planted --model=HF_DIR --pool=... --heldout=...
+  python scripts/controls.py null --model=HF_DIR --pool=... --heldout=...
+
+--pool and --heldout as in scripts/prepare_sni.py. A control that was stopped
+goes on where it was; its workdirs and its table are in --folder.
+
+planted: half of the pool's prompts are useless, because their families of tasks
+are not those of the held-out prompts. A strategy that chooses at random from
+the useful half has as many useful prompts as random has with twice the answers,
+so it should be found to save half of them.
+
+null: random against random with other seeds. Each repetition has its own pool;
+at a level of .05, one repetition of 20 may find a difference.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+import csv
+import dataclasses
+import json
+import pathlib
+
+import ml_collections
+import numpy as np
+from prepare_sni import (
+  ANSWER_CHARACTERS,
+  CHARACTERS,
+  first_of_each_task,
+  read,
+  short,
+)
+
+from configs import sni_smollm2
+from edsft_jax import main as command
+from edsft_jax import pipeline, selection, store
+from edsft_jax.reporting import comparison, results, tables
+from edsft_jax.strategies import registry
+from edsft_jax.strategies.view import View
+
+# Families of tasks whose answers are found in the prompt, and equally many
+# prompts of families whose answers are written.
+USEFUL = (
+  'Named Entity Recognition',
+  'Basic Sentiment Analysis',
+  'Program Execution',
+)
+USELESS = ('Question Generation', 'Title Generation')
+# Added to the seeds of the other random.
+OTHER_SEEDS = 1000
+STAGES = ('pool', 'select', 'annotate', 'finetune', 'evaluate')
+Rows = list[dict[str, str]]
+
+
+def useful_half(view: View, budget: int, seed: int) -> selection.Selection:
+  """At random among the prompts of useful families."""
+  assert view.tasks is not None
+  useful = [i for i, family in enumerate(view.tasks) if family in USEFUL]
+  order = selection.random(len(useful), budget, seed)
+  return dataclasses.replace(order, indices=np.array(useful)[order.indices])
+
+
+def random_again(view: View, budget: int, seed: int) -> selection.Selection:
+  """Random with another seed."""
+  return selection.random(len(view.pool), budget, seed + OTHER_SEEDS)
+
+
+def config(
+  folder: pathlib.Path, model: str, strategy: str
+) -> ml_collections.ConfigDict:
+  """The study's config, for random and one strategy, without scores."""
+  c = sni_smollm2.get_config()
+  c.pool.path = str(folder / 'pool.jsonl')
+  c.pool.heldout_path = str(folder / 'heldout.jsonl')
+  # Families of tasks.
+  c.pool.task_column = 'category'
+  c.model.path = model
+  c.selection.strategies = (registry.RANDOM, strategy)
+  c.study.random_seeds = ()
+  c.study.full_pool = False
+  return c
+
+
+def planted(
+  pool: Rows, heldout: Rows, arguments: argparse.Namespace
+) -> Iterator[dict[str, str]]:
+  """Rows of the table: the curve's difference and the answers saved."""
+  useful = [row for row in pool if row['category'] in USEFUL]
+  useless = [row for row in pool if row['category'] in USELESS]
+  size = min(len(useful), len(useless))
+  folder = _write(
+    arguments.folder / 'planted',
+    pool=[*useful[:size], *useless[:size]],
+    heldout=[row for row in heldout if row['category'] in USEFUL],
+  )
+  c = config(folder, arguments.model, 'useful_half')
+  c.study.seeds = (0, 1, 2, 3)
+  c.study.pool_fraction = 0.25
+  c.study.budgets = (20, 40, 80)
+  compared = run(c, folder)
+  (values,) = tables.savings_rows({c.report.metric: compared})
+  saved = dict(zip(tables.SAVINGS_COLUMNS, values, strict=True))
+  yield {
+    **difference(compared.curves['useful_half']),
+    **{
+      name: 'cannot be told' if saved[name] is None else f'{saved[name]:.0%}'
+      for name in ('saving', 'saving_low', 'saving_high')
+    },
+    'method': saved['method'],
+  }
+
+
+def null(
+  pool: Rows, heldout: Rows, arguments: argparse.Namespace
+) -> Iterator[dict[str, str]]:
+  """Rows of the table: the curve's difference in each repetition."""
+  count = arguments.repetitions
+  for i in range(count):
+    folder = _write(
+      arguments.folder / f'null-{i:02}',
+      pool=pool[i::count],
+      heldout=first_of_each_task(heldout, 1),
+    )
+    c = config(folder, arguments.model, 'random_again')
+    c.study.seeds = (3 * i, 3 * i + 1, 3 * i + 2)
+    c.study.pool_fraction = 0.33
+    c.study.budgets = (7, 14, 28)
+    c.evaluation.max_new_tokens = 4
+    compared = run(c, folder)
+    yield {
+      'repetition': str(i),
+      **difference(compared.curves['random_again']),
+    }
+
+
+def run(
+  c: ml_collections.ConfigDict, folder: pathlib.Path
+) -> comparison.Comparisons:
+  """Runs or resumes a study; returns its comparisons by loss."""
+  workdir = store.open_workdir(str(folder / 'workdir'))
+  pipeline.run(c, workdir, STAGES)
+  found = results.read_results(c, workdir)
+  return comparison.compare(found, c.report.metric, c.report.confidence)
+
+
+def difference(curve: comparison.Comparison) -> dict[str, str]:
+  """The difference from random, its interval and the verdict, as text."""
+  found = curve.difference
+  assert found is not None
+  return {
+    'difference': f'{found.mean:+.4f}',
+    'low': f'{found.low:+.4f}',
+    'high': f'{found.high:+.4f}',
+    'p': f'{curve.p_value:.3f}',
+    'verdict': curve.verdict.value,
+  }
+
+
+def _write(folder: pathlib.Path, **files: Rows) -> pathlib.Path:
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, rows in files.items():
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    (folder / f'{name}.jsonl').write_text(text, encoding='utf-8')
+  return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+  """A control: its strategy, and the rows of its table."""
+
+  strategy: registry.Strategy
+  rows: Callable[[Rows, Rows, argparse.Namespace], Iterator[dict[str, str]]]
+
+
+CONTROLS = {
+  'planted': Control(
+    registry.Strategy(
+      'useful_half',
+      useful_half,
+      '#009e73',
+      's',
+      reads=frozenset({'tasks'}),
+      seeded=True,
+    ),
+    planted,
+  ),
+  'null': Control(
+    registry.Strategy(
+      'random_again', random_again, '#0072b2', 's', seeded=True
+    ),
+    null,
+  ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs a control and writes its table."""
+  parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+  parser.add_argument('control', choices=CONTROLS)
+  parser.add_argument('--model', required=True)
+  for option in ('--pool', '--heldout'):
+    parser.add_argument(option, type=pathlib.Path, required=True)
+  parser.add_argument('--repetitions', type=int, default=20)
+  parser.add_argument(
+    '--folder', type=pathlib.Path, default=pathlib.Path('runs/controls')
+  )
+  arguments = parser.parse_args(argv)
+  command.enable_compilation_cache()
+  control = CONTROLS[arguments.control]
+  registry.STRATEGIES[control.strategy.name] = control.strategy
+  pool, heldout = (
+    short(read(path), CHARACTERS, ANSWER_CHARACTERS)
+    for path in (arguments.pool, arguments.heldout)
+  )
+  rows = []
+  for row in control.rows(pool, heldout, arguments):
+    rows.append(row)
+    print(' | '.join(row.values()), flush=True)
+  path = arguments.folder / f'{arguments.control}.csv'
+  with path.open('w', newline='', encoding='utf-8') as file:
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+  print(f'wrote {path}')
+
+
+if __name__ == '__main__':
+  main()
