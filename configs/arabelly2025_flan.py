@@ -9,8 +9,8 @@ strategies of Bhatt et al. (2024) and determinantal point processes; MMLU, BBH
 and AlpacaEval. The weighted one is better than the full pool by 4% on MMLU with
 up to 80% less annotation, and best on BBH with 30K answers.
 
-Ours, since only abstract and summaries could be read: the smaller budgets, which
-of the earlier strategies, and the rest as in configs/bhatt2024_flan.py.
+Ours, since only abstract and summaries could be read: the smaller budgets, the
+choice of earlier strategies, and the rest as in configs/bhatt2024_flan.py.
 
 Not run at this size: hours and memory in scripts/reproduce_arabelly2025.sh are
 counted. tests/test_papers.py runs every stage with a small model and a cut

@@ -56,4 +56,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.max_new_tokens = 32
   c.report.metric = 'loss'
   c.report.title = 'Super-NaturalInstructions with SmolLM2-135M-Instruct'
+  c.report.note = (
+    'Prompts and answers: Super-NaturalInstructions (Wang et al., 2022), '
+    'Apache-2.0. Model: SmolLM2-135M-Instruct, Apache-2.0, dequantised from 4 '
+    'bits.'
+  )
   return c

@@ -407,6 +407,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.report.price_per_hour = 0.0
   # Title of the page; '': the workdir's name.
   c.report.title = ''
+  # A line under the title, such as the source and licence of the data.
+  c.report.note = ''
 
   c.lock()
   return c

@@ -5,10 +5,10 @@ flan_v2_resampled_100k.jsonl
   python scripts/prepare_flan_v2.py flan_v2_resampled_100k.jsonl --folder=data
 
 writes data/flan_v2_100k.jsonl, with the conversion of open-instruct's
-reformat_datasets.py: a prompt is `inputs`, followed by a new line unless it ends
-with one or, apart from white space, with a colon; its answer is `targets`. If
-rows name their task (`task_name`), it is kept; otherwise strategies that need
-tasks find them by k-means. The file may be gzipped.
+reformat_datasets.py: a prompt is `inputs`, followed by a new line unless it
+ends with one or, apart from white space, with a colon; its answer is `targets`.
+If rows name their task (`task_name`), it is kept; otherwise strategies that
+need tasks find them by k-means. The file may be gzipped.
 """
 
 import argparse

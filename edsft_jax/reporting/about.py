@@ -30,6 +30,7 @@ def variables(material: Material) -> dict[str, Any]:
   replaced = picks.replaced(config, workdir, material.pool)
   return {
     'title': config.report.title or workdir.root.resolve().name,
+    'note': config.report.note,
     'model': config.model.path,
     'pool_path': config.pool.path,
     'found': found,

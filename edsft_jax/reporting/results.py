@@ -229,10 +229,20 @@ def read_results(
     # What is relative to random at the same budget is not known of these.
     references = (study.FULL_POOL, study.NO_FINETUNING)
     absent = [cell for cell in absent if cell.strategy not in references]
-  return Results(
+  return of_study(
+    config,
     metrics=metrics,
     evaluations=evaluations,
     absent=absent,
+    pool_size=num_prompts,
+    items=items,
+    item_ids=ids,
+  )
+
+
+def of_study(config: ml_collections.ConfigDict, **found: Any) -> Results:
+  """What was found, with what the study's config says about its cells."""
+  return Results(
     strategies=sorted(
       config.selection.strategies, key=lambda name: name != registry.RANDOM
     ),
@@ -241,9 +251,6 @@ def read_results(
       strategy: study.seeds(config, strategy)
       for strategy in config.selection.strategies
     },
-    pool_size=num_prompts,
-    items=items,
-    item_ids=ids,
     fixed=frozenset(
       row.name
       for row in registry.rows(config.selection.strategies)
@@ -252,6 +259,7 @@ def read_results(
     matched=config.selection.length_matched_to
     if registry.LENGTH_MATCHED in config.selection.strategies
     else '',
+    **found,
   )
 
 

@@ -102,8 +102,8 @@ def load(workdir: str | pathlib.Path) -> Tables:
     found, config.report.metric, config.report.confidence
   )
   return Tables(
-    cells=_frame(CELL_COLUMNS, _cell_rows(found)),
-    items=_frame(ITEM_COLUMNS, _item_rows(found)),
+    cells=_frame(CELL_COLUMNS, cell_rows(found)),
+    items=_frame(ITEM_COLUMNS, item_rows(found)),
     picks=_frame(PICK_COLUMNS, _pick_rows(config, made)),
     comparisons=_frame(COMPARISON_COLUMNS, comparison_rows(compared)),
     savings=_frame(SAVINGS_COLUMNS, savings_rows(compared)),
@@ -122,7 +122,8 @@ def _frame(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Any:
   return table.to_pandas() if has_pandas else table
 
 
-def _cell_rows(found: results.Results) -> list[tuple[Any, ...]]:
+def cell_rows(found: results.Results) -> list[tuple[Any, ...]]:
+  """Rows of CELL_COLUMNS."""
   return [
     (
       *(cell.strategy, cell.budget, cell.seed, metric.task, name),
@@ -135,7 +136,8 @@ def _cell_rows(found: results.Results) -> list[tuple[Any, ...]]:
   ]
 
 
-def _item_rows(found: results.Results) -> list[tuple[Any, ...]]:
+def item_rows(found: results.Results) -> list[tuple[Any, ...]]:
+  """Rows of ITEM_COLUMNS."""
   return [
     (*(cell.strategy, cell.budget, cell.seed, task, name), item, float(value))
     for cell, evaluation in found.evaluations.items()
@@ -148,6 +150,7 @@ def _item_rows(found: results.Results) -> list[tuple[Any, ...]]:
 def _pick_rows(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[tuple[Any, ...]]:
+  """Rows of PICK_COLUMNS."""
   pool = store.read_prompts(workdir.pool)
   words = dict(zip(pool.ids, pool.num_words(), strict=True))
   selections = results.read_selections(config, workdir)

@@ -1,0 +1,232 @@
+"""Keeps a study's results in a few files, from which they can be made again.
+
+The page, config and tables of a finished study fit into a repository, unlike
+its models and scores. All comparisons follow from the value of each item:
+
+  items.csv.gz   strategy, budget, seed, task, metric, id, value
+  weights.csv    metric, id, weight and cluster of an item in the metric's mean
+  metrics.json   what each metric is, and the size of the pool
+"""
+
+from collections.abc import Mapping, Sequence
+import csv
+import dataclasses
+import gzip
+import io
+import math
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from edsft_jax import config as config_lib
+from edsft_jax import errors, store, study
+from edsft_jax.reporting import comparison, results, statistics, tables
+from edsft_jax.reporting.differences import csv_text
+
+ITEMS, WEIGHTS, METRICS = 'items.csv.gz', 'weights.csv', 'metrics.json'
+CONFIG = 'config.json'
+# Also made again from these.
+_CELLS, _COMPARISONS, _SAVINGS = 'cells.csv', 'comparisons.csv', 'savings.csv'
+IDS = 'ids.csv'
+_WEIGHT_COLUMNS = ('metric', 'id', 'weight', 'cluster')
+_ID_COLUMNS = ('split', 'id')
+# Of index.html, in bytes.
+MAX_PAGE = 3_000_000
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+
+
+def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
+  """Copies page, plots and tables of a study, and adds what they come from.
+
+  Raises:
+    InputError: the study has no report, evaluations are missing, or the page is
+      too large.
+  """
+  config = study.read_config(workdir)
+  store.require(workdir.report, 'report', frozenset())
+  found = results.read_results(config, workdir)
+  if found.absent:
+    raise errors.InputError(
+      f'{workdir.root} is not finished: '
+      f'{"; ".join(results.absent_lines(found.absent))}'
+    )
+  if (size := workdir.report.stat().st_size) > MAX_PAGE:
+    raise errors.InputError(
+      f'{workdir.report} has {size:,} bytes, and a page that is kept at most '
+      f'{MAX_PAGE:,}'
+    )
+  folder.mkdir(parents=True, exist_ok=True)
+  for path in workdir.report.parent.iterdir():
+    if path.suffix in ('.html', '.png', '.csv'):
+      shutil.copyfile(path, folder / path.name)
+  store.write_json(folder / CONFIG, config.to_dict())
+  described = {
+    name: dataclasses.asdict(metric) for name, metric in found.metrics.items()
+  }
+  store.write_json(
+    folder / METRICS, {'pool_size': found.pool_size, 'metrics': described}
+  )
+  for name, table in {
+    **_tables(config, found),
+    ITEMS: (tables.ITEM_COLUMNS, tables.item_rows(found)),
+    WEIGHTS: (_WEIGHT_COLUMNS, _weight_rows(found)),
+    IDS: (_ID_COLUMNS, _id_rows(workdir)),
+  }.items():
+    _write_csv(folder / name, table)
+
+
+def differences(folder: pathlib.Path) -> list[str]:
+  """Tables that the items do not give, without writing any.
+
+  Raises:
+    InputError: a file is missing or damaged.
+  """
+  try:
+    config = ml_collections.ConfigDict(config_lib.get_config().to_dict())
+    config.update(store.read_json(folder / CONFIG))
+    found = _read(config, folder)
+    tables_made = _tables(config, found)
+    return [
+      f'{folder / name} is not what {ITEMS} gives'
+      for name, table in tables_made.items()
+      if not _same(_read_csv(folder / name), _as_text(table))
+    ]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise errors.InputError(
+      f'{folder} is not a complete study ({error!r}): restore it from a copy'
+    ) from error
+
+
+def _tables(
+  config: ml_collections.ConfigDict, found: results.Results
+) -> dict[str, Table]:
+  compared = comparison.compare_all(
+    found, config.report.metric, config.report.confidence
+  )
+  return {
+    _CELLS: (tables.CELL_COLUMNS, tables.cell_rows(found)),
+    _COMPARISONS: (
+      tables.COMPARISON_COLUMNS,
+      tables.comparison_rows(compared),
+    ),
+    _SAVINGS: (tables.SAVINGS_COLUMNS, tables.savings_rows(compared)),
+  }
+
+
+def _weight_rows(found: results.Results) -> list[tuple[Any, ...]]:
+  return [
+    (name, item_id, float(weight), int(cluster))
+    for name, items in found.items.items()
+    for item_id, weight, cluster in zip(
+      found.item_ids[found.metrics[name].task],
+      items.weights,
+      items.clusters,
+      strict=True,
+    )
+  ]
+
+
+def _id_rows(workdir: store.Workdir) -> list[tuple[str, str]]:
+  """Which prompts were chosen from and evaluated on."""
+  return [
+    (split, prompt_id)
+    for split, path in (('pool', workdir.pool), ('heldout', workdir.heldout))
+    if path.exists()
+    for prompt_id in store.read_prompts(path).ids
+  ]
+
+
+def _read(
+  config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> results.Results:
+  """The results that the items give."""
+  about = store.read_json(folder / METRICS)
+  metrics = {
+    name: results.Metric(**fields) for name, fields in about['metrics'].items()
+  }
+  items, ids = _read_weights(folder, metrics)
+  values: dict[study.Cell, dict[str, list[float]]] = {}
+  for row in _read_csv(folder / ITEMS):
+    cell = study.Cell(row['strategy'], int(row['budget']), int(row['seed']))
+    of_metric = values.setdefault(cell, {}).setdefault(row['metric'], [])
+    if row['id'] != ids[row['task']][len(of_metric)]:
+      raise ValueError(f'{row["id"]} of {cell.name} is not in its place')
+    of_metric.append(float(row['value']))
+  evaluations = {}
+  for cell, by_metric in values.items():
+    arrays = {name: np.array(of_cell) for name, of_cell in by_metric.items()}
+    evaluations[cell] = results.Evaluation(
+      num_items={task: len(ids[task]) for task in ids},
+      metrics={
+        name: float(array @ items[name].weights)
+        for name, array in arrays.items()
+      },
+      items=arrays,
+    )
+  return results.of_study(
+    config,
+    metrics=metrics,
+    evaluations=evaluations,
+    absent=[],
+    pool_size=about['pool_size'],
+    items=items,
+    item_ids=ids,
+  )
+
+
+def _read_weights(
+  folder: pathlib.Path, metrics: Mapping[str, results.Metric]
+) -> tuple[dict[str, statistics.Items], dict[str, list[str]]]:
+  """Weights and clusters by metric, and the ids of items by task."""
+  rows = _read_csv(folder / WEIGHTS)
+  items, ids = {}, {}
+  for name, metric in metrics.items():
+    mine = [row for row in rows if row['metric'] == name]
+    items[name] = statistics.Items(
+      np.array([float(row['weight']) for row in mine]),
+      np.array([int(row['cluster']) for row in mine]),
+    )
+    ids[metric.task] = [row['id'] for row in mine]
+  return items, ids
+
+
+def _same(
+  rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
+) -> bool:
+  """Whether tables are equal, but for the rounding of their numbers."""
+  return len(rows) == len(others) and all(
+    row.keys() == other.keys()
+    and all(_equal(row[name], other[name]) for name in row)
+    for row, other in zip(rows, others, strict=True)
+  )
+
+
+def _equal(text: str, other: str) -> bool:
+  try:
+    return math.isclose(float(text), float(other), rel_tol=1e-6, abs_tol=1e-9)
+  except ValueError:
+    return text == other
+
+
+def _write_csv(path: pathlib.Path, table: Table) -> None:
+  text = csv_text(*table)
+  if path.suffix != '.gz':
+    store.write_text(path, text)
+    return
+  with store.replacing(path) as partial:
+    # Without a time, so that the same study gives the same bytes.
+    partial.write_bytes(gzip.compress(text.encode('utf-8'), mtime=0))
+
+
+def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
+  open_text = gzip.open if path.suffix == '.gz' else open
+  with open_text(path, 'rt', encoding='utf-8', newline='') as file:
+    return list(csv.DictReader(file))
+
+
+def _as_text(table: Table) -> list[dict[str, str]]:
+  return list(csv.DictReader(io.StringIO(csv_text(*table))))
