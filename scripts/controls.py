@@ -203,6 +203,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(option, type=pathlib.Path, required=True)
   parser.add_argument('--repetitions', type=int, default=20)
   parser.add_argument(
+    '--num_prompts', type=int, help='of the pool, to try a control; all'
+  )
+  parser.add_argument(
     '--folder', type=pathlib.Path, default=pathlib.Path('runs/controls')
   )
   arguments = parser.parse_args(argv)
@@ -214,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in (arguments.pool, arguments.heldout)
   )
   rows = []
+  pool = pool[: arguments.num_prompts]
   for row in control.rows(pool, heldout, arguments):
     rows.append(row)
     print(' | '.join(row.values()), flush=True)
