@@ -58,6 +58,7 @@ MAY_IMPORT = {
   **{stage: BELOW_STAGES for stage in STAGES},
   'preview': {'models', 'registry', 'study', *SERVES_ALL},
   'plan': {
+    'finetuning',
     'mesh',
     'models',
     'parts',

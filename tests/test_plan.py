@@ -369,3 +369,55 @@ def test_a_pilot_without_evaluations_is_named(workdir, tmp_path):
   store.write_json(pilot.config, config.to_dict())
   with pytest.raises(errors.InputError, match='has no evaluations'):
     plan.run(config, workdir)
+
+
+def test_it_counts_what_is_to_be_finetuned(workdir, capsys):
+  config = _config(
+    **{
+      'study.full_pool_seeds': (0,),
+      'finetuning.epochs': 2,
+      'finetuning.batch_size': 4,
+    }
+  )
+  name = 'TIME OF FINETUNING AND EVALUATING, ALL CELLS'
+  lines = ' '.join(_planned(config, workdir, capsys)[name])
+  # 4 strategies x 2 seeds x (5 and 10 answers), and 60 prompts once.
+  assert '17 cells with 360 examples in 2 epochs, 94 steps' in lines
+  assert 'No step has been recorded' in lines
+  assert 'No cell has been evaluated' in lines
+
+
+def test_it_tells_how_long_the_other_cells_take(workdir, capsys):
+  config = _config(
+    **{
+      'study.full_pool': False,
+      'finetuning.epochs': 1,
+      'finetuning.batch_size': 5,
+      # So that the evaluation below is not read for variances.
+      'plan.seed_sd': 0.1,
+    }
+  )
+  for name, step, seconds in (
+    ('random-k5-seed0', 1, 10.0),
+    ('random-k10-seed0', 2, 30.0),
+  ):
+    run = workdir.run(name)
+    store.write_jsonl(
+      run.timing,
+      [
+        {'step': 0, 'seconds': 1.0, 'tokens_per_second': 1.0},
+        {'step': step, 'seconds': seconds, 'tokens_per_second': 100.0 * step},
+      ],
+    )
+  store.write_json(workdir.run('random-k5-seed0').evaluation('heldout'), {})
+  manifest = store.Manifest(workdir)
+  manifest.begin('evaluate', {})
+  manifest.finish('evaluate', {}, seconds=7.0)
+  name = 'TIME OF FINETUNING AND EVALUATING, ALL CELLS'
+  lines = ' '.join(_planned(config, workdir, capsys)[name])
+  assert '16 cells with 120 examples in 1 epoch, 24 steps.' in lines
+  # 21 steps at 40 / 3 s.
+  assert '3 steps took 40.0 s (150 tokens/s), so' in lines
+  assert 'the others take 4 min 40 s' in lines
+  # 16 cells, the model itself among them.
+  assert '1 cell took 7.0 s, so the others take 1 min 52 s' in lines

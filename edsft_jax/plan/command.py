@@ -3,7 +3,7 @@
 import ml_collections
 
 from edsft_jax import console, errors, store
-from edsft_jax.plan import cost, orders, picks, power, section, speed
+from edsft_jax.plan import cost, orders, picks, power, runs, section, speed
 from edsft_jax.reporting import html
 from edsft_jax.scoring import stage as scoring
 from edsft_jax.strategies import registry
@@ -41,6 +41,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     *picks.sections(config, workdir, pool, found),
     power.section(config, workdir),
     speed.section(config, workdir, pool),
+    runs.section(config, workdir, len(pool)),
   ]
   if missing := _missing(config, workdir, found):
     sections.append(section.Section('Not known yet', missing))

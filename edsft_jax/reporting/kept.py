@@ -21,13 +21,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from edsft_jax import config as config_lib
 from edsft_jax import errors, store, study
 from edsft_jax.reporting import comparison, results, statistics, tables
 from edsft_jax.reporting.differences import csv_text
 
 ITEMS, WEIGHTS, METRICS = 'items.csv.gz', 'weights.csv', 'metrics.json'
-CONFIG = 'config.json'
 # Also made again from these.
 _CELLS, _COMPARISONS, _SAVINGS = 'cells.csv', 'comparisons.csv', 'savings.csv'
 IDS = 'ids.csv'
@@ -63,7 +61,7 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
   for path in workdir.report.parent.iterdir():
     if path.suffix in ('.html', '.png', '.csv'):
       shutil.copyfile(path, folder / path.name)
-  store.write_json(folder / CONFIG, config.to_dict())
+  store.write_json(store.Workdir(folder).config, config.to_dict())
   described = {
     name: dataclasses.asdict(metric) for name, metric in found.metrics.items()
   }
@@ -86,8 +84,7 @@ def differences(folder: pathlib.Path) -> list[str]:
     InputError: a file is missing or damaged.
   """
   try:
-    config = ml_collections.ConfigDict(config_lib.get_config().to_dict())
-    config.update(store.read_json(folder / CONFIG))
+    config = study.read_config(store.Workdir(folder))
     found = _read(config, folder)
     tables_made = _tables(config, found)
     return [
