@@ -547,6 +547,22 @@ def test_absent_cells_are_named_and_the_rest_is_shown(tmp_path, quick):
   assert counts['absent'] == 4
 
 
+def test_the_full_pool_may_have_seeds_of_its_own(tmp_path, quick):
+  options = synthetic.config(
+    study__full_pool_seeds=(1,),
+    report__note='Prompts by <us>, Apache-2.0',
+  )
+  workdir = synthetic.write(tmp_path, options)
+  assert [path.name for path in workdir.runs.glob('full_pool-*')] == [
+    f'full_pool-k{synthetic.POOL_SIZE}-seed1'
+  ]
+  reporting.run(options, workdir)
+  assert 'full_pool at' not in html(workdir)
+  assert '<p class="subtitle">Prompts by &lt;us&gt;, Apache-2.0</p>' in html(
+    workdir
+  )
+
+
 def test_a_pool_that_is_not_all_answered_misses_no_full_pool(tmp_path, quick):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)

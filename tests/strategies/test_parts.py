@@ -212,6 +212,7 @@ def test_a_workdir_from_before_there_were_parts_stays_valid(workdir, capsys):
     ({'study.random_seeds': (0, 0)}, 'study.random_seeds has duplicates'),
     ({'study.random_seeds': (2**32,)}, 'study.random_seeds has 4294967296'),
     ({'study.random_seeds': (3, 4)}, '5 seeds need 150%'),
+    ({'study.full_pool_seeds': (0, 0)}, 'study.full_pool_seeds has duplicates'),
   ],
 )
 def test_bad_options_are_named(workdir, options, message):
