@@ -245,3 +245,46 @@ def test_verify_makes_again_what_could_be_forged(demo, tmp_path, capsys):
   assert 'at rank 1, not ' in lines[0]
   assert f'{evaluation} has standard_error' in lines[1]
   assert f'{table} is not what' in lines[2]
+
+
+@pytest.mark.slow
+def test_a_finished_study_can_be_kept(demo, tmp_path):
+  root, result = demo
+  log, folder = tmp_path / 'log', tmp_path / 'kept'
+  log.write_text(f'{result.stdout}a bar\rthe same bar, finished\n')
+  script = REPOSITORY / 'scripts' / 'keep_study.py'
+  workdir = shutil.copytree(root, tmp_path / 'copy')
+  # Other tests add cells.
+  options = [f'--config.{name}={value}' for name, value in SMALL.items()]
+  main = sys.executable, '-m', 'edsft_jax.main'
+  subprocess.run(
+    [*main, '--config=configs/quickstart.py', f'--workdir={workdir}', *options],
+    cwd=REPOSITORY,
+    env={**os.environ, 'XLA_FLAGS': compilation.xla_flags(NUM_DEVICES)},
+    check=True,
+  )
+  for words in (('keep', workdir, folder, f'--log={log}'), ('verify', folder)):
+    done = subprocess.run(
+      [sys.executable, script, *words],
+      cwd=REPOSITORY,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+  assert {path.name for path in folder.iterdir()} >= {
+    *('index.html', 'config.json', 'comparisons.csv', 'cells.csv'),
+    *('label_efficiency_rouge_l.png', 'picks.csv', 'ids.csv', 'log.txt'),
+  }
+  assert 'report: as recorded' in (folder / 'verify.txt').read_text()
+  assert (folder / 'log.txt').read_text().endswith('\nthe same bar, finished\n')
+  (folder / 'savings.csv').write_text('metric\n')
+  done = subprocess.run(
+    [sys.executable, script, 'verify', folder],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert 'savings.csv is not what items.csv.gz gives' in done.stderr
