@@ -106,7 +106,18 @@ def test_the_python_runs(tmp_path, monkeypatch):
   assert (tmp_path / 'runs' / 'mine' / 'scores' / 'features.npy').exists()
 
 
-def test_the_files_that_are_named_exist():
-  links = re.findall(r'\]\(([^):]+?)(?:#[^)]*)?\)', README.read_text('utf-8'))
-  assert len(links) > 5
-  assert [name for name in links if not (REPOSITORY / name).exists()] == []
+PAGES = [README, *sorted(REPOSITORY.glob('docs/*.md'))]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+def test_the_files_that_are_named_exist(page):
+  text = page.read_text(encoding='utf-8')
+  links = re.findall(r'\]\(([^):]+?)(?:#[^)]*)?\)', text)
+  assert [name for name in links if not (page.parent / name).exists()] == []
+
+
+def test_the_index_names_every_document_and_config():
+  text = (REPOSITORY / 'docs' / 'index.md').read_text(encoding='utf-8')
+  files = [*REPOSITORY.glob('docs/*.md'), *REPOSITORY.glob('configs/*.py')]
+  names = {path.name for path in files} - {'index.md', '__init__.py'}
+  assert {name for name in names if f'{name})' not in text} == set()

@@ -157,7 +157,9 @@ def _read(
   for cell, by_metric in values.items():
     arrays = {name: np.array(of_cell) for name, of_cell in by_metric.items()}
     evaluations[cell] = results.Evaluation(
-      num_items={task: len(ids[task]) for task in ids},
+      num_items={
+        task: len(ids[task]) for task in {metrics[name].task for name in arrays}
+      },
       metrics={
         name: float(array @ items[name].weights)
         for name, array in arrays.items()
