@@ -1,6 +1,7 @@
 """The study of Arabelly et al. (EMNLP 2025), arXiv 2507.21482, on Dolly.
 
-  scripts/reproduce_arabelly2025.sh dolly runs/arabelly2025_dolly
+  python -m edsft_jax.main --config=configs/arabelly2025_dolly.py \
+      --workdir=runs/arabelly2025_dolly
 
 As configs/arabelly2025_flan.py, which says what is published. Its pool is
 databricks-dolly-15k (CC BY-SA 3.0), whose eight categories are the tasks:

@@ -1,7 +1,10 @@
 """The study of Arabelly et al. (EMNLP 2025), arXiv 2507.21482, on FLAN V2.
 
   python scripts/prepare_flan_v2.py FILE --folder=data
-  scripts/reproduce_arabelly2025.sh flan runs/arabelly2025_flan
+  python -m edsft_jax.main --config=configs/arabelly2025_flan.py \
+      --workdir=runs/arabelly2025_flan
+
+scripts/reproduce_arabelly2025.sh does the same stage by stage, the plan first.
 
 Published: LLaMA-2 7B; FLAN V2, and Dolly (configs/arabelly2025_dolly.py); task
 diversity, and task diversity weighted by inverse confidence, against random,

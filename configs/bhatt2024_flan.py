@@ -1,7 +1,10 @@
 """The study of Bhatt et al. (Findings of ACL 2024), arXiv 2401.06692.
 
   python scripts/prepare_flan_v2.py FILE --folder=data
-  scripts/reproduce_bhatt2024.sh runs/bhatt2024
+  python -m edsft_jax.main --config=configs/bhatt2024_flan.py \
+      --workdir=runs/bhatt2024
+
+scripts/reproduce_bhatt2024.sh does the same stage by stage, the plan first.
 
 Published: LLaMA-2 7B with LoRA; a pool of 99K prompts of FLAN V2; uncertainty
 (the least margin, its mean, mean entropy, least confidence), k-center, and
