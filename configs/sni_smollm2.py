@@ -28,8 +28,8 @@ Stated before the run:
 - No finetuning and the full pool (one seed: all have the same prompts) should
   bracket all cells.
 - The learning rate is the default of LoRA, 1e-3. On 120 other prompts of the
-  same tasks it lowered the loss of 80 other held-out answers to 2.55 after 10
-  of 30 steps and to 2.49 after 20.
+  same tasks, the loss of 80 other held-out answers was 2.55 after 10 steps,
+  2.49 after 20 and 2.44 after 30, the last. Other rates were not tried.
 """
 
 import ml_collections
