@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator, Sequence
 import csv
 import dataclasses
 import json
+import os
 import pathlib
 
+import jax
 import ml_collections
 import numpy as np
 from prepare_sni import (
@@ -165,6 +167,18 @@ def _write(folder: pathlib.Path, **files: Rows) -> pathlib.Path:
   return folder
 
 
+def _use_compilation_cache() -> None:
+  """Repetitions compile the same programs, each with its own trainer."""
+  command.enable_compilation_cache()
+  # jax has been imported, and has read these variables.
+  for name in (
+    'jax_compilation_cache_dir',
+    'jax_persistent_cache_min_compile_time_secs',
+  ):
+    if value := os.environ.get(name.upper()):
+      jax.config.update(name, float(value) if 'secs' in name else value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Control:
   """A control: its strategy, and the rows of its table."""
@@ -209,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     '--folder', type=pathlib.Path, default=pathlib.Path('runs/controls')
   )
   arguments = parser.parse_args(argv)
-  command.enable_compilation_cache()
+  _use_compilation_cache()
   control = CONTROLS[arguments.control]
   registry.STRATEGIES[control.strategy.name] = control.strategy
   pool, heldout = (
