@@ -34,7 +34,7 @@ _ID_COLUMNS = ('split', 'id')
 # Of index.html, in bytes.
 MAX_PAGE = 3_000_000
 
-Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+Table = tuple[Sequence[str], Sequence[tuple[Any, ...]]]
 
 
 def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
@@ -59,7 +59,7 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
     )
   folder.mkdir(parents=True, exist_ok=True)
   for path in workdir.report.parent.iterdir():
-    if path.suffix in ('.html', '.png', '.csv'):
+    if path.suffix in ('.html', '.png', '.svg', '.csv'):
       shutil.copyfile(path, folder / path.name)
   store.write_json(store.Workdir(folder).config, config.to_dict())
   described = {
