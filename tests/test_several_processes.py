@@ -81,7 +81,11 @@ def _assert_same_items(workdir: store.Workdir, alone: store.Workdir) -> None:
     for row, other in zip(rows, expected, strict=True):
       assert row == {**other, 'loss': pytest.approx(other['loss'], abs=1e-5)}
     folder = workdir.run(cell).evaluations / 'heldout'
-    assert {p.name for p in folder.iterdir()} == {'eval.json', 'items.jsonl'}
+    assert {p.name for p in folder.iterdir()} == {
+      'eval.json',
+      'items.jsonl',
+      'timing.json',
+    }
 
 
 def test_the_same_training(together, alone):

@@ -1,6 +1,6 @@
 """What of a report its inputs do not give."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import csv
 import io
 import itertools
@@ -13,11 +13,19 @@ import ml_collections
 
 from edsft_jax import store
 from edsft_jax.reporting import results
-from edsft_jax.reporting.tables import csv_text
 
 # Seconds grow when a stage finds its work done, and money may have their price.
 # UMAP depends on the machine.
 _NOT_COMPARED = ('seconds', 'money', 'umap')
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
+  """A table as text."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(columns)
+  writer.writerows(rows)
+  return text.getvalue()
 
 
 def differences(

@@ -23,17 +23,18 @@ import numpy as np
 
 from edsft_jax import errors, store, study
 from edsft_jax.reporting import comparison, results, statistics, tables
+from edsft_jax.reporting.differences import csv_text
 
 ITEMS, WEIGHTS, METRICS = 'items.csv.gz', 'weights.csv', 'metrics.json'
 # Also made again from these.
 _CELLS, _COMPARISONS, _SAVINGS = 'cells.csv', 'comparisons.csv', 'savings.csv'
-IDS, PICKS = 'ids.csv', 'picks.csv'
+IDS = 'ids.csv'
 _WEIGHT_COLUMNS = ('metric', 'id', 'weight', 'cluster')
 _ID_COLUMNS = ('split', 'id')
 # Of index.html, in bytes.
 MAX_PAGE = 3_000_000
 
-Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
+Table = tuple[Sequence[str], Sequence[tuple[Any, ...]]]
 
 
 def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
@@ -58,7 +59,7 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
     )
   folder.mkdir(parents=True, exist_ok=True)
   for path in workdir.report.parent.iterdir():
-    if path.suffix in ('.html', '.png', '.csv'):
+    if path.suffix in ('.html', '.png', '.svg', '.csv'):
       shutil.copyfile(path, folder / path.name)
   store.write_json(store.Workdir(folder).config, config.to_dict())
   described = {
@@ -72,7 +73,6 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
     ITEMS: (tables.ITEM_COLUMNS, tables.item_rows(found)),
     WEIGHTS: (_WEIGHT_COLUMNS, _weight_rows(found)),
     IDS: (_ID_COLUMNS, _id_rows(workdir)),
-    PICKS: (tables.PICK_COLUMNS, tables.pick_rows(config, workdir)),
   }.items():
     _write_csv(folder / name, table)
 
@@ -212,7 +212,7 @@ def _equal(text: str, other: str) -> bool:
 
 
 def _write_csv(path: pathlib.Path, table: Table) -> None:
-  text = tables.csv_text(*table)
+  text = csv_text(*table)
   if path.suffix != '.gz':
     store.write_text(path, text)
     return
@@ -228,4 +228,4 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def _as_text(table: Table) -> list[dict[str, str]]:
-  return list(csv.DictReader(io.StringIO(tables.csv_text(*table))))
+  return list(csv.DictReader(io.StringIO(csv_text(*table))))

@@ -6,7 +6,7 @@ import ml_collections
 
 from edsft_jax import console, errors, store
 from edsft_jax.reporting import inputs, results
-from edsft_jax.reporting.tables import csv_text
+from edsft_jax.reporting.differences import csv_text
 from edsft_jax.reporting.terminal import summary
 
 STAGE = 'report'

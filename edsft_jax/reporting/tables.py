@@ -1,10 +1,8 @@
 """A study's results as tables: the csv files, and data frames for notebooks."""
 
 from collections.abc import Mapping, Sequence
-import csv
 import dataclasses
 import importlib.util
-import io
 import pathlib
 from typing import Any
 
@@ -106,7 +104,7 @@ def load(workdir: str | pathlib.Path) -> Tables:
   return Tables(
     cells=_frame(CELL_COLUMNS, cell_rows(found)),
     items=_frame(ITEM_COLUMNS, item_rows(found)),
-    picks=_frame(PICK_COLUMNS, pick_rows(config, made)),
+    picks=_frame(PICK_COLUMNS, _pick_rows(config, made)),
     comparisons=_frame(COMPARISON_COLUMNS, comparison_rows(compared)),
     savings=_frame(SAVINGS_COLUMNS, savings_rows(compared)),
   )
@@ -149,7 +147,7 @@ def item_rows(found: results.Results) -> list[tuple[Any, ...]]:
   ]
 
 
-def pick_rows(
+def _pick_rows(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[tuple[Any, ...]]:
   """Rows of PICK_COLUMNS."""
@@ -164,15 +162,6 @@ def pick_rows(
     for (strategy, seed), rows in selections.items()
     for rank, row in enumerate(rows)
   ]
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A table as csv."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(columns)
-  writer.writerows(rows)
-  return text.getvalue()
 
 
 def comparison_rows(

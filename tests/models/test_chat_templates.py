@@ -10,6 +10,7 @@ import transformers
 
 from configs import default
 from edsft_jax import errors, store
+from edsft_jax.evaluation.task import TaskInputs
 from edsft_jax.evaluation.tasks.heldout import Heldout
 from edsft_jax.models import responses
 
@@ -258,7 +259,7 @@ def test_evaluation_is_asked_for_the_answer_alone(paths, tmp_path):
   columns = {'id': ['a'], 'prompt': ['Hi'], 'response': ['Yes.']}
   store.write_parquet(workdir.heldout, pa.table(columns))
   prompt_format = formats.load(paths['qwen3'])
-  task = Heldout(default.get_config(), workdir, prompt_format, 500)
+  task = Heldout(TaskInputs(default.get_config(), workdir, prompt_format, 500))
   likelihood, generate = task.items[0].requests
   answer = prompt_format.encode_response('Hi', 'Yes.')
   assert prompt_format.decode(answer, special=True) == 'Yes.<|im_end|>'
