@@ -21,6 +21,7 @@ keeps its uneven numbers of prompts per task, and the held-out set weighs all
 tasks nearly alike.
 """
 
+import argparse
 import collections
 from collections.abc import Iterable, Iterator, Sequence
 import csv
@@ -29,17 +30,8 @@ import hashlib
 import json
 import pathlib
 
-from absl import app, flags
-
 # Of a prompt, and of its answer, at most.
 CHARACTERS, ANSWER_CHARACTERS = 400, 100
-
-_POOL = flags.DEFINE_string('pool', None, 'Where the pool is from.')
-_HELDOUT = flags.DEFINE_string('heldout', None, 'Where held-out prompts are.')
-_FOLDER = flags.DEFINE_string('folder', None, 'Where to write both.')
-_IDS = flags.DEFINE_string('ids', '', "A table of id and split; '': by hash.")
-_NUM_PROMPTS = flags.DEFINE_integer('num_prompts', 3600, 'Prompts of the pool.')
-_PER_TASK = flags.DEFINE_integer('per_task', 2, 'Held-out prompts per task.')
 
 POOL, HELDOUT = 'pool', 'heldout'
 # Its instances quote hate speech, which pages with examples would show.
@@ -98,21 +90,31 @@ def first_of_each_task(rows: Iterable[Row], count: int) -> list[Row]:
 def _listed(rows: Iterable[Row], ids: Sequence[str], name: str) -> list[Row]:
   by_id = {row['id']: row for row in rows}
   if missing := [i for i in ids if i not in by_id]:
-    raise app.UsageError(
+    raise SystemExit(
       f'--{name} lacks {len(missing)} of {len(ids)} listed instances, first '
       f'{missing[0]}'
     )
   return [by_id[i] for i in ids]
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Writes pool.jsonl and heldout.jsonl."""
-  if argv[1:]:
-    raise app.UsageError(f'{argv[1]!r} is not an option')
-  pool, heldout = (read(pathlib.Path(flag.value)) for flag in (_POOL, _HELDOUT))
-  if _IDS.value:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  add = parser.add_argument
+  for name, about in (
+    (POOL, 'where the pool is from'),
+    (HELDOUT, 'where held-out prompts are'),
+    ('folder', 'where to write both'),
+  ):
+    add(f'--{name}', type=pathlib.Path, required=True, help=about)
+  add('--ids', type=pathlib.Path, help='a table of split and id')
+  add('--num_prompts', type=int, default=3600, help='of the pool')
+  add('--per_task', type=int, default=2, help='held-out prompts per task')
+  arguments = parser.parse_args()
+  pool, heldout = read(arguments.pool), read(arguments.heldout)
+  if arguments.ids:
     listed = collections.defaultdict(list)
-    with open(_IDS.value, newline='', encoding='utf-8') as file:
+    with arguments.ids.open(newline='', encoding='utf-8') as file:
       for line in csv.DictReader(file):
         listed[line['split']].append(line['id'])
     split = {
@@ -122,13 +124,12 @@ def main(argv: Sequence[str]) -> None:
   else:
     limits = CHARACTERS, ANSWER_CHARACTERS
     split = {
-      POOL: short(pool, *limits)[: _NUM_PROMPTS.value],
-      HELDOUT: first_of_each_task(short(heldout, *limits), _PER_TASK.value),
+      POOL: short(pool, *limits)[: arguments.num_prompts],
+      HELDOUT: first_of_each_task(short(heldout, *limits), arguments.per_task),
     }
-  folder = pathlib.Path(_FOLDER.value)
-  folder.mkdir(parents=True, exist_ok=True)
+  arguments.folder.mkdir(parents=True, exist_ok=True)
   for name, rows in split.items():
-    path = folder / f'{name}.jsonl'
+    path = arguments.folder / f'{name}.jsonl'
     path.write_text(
       ''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8'
     )
@@ -137,5 +138,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flags_as_required(['pool', 'heldout', 'folder'])
-  app.run(main)
+  main()
