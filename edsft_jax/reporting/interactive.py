@@ -42,8 +42,8 @@ _MARKERS = {
 }
 
 
-def library() -> str:
-  """The script of Bokeh, without widgets and tables, for the page."""
+def bokeh_script() -> str:
+  """Bokeh's JavaScript, without widgets and tables, for the page."""
   file = importlib.resources.files('bokeh').joinpath(
     'server', 'static', 'js', 'bokeh.min.js'
   )

@@ -132,7 +132,7 @@ def _data(material: Material) -> dict[str, Any]:
 def _scripts(
   material: Material, data: Mapping[str, Any]
 ) -> dict[str, markupsafe.Markup]:
-  """What the page runs: the library, data, models of charts, and page.js."""
+  """What the page runs: Bokeh, data, models of charts, and page.js."""
   scripts = {f'{name}-data': interactive.dumps(v) for name, v in data.items()}
   if 'curves' in data:
     chart = interactive.efficiency_chart(material.found.strategies)
@@ -140,7 +140,7 @@ def _scripts(
   if 'pool' in data and material.projected is not None:
     scripts['map-chart-model'] = interactive.dumps(interactive.map_chart())
   return {
-    'library': markupsafe.Markup(interactive.library()),
+    'bokeh': markupsafe.Markup(interactive.bokeh_script()),
     'page': markupsafe.Markup(html.read('edsft_jax.reporting', 'page.js')),
     **{name: markupsafe.Markup(text) for name, text in scripts.items()},
   }
