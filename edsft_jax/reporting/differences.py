@@ -1,31 +1,24 @@
 """What of a report its inputs do not give."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import csv
 import io
 import itertools
 import json
 import math
+import pathlib
 import re
 from typing import Any
 
 import ml_collections
 
 from edsft_jax import store
-from edsft_jax.reporting import results
+from edsft_jax.reporting import results, tables
+from edsft_jax.reporting.tables import Table
 
 # Seconds grow when a stage finds its work done, and money may have their price.
 # UMAP depends on the machine.
 _NOT_COMPARED = ('seconds', 'money', 'umap')
-
-
-def csv_text(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> str:
-  """A table as text."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerow(columns)
-  writer.writerows(rows)
-  return text.getvalue()
 
 
 def differences(
@@ -52,18 +45,18 @@ def differences(
     lambda draw, name, caption: plots.Images('<svg></svg>', b'', b''),
   )
   folder = workdir.report.parent
-  tables = {
+  made_tables: dict[str, Table] = {
     **{f'{e.name}.csv': (e.columns, e.rows) for e in made.exhibits},
     **made.tables,
   }
   lines = []
-  for name, table in tables.items():
+  for name, table in made_tables.items():
     path = folder / name
     if not path.exists():
       lines.append(f'{path} is missing')
-    elif place := _csv_difference(path.read_text('utf-8'), csv_text(*table)):
+    elif place := csv_difference(path, table):
       lines.append(f'{path} is not what the items and selections give: {place}')
-  html = workdir.report.read_text('utf-8')
+  html = _read(workdir.report)
   for name, data in made.data.items():
     if place := next(_data_differences(_embedded(html, name), data), ''):
       lines.append(
@@ -78,9 +71,15 @@ def differences(
   return lines
 
 
-def _csv_difference(shown: str, expected: str) -> str:
-  """The first value that differs, in words; '' if none does."""
-  old, new = (list(csv.reader(io.StringIO(text))) for text in (shown, expected))
+def csv_difference(path: pathlib.Path, table: Table) -> str:
+  """The first value of a csv that is not the table's, in words; '' if none.
+
+  Numbers may differ by rounding.
+  """
+  old, new = (
+    list(csv.reader(io.StringIO(text)))
+    for text in (_read(path), tables.csv_text(table))
+  )
   if not old or old[0] != new[0]:
     return 'other columns'
   for number, (was, would) in enumerate(
@@ -94,6 +93,11 @@ def _csv_difference(shown: str, expected: str) -> str:
       ):
         return f'{column} of line {number} is {one!r}, not {other!r}'
   return ''
+
+
+def _read(path: pathlib.Path) -> str:
+  """A file's text with its line endings as they are."""
+  return path.read_bytes().decode('utf-8')
 
 
 def _is_compared(name: str) -> bool:

@@ -8,12 +8,10 @@ its models and scores. All comparisons follow from the value of each item:
   metrics.json   what each metric is, and the size of the pool
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import csv
 import dataclasses
 import gzip
-import io
-import math
 import pathlib
 import shutil
 from typing import Any
@@ -23,7 +21,8 @@ import numpy as np
 
 from edsft_jax import errors, store, study
 from edsft_jax.reporting import comparison, results, statistics, tables
-from edsft_jax.reporting.differences import csv_text
+from edsft_jax.reporting.differences import csv_difference
+from edsft_jax.reporting.tables import Table
 
 ITEMS, WEIGHTS, METRICS = 'items.csv.gz', 'weights.csv', 'metrics.json'
 # Also made again from these.
@@ -33,8 +32,6 @@ _WEIGHT_COLUMNS = ('metric', 'id', 'weight', 'cluster')
 _ID_COLUMNS = ('split', 'id')
 # Of index.html, in bytes.
 MAX_PAGE = 3_000_000
-
-Table = tuple[Sequence[str], Sequence[tuple[Any, ...]]]
 
 
 def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
@@ -86,11 +83,10 @@ def differences(folder: pathlib.Path) -> list[str]:
   try:
     config = study.read_config(store.Workdir(folder))
     found = _read(config, folder)
-    tables_made = _tables(config, found)
     return [
       f'{folder / name} is not what {ITEMS} gives'
-      for name, table in tables_made.items()
-      if not _same(_read_csv(folder / name), _as_text(table))
+      for name, table in _tables(config, found).items()
+      if csv_difference(folder / name, table)
     ]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.InputError(
@@ -193,26 +189,8 @@ def _read_weights(
   return items, ids
 
 
-def _same(
-  rows: Sequence[Mapping[str, str]], others: Sequence[Mapping[str, str]]
-) -> bool:
-  """Whether tables are equal, but for the rounding of their numbers."""
-  return len(rows) == len(others) and all(
-    row.keys() == other.keys()
-    and all(_equal(row[name], other[name]) for name in row)
-    for row, other in zip(rows, others, strict=True)
-  )
-
-
-def _equal(text: str, other: str) -> bool:
-  try:
-    return math.isclose(float(text), float(other), rel_tol=1e-6, abs_tol=1e-9)
-  except ValueError:
-    return text == other
-
-
 def _write_csv(path: pathlib.Path, table: Table) -> None:
-  text = csv_text(*table)
+  text = tables.csv_text(table)
   if path.suffix != '.gz':
     store.write_text(path, text)
     return
@@ -225,7 +203,3 @@ def _read_csv(path: pathlib.Path) -> list[dict[str, str]]:
   open_text = gzip.open if path.suffix == '.gz' else open
   with open_text(path, 'rt', encoding='utf-8', newline='') as file:
     return list(csv.DictReader(file))
-
-
-def _as_text(table: Table) -> list[dict[str, str]]:
-  return list(csv.DictReader(io.StringIO(csv_text(*table))))

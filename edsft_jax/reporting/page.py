@@ -46,7 +46,7 @@ class Page:
   html: str
   exhibits: list[exhibits.Exhibit]
   images: Mapping[str, plots.Images]
-  tables: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]
+  tables: dict[str, tables.Table]
   data: dict[str, Any]
 
 
@@ -191,13 +191,11 @@ def _draw(material: Material) -> _Drawn:
   )
 
 
-def _tables(
-  material: Material,
-) -> dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]]:
+def _tables(material: Material) -> dict[str, tables.Table]:
   """File name -> header and rows of the tables without a plot."""
   compared = material.compared
   replaced = picks.replaced(material.config, material.workdir, material.pool)
-  found: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
+  found: dict[str, tables.Table] = {
     'comparisons.csv': (
       tables.COMPARISON_COLUMNS,
       tables.comparison_rows(compared),

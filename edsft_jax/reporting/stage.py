@@ -5,8 +5,7 @@ import pathlib
 import ml_collections
 
 from edsft_jax import console, errors, store
-from edsft_jax.reporting import inputs, results
-from edsft_jax.reporting.differences import csv_text
+from edsft_jax.reporting import inputs, results, tables
 from edsft_jax.reporting.terminal import summary
 
 STAGE = 'report'
@@ -84,14 +83,15 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
 
     report = page.make(config, workdir, manifest, found)
     contents: dict[str, str | bytes] = {
-      f'{e.name}.csv': csv_text(e.columns, e.rows) for e in report.exhibits
+      f'{e.name}.csv': tables.csv_text((e.columns, e.rows))
+      for e in report.exhibits
     }
     for name, images in report.images.items():
       contents[f'{name}.svg'] = images.svg
       contents[f'{name}.pdf'] = images.pdf
       contents[f'{name}.png'] = images.png
     for name, table in report.tables.items():
-      contents[name] = csv_text(*table)
+      contents[name] = tables.csv_text(table)
     contents['figures.tex'] = captions.latex(report.exhibits)
     contents[workdir.report.name] = report.html
     for name, content in contents.items():

@@ -1,8 +1,10 @@
 """A study's results as tables: the csv files, and data frames for notebooks."""
 
 from collections.abc import Mapping, Sequence
+import csv
 import dataclasses
 import importlib.util
+import io
 import pathlib
 from typing import Any
 
@@ -12,6 +14,9 @@ import numpy as np
 from edsft_jax import store, study
 from edsft_jax.reporting import account, comparison, results, savings
 from edsft_jax.strategies import registry
+
+# Columns and rows.
+Table = tuple[Sequence[str], Sequence[tuple[Any, ...]]]
 
 # The strategy minus another, which is random or a control. The budget is empty
 # for the comparison of whole curves.
@@ -108,6 +113,16 @@ def load(workdir: str | pathlib.Path) -> Tables:
     comparisons=_frame(COMPARISON_COLUMNS, comparison_rows(compared)),
     savings=_frame(SAVINGS_COLUMNS, savings_rows(compared)),
   )
+
+
+def csv_text(table: Table) -> str:
+  """A table as the text of a csv file."""
+  columns, rows = table
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(columns)
+  writer.writerows(rows)
+  return text.getvalue()
 
 
 def _frame(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> Any:
