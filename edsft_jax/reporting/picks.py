@@ -95,7 +95,7 @@ class Replaced:
     id: the rejected prompt.
     replacement: the pick that took its place in the largest budget; '' if there
       is none, since it was itself a replacement or the order has ended.
-    reason: what annotators gave as reason, or ''.
+    reason: what annotators gave as reason, on one line, or ''.
     prompt: its text, shortened.
   """
 
@@ -132,7 +132,7 @@ def replaced(
         found.append(
           Replaced(
             *(strategy, seed, rank, old, new),
-            str(rejected[old].get('reason') or ''),
+            ' '.join(str(rejected[old].get('reason') or '').split()),
             shown(texts[old]),
           )
         )

@@ -189,7 +189,7 @@ def test_rejected_picks_have_a_replacement(tmp_path, quick):
   store.write_jsonl(
     workdir.rejected,
     [
-      {'id': i, 'reason': 'unclear', 'source': 'a', 'annotator': 'b'}
+      {'id': i, 'reason': 'not\r\nclear', 'source': 'a', 'annotator': 'b'}
       for i in rejected
     ],
   )
@@ -204,7 +204,7 @@ def test_rejected_picks_have_a_replacement(tmp_path, quick):
     (18, rejected[1], spare[2]),
     (41, spare[0], ''),
   ]
-  assert {one.reason for one in found} == {'unclear'}
+  assert {one.reason for one in found} == {'not clear'}
   reporting.run(options, workdir)
   text = workdir.report.read_text('utf-8')
   assert 'Replaced prompts' in text
@@ -212,6 +212,7 @@ def test_rejected_picks_have_a_replacement(tmp_path, quick):
   assert {row['replacement'] for row in _csv(workdir, 'replaced.csv')} >= {
     *spare[1:]
   }
+  assert reporting.differences(options, workdir) == []
 
 
 @pytest.mark.parametrize(
