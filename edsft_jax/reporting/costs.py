@@ -1,6 +1,6 @@
 """What the answers and the machine cost: of each cell, and of each curve."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from edsft_jax import store, study
 from edsft_jax.prices import Prices
-from edsft_jax.reporting import account, results, timing
+from edsft_jax.reporting import account, picks, results, timing
 from edsft_jax.strategies import registry
 
 # What label efficiency can be measured by -> its label on an axis.
@@ -122,7 +122,7 @@ def read(
   workdir: store.Workdir,
   found: results.Results,
   prompt_words: Mapping[str, int],
-  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+  selections: picks.Selections,
   timings: timing.Timing,
 ) -> Costs:
   """Reads what the evaluated cells cost.
@@ -141,10 +141,10 @@ def read(
   for cell in found.evaluations:
     if cell.strategy not in config.selection.strategies:
       continue
-    picks = selections.get((cell.strategy, cell.seed))
+    rows = selections.get((cell.strategy, cell.seed))
     price = None
-    if prices and picks is not None:
-      words = sum(prompt_words[row['id']] for row in picks[: cell.budget])
+    if prices and rows is not None:
+      words = sum(prompt_words[row['id']] for row in rows[: cell.budget])
       price = prices.total(cell.budget, words)
     costs[cell] = Cost(
       answers=cell.budget,

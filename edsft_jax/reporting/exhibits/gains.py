@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
-from edsft_jax.reporting import plots
+from edsft_jax.reporting import picks, plots
 from edsft_jax.reporting.exhibits.exhibit import Exhibit
 from edsft_jax.strategies import registry
 
@@ -75,7 +75,7 @@ def _about_width(curves: Mapping[str, Any], shares: Sequence[float]) -> str:
 
 
 def selection_gains(
-  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+  selections: picks.Selections,
 ) -> Exhibit | None:
   """Gains of the strategies that use features; None if there are none."""
   chosen = {

@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from edsft_jax import store
-from edsft_jax.reporting import plots, results
+from edsft_jax.reporting import picks, plots, results
 from edsft_jax.reporting.exhibits.exhibit import Exhibit
 
 # Plots by task show this many tasks; their csv files have all.
@@ -17,7 +17,7 @@ NO_TASK = '(no task)'
 def task_allocation(
   found: results.Results,
   pool: store.Prompts,
-  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+  selections: picks.Selections,
 ) -> Exhibit | None:
   """Prompts per task at the largest budget, next to the pool's share."""
   if pool.tasks is None or not selections:
