@@ -19,16 +19,9 @@ def measure(
 
   Each seed's picks have to cover the part of the pool that it chooses from.
   """
-  place = {prompt_id: i for i, prompt_id in enumerate(pool.ids)}
   rounds = store.earlier_rounds(store.Manifest(workdir))
   split = parts.read(config, workdir, len(pool), rounds)
-  lists = {
-    name: [
-      coverage.Picks.of([place[i] for i in ids], split.of_seed(seed))
-      for seed, ids in by_seed.items()
-    ]
-    for name, by_seed in orders.ids.items()
-  }
+  lists = coverage.lists(pool, orders.ids, split)
   if RANDOM not in lists:
     lists = {RANDOM: [], **lists}
     for seed in study.seeds(config, RANDOM):

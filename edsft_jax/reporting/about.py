@@ -9,7 +9,6 @@ import ml_collections
 from edsft_jax import store, study
 from edsft_jax.reporting import (
   account,
-  picks,
   results,
   timing,
   training,
@@ -27,7 +26,6 @@ def variables(material: Material) -> dict[str, Any]:
   config, workdir = material.config, material.workdir
   found, manifest = material.found, material.manifest
   confidence = material.confidence
-  replaced = picks.replaced(config, workdir, material.pool)
   return {
     'title': config.report.title or workdir.root.resolve().name,
     'note': config.report.note,
@@ -50,8 +48,8 @@ def variables(material: Material) -> dict[str, Any]:
     'unfinished': unfinished.groups(config, workdir, found.absent),
     'rising': training.rising_losses(workdir, found.evaluations),
     'rejected': len(study.rejected_ids(workdir)),
-    'replaced': replaced[:MAX_ROWS],
-    'num_replaced': len(replaced),
+    'replaced': material.replaced[:MAX_ROWS],
+    'num_replaced': len(material.replaced),
     'contamination': _contamination(workdir),
     'time_text': material.timings.sentence(config.report.price_per_hour),
     'choosing': account.choosing(config, workdir, material.timings),

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import ml_collections
 import numpy as np
 
 from edsft_jax import store
-from edsft_jax.reporting import timing
+from edsft_jax.reporting import picks, timing
 from edsft_jax.strategies import registry
 
 
@@ -49,24 +48,21 @@ class Lengths:
 
 
 def lengths(
-  workdir: store.Workdir,
   pool: store.Prompts,
-  selections: Mapping[tuple[str, int], Sequence[Mapping[str, Any]]],
+  answers: Mapping[str, str],
+  selections: picks.Selections,
   budgets: Sequence[int],
 ) -> dict[tuple[str, int], Lengths]:
   """(strategy, budget) -> mean lengths of what it picked, over all seeds.
 
   Args:
-    workdir: has the answers.
     pool: the prompts.
+    answers: those that are known, by id.
     selections: (strategy, seed) -> rows in greedy order.
     budgets: the numbers of picks.
   """
   prompt_words = dict(zip(pool.ids, pool.num_words(), strict=True))
-  answer_words = {
-    prompt_id: len(answer.split())
-    for prompt_id, answer in store.read_responses(workdir.responses).items()
-  }
+  answer_words = {i: len(text.split()) for i, text in answers.items()}
   found = {}
   for strategy in dict.fromkeys(name for name, _ in selections):
     orders = [

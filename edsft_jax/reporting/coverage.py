@@ -5,12 +5,14 @@ import dataclasses
 
 import numpy as np
 
+from edsft_jax import parts, store
+
 # Distances computed at once; limits temporary arrays.
 _MAX_DISTANCES = 2**24
-# Two prompts are near duplicates if they are as near as this share of the
-# pool's prompts are to their nearest neighbours, of which so many are measured.
-_NEAR_SHARE = 0.05
-_NUM_NEIGHBOURS = 2000
+# Two prompts are near duplicates if their distance is at most this quantile of
+# the distances to the nearest neighbour, measured for this many prompts.
+_NEAR_QUANTILE = 0.05
+_NUM_SAMPLED = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +26,6 @@ class Picks:
 
   order: np.ndarray
   part: np.ndarray | None = None
-
-  @classmethod
-  def of(cls, order: Sequence[int], part: np.ndarray | None) -> 'Picks':
-    """The picks at these positions."""
-    return cls(np.array(order), part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,16 +44,38 @@ class Coverage:
   near_duplicates: Sequence[float]
 
 
+def lists(
+  pool: store.Prompts,
+  orders: Mapping[str, Mapping[int, Sequence[str]]],
+  split: parts.Parts,
+) -> dict[str, list[Picks]]:
+  """Strategy -> the picks of each seed, as positions in the pool.
+
+  Args:
+    pool: the prompts.
+    orders: strategy -> seed -> ids in greedy order.
+    split: the part of the pool that each seed chooses from.
+  """
+  place = {prompt_id: i for i, prompt_id in enumerate(pool.ids)}
+  return {
+    name: [
+      Picks(np.array([place[i] for i in ids]), split.of_seed(seed))
+      for seed, ids in by_seed.items()
+    ]
+    for name, by_seed in orders.items()
+  }
+
+
 def measure(
   features: np.ndarray,
-  lists: Mapping[str, Sequence[Picks]],
+  picked: Mapping[str, Sequence[Picks]],
   budgets: Sequence[int],
 ) -> dict[str, Coverage]:
   """Strategy -> how well its picks cover what they were chosen from.
 
   Args:
     features: [N, D], of the pool.
-    lists: strategy -> picks of each seed, at least the largest budget.
+    picked: strategy -> picks of each seed, at least the largest budget.
     budgets: ascending.
   """
   # Distances among rows near the origin lose fewer digits.
@@ -65,12 +84,14 @@ def measure(
   near = _near_distance(row_NxD)
   largest = budgets[-1]
   # Deterministic strategies often have one list for all seeds.
-  parts = {_key(one.part): one.part for some in lists.values() for one in some}
+  part_of = {
+    _key(one.part): one.part for some in picked.values() for one in some
+  }
   found = {}
-  for key, part in parts.items():
+  for key, part in part_of.items():
     orders = {
       _key(one.order[:largest]): one.order[:largest]
-      for some in lists.values()
+      for some in picked.values()
       for one in some
       if _key(one.part) == key
     }
@@ -91,7 +112,7 @@ def measure(
         axis=0,
       ).tolist()
     )
-    for name, some in lists.items()
+    for name, some in picked.items()
   }
 
 
@@ -146,7 +167,7 @@ def _near_distance(row_NxD: np.ndarray) -> float:
   count = len(row_NxD)
   if count < 2:
     return 0.0
-  chosen = np.random.default_rng(0).permutation(count)[:_NUM_NEIGHBOURS]
+  chosen = np.random.default_rng(0).permutation(count)[:_NUM_SAMPLED]
   nearest = []
   step = max(1, _MAX_DISTANCES // count)
   for start in range(0, len(chosen), step):
@@ -154,7 +175,7 @@ def _near_distance(row_NxD: np.ndarray) -> float:
     square_SxN = _squares(row_NxD[rows], row_NxD)
     square_SxN[np.arange(len(rows)), rows] = np.inf
     nearest.append(np.sqrt(square_SxN.min(1)))
-  return float(np.quantile(np.concatenate(nearest), _NEAR_SHARE))
+  return float(np.quantile(np.concatenate(nearest), _NEAR_QUANTILE))
 
 
 def _near_duplicates(

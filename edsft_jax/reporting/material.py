@@ -1,10 +1,10 @@
 """All that the page is made from, read and computed once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import ml_collections
+import numpy as np
 
 from edsft_jax import parts, store
 from edsft_jax.reporting import (
@@ -37,6 +37,7 @@ class Material:
     timings: seconds by stage.
     spent: what the cells cost.
     lengths: (strategy, budget) -> mean lengths of the picks.
+    replaced: picks that annotators rejected.
     prices: strategy -> mean price of an answer; empty without prices.
     covered: strategy -> how well it covers the pool; empty without features.
     projected: the pool in two dimensions; None without features.
@@ -56,6 +57,7 @@ class Material:
   timings: timing.Timing
   spent: costs.Costs
   lengths: Mapping[tuple[str, int], account.Lengths]
+  replaced: Sequence[picks.Replaced]
   prices: Mapping[str, float]
   covered: Mapping[str, coverage.Coverage]
   projected: projection.Projection | None
@@ -89,7 +91,8 @@ def read(
   timings = timing.read_timing(
     manifest.stages, [workdir.run(cell.name) for cell in found.evaluations]
   )
-  lengths = account.lengths(workdir, pool, selections, found.budgets)
+  answers = store.read_responses(workdir.responses)
+  lengths = account.lengths(pool, answers, selections, found.budgets)
   split = parts.read(config, workdir, len(pool), store.earlier_rounds(manifest))
   words = dict(zip(pool.ids, pool.num_words(), strict=True))
   features = _features(workdir, len(pool))
@@ -104,15 +107,16 @@ def read(
     selections=selections,
     orders=orders,
     pool=pool,
-    answers=store.read_responses(workdir.responses),
+    answers=answers,
     timings=timings,
     spent=costs.read(config, workdir, found, words, selections, timings),
     lengths=lengths,
+    replaced=picks.replaced(config, workdir, pool),
     prices=money.prices(config, lengths),
     covered={}
     if features is None or not orders
     else coverage.measure(
-      features, _places(pool, orders, split), found.budgets
+      features, coverage.lists(pool, orders, split), found.budgets
     ),
     projected=None if features is None else projection.project(features),
     expected_overlap=found.budgets[-1]
@@ -120,23 +124,9 @@ def read(
   )
 
 
-def _features(workdir: store.Workdir, num_prompts: int) -> Any:
+def _features(workdir: store.Workdir, num_prompts: int) -> np.ndarray | None:
   """Features of the pool; None if there are none of all its prompts."""
   if not store.feature_files(workdir):
     return None
   features = store.read_features(workdir)
   return features if len(features) == num_prompts else None
-
-
-def _places(
-  pool: store.Prompts, orders: picks.Orders, split: parts.Parts
-) -> dict[str, list[coverage.Picks]]:
-  """Strategy -> the picks of each seed, as positions in the pool."""
-  place = {prompt_id: i for i, prompt_id in enumerate(pool.ids)}
-  return {
-    name: [
-      coverage.Picks.of([place[i] for i in ids], split.of_seed(seed))
-      for seed, ids in by_seed.items()
-    ]
-    for name, by_seed in orders.items()
-  }

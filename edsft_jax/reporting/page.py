@@ -194,7 +194,6 @@ def _draw(material: Material) -> _Drawn:
 def _tables(material: Material) -> dict[str, tables.Table]:
   """File name -> header and rows of the tables without a plot."""
   compared = material.compared
-  replaced = picks.replaced(material.config, material.workdir, material.pool)
   found: dict[str, tables.Table] = {
     'comparisons.csv': (
       tables.COMPARISON_COLUMNS,
@@ -213,7 +212,7 @@ def _tables(material: Material) -> dict[str, tables.Table]:
       ),
     ),
   }
-  if replaced:
-    rows = [dataclasses.astuple(one) for one in replaced]
+  if material.replaced:
+    rows = [dataclasses.astuple(one) for one in material.replaced]
     found['replaced.csv'] = (picks.REPLACED_COLUMNS, rows)
   return found

@@ -56,8 +56,8 @@ def summary(
     for line, name in reference_names(found, metric).items()
   ]
   lengths = account.lengths(
-    workdir,
     store.read_prompts(workdir.pool),
+    store.read_responses(workdir.responses),
     results.read_selections(config, workdir),
     found.budgets,
   )

@@ -356,7 +356,7 @@ def test_prices_turn_savings_into_money(tmp_path, quick):
   options.annotation.price_per_word = 0.5
   pool = store.read_prompts(workdir.pool)
   price = money.prices(
-    options, account.lengths(workdir, pool, selections, found.budgets)
+    options, account.lengths(pool, {}, selections, found.budgets)
   )
   assert price['random'] == 2.0 + 0.5 * 2
 
