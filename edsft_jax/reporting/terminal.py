@@ -8,6 +8,7 @@ from edsft_jax.reporting import (
   comparison,
   conclusions,
   money,
+  plots,
   results,
   statistics,
   timing,
@@ -31,30 +32,6 @@ def summary(
   metric, confidence = config.report.metric, config.report.confidence
   about = found.metrics[metric]
   compared = comparison.compare(found, metric, confidence)
-  texts = {
-    (strategy, budget): mean_text(
-      compared.interval(strategy, budget, confidence)
-    )
-    for strategy in found.strategies
-    for budget in found.budgets
-  }
-  # Aligns the means, even if some have no interval.
-  width = max(map(len, texts.values()))
-  table = [
-    ['strategy', *(f'{budget:,} answers' for budget in found.budgets)],
-    *(
-      [strategy, *(texts[strategy, b].ljust(width) for b in found.budgets)]
-      for strategy in found.strategies
-    ),
-  ]
-  references = [
-    [
-      name,
-      mean_text(found.reference(*line, metric)).ljust(width),
-      *([''] * (len(found.budgets) - 1)),
-    ]
-    for line, name in reference_names(found, metric).items()
-  ]
   lengths = account.lengths(
     store.read_prompts(workdir.pool),
     store.read_responses(workdir.responses),
@@ -66,7 +43,7 @@ def summary(
     f'{about.label}: {wording.over_seeds(found.num_seeds, confidence)}; '
     f'{about.direction}',
     '',
-    *console.aligned([*table, *references]),
+    *console.aligned(_table(found, metric, compared, confidence)),
     '',
     *conclusions.conclusions(found, metric, compared, prices),
   ]
@@ -88,21 +65,39 @@ def summary(
   return '\n'.join(lines)
 
 
-def mean_text(interval: statistics.Interval | None) -> str:
+def _table(
+  found: results.Results,
+  metric: str,
+  compared: comparison.Comparisons,
+  confidence: float,
+) -> list[list[str]]:
+  """The means of each strategy by budget, and of the references."""
+  texts = {
+    (strategy, budget): _mean_text(
+      compared.interval(strategy, budget, confidence)
+    )
+    for strategy in found.strategies
+    for budget in found.budgets
+  }
+  # Aligns the means, even if some have no interval.
+  width = max(map(len, texts.values()))
+  rows = [['strategy', *(f'{budget:,} answers' for budget in found.budgets)]]
+  for strategy in found.strategies:
+    means = (texts[strategy, b].ljust(width) for b in found.budgets)
+    rows.append([strategy, *means])
+  for name, budget in found.references(metric):
+    label = plots.REFERENCES[name].label
+    if budget:
+      label += f' ({budget:,} answers)'
+    mean = _mean_text(found.reference(name, budget, metric)).ljust(width)
+    rows.append([label, mean, *([''] * (len(found.budgets) - 1))])
+  return rows
+
+
+def _mean_text(interval: statistics.Interval | None) -> str:
   """0.412 ± 0.021; 0.412 without an interval; a dash without results."""
   if interval is None:
     return '–'
   if interval.half_width is None:
     return f'{interval.mean:.3f}'
   return f'{interval.mean:.3f} ± {interval.half_width:.3f}'
-
-
-def reference_names(
-  found: results.Results, metric: str
-) -> dict[tuple[str, int], str]:
-  """(name, budget) of the evaluated reference cells -> their label."""
-  names = {
-    study.FULL_POOL: f'full pool ({found.pool_size:,} answers)',
-    study.NO_FINETUNING: 'no finetuning',
-  }
-  return {line: names[line[0]] for line in found.references(metric)}
