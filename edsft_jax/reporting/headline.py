@@ -50,7 +50,7 @@ def variables(material: Material) -> dict[str, Any]:
     ],
     'references': [
       (
-        plots.REFERENCES[name][2],
+        plots.REFERENCES[name].label,
         budget,
         found.reference(name, budget, metric),
       )

@@ -1,7 +1,6 @@
 """Plots quality against the number of answers bought."""
 
 from collections.abc import Mapping, Sequence
-import math
 from typing import Any
 
 from edsft_jax.reporting import statistics
@@ -36,16 +35,9 @@ def label_efficiency(
   others = [s for s in strategies if s != RANDOM] or strategies
   panels = [None, *others] if len(strategies) > 1 else others
   num_columns = min(len(panels), 2 if len(panels) <= 4 else 3)
-  num_rows = math.ceil(len(panels) / num_columns)
   y_range = limits(dots, intervals, references)
-  # The page shows all plots at the same width, so the text size is the same.
-  figure = style.figure(style.WIDTH, 0.7 + 2.0 * num_rows)
-  grid = figure.subplots(
-    num_rows, num_columns, sharex=True, sharey=True, squeeze=False
-  ).ravel()
-  for unused in grid[len(panels) :]:
-    unused.remove()
-  for i, (axes, strategy) in enumerate(zip(grid, panels, strict=False)):
+  figure, grid = style.grid(len(panels), num_columns, 2.0, margin=0.7)
+  for i, (axes, strategy) in enumerate(zip(grid, panels, strict=True)):
     if strategy is None:
       for name in strategies:
         _curve(axes, name, budgets, {}, intervals)
@@ -110,19 +102,10 @@ def _curve(
   intervals: Mapping[tuple[str, int], statistics.Interval],
 ) -> None:
   """Draws the means; with `dots`, also the seeds and the interval band."""
-  colour, marker = STRATEGIES[strategy].colour, STRATEGIES[strategy].marker
+  colour = STRATEGIES[strategy].colour
   present = [b for b in budgets if (strategy, b) in intervals]
   found = [intervals[strategy, b] for b in present]
-  axes.plot(
-    present,
-    [interval.mean for interval in found],
-    color=colour,
-    marker=marker,
-    markersize=4,
-    markeredgecolor=palette.PAPER,
-    markeredgewidth=0.6,
-    zorder=3,
-  )
+  style.curve(axes, strategy, present, [interval.mean for interval in found])
   banded = [
     (b, interval.low, interval.high)
     for b, interval in zip(present, found, strict=True)
@@ -163,11 +146,16 @@ def reference_lines(
   low, high = limits
   texts, places = [], []
   for name, reference in references.items():
-    colour, dashes, label = style.REFERENCES[name]
-    text = f'{label} {reference.mean:.3f}'
+    line = style.REFERENCES[name]
+    text = f'{line.label} {reference.mean:.3f}'
     place = (reference.mean - low) / (high - low)
     if 0 < place < 1:
-      axes.axhline(reference.mean, color=colour, linestyle=dashes, linewidth=1)
+      axes.axhline(
+        reference.mean,
+        color=palette.INK,
+        linestyle=(0, line.dashes),
+        linewidth=1,
+      )
       # Above the line, unless the plot ends there.
       place += _LABEL_GAP / 2 if place < 0.92 else -_LABEL_GAP / 2
     else:
@@ -203,19 +191,12 @@ def cost_efficiency(
     label: the metric, with its direction.
     panels: label of the cost -> strategy -> (cost, mean) by budget.
   """
-  figure = style.figure(style.WIDTH, 2.8)
+  figure = style.figure(2.8)
   row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
   strategies = dict.fromkeys(s for lines in panels.values() for s in lines)
   for axes, (title, lines) in zip(row, panels.items(), strict=True):
     for strategy, points in lines.items():
-      axes.plot(
-        *zip(*points, strict=True),
-        color=STRATEGIES[strategy].colour,
-        marker=STRATEGIES[strategy].marker,
-        markersize=4,
-        markeredgecolor=palette.PAPER,
-        markeredgewidth=0.6,
-      )
+      style.curve(axes, strategy, *zip(*points, strict=True))
     axes.set_xscale('log')
     style.some_log_ticks(axes.xaxis)
     axes.set_xlabel(title)

@@ -37,7 +37,7 @@ def forest(rows: Sequence[Row], xlabel: str, better: bool) -> Any:
     xlabel: what the differences are.
     better: whether what is on the right is better.
   """
-  figure = style.figure(style.WIDTH, 0.8 + 0.27 * len(rows))
+  figure = style.figure(0.8 + 0.27 * len(rows))
   axes = figure.subplots()
   axes.axvline(0, color=palette.INK, linewidth=0.8)
   for place, row in enumerate(rows):

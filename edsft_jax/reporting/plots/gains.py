@@ -22,7 +22,7 @@ def gains_by_width(
     remarks: what is wrong with each width, or ''; its line is dashed then.
     used: the width of the study.
   """
-  figure = style.figure(style.WIDTH, 3.3)
+  figure = style.figure(3.3)
   axes = figure.subplots()
   top = max(max(curve) for curve in curves) or 1.0
   floor = top * 1e-5
@@ -74,7 +74,7 @@ def selection_gains(
   """The gains of each selection, one panel per strategy."""
   strategies = list(dict.fromkeys(strategy for strategy, _ in gains))
   units = {'k_center': 'distance to the chosen set'}
-  figure = style.figure(style.WIDTH, 2.6)
+  figure = style.figure(2.6)
   panels = figure.subplots(1, len(strategies), squeeze=False)[0]
   for axes, strategy in zip(panels, strategies, strict=True):
     drawn = []

@@ -10,7 +10,7 @@ import numpy as np
 from edsft_jax.reporting.plots import palette, style
 from edsft_jax.strategies.registry import RANDOM, STRATEGIES
 
-# Picks of a panel of the map that are drawn one by one.
+# Picks in a panel of the map that are vectors; more of them are an image.
 _MAX_VECTORS = 500
 
 
@@ -23,20 +23,12 @@ def by_budget(
     panels: quantity -> strategy -> its value at each budget.
     budgets: ascending.
   """
-  figure = style.figure(style.WIDTH, 2.7)
+  figure = style.figure(2.7)
   row = figure.subplots(1, len(panels), squeeze=False)[0]
   names = dict.fromkeys(name for lines in panels.values() for name in lines)
   for axes, (title, lines) in zip(row, panels.items(), strict=True):
     for name, values in lines.items():
-      axes.plot(
-        budgets,
-        values,
-        color=STRATEGIES[name].colour,
-        marker=STRATEGIES[name].marker,
-        markersize=4,
-        markeredgecolor=palette.PAPER,
-        markeredgewidth=0.5,
-      )
+      style.curve(axes, name, budgets, values)
     axes.set_title(title)
     axes.set_ylim(bottom=0)
     axes.set_xlabel('answers bought')
@@ -68,7 +60,7 @@ def lengths(
     colours: group -> its colour.
   """
   groups = list(next(iter(panels.values())))
-  figure = style.figure(style.WIDTH, 0.6 + 0.22 * len(groups))
+  figure = style.figure(0.6 + 0.22 * len(groups))
   row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
   for axes, (title, spreads) in zip(row, panels.items(), strict=True):
     for place, group in enumerate(groups):
@@ -108,7 +100,7 @@ def overlap(names: Sequence[str], shares: np.ndarray) -> Any:
 
   count = len(names)
   side = min(0.42 * count, 4.6)
-  figure = style.figure(style.WIDTH, side + 1.3)
+  figure = style.figure(side + 1.3)
   axes = figure.subplots()
   for i, j in np.ndindex(count, count):
     share = shares[i, j]
@@ -139,22 +131,16 @@ def overlap(names: Sequence[str], shares: np.ndarray) -> Any:
 def pool_map(
   points: np.ndarray, picks: Mapping[str, np.ndarray], title: str
 ) -> Any:
-  """The pool in grey, and the picks of each strategy in a panel of its own.
+  """The pool in grey, and the picks of each strategy in a separate panel.
 
   Args:
     points: [N, 2].
     picks: strategy -> positions of its picks.
     title: what the axes are.
   """
-  columns = min(len(picks), 4)
-  num_rows = math.ceil(len(picks) / columns)
-  figure = style.figure(style.WIDTH, 0.35 + 1.75 * num_rows)
-  grid = figure.subplots(
-    num_rows, columns, squeeze=False, sharex=True, sharey=True
-  ).ravel()
-  for unused in grid[len(picks) :]:
-    unused.remove()
-  for axes, (name, chosen) in zip(grid, picks.items(), strict=False):
+  num_columns = min(len(picks), 4)
+  figure, grid = style.grid(len(picks), num_columns, 1.75, margin=0.35)
+  for axes, (name, chosen) in zip(grid, picks.items(), strict=True):
     # Thousands of points are an image within the vector graphics.
     axes.scatter(
       *points.T, s=2, color=palette.SPINE, alpha=0.35, lw=0, rasterized=True

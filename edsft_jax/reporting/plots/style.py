@@ -9,19 +9,36 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import io
+import math
 import re
 from typing import Any
 
 from edsft_jax import study
 from edsft_jax.reporting.plots import palette
+from edsft_jax.strategies.registry import STRATEGIES
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """How the line of a reference is drawn.
+
+  Attributes:
+    label: its name on plots and pages.
+    dashes: lengths of dashes and gaps, in points.
+  """
+
+  label: str
+  dashes: tuple[float, float]
+
 
 REFERENCES = {
-  study.FULL_POOL: (palette.INK, (0, (6, 2)), 'full pool'),
-  study.NO_FINETUNING: (palette.INK, (0, (1, 2)), 'no finetuning'),
+  study.FULL_POOL: Reference('full pool', (6, 2)),
+  study.NO_FINETUNING: Reference('no finetuning', (1, 2)),
 }
 
-# Width of plots in inches: that of the text of a page with two columns.
-WIDTH = 6.75
+# Width of plots in inches: the text width of a page with two columns. The page
+# shows all plots at the same width, so their text has the same size.
+_WIDTH = 6.75
 
 _STYLE: Any = {
   'font.size': 8,
@@ -123,11 +140,48 @@ def _use() -> Iterator[None]:
     yield
 
 
-def figure(width: float, height: float) -> Any:
-  """An empty figure, in inches, without pyplot."""
+def figure(height: float) -> Any:
+  """An empty figure of that height in inches, without pyplot."""
   from matplotlib import figure as figures
 
-  return figures.Figure(figsize=(width, height), layout='constrained')
+  return figures.Figure(figsize=(_WIDTH, height), layout='constrained')
+
+
+def grid(
+  count: int, num_columns: int, row_height: float, margin: float
+) -> tuple[Any, list[Any]]:
+  """A figure with a grid of panels that share their axes, and these panels.
+
+  Args:
+    count: the number of panels; the last row may have fewer than the others.
+    num_columns: panels per row.
+    row_height: in inches.
+    margin: height of what is above and below all rows, in inches.
+  """
+  num_rows = math.ceil(count / num_columns)
+  made = figure(margin + row_height * num_rows)
+  panels = made.subplots(
+    num_rows, num_columns, squeeze=False, sharex=True, sharey=True
+  ).ravel()
+  for unused in panels[count:]:
+    unused.remove()
+  return made, list(panels[:count])
+
+
+def curve(
+  axes: Any, strategy: str, x: Sequence[float], y: Sequence[float]
+) -> None:
+  """Draws a line with markers in the colour of a strategy."""
+  axes.plot(
+    x,
+    y,
+    color=STRATEGIES[strategy].colour,
+    marker=STRATEGIES[strategy].marker,
+    markersize=4,
+    markeredgecolor=palette.PAPER,
+    markeredgewidth=0.6,
+    zorder=3,
+  )
 
 
 def budget_axis(axes: Any, budgets: Sequence[int]) -> None:
@@ -168,8 +222,6 @@ def some_log_ticks(axis: Any) -> None:
 def legend(made: Any, strategies: Sequence[str]) -> None:
   """A legend of the strategies, above the panels."""
   from matplotlib import lines
-
-  from edsft_jax.strategies.registry import STRATEGIES
 
   handles = [
     lines.Line2D(

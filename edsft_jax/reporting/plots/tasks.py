@@ -27,7 +27,7 @@ def by_task(
     references: full_pool or no_finetuning -> task -> value, as thin marks.
   """
   names = [t if len(t) <= 34 else f'{t[:33]}…' for t in tasks]
-  figure = style.figure(style.WIDTH, 0.8 + 0.26 * len(tasks))
+  figure = style.figure(0.8 + 0.26 * len(tasks))
   axes = figure.subplots()
   places = range(len(tasks))
   if bars is not None:
@@ -66,7 +66,7 @@ def _reference_ticks(
       s=90 if name == study.FULL_POOL else 18,
       color=palette.INK,
       linewidth=1.0,
-      label=style.REFERENCES[name][2],
+      label=style.REFERENCES[name].label,
       zorder=2,
     )
 

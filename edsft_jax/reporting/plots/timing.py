@@ -10,7 +10,7 @@ def stage_seconds(
   seconds: Mapping[str, float], selection_stages: Sequence[str]
 ) -> Any:
   """Wall seconds of each stage; the selection stages are blue."""
-  figure = style.figure(style.WIDTH, 0.7 + 0.24 * len(seconds))
+  figure = style.figure(0.7 + 0.24 * len(seconds))
   axes = figure.subplots()
   bars = axes.barh(
     list(seconds),
