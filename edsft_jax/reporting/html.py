@@ -26,12 +26,12 @@ def template(package: str, name: str) -> jinja2.Template:
     'number': lambda value: f'{value:,}',
     'quality': lambda value: f'{value:.3f}',
     'signed': wording.signed,
-    'probability': lambda p: '< 0.001' if p < 0.001 else f'{p:.3f}',
-    'coverage': lambda share: f'{100 * share:g}%',
+    'probability': lambda p: wording.probability(p).removeprefix('= '),
+    'percent': lambda share: f'{100 * share:g}%',
     'plain': _plain,
   }
   environment.globals['style'] = _style()
-  environment.globals['shade'] = palette.variable
+  environment.globals['css'] = palette.css
   return environment.get_template(name)
 
 

@@ -23,8 +23,6 @@ MAX_TEXT_BYTES = 3_000_000
 # Picks in the table, over all lists.
 MAX_PICKS = 100_000
 
-_INK = f'--c-{palette.INK[1:]}'
-
 # Of matplotlib -> of Bokeh.
 _MARKERS = {
   'o': 'circle',
@@ -74,7 +72,7 @@ def curves(
         f'({found.metrics[name].direction})',
         'references': [
           {
-            'label': style.REFERENCES[line[0]][2],
+            'label': style.REFERENCES[line[0]].label,
             'value': found.reference(*line, name).mean,
           }
           for line in found.references(name)
@@ -102,8 +100,8 @@ def curves(
 
 
 def _variable(strategy: str) -> str:
-  """The style sheet's variable of a strategy's colour."""
-  return f'--c-{registry.STRATEGIES[strategy].colour[1:]}'
+  """The style sheet's variable with a strategy's colour."""
+  return palette.variable(registry.STRATEGIES[strategy].colour)
 
 
 def _points(
@@ -169,7 +167,7 @@ def prompts(
       {
         **{key: one[key] for key in ('strategy', 'seeds', 'scores')},
         # Random's own grey would not stand out.
-        'variable': _INK
+        'variable': palette.variable(palette.INK)
         if one['strategy'] == registry.RANDOM
         else _variable(one['strategy']),
         'picks': [number[place[i]] for i in one['ids']],
@@ -248,12 +246,12 @@ def efficiency_chart(strategies: Sequence[str]) -> dict[str, Any]:
   plot.add_layout(others, 'below')
   for strategy in strategies:
     _add_curve(plot, strategy)
-  for name, (_, dashes, _) in style.REFERENCES.items():
+  for line in style.REFERENCES.values():
     plot.add_layout(
       models.Span(
-        name=name.replace('_', ' '),
+        name=line.label,
         dimension='width',
-        line_dash=list(dashes[1]),
+        line_dash=list(line.dashes),
         visible=False,
       )
     )

@@ -6,8 +6,9 @@
   const read = (id) => element(id) && JSON.parse(element(id).textContent);
   const colour = (variable) =>
     getComputedStyle(document.documentElement).getPropertyValue(variable).trim();
-  const [INK, GRID, MUTED, PAPER] =
-    ['--c-1f2430', '--c-eceef2', '--c-6b7280', '--c-ffffff'];
+  // Of palette.py.
+  const [INK, GRID, MUTED, SPINE] =
+    ['--c-1f2430', '--c-eceef2', '--c-6b7280', '--c-9aa1ac'];
   const curves = read('curves-data');
   const pool = read('pool-data');
   // What has to be drawn again when the page becomes dark or light.
@@ -163,7 +164,7 @@
       ].filter(Boolean).join(', ');
       chart.get_model_by_name('others').data = columns(others, about);
       chart.get_model_by_name('picks').data = columns(chosen, about);
-      paint(chart, 'dots others', colour('--c-9aa1ac'));
+      paint(chart, 'dots others', colour(SPINE));
       paint(chart, 'dots picks', colour(one.variable));
       restyle(chart);
     }

@@ -73,15 +73,20 @@ COLOURS = {
 
 
 def variable(colour: str) -> str:
-  """The style sheet's variable of a colour of COLOURS."""
-  return f'var(--c-{colour[1:]})'
+  """The style sheet's variable with a colour of COLOURS."""
+  return f'--c-{colour[1:]}'
+
+
+def css(colour: str) -> str:
+  """A colour of COLOURS as a value in a style sheet."""
+  return f'var({variable(colour)})'
 
 
 def themed(svg: str) -> str:
   """The SVG with variables of the style sheet in place of its colours."""
   return re.sub(
     '#[0-9a-f]{6}',
-    lambda match: variable(match[0]) if match[0] in COLOURS else match[0],
+    lambda match: css(match[0]) if match[0] in COLOURS else match[0],
     svg,
   )
 
@@ -89,6 +94,6 @@ def themed(svg: str) -> str:
 def definitions(dark: bool = False) -> str:
   """The variables, for the style sheet."""
   return ' '.join(
-    f'--c-{light[1:]}: {shade if dark else light};'
+    f'{variable(light)}: {shade if dark else light};'
     for light, shade in COLOURS.items()
   )
