@@ -59,18 +59,6 @@ def variables(material: Material) -> dict[str, Any]:
   }
 
 
-def verdict_rows(
-  compared: comparison.Comparisons,
-  budgets: Sequence[int],
-  prices: Mapping[str, float],
-) -> list['VerdictRow']:
-  """A row per strategy that was compared with random."""
-  return [
-    _verdict_row(strategy, compared, budgets, prices)
-    for strategy in compared.curves
-  ]
-
-
 @dataclasses.dataclass(frozen=True)
 class VerdictRow:
   """A strategy in the table of verdicts; texts are '' if there are none.
@@ -88,6 +76,18 @@ class VerdictRow:
   answers: str = ''
   saving: str = ''
   money: str = ''
+
+
+def verdict_rows(
+  compared: comparison.Comparisons,
+  budgets: Sequence[int],
+  prices: Mapping[str, float],
+) -> list[VerdictRow]:
+  """A row per strategy that was compared with random."""
+  return [
+    _verdict_row(strategy, compared, budgets, prices)
+    for strategy in compared.curves
+  ]
 
 
 def _verdict_row(
