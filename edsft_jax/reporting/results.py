@@ -41,6 +41,11 @@ class Metric:
     """'higher is better' or 'lower is better'."""
     return 'higher is better' if self.larger_is_better else 'lower is better'
 
+  @property
+  def axis_label(self) -> str:
+    """The label with the direction."""
+    return f'{self.label} ({self.direction})'
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:

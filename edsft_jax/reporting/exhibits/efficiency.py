@@ -46,23 +46,22 @@ def label_efficiency(
     f'{strategy} at {budget}: {intervals[strategy, budget].mean:.3f}'
     for strategy, budget in dots
   )
-  drawn = functools.partial(
-    plots.label_efficiency,
-    f'{about.label} ({about.direction})',
-    found.budgets,
-    dots,
-    {key: intervals[key] for key in dots},
-    {name: intervals[name, budget] for name, budget in lines},
-  )
   return Exhibit(
     name=f'label_efficiency_{metric}',
-    caption=f'{about.label} ({about.direction}) against the number of answers '
-    f'bought. First panel: means over seeds. Others: a strategy and random '
-    f'(grey), with the {confidence:.0%} intervals of the means by the variance '
-    'over seeds pooled over strategies; rings are seeds.'
+    caption=f'{about.axis_label} against the number of answers bought. First '
+    'panel: means over seeds. Others: a strategy and random (grey), with the '
+    f'{confidence:.0%} intervals of the means by the variance over seeds '
+    'pooled over strategies; rings are seeds.'
     + (' Lines: the full pool, and no finetuning.' if lines else ''),
     alt=f'{about.label} against answers bought. Means: {means}.',
-    draw=drawn,
+    draw=functools.partial(
+      plots.label_efficiency,
+      about.axis_label,
+      found.budgets,
+      dots,
+      {key: intervals[key] for key in dots},
+      {name: intervals[name, budget] for name, budget in lines},
+    ),
     columns=('strategy', 'budget', 'seed', metric, 'mean', 'low', 'high'),
     rows=rows,
   )
@@ -109,13 +108,11 @@ def cost_efficiency(
   )
   return Exhibit(
     name=f'cost_efficiency_{metric}',
-    caption=f'{about.label} ({about.direction}) against what the answers and '
-    'the machine cost: means over seeds, and medians of seconds, since the '
-    'first cell waits for compilation.',
+    caption=f'{about.axis_label} against what the answers and the machine '
+    'cost: means over seeds, and medians of seconds, since the first cell '
+    'waits for compilation.',
     alt=f'{about.label} against costs. {listed}.',
-    draw=functools.partial(
-      plots.cost_efficiency, f'{about.label} ({about.direction})', panels
-    ),
+    draw=functools.partial(plots.cost_efficiency, about.axis_label, panels),
     columns=('strategy', 'budget', metric, *axes),
     rows=rows,
   )
@@ -127,16 +124,18 @@ def forest(
   confidence: float,
 ) -> Exhibit | None:
   """Whole curves minus random; None if no difference is known."""
-  primary = [
+  differences = [
     (one.strategy, RANDOM, one)
     for one in compared.curves.values()
     if one.difference is not None
   ]
   if (control := compared.control) is not None and control.difference:
-    primary.append((f'{control.strategy} − control', LENGTH_MATCHED, control))
-  if not primary:
+    differences.append(
+      (f'{control.strategy} − control', LENGTH_MATCHED, control)
+    )
+  if not differences:
     return None
-  rows = [_forest_row(label, one) for label, _, one in primary]
+  rows = [_forest_row(label, one) for label, _, one in differences]
   return Exhibit(
     name='forest',
     caption=f'{about.label} of each strategy minus that of random, averaged '
@@ -162,7 +161,7 @@ def forest(
         *(one.strategy, other, row.mean, row.low, row.high, one.p_value),
         one.verdict.value.replace(RANDOM, other),
       )
-      for (_, other, one), row in zip(primary, rows, strict=True)
+      for (_, other, one), row in zip(differences, rows, strict=True)
     ],
   )
 

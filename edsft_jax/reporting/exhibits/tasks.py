@@ -127,9 +127,9 @@ def task_quality(found: results.Results, metric: str) -> Exhibit | None:
   hidden = len(tasks) - MAX_TASKS
   return Exhibit(
     name='task_quality',
-    caption=f'{about.label} ({about.direction}) of each task with {budget:,} '
-    'answers, mean over seeds; tasks in order of their number of items. There '
-    'are few items per task: these are hints, not findings.',
+    caption=f'{about.axis_label} of each task with {budget:,} answers, mean '
+    'over seeds; tasks in order of their number of items. There are few items '
+    'per task: these are hints, not findings.',
     alt=f'{about.label} of each task with {budget:,} answers: '
     + _listed(tasks[:MAX_TASKS], means, '{:.3f}'),
     draw=functools.partial(
