@@ -61,15 +61,15 @@ def curves(
   confidence: float,
 ) -> dict[str, Any]:
   """What the chart of label efficiency shows, for every metric and axis."""
-  axes = spent.axes()
   return {
-    'axes': [{'name': axis, 'label': costs.LABELS[axis]} for axis in axes],
+    'axes': [
+      {'name': axis, 'label': costs.LABELS[axis]} for axis in spent.axes()
+    ],
     'budgets': list(found.budgets),
     'metrics': [
       {
         'name': name,
-        'label': f'{found.metrics[name].label} '
-        f'({found.metrics[name].direction})',
+        'label': found.metrics[name].axis_label,
         'references': [
           {
             'label': style.REFERENCES[line[0]].label,
@@ -78,7 +78,9 @@ def curves(
           for line in found.references(name)
         ],
         'points': {
-          strategy: _points(found, name, comparisons, strategy, confidence)
+          strategy: _points(
+            found, name, comparisons, spent, strategy, confidence
+          )
           for strategy in found.strategies
         },
       }
@@ -87,15 +89,6 @@ def curves(
     'strategies': [
       {'name': name, 'variable': _variable(name)} for name in found.strategies
     ],
-    'costs': {
-      axis: {
-        f'{strategy} {budget}': spent.typical(strategy, budget, axis)
-        for strategy, budget in dict.fromkeys(
-          (cell.strategy, cell.budget) for cell in spent.cells
-        )
-      }
-      for axis in axes
-    },
   }
 
 
@@ -108,6 +101,7 @@ def _points(
   found: results.Results,
   metric: str,
   compared: comparison.Comparisons,
+  spent: costs.Costs,
   strategy: str,
   confidence: float,
 ) -> list[dict[str, Any]]:
@@ -123,6 +117,9 @@ def _points(
         'low': interval.low,
         'high': interval.high,
         'seeds': found.values(strategy, budget, metric),
+        'costs': {
+          axis: spent.typical(strategy, budget, axis) for axis in spent.axes()
+        },
       }
     )
   return points

@@ -74,11 +74,10 @@
 
     function draw() {
       const about = curves.metrics.find((one) => one.name === metric.value);
-      const along = curves.costs[axis.value];
       const isAnswers = axis.value === 'answers';
       for (const { name, variable } of curves.strategies) {
         const points = about.points[name];
-        const cost = points.map((one) => along[`${name} ${one.budget}`]);
+        const cost = points.map((one) => one.costs[axis.value]);
         const ends = (end) => points.map((one) => one[end] ?? one.mean);
         chart.get_model_by_name(`means ${name}`).data = {
           x: cost,
