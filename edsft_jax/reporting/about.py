@@ -42,7 +42,7 @@ def variables(material: Material) -> dict[str, Any]:
     'num_runs': sum(
       cell.strategy != study.NO_FINETUNING for cell in found.evaluations
     ),
-    'coverage': _coverage(config, found),
+    'interval_notes': _interval_notes(config, found),
     'seeds_text': _seeds_text(found),
     'choice_text': _choice_text(config),
     'unfinished': unfinished.groups(config, workdir, found.absent),
@@ -80,7 +80,7 @@ def _choice_text(config: ml_collections.ConfigDict) -> str:
   return f'{fraction:.0%} of the pool for each seed, without overlap'
 
 
-def _coverage(
+def _interval_notes(
   config: ml_collections.ConfigDict, found: results.Results
 ) -> list[str]:
   """Sentences on the sources of variation that the intervals cover."""
@@ -93,6 +93,10 @@ def _coverage(
     'The variance over seeds is pooled over all strategies of a budget, so '
     'intervals differ only by the number of seeds.'
   )
+  not_covered = (
+    'Tests also cover the choice of evaluation items; the intervals of single '
+    'means do not. Neither covers the choice of pool or model.'
+  )
   fraction = config.study.pool_fraction
   if fraction < 1:
     return [
@@ -100,8 +104,7 @@ def _coverage(
       f'Each seed has its own part of the pool ({fraction:.0%}), the same for '
       'all strategies; parts are disjoint. Intervals cover the choice of '
       'prompts, the initialisation and the data order.',
-      'Tests also cover the choice of evaluation items; the intervals of '
-      'single means do not. Neither covers the choice of pool or model.',
+      not_covered,
     ]
   sentences = [pooled]
   if drawn := [s for s in found.strategies if s not in found.fixed]:
@@ -117,11 +120,7 @@ def _coverage(
       'which more seeds do not reduce; study.pool_fraction gives each seed its '
       'own part of the pool.'
     )
-  return [
-    *sentences,
-    'Tests also cover the choice of evaluation items; the intervals of single '
-    'means do not. Neither covers the choice of pool or model.',
-  ]
+  return [*sentences, not_covered]
 
 
 def _flat(counts: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -98,7 +98,14 @@ def make(
       name: markupsafe.Markup(palette.themed(_inline(made.svg)))
       for name, made in images.items()
     },
-    scripts=_scripts(material, data),
+    embedded=_embedded(material, data),
+    scripts=[
+      markupsafe.Markup(script)
+      for script in (
+        interactive.bokeh_script(),
+        html.read('edsft_jax.reporting', 'page.js'),
+      )
+    ],
     has_picks=bool(material.selections),
     num_prompts_shown=len(data['pool']['ids']) if 'pool' in data else 0,
   )
@@ -129,20 +136,20 @@ def _data(material: Material) -> dict[str, Any]:
   return data
 
 
-def _scripts(
+def _embedded(
   material: Material, data: Mapping[str, Any]
 ) -> dict[str, markupsafe.Markup]:
-  """What the page runs: Bokeh, data, models of charts, and page.js."""
-  scripts = {f'{name}-data': interactive.dumps(v) for name, v in data.items()}
+  """Id -> JSON of what the page's script reads: data and models of charts."""
+  embedded = {f'{name}-data': contents for name, contents in data.items()}
   if 'curves' in data:
-    chart = interactive.efficiency_chart(material.found.strategies)
-    scripts['efficiency-chart-model'] = interactive.dumps(chart)
+    embedded['efficiency-chart-model'] = interactive.efficiency_chart(
+      material.found.strategies
+    )
   if 'pool' in data and material.projected is not None:
-    scripts['map-chart-model'] = interactive.dumps(interactive.map_chart())
+    embedded['map-chart-model'] = interactive.map_chart()
   return {
-    'bokeh': markupsafe.Markup(interactive.bokeh_script()),
-    'page': markupsafe.Markup(html.read('edsft_jax.reporting', 'page.js')),
-    **{name: markupsafe.Markup(text) for name, text in scripts.items()},
+    name: markupsafe.Markup(interactive.dumps(contents))
+    for name, contents in embedded.items()
   }
 
 
@@ -157,7 +164,7 @@ class _Drawn:
 def _draw(material: Material) -> _Drawn:
   found, metric = material.found, material.metric
   orders, pool = material.orders, material.pool
-  budgets, headline_one = found.budgets, material.compared[metric]
+  budgets, of_metric = found.budgets, material.compared[metric]
   widths = None
   if material.workdir.gains_curves.exists():
     curves = store.read_json(material.workdir.gains_curves)
@@ -171,12 +178,12 @@ def _draw(material: Material) -> _Drawn:
     },
     {
       'forest': exhibits.forest(
-        found.metrics[metric], headline_one, material.confidence
+        found.metrics[metric], of_metric, material.confidence
       ),
       'by_cost': exhibits.cost_efficiency(
-        found, metric, headline_one, material.spent
+        found, metric, of_metric, material.spent
       ),
-      'covering': exhibits.coverage(material.covered, orders, budgets),
+      'coverage': exhibits.coverage(material.covered, orders, budgets),
       'spreads': exhibits.lengths(pool, material.answers, orders, budgets[-1]),
       'overlap': exhibits.overlap(
         orders, budgets[-1], material.expected_overlap
