@@ -2,8 +2,8 @@
 
 With study.pool_fraction below 1.0, the pool is shuffled once and cut, so that
 the parts of different seeds are disjoint. All strategies of a seed choose
-from the same part. Without this, a deterministic strategy would have one list
-of prompts, and more seeds would only repeat it.
+from the same part. With the whole pool, a deterministic strategy would choose
+the same prompts for every seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ class Parts:
   """The parts of a pool.
 
   Attributes:
-    fraction: the share of the pool that each part has.
+    fraction: the share of the pool in each part.
     places: seed -> the number of its part, from 0.
-    sizes: prompts that the pool had at first, and that each round appended.
+    sizes: prompts in the first pool, then those that each round appended.
   """
 
   fraction: float
@@ -32,8 +32,8 @@ class Parts:
   def positions(self, place: int) -> np.ndarray:
     """Positions in the pool of a part's prompts, ascending.
 
-    Prompts that were appended to the pool are shuffled and cut by themselves,
-    so that a part keeps the prompts that it has.
+    Appended prompts are shuffled and cut separately, so that a part keeps its
+    earlier prompts.
     """
     found = []
     start = 0
@@ -65,16 +65,17 @@ def read(
   pool_size: int,
   rounds: Sequence[store.Round],
 ) -> Parts:
-  """The parts of the study's seeds; those in selections/parts.json stay.
+  """The parts of the study's seeds; keeps those in selections/parts.json.
 
   Args:
     config: the study.
     workdir: it may have earlier parts.
     pool_size: prompts in the pool.
-    rounds: earlier pools, which appended prompts made larger.
+    rounds: the earlier states of the pool, before prompts were appended.
 
   Raises:
-    InputError: the workdir has no parts left for further seeds, or others.
+    InputError: the workdir's parts have another fraction, or too few are left
+      for further seeds.
   """
   fraction = config.study.pool_fraction
   ends = [*(r.prompts for r in rounds), pool_size]
@@ -96,8 +97,8 @@ def read(
   if not study.parts_fit(fraction, len(places)):
     raise errors.InputError(
       f'study.pool_fraction is {fraction:g}, and the parts of seeds '
-      f'{", ".join(map(str, places))} together exceed the pool: in this '
-      'workdir, parts of earlier seeds stay theirs; use another --workdir'
+      f'{", ".join(map(str, places))} together exceed the pool: earlier seeds '
+      'keep their parts in this workdir; use another --workdir'
     )
   return Parts(fraction, places, sizes)
 

@@ -1,4 +1,4 @@
-"""Checks that files, selections, evaluations and report are what they say.
+"""Checks files, selections, evaluations and the report of a workdir.
 
 Every file is compared with its hash in manifest.json, every selection is made
 again from scores and features, every mean of an evaluation from its items, and
@@ -76,7 +76,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
 
 @contextlib.contextmanager
 def _copy(workdir: store.Workdir) -> Iterator[store.Workdir]:
-  """A workdir with the inputs of selections, and none of them."""
+  """A temporary workdir with the inputs of selections, but without any."""
   with tempfile.TemporaryDirectory() as folder:
     copy = store.Workdir(pathlib.Path(folder))
     for name in ('pool', 'scores'):

@@ -16,18 +16,18 @@ PATH = next(
 
 
 class Browser:
-  """A page of a browser that notes what it says and asks for.
+  """A browser page that records its messages and requests.
 
   Attributes:
-    messages: texts of the console, of uncaught errors and of warnings.
-    requests: addresses that pages asked for.
+    messages: from the console, uncaught errors and warnings.
+    requests: URLs that were requested.
   """
 
   def __init__(self, folder: pathlib.Path):
     assert PATH is not None
     to_browser, self._out = os.pipe()
     self._in, from_browser = os.pipe()
-    # The browser reads commands from 3 and answers on 4.
+    # The browser reads commands from file descriptor 3 and answers on 4.
     self._process = subprocess.Popen(
       [
         'bash',
@@ -62,7 +62,7 @@ class Browser:
       self._call(f'{domain}.enable')
 
   def close(self) -> None:
-    """Ends the browser."""
+    """Closes the browser."""
     self._process.terminate()
     self._process.wait()
     os.close(self._out)
@@ -71,13 +71,13 @@ class Browser:
   def open(
     self, path: pathlib.Path, width: int, dark: bool = False, ready: str = ''
   ) -> None:
-    """Opens a file in a window of that width.
+    """Opens a file and waits until it is ready.
 
     Args:
       path: the file.
       width: of the window in CSS pixels.
       dark: whether the user prefers dark pages.
-      ready: JavaScript that is true once the page is.
+      ready: JavaScript that is true once the page is ready.
     """
     self.messages.clear()
     self.requests.clear()
@@ -124,7 +124,7 @@ class Browser:
     return base64.b64decode(printed['data'])
 
   def hover(self, x: float, y: float) -> None:
-    """Moves the mouse there."""
+    """Moves the mouse to a point of the window, in CSS pixels."""
     self._call('Input.dispatchMouseEvent', type='mouseMoved', x=x, y=y)
 
   def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Browser:
       if answer.get('id') == number:
         assert 'error' not in answer, answer
         return answer['result']
-      self._note(answer)
+      self._record(answer)
 
   def _receive(self) -> dict[str, Any]:
     while b'\0' not in self._read:
@@ -148,7 +148,7 @@ class Browser:
     text, _, self._read = self._read.partition(b'\0')
     return json.loads(text)
 
-  def _note(self, event: dict[str, Any]) -> None:
+  def _record(self, event: dict[str, Any]) -> None:
     what = event.get('params', {})
     match event.get('method'):
       case 'Runtime.consoleAPICalled' | 'Runtime.exceptionThrown':

@@ -1,4 +1,4 @@
-"""What the answers and the machine cost: of each cell, and of each curve."""
+"""What the answers and the machine cost, per cell and along each curve."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -12,7 +12,7 @@ from edsft_jax.prices import Prices
 from edsft_jax.reporting import account, picks, results, timing
 from edsft_jax.strategies import registry
 
-# What label efficiency can be measured by -> its label on an axis.
+# Kind of cost -> its label on an axis.
 ANSWERS, TOKENS, MONEY, SECONDS = 'answers', 'tokens', 'money', 'seconds'
 LABELS = {
   ANSWERS: 'answers bought',
@@ -97,8 +97,8 @@ class Costs:
   def typical(self, strategy: str, budget: int, axis: str) -> float:
     """The cost over the seeds that were evaluated, along one of `axes`.
 
-    The median of what has seconds in it, since the first cell of a command
-    waits for compilation; the mean of the others.
+    The median if seconds are part of the cost, since the first cell of a
+    command waits for compilation; otherwise the mean.
     """
     values = [
       cost.along(axis, self.price_per_hour)
@@ -178,8 +178,9 @@ def _choosing(
 def _answer_tokens(
   config: ml_collections.ConfigDict, run: store.Run
 ) -> int | None:
-  """Tokens of a cell's answers, which every epoch counts once."""
+  """Tokens of a cell's answers; None if they are not known."""
   if config.finetuning.early_stopping or not run.metrics.exists():
     return None
   lines = store.read_jsonl(run.metrics)
+  # Every epoch counts each answer once.
   return lines[-1]['tokens'] // config.finetuning.epochs if lines else None

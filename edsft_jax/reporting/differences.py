@@ -1,4 +1,4 @@
-"""What of a report its inputs do not give."""
+"""Compares a report with what its inputs give."""
 
 from collections.abc import Iterator
 import csv
@@ -16,15 +16,15 @@ from edsft_jax import store
 from edsft_jax.reporting import results, tables
 from edsft_jax.reporting.tables import Table
 
-# Seconds grow when a stage finds its work done, and money may have their price.
-# UMAP depends on the machine.
+# A stage adds seconds even if its work was done before, and money may include
+# their price. UMAP depends on the machine.
 _NOT_COMPARED = ('seconds', 'money', 'umap')
 
 
 def differences(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> list[str]:
-  """Names each file of the report, and its first value, that differ.
+  """Names each file of the report that differs, and its first difference.
 
   Nothing is written. Numbers may differ by rounding.
 
@@ -121,7 +121,7 @@ def _equal(one: Any, other: Any, name: str) -> bool:
 
 
 def _embedded(html: str, name: str) -> Any:
-  """Data of the page; None without any."""
+  """Data embedded in the page; None if it is missing."""
   match = re.search(f'(?s)id="{name}-data">(.*?)</script>', html)
   return json.loads(match[1]) if match else None
 
@@ -151,7 +151,7 @@ def _data_differences(one: Any, other: Any, place: str = '') -> Iterator[str]:
 def _numbers(html: str) -> str:
   """The page without plots, scripts, seconds and the counts of stages.
 
-  A later command that was refused may have counted again.
+  A later command may have counted again, even if it was refused.
   """
   html = re.sub('(?s)<svg.*?</svg>', '', html)
   html = re.sub('(?s)<script.*?</script>', '', html)

@@ -1,4 +1,4 @@
-"""Templates of pages, which share a style and ways to print numbers."""
+"""Templates of the pages, which share a style sheet and number formats."""
 
 import importlib.resources
 from typing import Any
@@ -11,9 +11,9 @@ from edsft_jax.reporting.plots import palette
 
 
 def template(package: str, name: str) -> jinja2.Template:
-  """A template that is a file of a package; `style` is the style of all.
+  """A template from a file of a package; `style` is the shared style sheet.
 
-  It may include further ones of its package.
+  Templates may include others of their package.
   """
   environment = jinja2.Environment(
     autoescape=True,

@@ -23,7 +23,7 @@ MAX_TEXT_BYTES = 3_000_000
 # Picks in the table, over all lists.
 MAX_PICKS = 100_000
 
-# Of matplotlib -> of Bokeh.
+# Marker of matplotlib -> of Bokeh.
 _MARKERS = {
   'o': 'circle',
   'X': 'x',
@@ -131,9 +131,9 @@ def prompts(
   projected: projection.Projection | None,
   budgets: Sequence[int],
 ) -> dict[str, Any]:
-  """Prompts, where they are on the map, and which were picked by whom.
+  """Prompts, their places on the map, and the lists of picks.
 
-  Without features, only picked prompts are there.
+  Without features, only picked prompts are included.
   """
   per_list = MAX_PICKS // max(len(selections), 1)
   lists = _lists(selections, min(max(budgets), per_list))

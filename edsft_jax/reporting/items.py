@@ -11,7 +11,7 @@ import numpy as np
 from edsft_jax import errors, store
 from edsft_jax.reporting.statistics import Items
 
-# Its items are drawn one by one. Those of other tasks, the benchmarks, share a
+# The items of this task are drawn independently. Those of benchmarks share a
 # source with the other items of their subject.
 _INDEPENDENT = 'heldout'
 # Older evaluations did not record the weights of their items.

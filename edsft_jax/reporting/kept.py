@@ -1,4 +1,4 @@
-"""Keeps a study's results in a few files, from which they can be made again.
+"""Keeps a study's results in a few files that suffice to compute them again.
 
 The page, config and tables of a finished study fit into a repository, unlike
 its models and scores. All comparisons follow from the value of each item:
@@ -6,6 +6,7 @@ its models and scores. All comparisons follow from the value of each item:
   items.csv.gz   strategy, budget, seed, task, metric, id, value
   weights.csv    metric, id, weight and cluster of an item in the metric's mean
   metrics.json   what each metric is, and the size of the pool
+  ids.csv        split, id of the prompts that were chosen from and evaluated on
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from edsft_jax.reporting.differences import csv_difference
 from edsft_jax.reporting.tables import Table
 
 ITEMS, WEIGHTS, METRICS = 'items.csv.gz', 'weights.csv', 'metrics.json'
-# Also made again from these.
+# Tables that are computed again from these.
 _CELLS, _COMPARISONS, _SAVINGS = 'cells.csv', 'comparisons.csv', 'savings.csv'
 IDS = 'ids.csv'
 _WEIGHT_COLUMNS = ('metric', 'id', 'weight', 'cluster')
@@ -51,8 +52,8 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
     )
   if (size := workdir.report.stat().st_size) > MAX_PAGE:
     raise errors.InputError(
-      f'{workdir.report} has {size:,} bytes, and a page that is kept at most '
-      f'{MAX_PAGE:,}'
+      f'{workdir.report} has {size:,} bytes; a page that is kept may have at '
+      f'most {MAX_PAGE:,}'
     )
   folder.mkdir(parents=True, exist_ok=True)
   for path in workdir.report.parent.iterdir():
@@ -75,7 +76,7 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
 
 
 def differences(folder: pathlib.Path) -> list[str]:
-  """Tables that the items do not give, without writing any.
+  """Names the tables that the items do not give; nothing is written.
 
   Raises:
     InputError: a file is missing or damaged.
@@ -124,7 +125,7 @@ def _weight_rows(found: results.Results) -> list[tuple[Any, ...]]:
 
 
 def _id_rows(workdir: store.Workdir) -> list[tuple[str, str]]:
-  """Which prompts were chosen from and evaluated on."""
+  """Rows of the ids of the pool and of the held-out prompts."""
   return [
     (split, prompt_id)
     for split, path in (('pool', workdir.pool), ('heldout', workdir.heldout))

@@ -65,7 +65,7 @@ class Material:
 
   @property
   def confidence(self) -> float:
-    """That of the intervals."""
+    """The confidence of the intervals."""
     return self.config.report.confidence
 
   @property

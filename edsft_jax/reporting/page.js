@@ -11,7 +11,7 @@
     ['--c-1f2430', '--c-eceef2', '--c-6b7280', '--c-9aa1ac'];
   const curves = read('curves-data');
   const pool = read('pool-data');
-  // What has to be drawn again when the page becomes dark or light.
+  // Functions to call when the page becomes dark or light.
   const redraw = [];
 
   document.documentElement.classList.add('interactive');
@@ -252,7 +252,7 @@
     start();
   }
 
-  // Details are printed open, and closed again.
+  // Details are open while the page is printed.
 
   let closed = [];
   addEventListener('beforeprint', () => {

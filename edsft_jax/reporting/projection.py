@@ -24,7 +24,7 @@ class Projection:
 
 
 def project(features: np.ndarray) -> Projection | None:
-  """Projects features [N, D]; None if there are fewer than two rows."""
+  """Projects features [N, D]; None if N or D is below 2."""
   if min(features.shape) < 2:
     return None
   row_NxD = features.astype(np.float64)

@@ -231,7 +231,7 @@ def read_results(
     else:
       absent.append(cell)
   if metrics and all(metric.against_random for metric in metrics.values()):
-    # What is relative to random at the same budget is not known of these.
+    # References have no metrics relative to random at the same budget.
     references = (study.FULL_POOL, study.NO_FINETUNING)
     absent = [cell for cell in absent if cell.strategy not in references]
   return of_study(

@@ -45,7 +45,7 @@ def _check_options(
 def _read_results(
   config: ml_collections.ConfigDict, workdir: store.Workdir
 ) -> results.Results:
-  """The evaluations, of which there are some, with the headline metric."""
+  """Reads the evaluations; requires some, with the headline metric."""
   found = results.read_results(config, workdir)
   if not found.evaluations:
     raise errors.InputError(

@@ -85,7 +85,7 @@ class Tables:
 
 
 def load(workdir: str | pathlib.Path) -> Tables:
-  """Reads a study's results, for tables and plots of one's own.
+  """Reads a study's results, for your own tables and plots.
 
   >>> tables = load('runs/mine')  # doctest: +SKIP
   >>> losses = tables.cells.query('metric == "loss"')  # doctest: +SKIP
@@ -97,7 +97,7 @@ def load(workdir: str | pathlib.Path) -> Tables:
     pandas DataFrames if pandas is installed, else pyarrow Tables.
 
   Raises:
-    InputError: the folder holds no study, or a file of it is damaged.
+    InputError: the folder holds no study, or one of its files is damaged.
   """
   made = store.Workdir(pathlib.Path(workdir))
   store.require(made.pool, 'pool', frozenset())

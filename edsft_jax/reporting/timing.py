@@ -69,8 +69,8 @@ def read_timing(
 ) -> Timing:
   """The seconds of each stage.
 
-  manifest.json lacks the time of a command that was killed, and the finished
-  cells that of loading models and of judges: the larger of the two counts.
+  manifest.json lacks the time of commands that were killed, and the records of
+  cells lack that of loading models and of judges: the larger of the two counts.
 
   Args:
     stages: the records of manifest.json.
@@ -87,7 +87,7 @@ def read_timing(
 
 
 def finetuning_seconds(run: store.Run) -> float | None:
-  """The seconds of a finished cell; None if it has not recorded them.
+  """Seconds to finetune a cell; None if they are not recorded.
 
   A cell without finetuning took none.
   """
@@ -100,7 +100,7 @@ def finetuning_seconds(run: store.Run) -> float | None:
 
 
 def evaluation_seconds(run: store.Run) -> float | None:
-  """The seconds of a cell on all tasks; None if one has not recorded them."""
+  """Seconds to evaluate a cell on all tasks; None if any are not recorded."""
   folders = [path.parent for path in run.evaluations.glob('*/eval.json')]
   paths = [folder / 'timing.json' for folder in folders]
   if not all(path.exists() for path in paths):

@@ -30,7 +30,7 @@ def groups(
   workdir: store.Workdir,
   absent: Sequence[study.Cell],
 ) -> list[Group]:
-  """The absent cells, those with the same state together."""
+  """The absent cells, grouped by strategy, budget and state."""
   if not absent:
     return []
   outdated = study.outdated(workdir)
@@ -68,7 +68,7 @@ def _state(
 
 
 def _progress(run: store.Run) -> str:
-  """How far a cell came that has begun."""
+  """How far the finetuning of an unfinished cell came."""
   lines = store.read_jsonl(run.metrics) if run.metrics.exists() else []
   if not lines:
     return 'no step was logged'

@@ -1,4 +1,4 @@
-"""The pages in a browser: they fit, whole, on a desk and on a phone."""
+"""The pages in a browser, on a desktop and on a phone."""
 
 import io
 import re
@@ -60,7 +60,7 @@ def _choose(window, control, value):
 
 @pytest.mark.parametrize('dark', [False, True])
 @pytest.mark.parametrize('width', [390, 1400])
-def test_the_page_fits_says_nothing_and_asks_for_nothing(
+def test_the_page_fits_without_messages_and_requests(
   study, window, width, dark
 ):
   _, workdir = study

@@ -218,7 +218,7 @@ def test_rejected_picks_have_a_replacement(tmp_path, quick):
 @pytest.mark.parametrize(
   'strategies', [('random',), ('min_margin',), ('random', 'min_margin')]
 )
-def test_the_page_has_what_there_is(tmp_path, quick, strategies):
+def test_the_page_leaves_out_what_the_study_lacks(tmp_path, quick, strategies):
   """No features, no tasks, no prices, one strategy."""
   options = synthetic.config(selection__strategies=strategies)
   workdir = synthetic.write(tmp_path, options, tasks=False)

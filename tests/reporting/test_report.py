@@ -547,7 +547,7 @@ def test_absent_cells_are_named_and_the_rest_is_shown(tmp_path, quick):
   assert counts['absent'] == 4
 
 
-def test_the_full_pool_may_have_seeds_of_its_own(tmp_path, quick):
+def test_the_full_pool_may_have_other_seeds(tmp_path, quick):
   options = synthetic.config(
     study__full_pool_seeds=(1,),
     report__note='Prompts by <us>, Apache-2.0',

@@ -79,7 +79,7 @@ def cost_efficiency(
   compared: comparison.Comparisons,
   spent: costs.Costs,
 ) -> Exhibit | None:
-  """Quality against what is known besides answers: tokens, money, seconds."""
+  """Quality against the other known costs: tokens, money, seconds."""
   axes = [axis for axis in spent.axes() if axis != costs.ANSWERS]
   places = [
     (strategy, budget, level.means[strategy].mean().item())

@@ -16,7 +16,7 @@ class Exhibit:
     draw: makes the figure.
     columns: header of the csv.
     rows: rows of the csv; None is an empty field.
-    note: what to know besides, at the end of the caption.
+    note: a further remark, at the end of the caption.
   """
 
   name: str

@@ -80,7 +80,7 @@ def lengths(
   orders: picks.Orders,
   budget: int,
 ) -> Exhibit | None:
-  """How long what was picked is, next to the pool; None without picks."""
+  """How long the picks are, compared with the pool; None without picks."""
   if not orders:
     return None
   words = {'Prompts': dict(zip(pool.ids, pool.num_words(), strict=True))}

@@ -14,7 +14,7 @@ class Row:
 
   Attributes:
     label: on the left.
-    strategy: it has the colour and marker of this one.
+    strategy: its colour and marker are used.
     mean: the difference.
     low: lower end of its interval; None if it was not tested.
     high: upper end.
@@ -29,13 +29,13 @@ class Row:
   text: str
 
 
-def forest(rows: Sequence[Row], xlabel: str, better: bool) -> Any:
-  """A row per comparison, with a line where there is no difference.
+def forest(rows: Sequence[Row], xlabel: str, larger_is_better: bool) -> Any:
+  """A row per comparison, with a vertical line at zero.
 
   Args:
     rows: from top to bottom.
     xlabel: what the differences are.
-    better: whether what is on the right is better.
+    larger_is_better: whether differences on the right are better.
   """
   figure = style.figure(0.8 + 0.27 * len(rows))
   axes = figure.subplots()
@@ -69,7 +69,7 @@ def forest(rows: Sequence[Row], xlabel: str, better: bool) -> Any:
   axes.set_xlabel(xlabel)
   axes.grid(axis='y', visible=False)
   for x, side in ((0.0, 'left'), (1.0, 'right')):
-    word = 'better' if (side == 'right') == better else 'worse'
+    word = 'better' if (side == 'right') == larger_is_better else 'worse'
     arrow = f'{word} →' if side == 'right' else f'← {word}'
     axes.text(
       x,

@@ -15,7 +15,7 @@ PAPER = '#ffffff'
 ACCENT = '#0072b2'
 WARNING = '#b9785a'
 
-# What is drawn in these colours on paper has others on a dark screen.
+# Colour on paper -> on a dark screen, if not only more white.
 _DARK = {
   INK: '#e4e7ec',
   MUTED: '#a2a9b4',
@@ -66,7 +66,7 @@ def _contrast(one: str, other: str) -> float:
 COLOURS = {
   **{colour: on_dark(colour) for colour in (ACCENT, WARNING)},
   **{row.colour: on_dark(row.colour) for row in STRATEGIES.values()},
-  # Lighter than that of random, which is as grey.
+  # Lighter than random's, which is grey, too.
   STRATEGIES[LENGTH_MATCHED].colour: '#d5d9e0',
   **_DARK,
 }

@@ -123,7 +123,7 @@ def _saved(made: Any, form: str, **metadata: str | None) -> bytes:
 
 
 def _scalable(svg: str) -> str:
-  """The SVG without the ids of its groups, of which pages have several."""
+  """The SVG without the ids of its groups, which would repeat on a page."""
   return re.sub('<g id="[^"]*"', '<g', svg)
 
 
