@@ -6,6 +6,7 @@ import pathlib
 import random
 
 import ml_collections
+import numpy as np
 import pyarrow as pa
 
 from configs import default
@@ -118,6 +119,12 @@ def write_evaluation(workdir: store.Workdir, contents: dict) -> None:
       for i in range(count)
     ],
   )
+
+
+def write_features(workdir: store.Workdir) -> None:
+  """Writes random features of the pool."""
+  rows = np.random.default_rng(0).normal(size=(POOL_SIZE, 6))
+  store.write_npy(workdir.features, rows.astype(np.float32))
 
 
 def write(

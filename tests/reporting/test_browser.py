@@ -4,7 +4,6 @@ import io
 import re
 
 import browser
-import numpy as np
 import pytest
 import synthetic_study as synthetic
 
@@ -23,9 +22,7 @@ def study(tmp_path_factory):
   """A study with prices and features, reported and planned."""
   options = synthetic.config(annotation__price_per_answer=2.0)
   workdir = synthetic.write(tmp_path_factory.mktemp('study'), options)
-  rows = np.random.default_rng(0).normal(size=(synthetic.POOL_SIZE, 5))
-  workdir.features.parent.mkdir()
-  np.save(workdir.features, rows.astype(np.float32))
+  synthetic.write_features(workdir)
   reporting.run(options, workdir)
   options.plan.sample_prompts = 0
   plan.run(options, workdir)

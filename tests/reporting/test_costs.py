@@ -8,7 +8,6 @@ import synthetic_study as synthetic
 from edsft_jax import reporting, store, study
 from edsft_jax.reporting import (
   costs,
-  plots,
   results,
   timing,
   unfinished,
@@ -92,11 +91,9 @@ def test_what_is_not_known_has_no_axis(made):
   assert _costs(options, workdir).axes() == ['answers']
 
 
-def test_time_after_a_kill_is_that_of_the_cells(made, monkeypatch):
+def test_time_after_a_kill_is_that_of_the_cells(made, quick):
   """The manifest has only what the last command took."""
   options, workdir = made
-  blank = plots.Images('<svg></svg>', b'', b'')
-  monkeypatch.setattr(plots, 'render', lambda *_: blank)
   contents = store.read_json(workdir.manifest)
   contents['stages']['finetune']['seconds'] = 0.0
   contents['stages']['evaluate']['seconds'] = 1000.0

@@ -3,27 +3,20 @@
 import json
 import re
 
-import numpy as np
 import pytest
 import synthetic_study as synthetic
 
 from edsft_jax import reporting
-from edsft_jax.reporting import plots
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def made(tmp_path_factory, quick_module):
   options = synthetic.config(
     selection__strategies=('random', 'min_margin'), study__seeds=(0, 1)
   )
   workdir = synthetic.write(tmp_path_factory.mktemp('study'), options)
-  rows = np.random.default_rng(0).normal(size=(synthetic.POOL_SIZE, 6))
-  workdir.features.parent.mkdir()
-  np.save(workdir.features, rows.astype(np.float32))
-  with pytest.MonkeyPatch.context() as patch:
-    blank = plots.Images('<svg></svg>', b'', b'')
-    patch.setattr(plots, 'render', lambda *_: blank)
-    reporting.run(options, workdir)
+  synthetic.write_features(workdir)
+  reporting.run(options, workdir)
   return options, workdir
 
 
@@ -104,11 +97,9 @@ def test_rounding_and_seconds_do_not_matter(made):
     ('coverage.csv', rounded),
     ('stage_seconds.csv', lambda t: t.replace('12.5', '13.5')),
   ):
-    path = workdir.report.with_name(name)
-    old = path.read_text('utf-8')
-    path.write_text(change(old), 'utf-8')
+    _, undo = _changed(workdir, name, change)
     assert reporting.differences(options, workdir) == [], name
-    path.write_text(old, 'utf-8')
+    undo()
 
 
 def test_a_missing_file_is_named(made):

@@ -9,14 +9,8 @@ import pytest
 import synthetic_study as synthetic
 
 from edsft_jax import reporting, store, study
-from edsft_jax.reporting import interactive, picks, plots, projection, results
+from edsft_jax.reporting import interactive, picks, projection, results
 from edsft_jax.reporting.plots import palette
-
-
-@pytest.fixture
-def quick(monkeypatch):
-  blank = plots.Images('<svg></svg>', b'', b'')
-  monkeypatch.setattr(plots, 'render', lambda *_: blank)
 
 
 @pytest.fixture
@@ -24,9 +18,7 @@ def made(tmp_path, quick):
   """A study with features, of which the page was made."""
   options = synthetic.config(study__seeds=(0, 1))
   workdir = synthetic.write(tmp_path, options)
-  rows = np.random.default_rng(0).normal(size=(synthetic.POOL_SIZE, 6))
-  workdir.features.parent.mkdir()
-  np.save(workdir.features, rows.astype(np.float32))
+  synthetic.write_features(workdir)
   reporting.run(options, workdir)
   return options, workdir
 

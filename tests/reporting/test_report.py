@@ -51,13 +51,6 @@ def reported(tmp_path_factory):
   return options, workdir
 
 
-@pytest.fixture
-def quick(monkeypatch):
-  """No plots, for tests of what else the page says."""
-  blank = plots.Images('<svg></svg>', b'', b'')
-  monkeypatch.setattr(plots, 'render', lambda *_: blank)
-
-
 def html(workdir):
   """The page without its scripts."""
   text = workdir.report.read_text(encoding='utf-8')

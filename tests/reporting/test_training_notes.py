@@ -1,16 +1,9 @@
 """The page says which runs' training loss ended above its start."""
 
-import pytest
 import synthetic_study as synthetic
 
 from edsft_jax import reporting, store, study
-from edsft_jax.reporting import plots, training
-
-
-@pytest.fixture
-def quick(monkeypatch):
-  blank = plots.Images('<svg></svg>', b'', b'')
-  monkeypatch.setattr(plots, 'render', lambda *_: blank)
+from edsft_jax.reporting import training
 
 
 def _train(workdir, cell, first, last) -> None:
