@@ -99,13 +99,7 @@ def make(
       for name, made in images.items()
     },
     embedded=_embedded(material, data),
-    scripts=[
-      markupsafe.Markup(script)
-      for script in (
-        interactive.bokeh_script(),
-        html.read('edsft_jax.reporting', 'page.js'),
-      )
-    ],
+    scripts=_scripts(),
     has_picks=bool(material.selections),
     num_prompts_shown=len(data['pool']['ids']) if 'pool' in data else 0,
   )
@@ -134,6 +128,15 @@ def _data(material: Material) -> dict[str, Any]:
       material.found.budgets,
     )
   return data
+
+
+def _scripts() -> list[markupsafe.Markup]:
+  """What the page runs: Bokeh, then page.js."""
+  script = html.read('edsft_jax.reporting', 'page.js')
+  return [
+    markupsafe.Markup(interactive.bokeh_script()),
+    markupsafe.Markup(script),
+  ]
 
 
 def _embedded(

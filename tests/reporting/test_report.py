@@ -463,7 +463,7 @@ def test_a_control_is_a_test_of_its_own(tmp_path, quick):
   assert f'minus {MATCHED}: {wording.signed(wanted)}' in text
   prose = ' '.join(text.split())
   assert 'its savings. The comparison with' in prose
-  assert 'not one of those that are corrected' in prose
+  assert 'which the correction for several strategies leaves out' in prose
   (row,) = [
     row
     for row in read_csv(workdir.report.with_name('comparisons.csv'))
