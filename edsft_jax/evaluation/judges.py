@@ -287,7 +287,7 @@ class ModelJudge:
       engine = inference.LikelihoodEngine(
         self._decoder,
         self._mesh,
-        [target for i in fitting for target in encoded[i]],
+        [[target for i in fitting for target in encoded[i]]],
         batch_tokens=self._batch_tokens,
       )
       nll = engine(weights).nll.reshape(len(fitting), 2)

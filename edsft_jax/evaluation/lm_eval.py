@@ -213,7 +213,7 @@ class EdsftLM(TemplateLM):
 
   def _score(self, targets: list[inference.Target]) -> inference.Likelihoods:
     engine = inference.LikelihoodEngine(
-      self._decoder, self._mesh, targets, batch_tokens=self._batch_tokens
+      self._decoder, self._mesh, [targets], batch_tokens=self._batch_tokens
     )
     found = engine(self._weights)
     self._refuse_overflow(np.isfinite(found.nll))
@@ -232,7 +232,7 @@ class EdsftLM(TemplateLM):
     engine = inference.GenerationEngine(
       self._decoder,
       self._mesh,
-      tokens,
+      [tokens],
       end_ids=self._format.end_ids,
       max_new_tokens=num_new,
       batch_tokens=self._batch_tokens,

@@ -88,27 +88,25 @@ class LikelihoodEngine:
     self,
     decoder: models.Decoder,
     mesh: jax.sharding.Mesh,
-    targets: Sequence[Target],
+    parts: Sequence[Sequence[Target]],
     *,
     batch_tokens: int,
     num_passes: int = 1,
-    ends: Sequence[int] = (),
   ):
     """Groups targets and chooses shapes; compiles nothing yet.
 
     Args:
       decoder: gives the structure; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      targets: contexts with their continuations.
+      parts: contexts with their continuations; each call scores one part, and
+        all parts have the same shapes.
       batch_tokens: tokens per batch, padding and prefixes included.
       num_passes: how often the targets will run, for example once per model.
-      ends: the end of each part, if parts of the targets are scored by calls
-        of their own, all in the same shapes; none: one call scores all.
 
     Raises:
       ValueError: a target has no context.
     """
-    for i, target in enumerate(targets):
+    for i, target in enumerate(itertools.chain(*parts)):
       if not 0 <= target.num_targets < len(target.tokens):
         raise ValueError(
           f'target {i} has {target.num_targets} targets among '
@@ -119,8 +117,6 @@ class LikelihoodEngine:
     self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
     self._batch_tokens = batch_tokens // self._num_workers
     self._read_tokens = read_tokens(decoder, mesh)
-    bounds = [0, *(ends or [len(targets)])]
-    parts = [targets[a:b] for a, b in itertools.pairwise(bounds)]
     self._sizes = [len(part) for part in parts]
     rows = [_rows(part) for part in parts]
     self._max_choices = max(
