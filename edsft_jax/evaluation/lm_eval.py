@@ -240,13 +240,10 @@ class EdsftLM(TemplateLM):
     stop = inference.Stop(tuple(filter(None, until)), self._format.decode)
     found = engine(self._weights, stop=stop if stop.strings else None)
     self._refuse_overflow(found.row_results)
-    texts = []
-    for ids in found.tokens:
-      kept = ids.tolist()
-      if kept and kept[-1] in self._format.end_ids:
-        kept.pop()
-      texts.append(stop.cut(self._format.decode(kept)))
-    return texts
+    return [
+      stop.cut(self._format.decode_response(ids.tolist()))
+      for ids in found.tokens
+    ]
 
   def _refuse_overflow(self, is_finite: np.ndarray) -> None:
     if not is_finite.all():

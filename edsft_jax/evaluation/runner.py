@@ -152,11 +152,5 @@ class Runner:
     ]
 
   def _text(self, ids: Sequence[int]) -> str:
-    """The answer's text, without the end token.
-
-    Not every tokenizer marks it as special, so that decoding would skip it.
-    """
-    if ids and ids[-1] in self._format.end_ids:
-      ids = ids[:-1]
-    text = self._format.decode(ids)
+    text = self._format.decode_response(ids)
     return self._stop.cut(text) if self._stop else text

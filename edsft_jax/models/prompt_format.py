@@ -274,6 +274,13 @@ class PromptFormat:
       ids = [i for i in ids if i not in self._control.ids]
     return self._tokenizer.decode(ids)
 
+  def decode_response(self, ids: Sequence[int]) -> str:
+    """Text of a generated response, without its end token.
+
+    Not every tokenizer marks that token as special.
+    """
+    return self.decode(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
+
   def _messages(self, prompt: Prompt) -> list[Message]:
     """The prompt's turns, marked."""
     return [
