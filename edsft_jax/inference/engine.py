@@ -342,15 +342,8 @@ class Engine:
     )
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      pending = None
-      for chunk in unless_stopped(chunks[number :: self._num_workers]):
-        result = dispatch(chunk)
-        # Collects one chunk while the device computes the next.
-        if pending is not None:
-          collect(*pending)
-        pending = chunk, result
-      if pending is not None:
-        collect(*pending)
+      mine = unless_stopped(chunks[number :: self._num_workers])
+      workers.pipeline(mine, dispatch, collect)
 
     workers.run(work, self._num_workers)
 

@@ -193,36 +193,34 @@ class LikelihoodEngine:
       wave.shapes,
       lambda length: sizes.to_prefill(length, length),
     )
-    pending = None
-    for chunk in unless_stopped(chunks):
-      rows = [wave.rows[i] for i in chunk.indices]
-      result = self._programs.score(
-        weights,
-        prefixes,
-        *mesh_lib.shard_batch(self._mesh, self._pad(chunk, rows)),
-      )
-      # Collects one chunk while the device computes the next.
-      if pending is not None:
-        found.put(*pending, report)
-      pending = rows, result
-    if pending is not None:
-      found.put(*pending, report)
+    workers.pipeline(
+      unless_stopped(chunks),
+      lambda chunk: self._programs.score(
+        weights, prefixes, *self._pad(chunk, wave.rows)
+      ),
+      lambda chunk, result: found.put(
+        [wave.rows[i] for i in chunk.indices], result, report
+      ),
+    )
 
   def _pad(
     self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
-  ) -> tuple[np.ndarray, ...]:
+  ) -> tuple[jax.Array, ...]:
     """Arguments of `_score`, padded to the chunk's shape."""
+    some = [rows[i] for i in chunk.indices]
     tokens_BxL, mask_BxL = shapes_lib.pad_left(
-      [row.own for row in rows], chunk.length, chunk.num_rows
+      [row.own for row in some], chunk.length, chunk.num_rows
     )
     prefix_B = np.zeros(chunk.num_rows, np.int32)
     num_scored_B = np.zeros(chunk.num_rows, np.int32)
     last_BxC = np.zeros((chunk.num_rows, self._max_choices), np.int32)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(some):
       prefix_B[number] = row.prefix_index
       num_scored_B[number] = row.num_scored
       last_BxC[number, : len(row.last)] = row.last
-    return prefix_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC
+    return mesh_lib.shard_batch(
+      self._mesh, (prefix_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC)
+    )
 
 
 class _Found:

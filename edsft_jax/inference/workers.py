@@ -61,6 +61,28 @@ def run(work: Callable[[int, UnlessStopped], None], num_workers: int) -> None:
       raise
 
 
+def pipeline(
+  items: Iterable[T],
+  dispatch: Callable[[T], Any],
+  collect: Callable[[T, Any], None],
+) -> None:
+  """Collects the result of each item while the device computes the next.
+
+  Args:
+    items: what to compute.
+    dispatch: starts the computation of an item.
+    collect: waits for an item's result, and stores it.
+  """
+  pending = None
+  for item in items:
+    result = dispatch(item)
+    if pending is not None:
+      collect(*pending)
+    pending = item, result
+  if pending is not None:
+    collect(*pending)
+
+
 class Shared(Generic[T]):
   """A value that the first of several threads makes, and the last one takes."""
 
