@@ -24,7 +24,7 @@ from edsft_jax.inference import throughput, waves, workers
 from edsft_jax.inference.choices import read_tokens
 from edsft_jax.inference.collect import Progress, Reporter
 from edsft_jax.inference.prefixes import Prefixes
-from edsft_jax.inference.programs import target_likelihood
+from edsft_jax.inference.programs import cache_after, target_likelihood
 from edsft_jax.inference.waves import Row, Wave
 
 # Prefix tokens that are read, and kept, at a time.
@@ -305,9 +305,7 @@ def _score(
     nll: float32 [B, C], in nats.
     is_greedy: bool [B, C], whether each token is the likeliest one.
   """
-  cache = None
-  if prefixes is not None:
-    cache = prefixes.extended(prefix_B, tokens_BxL.shape[1])
+  cache = cache_after(prefixes, prefix_B, tokens_BxL)
   hidden_BxLxD = decoder(tokens_BxL, mask_BxL, cache=cache).hidden_BxLxD
   logits_BxV = decoder.logits(hidden_BxLxD[:, -1])
   chosen_BxC = jnp.take_along_axis(logits_BxV, last_BxC, axis=-1)
