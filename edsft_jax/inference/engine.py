@@ -170,7 +170,7 @@ class Engine:
     Raises:
       ValueError: a prompt has no tokens after the prefix.
     """
-    waves = [self._one_wave(prompts)] if prompts else []
+    waves = [self._one_wave(prompts)]
     return self.generate_waves(weights, waves, progress, stop)
 
   def generate_waves(
