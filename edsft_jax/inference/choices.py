@@ -54,8 +54,8 @@ def choose_prefix(
 ) -> list[int]:
   """The tokens that all prompts start with, for `Engine`.
 
-  None if they are few, if reading them for each prompt takes no longer than
-  compiling the program that reads them once, or if the model cannot.
+  Empty if they are few, if reading them for each prompt takes no longer than
+  compiling the program that reads them once, or if the model cannot share them.
 
   Args:
     decoder: the model.

@@ -186,8 +186,8 @@ class Engine:
 
     Args:
       weights: weights of a decoder with the constructor's structure.
-      waves: the prompts, each the only index of its row; the shapes have room
-        for their padded lengths, prefix included.
+      waves: the prompts, in rows of one index each; the engine's shapes have
+        room for their padded lengths, prefix included.
       progress: called with the work done since its last call.
       stop: strings that end a continuation, besides the end ids.
 
@@ -227,7 +227,7 @@ class Engine:
     return result.finish()
 
   def _one_wave(self, prompts: Tokens) -> Wave:
-    """The prompts after the prefix that all have.
+    """All prompts; after the engine's prefix, if it has one.
 
     Raises:
       ValueError: a prompt does not start with it.

@@ -1,4 +1,4 @@
-"""Greedy continuations of prompts that are known beforehand.
+"""Greedy continuations of prompts that are all known before the first runs.
 
 Prompts that begin alike, such as the questions of a task after its worked
 examples, share the keys and values of their common prefix: it is read once.
@@ -20,10 +20,10 @@ from edsft_jax.inference.engine import Engine
 from edsft_jax.inference.programs import Hooks
 from edsft_jax.inference.slots import Stop
 
-# Programs that a padded length of prefixes needs: to read them, and to read and
-# insert the rows after them.
+# Programs that each padded prefix length needs: to read the prefixes, and to
+# prefill and insert the rows that follow them.
 _PROGRAMS_PER_LENGTH = 3
-# The part of a batch that prefixes may take in addition.
+# Prefix tokens per wave, as a share of batch_tokens, which do not count them.
 _PREFIX_SHARE = 0.25
 
 
@@ -33,7 +33,7 @@ def _is_finite(logits_BxV: jax.Array, token_B: jax.Array) -> jax.Array:
 
 
 def _are_finite(finite_BxT: jax.Array, step_BxT: jax.Array) -> jax.Array:
-  """Bool [B], whether it was so in each of a row's steps; the row hook."""
+  """Bool [B], whether it was in every step of a row; the row hook."""
   return jnp.all(finite_BxT | ~step_BxT, axis=1)
 
 

@@ -84,13 +84,13 @@ def pipeline(
 
 
 class Shared(Generic[T]):
-  """A value that the first of several threads makes, and the last one takes."""
+  """A value that threads share, freed once each of them has taken it."""
 
   def __init__(self, make: Callable[[], T], num_users: int):
     """Makes nothing yet.
 
     Args:
-      make: makes the value.
+      make: makes the value, in the first thread that takes it.
       num_users: how many threads will take it, each once.
     """
     self._make = make
@@ -99,7 +99,7 @@ class Shared(Generic[T]):
     self._lock = threading.Lock()
 
   def take(self) -> T:
-    """Returns the value, and lets go of it once no thread is to come."""
+    """Returns the value; the last call drops the reference to it."""
     with self._lock:
       if not self._made:
         self._made.append(self._make())
