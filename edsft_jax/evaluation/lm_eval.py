@@ -17,7 +17,7 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
-from edsft_jax import errors, inference, models
+from edsft_jax import console, errors, inference, models
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models import chat_template, tokenizer
 
@@ -247,9 +247,10 @@ class EdsftLM(TemplateLM):
 
   def _refuse_overflow(self, is_finite: np.ndarray) -> None:
     if not is_finite.all():
+      requests = console.count(int((~is_finite).sum()), 'request')
       raise errors.InputError(
-        f'the numbers of {self._path} overflow on {int((~is_finite).sum()):,} '
-        'requests: set another dtype in --model_args'
+        f'the logits of {self._path} are not finite on {requests}: set another '
+        'dtype in --model_args'
       )
 
 

@@ -166,7 +166,7 @@ def test_numbers_that_overflow_are_not_answers(
   config.evaluation.gsm8k.shots = 0
   config.evaluation.gsm8k.max_new_tokens = 3
   workdir = tiny_study.make(tmp_path / 'run')
-  message = f'evaluating {BASE} on {task}: its numbers at .* are not finite'
+  message = f'evaluating {BASE} on {task}: the logits for .* are not finite'
   with pytest.raises(errors.InputError, match=message):
     evaluation.run(config, workdir)
   assert not workdir.run(BASE).evaluation(task).exists()

@@ -336,7 +336,7 @@ def test_numbers_that_overflow_are_an_error(model, monkeypatch):
     (adapter.generate_until, ('Once upon', options)),
   ):
     request = Instance(call.__name__, {}, args, 0)
-    with pytest.raises(errors.InputError, match='overflow on 1 requests'):
+    with pytest.raises(errors.InputError, match='not finite on 1 request:'):
       call([request])
 
 
