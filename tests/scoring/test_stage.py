@@ -470,7 +470,7 @@ def test_out_of_memory_is_answered_by_a_smaller_batch_once(
 
 
 def test_out_of_memory_in_one_of_several_processes_ends_all(monkeypatch):
-  """It must not go on alone with batches that the others do not run."""
+  """It must not continue alone with batches that the others do not run."""
 
   def fail(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
