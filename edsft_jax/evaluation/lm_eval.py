@@ -81,7 +81,7 @@ class EdsftLM(TemplateLM):
       separator='',
       truncate='start',
       template_arguments='{}',
-      # As in the harness: the text of a chat contains them as themselves.
+      # As in the harness: a rendered chat is encoded from its text.
       control_tokens='special',
       date=today,
     )

@@ -69,7 +69,7 @@ def choose_prefix(
 
 
 def compile_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> float:
-  """Tokens that are read in the time in which a program is compiled."""
+  """Tokens that can be read in the time that compiling a program takes."""
   return _tokens_in(_COMPILE_SECONDS, decoder, mesh)
 
 

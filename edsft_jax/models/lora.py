@@ -80,7 +80,7 @@ def scale(rank: int, alpha: float, rslora: bool) -> float:
 def set_dropout(
   decoder: Decoder, rate: float, key: jax.Array, numbers_BxL: jax.Array
 ) -> None:
-  """Has the adapters drop inputs in the next forward pass, in place.
+  """Makes the adapters drop inputs in the next forward pass, in place.
 
   Args:
     decoder: a model with adapters.
