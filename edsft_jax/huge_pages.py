@@ -1,8 +1,8 @@
-"""Restarts a command so that its large arrays lie in huge pages.
+"""Restarts a command so that its large arrays are in huge pages.
 
-For each call of a program, XLA allocates the temporary arrays on a CPU, and the
-kernel clears every page when it is first written. With pages of 4 KiB, that is
-a fifth of the time of a finetuning step.
+On a CPU, XLA allocates temporary arrays again for each call of a program, and
+the kernel clears every page when it is first written. With pages of 4 KiB, that
+takes a fifth of a finetuning step.
 """
 
 import os

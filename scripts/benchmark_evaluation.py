@@ -4,17 +4,17 @@
 
 needs the extra `bench`. FOLDER has mmlu_dev, mmlu_test, bbh and gsm8k_test as
 .jsonl.gz, and bbh_cot_prompts.json; the harness reads the same questions. Each
-side is a process of its own, so that imports, loading, tokenising and
-compilation count, as they do for a user. The harness has its transformers
-backend in float32, with the fastest of the batch sizes.
+side runs in its own process, so that imports, loading, tokenising and
+compilation count, as they do for a user. The harness runs transformers in
+float32, once with each batch size.
 
-Of the items with different answers, near ties are counted apart: those whose
-two best letters, or tokens where the texts begin to differ, are closer than
-1e-4 in log-likelihood.
+Of the items with different answers, near ties are counted separately: those
+whose two best letters, or tokens where the texts begin to differ, are closer
+than 1e-4 in log-likelihood.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import gzip
 import json
 import pathlib
@@ -43,7 +43,7 @@ CASES = {
 
 
 class _Side(NamedTuple):
-  """What the process of a side has to do.
+  """What the process of one side runs.
 
   Attributes:
     case: one of CASES.
@@ -60,7 +60,7 @@ class _Side(NamedTuple):
   examples: list[dict]
 
   def given(self) -> Any:
-    """What the side is given besides."""
+    """Its further input: the harness's batch size, or texts to compare."""
     return json.loads(self.args.given.read_text())
 
 
@@ -87,7 +87,7 @@ def main() -> None:
   parser.add_argument('--data', type=pathlib.Path, required=True)
   parser.add_argument('--batch_sizes', type=int, nargs='+', default=[4, 16])
   parser.add_argument('--limit', type=int, default=0, help='fewer items')
-  # What the processes of each side are called with.
+  # For the process of one side.
   parser.add_argument('--side', choices=list(_SIDES))
   parser.add_argument('--given', type=pathlib.Path)
   parser.add_argument('--out', type=pathlib.Path)
@@ -127,7 +127,7 @@ def _compete(case: str, args: argparse.Namespace) -> None:
 def _run(
   case: str, args: argparse.Namespace, side: str, given: Any = None
 ) -> tuple[float, Any]:
-  """Seconds and result of a side in a process of its own."""
+  """Seconds and result of one side, in its own process."""
   with tempfile.TemporaryDirectory() as name:
     out = pathlib.Path(name) / 'out.json'
     given_path = out.with_name('given.json')
@@ -158,23 +158,19 @@ def _questions(
     with gzip.open(data / f'{name}.jsonl.gz', 'rt', encoding='utf-8') as f:
       return [json.loads(line) for line in f]
 
+  def first_of_each(
+    rows: list[dict], field: str, values: Iterable[str]
+  ) -> list[dict]:
+    of_each = ([r for r in rows if r[field] == value] for value in values)
+    return [row for some in of_each for row in some[:count]]
+
   if task == 'mmlu':
-    test, dev = read('mmlu_test'), read('mmlu_dev')
-    return (
-      [
-        row
-        for subject in SUBJECTS
-        for row in [r for r in test if r['subject'] == subject][:count]
-      ],
-      [row for row in dev if row['subject'] in SUBJECTS],
-    )
+    examples = [r for r in read('mmlu_dev') if r['subject'] in SUBJECTS]
+    return first_of_each(read('mmlu_test'), 'subject', SUBJECTS), examples
   if task == 'bbh':
     rows = read('bbh')
     names = dict.fromkeys(row['task'] for row in rows)
-    return (
-      [r for n in names for r in [r for r in rows if r['task'] == n][:count]],
-      [],
-    )
+    return first_of_each(rows, 'task', names), []
   rows = [
     {'question': row['prompt'], 'answer': row['response']}
     for row in read('gsm8k_test')

@@ -19,7 +19,7 @@ print(sys.argv[1:], os.environ.get('GLIBC_TUNABLES'), os.getpid())
 
 
 def _run(words: str, tunables: str | None = None) -> tuple[str, int, int]:
-  """What the code prints, the number it prints last, and its process."""
+  """What CODE prints before its process id, that id, and the one started."""
   environ = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
   if tunables is not None:
     environ['GLIBC_TUNABLES'] = tunables

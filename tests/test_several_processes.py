@@ -189,7 +189,7 @@ def test_sigterm_to_one_ends_both_commands_with_143(tmp_path):
   for workdir in (stopped, whole):
     assert _succeeded(_run('finetune', workdir, *words))
   _assert_same_bytes(stopped, whole)
-  # One process can go on, too.
+  # One process can continue, too.
   config = run_together.config()
   config.finetuning.epochs = 100
   with tiny_study.on_one_device():

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from configs import default
 from edsft_jax import config as config_lib
-from edsft_jax import mesh, store
+from edsft_jax import mesh, models, store
 from edsft_jax.finetuning.trainer import Hyperparameters
 
 MODEL = REPOSITORY / 'tests' / 'models' / 'goldens' / 'tied_v4'
@@ -76,6 +76,20 @@ def on_one_device() -> Iterator[None]:
   """Stages run on one of the eight devices: less to compile."""
   one_device = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
   with mock.patch.multiple(mesh, make_mesh=one_device, model_mesh=one_device):
+    yield
+
+
+@contextlib.contextmanager
+def overflowing_models() -> Iterator[None]:
+  """Models are loaded with weights that make every logit NaN."""
+  load = models.load_decoder
+
+  def broken(*args, **kwargs) -> models.Decoder:
+    decoder = load(*args, **kwargs)
+    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
+    return decoder
+
+  with mock.patch.object(models, 'load_decoder', broken):
     yield
 
 

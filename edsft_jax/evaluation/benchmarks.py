@@ -29,8 +29,8 @@ def read(
     option: the option that names it, for messages.
     fields: the fields that every record must have.
     optional: fields that may be missing; they are None then.
-    not_text: those of `fields` that may be anything but missing; the others are
-      text that is not empty.
+    not_text: those of `fields` that may have any value; the others must be
+      text that is not blank.
 
   Returns:
     The named fields of each record, and its 'id' if it has one.
@@ -85,7 +85,7 @@ def _field(row: readers.Row, names: tuple[str, ...], place: str) -> Any:
 def require_text(
   record: Mapping[str, Any], fields: Sequence[str], place: str
 ) -> None:
-  """Rejects fields that are empty or not text.
+  """Rejects fields that are blank or not text.
 
   Raises:
     InputError: naming the place and the field.
@@ -149,8 +149,8 @@ def check_template(config: ml_collections.ConfigDict, task: str) -> None:
   if not prompt_format.has_template:
     raise errors.InputError(
       f'{task} is asked for in chat form, but there is no chat template: set '
-      f'prompt.template, or evaluation.{task}.chat to False, and name no task '
-      'with :chat'
+      f'prompt.template, or evaluation.{task}.chat to False, and list the task '
+      "without ':chat'"
     )
 
 

@@ -73,7 +73,7 @@ def count(
 
 
 def read_texts(workdir: store.Workdir) -> dict[str, list[str]]:
-  """The text of each prompt of the pool, with the answer that it has."""
+  """Id -> the text of a prompt of the pool, and its answer if it has one."""
   pool = store.read_prompts(workdir.pool)
   texts = {
     prompt_id: [prompt_text(prompt)]

@@ -19,7 +19,7 @@ KEY = 'OPENAI_API_KEY'
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 # Statuses that all requests would get: key, rights, address.
 _FATAL = frozenset({401, 403, 404, 405})
-# What reading an answer raises that is not what it should be.
+# What reading a malformed answer raises.
 _DAMAGED = (
   http.client.HTTPException,
   ValueError,
@@ -28,7 +28,7 @@ _DAMAGED = (
   IndexError,
   AttributeError,
 )
-# Seconds that a server can make a request wait at most.
+# A server can make a request wait for this many seconds at most.
 _LONGEST_WAIT = 60.0
 
 
@@ -37,7 +37,7 @@ class Failed(Exception):
 
 
 class Unavailable(Failed):
-  """The server did not answer, although it may another time."""
+  """The server did not answer, but may do so later."""
 
 
 class Endpoint:
@@ -82,7 +82,7 @@ class Endpoint:
     self._lock = threading.Lock()
 
   def stop(self) -> None:
-    """Ends waiting: requests under way fail after their present attempt."""
+    """Ends waiting: requests under way fail after their current attempt."""
     self._stopped.set()
 
   def complete(
@@ -135,7 +135,7 @@ class Endpoint:
       except errors.InputError:
         raise
       except (*_DAMAGED, OSError) as error:
-        # No connection, a timeout, or an answer that is not what it should be.
+        # No connection, a timeout, or a malformed answer.
         reason = _one_line(str(error)) or type(error).__name__
         kind = Unavailable
     raise kind(reason)

@@ -61,7 +61,7 @@ class Evaluator:
     decoder: models.Decoder,
     fingerprint: Mapping[str, Any],
   ) -> None:
-    """Evaluates a cell; goes on where an interrupted run stopped.
+    """Evaluates a cell; continues where an interrupted run stopped.
 
     Args:
       cell: the cell.

@@ -139,7 +139,7 @@ def answer_columns(
 
 
 def counts(encoded: Sequence[Encoded]) -> dict[str, int]:
-  """How many prompts lost examples, how many examples, and who was cut."""
+  """Counts of prompts that lost examples, of these examples, and of cuts."""
   return {
     'prompts_without_some_shots': sum(e.num_dropped > 0 for e in encoded),
     'shots_dropped': sum(e.num_dropped for e in encoded),

@@ -287,7 +287,7 @@ class ModelJudge:
       engine = inference.LikelihoodEngine(
         self._decoder,
         self._mesh,
-        [target for i in fitting for target in encoded[i]],
+        [[target for i in fitting for target in encoded[i]]],
         batch_tokens=self._batch_tokens,
       )
       nll = engine(weights).nll.reshape(len(fitting), 2)
@@ -312,7 +312,7 @@ class ModelJudge:
   def _answer(self, first: float, second: float, num_tokens: int) -> Found:
     if not math.isfinite(first) or not math.isfinite(second):
       return Failed("the judge's numbers overflow: check model.dtype")
-    # Relative to the likelier one, since both may be as good as impossible.
+    # Relative to the likelier one, since both may be very unlikely.
     least = min(first, second)
     log_probs = {
       win_rate.FIRST: least - first,

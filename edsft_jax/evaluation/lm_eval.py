@@ -17,7 +17,7 @@ from typing import Any
 from flax import nnx
 import numpy as np
 
-from edsft_jax import errors, inference, models
+from edsft_jax import console, errors, inference, models
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.models import chat_template, tokenizer
 
@@ -81,7 +81,7 @@ class EdsftLM(TemplateLM):
       separator='',
       truncate='start',
       template_arguments='{}',
-      # As in the harness: the text of a chat contains them as themselves.
+      # As in the harness: a rendered chat is encoded from its text.
       control_tokens='special',
       date=today,
     )
@@ -213,7 +213,7 @@ class EdsftLM(TemplateLM):
 
   def _score(self, targets: list[inference.Target]) -> inference.Likelihoods:
     engine = inference.LikelihoodEngine(
-      self._decoder, self._mesh, targets, batch_tokens=self._batch_tokens
+      self._decoder, self._mesh, [targets], batch_tokens=self._batch_tokens
     )
     found = engine(self._weights)
     self._refuse_overflow(np.isfinite(found.nll))
@@ -232,7 +232,7 @@ class EdsftLM(TemplateLM):
     engine = inference.GenerationEngine(
       self._decoder,
       self._mesh,
-      tokens,
+      [tokens],
       end_ids=self._format.end_ids,
       max_new_tokens=num_new,
       batch_tokens=self._batch_tokens,
@@ -240,19 +240,17 @@ class EdsftLM(TemplateLM):
     stop = inference.Stop(tuple(filter(None, until)), self._format.decode)
     found = engine(self._weights, stop=stop if stop.strings else None)
     self._refuse_overflow(found.row_results)
-    texts = []
-    for ids in found.tokens:
-      kept = ids.tolist()
-      if kept and kept[-1] in self._format.end_ids:
-        kept.pop()
-      texts.append(stop.cut(self._format.decode(kept)))
-    return texts
+    return [
+      stop.cut(self._format.decode_response(ids.tolist()))
+      for ids in found.tokens
+    ]
 
   def _refuse_overflow(self, is_finite: np.ndarray) -> None:
     if not is_finite.all():
+      requests = console.count(int((~is_finite).sum()), 'request')
       raise errors.InputError(
-        f'the numbers of {self._path} overflow on {int((~is_finite).sum()):,} '
-        'requests: set another dtype in --model_args'
+        f'the logits of {self._path} are not finite on {requests}: set another '
+        'dtype in --model_args'
       )
 
 

@@ -121,7 +121,8 @@ def _fingerprint(
   run: store.Run, options: Mapping[str, Any], reference: _Reference
 ) -> dict[str, Any]:
   made_from = results.read_generation(run.generation(_TASK))['fingerprint']
-  # The outputs of random are others for each cell, as the cell's model is.
+  # The reference counts as the cell's: random has other outputs for each budget
+  # and seed.
   cell = store.hash_json([made_from['cell'], sorted(reference.outputs.items())])
   return store.plain({**made_from, **options, 'cell': cell})
 

@@ -6,7 +6,7 @@ from edsft_jax.inference.throughput import Rate, Work
 
 
 class ItemProgress:
-  """Counts the items of a shard, of which each has several requests."""
+  """Counts the items of a shard, each of which may have several requests."""
 
   def __init__(self, rate: Rate, num_items: int, num_requests: int):
     """Starts at no items.
@@ -23,7 +23,7 @@ class ItemProgress:
     self._shown = 0
 
   def __call__(self, work: Work) -> None:
-    """Takes the work done since the last call; a prompt of it is a request."""
+    """Adds the work done since the last call; its prompts are requests."""
     self._requests += work.prompts
     self._show(
       work, self._num_items * self._requests // max(self._num_requests, 1)

@@ -69,7 +69,7 @@ def make_rows(
   """
   for item, given in zip(items, responses, strict=True):
     if not all(response.is_finite for response in given):
-      raise _overflow(cell, task.name, f'its numbers at {item.id!r} are')
+      raise _overflow(cell, task.name, f'the logits for {item.id!r} are')
   metrics = {} if task.name in JUDGED else task.metrics
   rows = [
     {

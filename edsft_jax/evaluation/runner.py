@@ -81,32 +81,30 @@ class Runner:
       _Requests.of(task.items[start:end])
       for start, end in itertools.pairwise([0, *ends])
     ]
-    generate = [r for shard in self._shards for r in shard.generate]
-    likelihood = [r for shard in self._shards for r in shard.likelihood]
     self._generator = inference.GenerationEngine(
       decoder,
       device_mesh,
-      [request.tokens for _, _, request in generate],
+      [
+        [request.tokens for _, _, request in shard.generate]
+        for shard in self._shards
+      ],
       end_ids=prompt_format.end_ids,
       max_new_tokens=task.max_new_tokens,
       batch_tokens=batch_tokens,
       num_passes=num_models,
-      ends=[
-        *itertools.accumulate(len(shard.generate) for shard in self._shards)
-      ],
     )
     self._scorer = inference.LikelihoodEngine(
       decoder,
       device_mesh,
       [
-        inference.Target(request.tokens, request.num_targets)
-        for _, _, request in likelihood
+        [
+          inference.Target(request.tokens, request.num_targets)
+          for _, _, request in shard.likelihood
+        ]
+        for shard in self._shards
       ],
       batch_tokens=batch_tokens,
       num_passes=num_models,
-      ends=[
-        *itertools.accumulate(len(shard.likelihood) for shard in self._shards)
-      ],
     )
     self._stop = None
     if task.stop:
@@ -154,11 +152,5 @@ class Runner:
     ]
 
   def _text(self, ids: Sequence[int]) -> str:
-    """The answer's text, without the end token.
-
-    Not every tokenizer marks it as special, so that decoding would skip it.
-    """
-    if ids and ids[-1] in self._format.end_ids:
-      ids = ids[:-1]
-    text = self._format.decode(ids)
+    text = self._format.decode_response(ids)
     return self._stop.cut(text) if self._stop else text

@@ -82,7 +82,7 @@ def run(
 ) -> None:
   """Evaluates the base model and every finetuned cell, once on each task.
 
-  Several processes divide the items. The first decides what there is to do, and
+  Several processes divide the items. The first decides what is left to do, and
   joins the results.
 
   Args:
@@ -136,9 +136,9 @@ def _decided_by_first(
   begin: Callable[[], dict[str, Any]],
   options: Mapping[str, Mapping[str, Any]],
 ) -> tuple[list[study.Cell], dict[str, '_Todo']]:
-  """The stage's cells, and for each task those that are to be evaluated.
+  """The stage's cells, and for each task those to evaluate.
 
-  The first process calls `begin`, for all of them.
+  Only the first process calls `begin`; the others get its result.
   """
   begun = processes.from_first('models to evaluate', begin)
   cells = [study.Cell(**fields) for fields in begun['cells']]
@@ -162,7 +162,8 @@ def _begin(
 ) -> dict[str, Any]:
   """Begins the stage; returns its cells, and for each task those to evaluate.
 
-  What is to be evaluated is named, each with a hash of what it was made from.
+  The cells to evaluate are names, each with a hash of what its model was made
+  from.
 
   Raises:
     InputError: a cell was evaluated with other inputs.

@@ -125,7 +125,7 @@ def micro_batches(
 
   With packing, all rows have one length: at least 128, unless the step has
   fewer tokens or the number of rows is limited. Without, examples are sorted by
-  length, and each micro-batch has a length of its own. Lengths are rounded to
+  length, and each micro-batch has its own length. Lengths are rounded up to a
   few, so that few programs are compiled.
   """
   ends = itertools.accumulate(len(e.tokens) for e in examples)

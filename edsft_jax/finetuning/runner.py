@@ -87,7 +87,7 @@ class Runner:
   ) -> None:
     """Finetunes the cells of `todo` that no other command is working on.
 
-    Every process calls this, and the first one decides what there is to do.
+    Every process calls this, and the first one decides what is left to do.
 
     Args:
       todo: the cells.

@@ -52,7 +52,7 @@ def run(
   """Finetunes every cell of the study; resumes an interrupted run.
 
   Several processes train each cell together, on one mesh. The first decides
-  what there is to do, and writes.
+  what is left to do, and writes.
 
   Args:
     config: see edsft_jax/config.py.

@@ -68,9 +68,9 @@ class Trainer:
     config: the base model's.
     state_shapes: shape, dtype and sharding of every array of a `State`.
     frozen: the weights that are not trained.
-    gradients: (sums, params, frozen, micro-batch) -> the sums, which are
-      donated, with this micro-batch's loss and gradients added; None: nothing
-      to add to.
+    gradients: (sums, params, frozen, micro-batch) -> this micro-batch's loss
+      and gradients, added to the sums, which are donated; or alone, if the sums
+      are None.
   """
 
   def __init__(

@@ -10,6 +10,9 @@ from edsft_jax.finetuning.checkpoints import Checkpoints
 from edsft_jax.finetuning.trainer import State, Trainer
 from edsft_jax.models.responses import Example
 
+# Examples that are divided into micro-batches together.
+_EXAMPLES_AT_ONCE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -116,7 +119,3 @@ class Validation:
       for first in range(0, len(self._examples), _EXAMPLES_AT_ONCE)
     )
     return total / max(num_tokens, 1)
-
-
-# Examples that are divided into micro-batches together.
-_EXAMPLES_AT_ONCE = 64

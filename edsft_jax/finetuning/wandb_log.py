@@ -14,7 +14,7 @@ def tracker(
 ) -> Iterator[Tracker | None]:
   """Logs to a run of a project; None without a project.
 
-  A resumed cell goes on with the run that it had.
+  A resumed cell continues the run that it had.
 
   Args:
     project: its name, or ''.

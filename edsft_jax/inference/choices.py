@@ -54,8 +54,8 @@ def choose_prefix(
 ) -> list[int]:
   """The tokens that all prompts start with, for `Engine`.
 
-  None if they are few, if reading them for each prompt takes no longer than
-  compiling the program that reads them once, or if the model cannot.
+  Empty if they are few, if reading them for each prompt takes no longer than
+  compiling the program that reads them once, or if the model cannot share them.
 
   Args:
     decoder: the model.
@@ -69,7 +69,7 @@ def choose_prefix(
 
 
 def compile_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> float:
-  """Tokens that are read in the time in which a program is compiled."""
+  """Tokens that can be read in the time that compiling a program takes."""
   return _tokens_in(_COMPILE_SECONDS, decoder, mesh)
 
 

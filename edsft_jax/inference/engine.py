@@ -170,7 +170,7 @@ class Engine:
     Raises:
       ValueError: a prompt has no tokens after the prefix.
     """
-    waves = [self._one_wave(prompts)] if prompts else []
+    waves = [self._one_wave(prompts)]
     return self.generate_waves(weights, waves, progress, stop)
 
   def generate_waves(
@@ -186,8 +186,8 @@ class Engine:
 
     Args:
       weights: weights of a decoder with the constructor's structure.
-      waves: the prompts, each the only index of its row; the shapes have room
-        for their padded lengths, prefix included.
+      waves: the prompts, in rows of one index each; the engine's shapes have
+        room for their padded lengths, prefix included.
       progress: called with the work done since its last call.
       stop: strings that end a continuation, besides the end ids.
 
@@ -227,7 +227,7 @@ class Engine:
     return result.finish()
 
   def _one_wave(self, prompts: Tokens) -> Wave:
-    """The prompts after the prefix that all have.
+    """All prompts; after the engine's prefix, if it has one.
 
     Raises:
       ValueError: a prompt does not start with it.
@@ -342,15 +342,8 @@ class Engine:
     )
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      pending = None
-      for chunk in unless_stopped(chunks[number :: self._num_workers]):
-        result = dispatch(chunk)
-        # Collects one chunk while the device computes the next.
-        if pending is not None:
-          collect(*pending)
-        pending = chunk, result
-      if pending is not None:
-        collect(*pending)
+      mine = unless_stopped(chunks[number :: self._num_workers])
+      workers.pipeline(mine, dispatch, collect)
 
     workers.run(work, self._num_workers)
 

@@ -1,4 +1,4 @@
-"""Greedy continuations of prompts that are known beforehand.
+"""Greedy continuations of prompts that are all known before the first runs.
 
 Prompts that begin alike, such as the questions of a task after its worked
 examples, share the keys and values of their common prefix: it is read once.
@@ -20,10 +20,10 @@ from edsft_jax.inference.engine import Engine
 from edsft_jax.inference.programs import Hooks
 from edsft_jax.inference.slots import Stop
 
-# Programs that a padded length of prefixes needs: to read them, and to read and
-# insert the rows after them.
+# Programs that each padded prefix length needs: to read the prefixes, and to
+# prefill and insert the rows that follow them.
 _PROGRAMS_PER_LENGTH = 3
-# The part of a batch that prefixes may take in addition.
+# Prefix tokens per wave, as a share of batch_tokens, which do not count them.
 _PREFIX_SHARE = 0.25
 
 
@@ -33,7 +33,7 @@ def _is_finite(logits_BxV: jax.Array, token_B: jax.Array) -> jax.Array:
 
 
 def _are_finite(finite_BxT: jax.Array, step_BxT: jax.Array) -> jax.Array:
-  """Bool [B], whether it was so in each of a row's steps; the row hook."""
+  """Bool [B], whether it was in every step of a row; the row hook."""
   return jnp.all(finite_BxT | ~step_BxT, axis=1)
 
 
@@ -44,13 +44,12 @@ class GenerationEngine:
     self,
     decoder: models.Decoder,
     mesh: jax.sharding.Mesh,
-    prompts: Sequence[Sequence[int] | np.ndarray],
+    parts: Sequence[Sequence[Sequence[int] | np.ndarray]],
     *,
     end_ids: Sequence[int],
     max_new_tokens: int,
     batch_tokens: int,
     num_passes: int = 1,
-    ends: Sequence[int] = (),
     min_saved: float | None = None,
   ):
     """Groups prompts and chooses shapes; compiles nothing yet.
@@ -58,13 +57,12 @@ class GenerationEngine:
     Args:
       decoder: gives the structure; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      prompts: ids of each prompt.
+      parts: ids of each prompt; each call continues one part, and all parts
+        have the same shapes.
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
       num_passes: how often the prompts will run, for example once per model.
-      ends: the end of each part, if parts of the prompts are continued by calls
-        of their own, all in the same shapes; none: one call continues all.
       min_saved: tokens that prefixes must save, for each of their padded
         lengths, to be read on their own; None: as many as could be read while
         the programs for this length are compiled.
@@ -72,15 +70,13 @@ class GenerationEngine:
     if min_saved is None:
       per_pass = compile_tokens(decoder, mesh) / num_passes
       min_saved = _PROGRAMS_PER_LENGTH * per_pass
-    bounds = [0, *(ends or [len(prompts)])]
-    parts = [
-      [waves.Row.of_prompt(i, ids) for i, ids in enumerate(prompts[start:end])]
-      for start, end in itertools.pairwise(bounds)
-    ]
     self._waves = waves.plan(
       decoder,
       mesh,
-      parts,
+      [
+        [waves.Row.of_prompt(i, ids) for i, ids in enumerate(prompts)]
+        for prompts in parts
+      ],
       num_passes=num_passes,
       max_prefix_tokens=int(_PREFIX_SHARE * batch_tokens),
       min_saved=min_saved,

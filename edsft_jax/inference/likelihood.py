@@ -24,7 +24,7 @@ from edsft_jax.inference import throughput, waves, workers
 from edsft_jax.inference.choices import read_tokens
 from edsft_jax.inference.collect import Progress, Reporter
 from edsft_jax.inference.prefixes import Prefixes
-from edsft_jax.inference.programs import target_likelihood
+from edsft_jax.inference.programs import cache_after, target_likelihood
 from edsft_jax.inference.waves import Row, Wave
 
 # Prefix tokens that are read, and kept, at a time.
@@ -88,27 +88,25 @@ class LikelihoodEngine:
     self,
     decoder: models.Decoder,
     mesh: jax.sharding.Mesh,
-    targets: Sequence[Target],
+    parts: Sequence[Sequence[Target]],
     *,
     batch_tokens: int,
     num_passes: int = 1,
-    ends: Sequence[int] = (),
   ):
     """Groups targets and chooses shapes; compiles nothing yet.
 
     Args:
       decoder: gives the structure; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      targets: contexts with their continuations.
+      parts: contexts with their continuations; each call scores one part, and
+        all parts have the same shapes.
       batch_tokens: tokens per batch, padding and prefixes included.
       num_passes: how often the targets will run, for example once per model.
-      ends: the end of each part, if parts of the targets are scored by calls
-        of their own, all in the same shapes; none: one call scores all.
 
     Raises:
       ValueError: a target has no context.
     """
-    for i, target in enumerate(targets):
+    for i, target in enumerate(itertools.chain(*parts)):
       if not 0 <= target.num_targets < len(target.tokens):
         raise ValueError(
           f'target {i} has {target.num_targets} targets among '
@@ -119,8 +117,6 @@ class LikelihoodEngine:
     self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
     self._batch_tokens = batch_tokens // self._num_workers
     self._read_tokens = read_tokens(decoder, mesh)
-    bounds = [0, *(ends or [len(targets)])]
-    parts = [targets[a:b] for a, b in itertools.pairwise(bounds)]
     self._sizes = [len(part) for part in parts]
     rows = [_rows(part) for part in parts]
     self._max_choices = max(
@@ -197,36 +193,34 @@ class LikelihoodEngine:
       wave.shapes,
       lambda length: sizes.to_prefill(length, length),
     )
-    pending = None
-    for chunk in unless_stopped(chunks):
-      rows = [wave.rows[i] for i in chunk.indices]
-      result = self._programs.score(
-        weights,
-        prefixes,
-        *mesh_lib.shard_batch(self._mesh, self._pad(chunk, rows)),
-      )
-      # Collects one chunk while the device computes the next.
-      if pending is not None:
-        found.put(*pending, report)
-      pending = rows, result
-    if pending is not None:
-      found.put(*pending, report)
+    workers.pipeline(
+      unless_stopped(chunks),
+      lambda chunk: self._programs.score(
+        weights, prefixes, *self._pad(chunk, wave.rows)
+      ),
+      lambda chunk, result: found.put(
+        [wave.rows[i] for i in chunk.indices], result, report
+      ),
+    )
 
   def _pad(
     self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
-  ) -> tuple[np.ndarray, ...]:
+  ) -> tuple[jax.Array, ...]:
     """Arguments of `_score`, padded to the chunk's shape."""
+    some = [rows[i] for i in chunk.indices]
     tokens_BxL, mask_BxL = shapes_lib.pad_left(
-      [row.own for row in rows], chunk.length, chunk.num_rows
+      [row.own for row in some], chunk.length, chunk.num_rows
     )
     prefix_B = np.zeros(chunk.num_rows, np.int32)
     num_scored_B = np.zeros(chunk.num_rows, np.int32)
     last_BxC = np.zeros((chunk.num_rows, self._max_choices), np.int32)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(some):
       prefix_B[number] = row.prefix_index
       num_scored_B[number] = row.num_scored
       last_BxC[number, : len(row.last)] = row.last
-    return prefix_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC
+    return mesh_lib.shard_batch(
+      self._mesh, (prefix_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC)
+    )
 
 
 class _Found:
@@ -311,9 +305,7 @@ def _score(
     nll: float32 [B, C], in nats.
     is_greedy: bool [B, C], whether each token is the likeliest one.
   """
-  cache = None
-  if prefixes is not None:
-    cache = prefixes.extended(prefix_B, tokens_BxL.shape[1])
+  cache = cache_after(prefixes, prefix_B, tokens_BxL)
   hidden_BxLxD = decoder(tokens_BxL, mask_BxL, cache=cache).hidden_BxLxD
   logits_BxV = decoder.logits(hidden_BxLxD[:, -1])
   chosen_BxC = jnp.take_along_axis(logits_BxV, last_BxC, axis=-1)

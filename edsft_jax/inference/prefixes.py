@@ -1,6 +1,6 @@
 """Finds what token rows have in common, so that it is read only once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edsft_jax.models import Decoder, DecoderConfig, KVCache
+from edsft_jax.models import Decoder, DecoderConfig, KVCache, Output
 
+PrefixHook = Callable[[Decoder, Output, jax.Array], Any]
 # A shorter prefix saves less than keeping and copying its cache costs.
 MIN_LENGTH = 16
 
@@ -25,17 +26,31 @@ class Prefixes:
   """
 
   kv_cache: KVCache
-  found: Any = None
+  found: Any
 
   @classmethod
   def read(
-    cls, decoder: Decoder, tokens_NxP: jax.Array, mask_NxP: jax.Array
+    cls,
+    decoder: Decoder,
+    tokens_NxP: jax.Array,
+    mask_NxP: jax.Array,
+    hook: PrefixHook | None = None,
+    layer: int = -1,
   ) -> 'Prefixes':
-    """Reads prefixes, without a hook."""
+    """Reads prefixes.
+
+    Args:
+      decoder: the model.
+      tokens_NxP: the prefixes, padded on the left.
+      mask_NxP: true at tokens.
+      hook: see `Hooks.prefix`.
+      layer: layer of the hook's features, see Decoder.__call__.
+    """
     cache = decoder.init_cache(*tokens_NxP.shape)
-    output = decoder(tokens_NxP, mask_NxP, cache)
+    output = decoder(tokens_NxP, mask_NxP, cache, layer)
     assert output.kv_cache is not None
-    return cls(output.kv_cache)
+    found = hook(decoder, output, tokens_NxP) if hook else None
+    return cls(output.kv_cache, found)
 
   def extended(self, prefix_B: jax.Array, length: int) -> KVCache:
     """A cache of rows that start with these prefixes.
@@ -76,7 +91,7 @@ class Group:
 
   @property
   def num_saved(self) -> int:
-    """Tokens that need not be read, since others' are the same."""
+    """Tokens that are not read a second time."""
     return (len(self.indices) - 1) * self.length
 
 

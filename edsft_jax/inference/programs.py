@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.inference.decoding import DecodeState, GreedyDecoding
-from edsft_jax.inference.prefixes import Prefixes
+from edsft_jax.inference.prefixes import Prefixes, PrefixHook
 from edsft_jax.inference.workers import Compiled
 from edsft_jax.models import Decoder, KVCache, Output
 
@@ -22,7 +22,6 @@ from edsft_jax.models import Decoder, KVCache, Output
 MAX_LOGITS = 2**22
 
 T = TypeVar('T')
-PrefixHook = Callable[[Decoder, Output, jax.Array], Any]
 PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array, Any], Any]
 RowHook = Callable[[Any, jax.Array], Any]
 
@@ -64,13 +63,16 @@ class Programs:
     self, weights: nnx.State, tokens_NxP: jax.Array, mask_NxP: jax.Array
   ) -> Prefixes:
     """Reads what prompts start with."""
-    decoder = nnx.merge(self.graph, weights)
-    cache = decoder.init_cache(*tokens_NxP.shape)
-    output = decoder(tokens_NxP, mask_NxP, cache, layer=self.decoding.layer)
-    assert output.kv_cache is not None
-    hook = self.hooks.prefix
-    found = hook(decoder, output, tokens_NxP) if hook else None
-    return Prefixes(self._placed(output.kv_cache), self._replicated(found))
+    prefixes = Prefixes.read(
+      nnx.merge(self.graph, weights),
+      tokens_NxP,
+      mask_NxP,
+      self.hooks.prefix,
+      self.decoding.layer,
+    )
+    return Prefixes(
+      self._placed(prefixes.kv_cache), self._replicated(prefixes.found)
+    )
 
   def read(
     self,
@@ -82,7 +84,7 @@ class Programs:
   ) -> Any:
     """Returns the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
-    cache = _extended(prefixes, prefix_B, tokens_BxL)
+    cache = cache_after(prefixes, prefix_B, tokens_BxL)
     output = decoder(tokens_BxL, mask_BxL, cache, layer=self.decoding.layer)
     return self._run_prompt_hook(
       decoder, output, tokens_BxL, mask_BxL, prefixes
@@ -98,7 +100,7 @@ class Programs:
   ) -> tuple[DecodeState, Any]:
     """Returns rows to continue, and the results of the prompt hook."""
     decoder = nnx.merge(self.graph, weights)
-    cache = _extended(prefixes, prefix_B, tokens_BxL)
+    cache = cache_after(prefixes, prefix_B, tokens_BxL)
     state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL, cache)
     found = self._run_prompt_hook(
       decoder, output, tokens_BxL, mask_BxL, prefixes
@@ -183,8 +185,8 @@ class Programs:
       axes = ('batch', 'kv_heads', 'length', 'head_dim')[: x.ndim]
       if x.ndim == 2:
         axes = ('batch', 'length')
-      place = mesh_lib.sharding(self.mesh, axes, x.shape)
-      return jax.lax.with_sharding_constraint(x, place)
+      sharding = mesh_lib.sharding(self.mesh, axes, x.shape)
+      return jax.lax.with_sharding_constraint(x, sharding)
 
     return jax.tree.map(place, state)
 
@@ -194,10 +196,16 @@ class Programs:
     )
 
 
-def _extended(
+def cache_after(
   prefixes: Prefixes | None, prefix_B: jax.Array, tokens_BxL: jax.Array
 ) -> KVCache | None:
-  """A cache for rows of tokens that follow their prefixes, if there are any."""
+  """A cache for rows of tokens that follow their prefixes.
+
+  Args:
+    prefixes: what has been read; None: rows have no prefix, and need no cache.
+    prefix_B: the prefix of each row.
+    tokens_BxL: the rows without their prefixes.
+  """
   if prefixes is None:
     return None
   return prefixes.extended(prefix_B, tokens_BxL.shape[1])

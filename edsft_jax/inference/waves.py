@@ -20,12 +20,12 @@ class Row:
   """An input row: a prompt, or what targets are scored from.
 
   Attributes:
-    inputs: the prompt's tokens; or those of the targets, but for their last.
+    inputs: the prompt's tokens, or those of the targets except their last.
     num_scored: how many of the inputs are targets.
     indices: the targets, or the prompt.
     last: the last token of each target.
     prefix_length: number of tokens that are read as part of a prefix.
-    prefix_index: the place of its prefix among those of its wave.
+    prefix_index: which of its wave's prefixes it follows.
   """
 
   inputs: tuple[int, ...]
@@ -120,7 +120,7 @@ def plan(
     some = [found.get(length, []) for found in by_length]
     shapes = choose([len(row.own) for gs in some for g in gs for row in g])
     if length:
-      # Parts share programs only if each wave has as many prefixes.
+      # Parts share programs only if their waves have equally many prefixes.
       most = min(max(max_prefix_tokens // length, 1), max(map(len, some)))
       multiple = mesh_lib.batch_multiple(mesh)
       size = -(-most // multiple) * multiple
@@ -177,7 +177,7 @@ def _without_prefixes(
   groups: list[list[Row]], shapes: shapes_lib.Shapes, num_shares: int
 ) -> list[Wave]:
   """A wave for each share."""
-  # Equal shares, of long rows and of short ones.
+  # Strided, so that each share has long rows and short ones.
   rows = sorted(itertools.chain(*groups), key=lambda row: len(row.own))
   shares = [rows[n::num_shares] for n in range(num_shares)]
   return [Wave([], 0, 0, share, shapes) for share in shares if share]

@@ -61,14 +61,36 @@ def run(work: Callable[[int, UnlessStopped], None], num_workers: int) -> None:
       raise
 
 
+def pipeline(
+  items: Iterable[T],
+  dispatch: Callable[[T], Any],
+  collect: Callable[[T, Any], None],
+) -> None:
+  """Collects the result of each item while the device computes the next.
+
+  Args:
+    items: what to compute.
+    dispatch: starts the computation of an item.
+    collect: waits for an item's result, and stores it.
+  """
+  pending = None
+  for item in items:
+    result = dispatch(item)
+    if pending is not None:
+      collect(*pending)
+    pending = item, result
+  if pending is not None:
+    collect(*pending)
+
+
 class Shared(Generic[T]):
-  """A value that the first of several threads makes, and the last one takes."""
+  """A value that threads share, freed once each of them has taken it."""
 
   def __init__(self, make: Callable[[], T], num_users: int):
     """Makes nothing yet.
 
     Args:
-      make: makes the value.
+      make: makes the value, in the first thread that takes it.
       num_users: how many threads will take it, each once.
     """
     self._make = make
@@ -77,7 +99,7 @@ class Shared(Generic[T]):
     self._lock = threading.Lock()
 
   def take(self) -> T:
-    """Returns the value, and lets go of it once no thread is to come."""
+    """Returns the value; the last call drops the reference to it."""
     with self._lock:
       if not self._made:
         self._made.append(self._make())

@@ -15,7 +15,7 @@ from edsft_jax.store import Message
 # Two answers with different first and last characters: what a template writes
 # around both is its own.
 ANSWERS = ('Paris', 'seven')
-# What templates are given themselves, so no argument can be.
+# Variables that every template is given, so no argument may have these names.
 _RESERVED = ('messages', 'add_generation_prompt')
 
 

@@ -227,7 +227,7 @@ def copy_tokenizer(source: pathlib.Path, directory: pathlib.Path) -> None:
 
 
 def portable_name(path: Path) -> str:
-  """What other programs, in other folders, find the model by.
+  """The name by which other programs, in other folders, find the model.
 
   A name on the hub, also for a folder of the hub's cache; otherwise an absolute
   path.

@@ -25,7 +25,7 @@ _FIRST_PRIVATE = 0x100000
 
 
 def clean(text: str) -> str:
-  """The text without what no tokenizer accepts, or only marks may be.
+  """The text without characters that are invalid or reserved for marks.
 
   Lone surrogates become question marks.
   """

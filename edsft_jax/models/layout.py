@@ -71,12 +71,11 @@ class RawLayout:
 class ChatLayout:
   """A rendered conversation with all that the template writes before an answer.
 
-  That is the generation prompt and, where the template goes on with more before
-  it prints an answer, that too: Qwen 3 writes an empty <think> block. It is fed
-  in scoring as well as before responses, so that scores are those of the place
-  where finetuning's responses begin. A response that brings a block of its own,
-  which the template prints instead of the empty one, follows the generation
-  prompt directly.
+  That is the generation prompt and whatever the template writes between it and
+  an answer: Qwen 3 writes an empty <think> block. Prompts are scored with it
+  too, so that scores are those of the place where finetuning's responses begin.
+  A response with its own block, which the template prints instead of the empty
+  one, follows the generation prompt directly.
 
   Some templates write in the generation prompt what they do not write before an
   answer (DeepSeek R1 an open <think>). Then responses follow the generation

@@ -80,7 +80,7 @@ def scale(rank: int, alpha: float, rslora: bool) -> float:
 def set_dropout(
   decoder: Decoder, rate: float, key: jax.Array, numbers_BxL: jax.Array
 ) -> None:
-  """Has the adapters drop inputs in the next forward pass, in place.
+  """Makes the adapters drop inputs in the next forward pass, in place.
 
   Args:
     decoder: a model with adapters.
@@ -148,16 +148,7 @@ def save_adapter(
   """
   directory = pathlib.Path(path)
   directory.mkdir(parents=True, exist_ok=True)
-  adapters: dict[StatePath, _Adapter] = {}
-  factor = 0.0
-  for module_path, linear in projections(decoder):
-    if linear.lora_a is None or linear.lora_b is None:
-      continue
-    factor = linear.lora_scale
-    adapters[module_path] = (
-      np.asarray(jax.device_get(linear.lora_a[...])),
-      np.asarray(jax.device_get(linear.lora_b[...])),
-    )
+  adapters, factor = _adapters(decoder)
   if not adapters:
     raise ValueError('the decoder has no adapters to save')
   if decoder.config.fused:
@@ -188,6 +179,21 @@ def save_adapter(
       'inference_mode': True,
     },
   )
+
+
+def _adapters(decoder: Decoder) -> tuple[dict[StatePath, _Adapter], float]:
+  """The adapters of a model on the host, and the scale that they have."""
+  adapters: dict[StatePath, _Adapter] = {}
+  factor = 0.0
+  for module_path, linear in projections(decoder):
+    if linear.lora_a is None or linear.lora_b is None:
+      continue
+    factor = linear.lora_scale
+    adapters[module_path] = (
+      np.asarray(jax.device_get(linear.lora_a[...])),
+      np.asarray(jax.device_get(linear.lora_b[...])),
+    )
+  return adapters, factor
 
 
 def hash_adapter(path: str | pathlib.Path) -> str:

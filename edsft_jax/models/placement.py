@@ -56,10 +56,10 @@ def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
 
 
 def to_host(decoder: Decoder) -> Decoder | None:
-  """The decoder with its weights in host memory; None but in the first process.
+  """The decoder with its weights in host memory.
 
-  Every process must call this. Only one weight at a time is whole on each
-  device.
+  Every process must call this; all but the first get None. Only one weight at a
+  time is whole on each device.
   """
   taken = []
   for path, variable in nnx.to_flat_state(nnx.state(decoder)):

@@ -60,14 +60,7 @@ def load_prompt_format(
   arguments = parse_arguments(template_arguments)
   day = parse_date(date)
   tokenizer = load_tokenizer(directory)
-  text = None if template == 'raw' else template
-  if template == 'auto':
-    text = tokenizer.chat_template()
-    log(
-      "using the checkpoint's chat template for prompts"
-      if text
-      else 'the checkpoint has no chat template: using raw prompts'
-    )
+  text = _template_text(template, tokenizer, log)
   end_ids = checkpoint.end_ids(directory)
   names = {
     token
@@ -274,6 +267,13 @@ class PromptFormat:
       ids = [i for i in ids if i not in self._control.ids]
     return self._tokenizer.decode(ids)
 
+  def decode_response(self, ids: Sequence[int]) -> str:
+    """Text of a generated response, without its end token.
+
+    Not every tokenizer marks that token as special.
+    """
+    return self.decode(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
+
   def _messages(self, prompt: Prompt) -> list[Message]:
     """The prompt's turns, marked."""
     return [
@@ -336,6 +336,23 @@ class PromptFormat:
     head = text[: ends[first - 1]] if first else ''
     tail = text[ends[len(ends) - last - 1] :] if last else ''
     return head + tail
+
+
+def _template_text(
+  template: str, tokenizer: Tokenizer, log: Callable[[str], None]
+) -> str | None:
+  """The chat template; None or '' for raw prompts."""
+  if template == 'raw':
+    return None
+  if template != 'auto':
+    return template
+  text = tokenizer.chat_template()
+  log(
+    "using the checkpoint's chat template for prompts"
+    if text
+    else 'the checkpoint has no chat template: using raw prompts'
+  )
+  return text
 
 
 def _check_options(template: str, truncate: str, mode: str) -> None:

@@ -39,7 +39,7 @@ def product_of_stack(parts: list[jax.Array], weight: jax.Array) -> jax.Array:
 
 
 def _product_of_each(parts: list[jax.Array], weight: jax.Array) -> jax.Array:
-  """Multiplies one by one: XLA's fast product on CPUs is for matrices only."""
+  """Multiplies each alone: XLA's fast product on CPUs is for matrices only."""
   first, *others = (_product(part, weight) for part in parts)
   return sum(others, first)
 

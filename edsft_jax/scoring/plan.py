@@ -1,7 +1,7 @@
 """What the score stage has to do: the shards that are not scored yet.
 
-If prompts were appended to a scored pool, only these are scored: all that is
-scored becomes one shard in front of theirs.
+If prompts were appended to a scored pool, only these are scored: all earlier
+ones become one shard before theirs.
 """
 
 from collections.abc import Sequence

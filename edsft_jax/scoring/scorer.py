@@ -201,7 +201,7 @@ def _row_results(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _SharedPrefix:
-  """What rows of P + L tokens that share their first P need of these.
+  """What rows of P + L tokens need to know about the P that they share.
 
   Attributes:
     features_1xPxD: their hidden states.

@@ -260,7 +260,7 @@ def _score_shards(
 def _prompt_format(
   config: ml_collections.ConfigDict, path: pathlib.Path, pool: store.Prompts
 ) -> tuple[models.PromptFormat, list[str], int]:
-  """Loads the prompt format, and prints what is to be known about it.
+  """Loads the prompt format, and prints the notes about it.
 
   Returns:
     The format, the manifest's notes, and the number of prompts with control

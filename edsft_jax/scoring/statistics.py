@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from edsft_jax import inference
 
-# model.dtype -> difference of two logits below which the order may be another
-# one: in float32, on another device; else, in float32. 99 of 100 differences
+# model.dtype -> difference of two logits below which their order may change: on
+# another device for float32, in float32 for the others. 99 of 100 differences
 # between the two best logits err by less (SmolLM2-135M and a model of 3M).
 NEAR_TIES = {
   'float32': 1e-4,

@@ -147,18 +147,8 @@ def test_both_forms_of_prompts_are_reported(config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('task', ['mmlu', 'gsm8k'])
-def test_numbers_that_overflow_are_not_answers(
-  config, tmp_path, monkeypatch, task
-):
+def test_numbers_that_overflow_are_not_answers(config, tmp_path, task):
   """They would choose A, or some token, and count as wrong."""
-  load = models.load_decoder
-
-  def broken(*args, **kwargs):
-    decoder = load(*args, **kwargs)
-    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
-    return decoder
-
-  monkeypatch.setattr(models, 'load_decoder', broken)
   config.evaluation.tasks = (task,)
   config.evaluation.gsm8k.path = _write(
     tmp_path / 'gsm8k.jsonl', [{'question': 'w5 w6', 'answer': '#### 3'}]
@@ -166,8 +156,11 @@ def test_numbers_that_overflow_are_not_answers(
   config.evaluation.gsm8k.shots = 0
   config.evaluation.gsm8k.max_new_tokens = 3
   workdir = tiny_study.make(tmp_path / 'run')
-  message = f'evaluating {BASE} on {task}: its numbers at .* are not finite'
-  with pytest.raises(errors.InputError, match=message):
+  message = f'evaluating {BASE} on {task}: the logits for .* are not finite'
+  with (
+    tiny_study.overflowing_models(),
+    pytest.raises(errors.InputError, match=message),
+  ):
     evaluation.run(config, workdir)
   assert not workdir.run(BASE).evaluation(task).exists()
 

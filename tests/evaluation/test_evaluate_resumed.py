@@ -1,4 +1,4 @@
-"""An evaluation that was killed goes on where it stopped, to the same bytes."""
+"""A killed evaluation continues where it stopped, to the same bytes."""
 
 import os
 import signal

@@ -316,27 +316,20 @@ def _run_both(config, workdir, names) -> dict:
   )
 
 
-def test_numbers_that_overflow_are_an_error(model, monkeypatch):
+def test_numbers_that_overflow_are_an_error(model):
   from lm_eval.api.instance import Instance
 
   from edsft_jax.evaluation import lm_eval as ours
 
-  load = models.load_decoder
-
-  def broken(*args, **kwargs):
-    decoder = load(*args, **kwargs)
-    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
-    return decoder
-
-  monkeypatch.setattr(models, 'load_decoder', broken)
-  adapter = ours.EdsftLM(str(model))
+  with tiny_study.overflowing_models():
+    adapter = ours.EdsftLM(str(model))
   options = {'until': [], 'max_gen_toks': 3}
   for call, args in (
     (adapter.loglikelihood, ('Once upon', ' a time')),
     (adapter.generate_until, ('Once upon', options)),
   ):
     request = Instance(call.__name__, {}, args, 0)
-    with pytest.raises(errors.InputError, match='overflow on 1 requests'):
+    with pytest.raises(errors.InputError, match='not finite on 1 request:'):
       call([request])
 
 

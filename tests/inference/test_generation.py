@@ -1,7 +1,5 @@
 """Continuations of prompts with common prefixes, against one row at a time."""
 
-import itertools
-
 from flax import nnx
 import jax
 import numpy as np
@@ -37,13 +35,16 @@ def parts(goldens) -> list[list[list[int]]]:
   return found
 
 
-def _engine(decoder, prompts, devices=1, **options):
-  mesh = make_mesh(devices=jax.devices()[:devices])
+def _end_ids(decoder) -> tuple[int, ...]:
+  return tuple(range(0, decoder.config.vocab_size, 11))
+
+
+def _engine(decoder, *parts, mesh=None, **options):
   return inference.GenerationEngine(
     decoder,
-    mesh,
-    prompts,
-    end_ids=tuple(range(0, decoder.config.vocab_size, 11)),
+    mesh or make_mesh(devices=jax.devices()[:1]),
+    parts,
+    end_ids=_end_ids(decoder),
     max_new_tokens=NUM_NEW,
     **{'batch_tokens': 400, 'min_saved': 0.0, **options},
   )
@@ -59,7 +60,7 @@ def alone(goldens, parts) -> list[list[list[int]]]:
     decoder,
     mesh,
     inference.Shapes((80,), (80,)),
-    end_ids=tuple(range(0, decoder.config.vocab_size, 11)),
+    end_ids=_end_ids(decoder),
     max_new_tokens=NUM_NEW,
     batch_tokens=1,
     max_rows=1,
@@ -76,9 +77,7 @@ def test_groups_are_continued_as_rows_of_their_own(
 ):
   mesh = make_mesh(devices=jax.devices()[:devices])
   decoder = models.load_decoder(goldens['mistral_v4'].path, 'float32', mesh)
-  ends = np.cumsum([len(part) for part in parts]).tolist()
-  prompts = [*itertools.chain(*parts)]
-  engine = _engine(decoder, prompts, devices, ends=ends)
+  engine = _engine(decoder, *parts, mesh=mesh)
   weights = nnx.split(decoder)[1]
   for number, expected in enumerate(alone):
     found = engine(weights, part=number)

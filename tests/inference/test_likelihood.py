@@ -79,7 +79,9 @@ def targets(decoder, prompts, log_probs) -> list[inference.Target]:
 
 def _score(decoder, targets, devices=1, progress=lambda work: None):
   mesh = make_mesh(devices=jax.devices()[:devices])
-  engine = inference.LikelihoodEngine(decoder, mesh, targets, batch_tokens=300)
+  engine = inference.LikelihoodEngine(
+    decoder, mesh, [targets], batch_tokens=300
+  )
   return engine(nnx.split(decoder)[1], progress)
 
 
@@ -106,9 +108,8 @@ def test_parts_are_scored_in_the_shapes_of_all(decoder, targets):
   engine = inference.LikelihoodEngine(
     decoder,
     make_mesh(devices=jax.devices()[:1]),
-    targets,
+    [targets[:5], [], targets[5:]],
     batch_tokens=300,
-    ends=[5, 5, len(targets)],
   )
   weights = nnx.split(decoder)[1]
   parts = [engine(weights, part=part).nll for part in range(3)]

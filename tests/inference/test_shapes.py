@@ -13,7 +13,7 @@ from edsft_jax.mesh import make_mesh
 
 
 def test_shapes_waste_least():
-  """Against every choice of so many lengths."""
+  """Against every choice of this many lengths."""
   rng = np.random.default_rng(5)
   lengths = rng.integers(1, 130, 60)
   options = inference.ShapeOptions(

@@ -141,7 +141,7 @@ def _check_same(workdir: store.Workdir, scored: store.Workdir) -> None:
 def test_the_pool_split_over_two_processes(
   prompts, scored, tmp_path, monkeypatch
 ):
-  """They go on where one process was cut short, each with its own shards."""
+  """They continue where one process was cut short, each with its own shards."""
   workdir = store.Workdir(tmp_path)
   config = _config(prompts)
   pool.run(config, workdir)

@@ -1,6 +1,5 @@
 """The score stage on a tiny checkpoint: right, resumable, refusing changes."""
 
-from collections.abc import Callable
 import os
 import pathlib
 import re
@@ -19,6 +18,7 @@ from places import REPOSITORY
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_study
 
 from configs import default
 from edsft_jax import console, errors, models, processes, scoring, store
@@ -470,7 +470,7 @@ def test_out_of_memory_is_answered_by_a_smaller_batch_once(
 
 
 def test_out_of_memory_in_one_of_several_processes_ends_all(monkeypatch):
-  """It must not go on alone with batches that the others do not run."""
+  """It must not continue alone with batches that the others do not run."""
 
   def fail(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
@@ -500,43 +500,31 @@ def test_prompts_that_are_scored_again_are_counted_once():
   assert (bar.n, rate.work.prompts, rate.work.tokens) == (5, 5, 5)
 
 
-def _overflow(monkeypatch) -> Callable[..., models.Decoder]:
-  """Breaks what loads a model; returns what it was."""
-
-  def broken(*args, **kwargs):
-    decoder = load(*args, **kwargs)
-    decoder.norm.weight[...] = decoder.norm.weight[...] * np.nan
-    return decoder
-
-  load = models.load_decoder
-  monkeypatch.setattr(models, 'load_decoder', broken)
-  return load
-
-
-def test_numbers_that_are_not_finite_name_the_prompt(workdir, monkeypatch):
-  load = _overflow(monkeypatch)
-  with pytest.raises(errors.InputError, match=r"prompt 'p\d+' .*not finite"):
+def test_numbers_that_are_not_finite_name_the_prompt(workdir):
+  with (
+    tiny_study.overflowing_models(),
+    pytest.raises(errors.InputError, match=r"prompt 'p\d+' .*not finite"),
+  ):
     scoring.run(_config(), workdir)
   assert not workdir.scores.exists()
   assert list(workdir.score_shards.glob('*')) == []
 
   # Nothing was scored with it: another model may take its place.
-  monkeypatch.setattr(models, 'load_decoder', load)
   config = _config()
   config.model.path = str(GOLDEN.with_name('linear_v4'))
   scoring.run(config, workdir)
   assert workdir.scores.exists()
 
 
-def test_prompt_scores_that_are_not_finite_name_the_prompt(
-  workdir, monkeypatch
-):
-  _overflow(monkeypatch)
+def test_prompt_scores_that_are_not_finite_name_the_prompt(workdir):
   config = _config()
   config.scoring.generate = False
   # The features come from below what overflows.
   config.scoring.features.layer = 0
-  with pytest.raises(errors.InputError, match=r"prompt 'p\d+' .*not finite"):
+  with (
+    tiny_study.overflowing_models(),
+    pytest.raises(errors.InputError, match=r"prompt 'p\d+' .*not finite"),
+  ):
     scoring.run(config, workdir)
 
 

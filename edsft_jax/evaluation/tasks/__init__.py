@@ -43,8 +43,8 @@ def _find_in_chat(name: str, config: ml_collections.ConfigDict) -> type[Task]:
   options = config.evaluation.get(section, {})
   if 'chat' not in options:
     raise errors.InputError(
-      f'evaluation.tasks has {name + SUFFIX!r}, but the prompts of {name} have '
-      f'the format of finetuning: name {name!r} alone'
+      f'evaluation.tasks has {name + SUFFIX!r}, but {name} always has the '
+      f'prompts of finetuning: name {name!r} alone'
     )
   if options.chat:
     raise errors.InputError(

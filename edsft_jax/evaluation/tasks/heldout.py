@@ -61,9 +61,10 @@ class Heldout:
     self._context = inputs.context
     heldout = store.read_prompts(inputs.workdir.heldout)
     heldout = heldout.first(inputs.config.evaluation.limit or len(heldout))
+    references = heldout.responses or ()
     examples = []
     for item_id, prompt, reference in zip(
-      heldout.ids, heldout.prompts, heldout.responses or (), strict=True
+      heldout.ids, heldout.prompts, references, strict=True
     ):
       with errors.about_prompt(item_id):
         examples.append(self._encode(prompt, reference))
@@ -79,7 +80,7 @@ class Heldout:
         heldout.ids,
         heldout.prompts,
         heldout.tasks or repeat(None, len(heldout)),
-        heldout.responses or (),
+        references,
         examples,
         strict=True,
       )
@@ -95,9 +96,7 @@ class Heldout:
       ),
       'with_control_tokens': sum(
         inputs.prompt_format.num_control_tokens(prompt, reference) > 0
-        for prompt, reference in zip(
-          heldout.prompts, heldout.responses or (), strict=True
-        )
+        for prompt, reference in zip(heldout.prompts, references, strict=True)
       ),
     }
 
