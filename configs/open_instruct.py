@@ -13,6 +13,7 @@ at this size, so there is no result to compare with.
 
 import ml_collections
 
+from configs import benchmarks
 from edsft_jax import config
 
 # A new line follows the prompt, unless it ends with one or with a colon.
@@ -48,13 +49,8 @@ def set_benchmarks(c: ml_collections.ConfigDict) -> None:
   """
   c.pool.heldout_fraction = 0.0
   c.evaluation.tasks = ('mmlu', 'bbh', 'alpaca_eval')
-  # The folders test and dev of Hendrycks et al.'s data.tar.
-  c.evaluation.mmlu.path = 'data/mmlu/test'
-  c.evaluation.mmlu.shots_path = 'data/mmlu/dev'
+  benchmarks.set_files(c)
   c.evaluation.mmlu.protocol = 'open_instruct'
-  # github.com/suzgunmirac/BIG-Bench-Hard.
-  c.evaluation.bbh.path = 'data/BIG-Bench-Hard/bbh'
-  c.evaluation.bbh.shots_path = 'data/BIG-Bench-Hard/cot-prompts'
   c.evaluation.bbh.protocol = 'open_instruct'
   # tatsu-lab/alpaca_eval on the hub; outputs are written and not judged, until
   # evaluation.alpaca_eval.judge names a judge.
