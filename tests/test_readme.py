@@ -114,15 +114,21 @@ def test_the_python_runs(tmp_path, monkeypatch):
 PAGES = [README, *sorted(REPOSITORY.glob('docs/*.md'))]
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
-def test_the_files_that_are_named_exist(page):
+def _linked(page: pathlib.Path) -> set[pathlib.Path]:
+  """The files that a page links to."""
   text = page.read_text(encoding='utf-8')
   links = re.findall(r'\]\(([^):]+?)(?:#[^)]*)?\)', text)
-  assert [name for name in links if not (page.parent / name).exists()] == []
+  return {(page.parent / link).resolve() for link in links}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+def test_the_files_that_are_named_exist(page):
+  assert [path for path in _linked(page) if not path.exists()] == []
 
 
 def test_the_index_names_every_document_and_config():
-  text = (REPOSITORY / 'docs' / 'index.md').read_text(encoding='utf-8')
-  files = [*REPOSITORY.glob('docs/*.md'), *REPOSITORY.glob('configs/*.py')]
-  names = {path.name for path in files} - {'index.md', '__init__.py'}
-  assert {name for name in names if f'{name})' not in text} == set()
+  root = REPOSITORY.resolve()
+  index = root / 'docs' / 'index.md'
+  files = {*root.glob('docs/*.md'), *root.glob('configs/*.py')}
+  files -= {index, root / 'configs' / '__init__.py'}
+  assert files - _linked(index) == set()
