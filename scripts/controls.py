@@ -17,27 +17,20 @@ at a level of .05, one repetition of 20 may find a difference.
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-import csv
 import dataclasses
-import json
 import os
 import pathlib
 
 import jax
 import ml_collections
 import numpy as np
-from prepare_sni import (
-  ANSWER_CHARACTERS,
-  CHARACTERS,
-  first_of_each_task,
-  read,
-  short,
-)
+from prepare_sni import first_of_each_task, read, short
 
 from configs import sni_smollm2
 from edsft_jax import main as command
 from edsft_jax import pipeline, selection, store
 from edsft_jax.reporting import comparison, results, tables
+from edsft_jax.reporting.differences import csv_text
 from edsft_jax.strategies import registry
 from edsft_jax.strategies.view import View
 
@@ -162,8 +155,7 @@ def difference(curve: comparison.Comparison) -> dict[str, str]:
 def _write(folder: pathlib.Path, **files: Rows) -> pathlib.Path:
   folder.mkdir(parents=True, exist_ok=True)
   for name, rows in files.items():
-    text = ''.join(json.dumps(row) + '\n' for row in rows)
-    (folder / f'{name}.jsonl').write_text(text, encoding='utf-8')
+    store.write_jsonl(folder / f'{name}.jsonl', rows)
   return folder
 
 
@@ -227,19 +219,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   control = CONTROLS[arguments.control]
   registry.STRATEGIES[control.strategy.name] = control.strategy
   pool, heldout = (
-    short(read(path), CHARACTERS, ANSWER_CHARACTERS)
-    for path in (arguments.pool, arguments.heldout)
+    short(read(path)) for path in (arguments.pool, arguments.heldout)
   )
   rows = []
-  pool = pool[: arguments.num_prompts]
-  for row in control.rows(pool, heldout, arguments):
+  for row in control.rows(pool[: arguments.num_prompts], heldout, arguments):
     rows.append(row)
     print(' | '.join(row.values()), flush=True)
   path = arguments.folder / f'{arguments.control}.csv'
-  with path.open('w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+  values = [tuple(row.values()) for row in rows]
+  store.write_text(path, csv_text(list(rows[0]), values))
   print(f'wrote {path}')
 
 
