@@ -3,16 +3,17 @@
   python scripts/controls.py planted --model=HF_DIR --pool=... --heldout=...
   python scripts/controls.py null --model=HF_DIR --pool=... --heldout=...
 
---pool and --heldout as in scripts/prepare_sni.py. A control that was stopped
-goes on where it was; its workdirs and its table are in --folder.
+--pool and --heldout as in scripts/prepare_sni.py. The same
+command resumes a control that was stopped; its workdirs and its table are in
+--folder.
 
 planted: half of the pool's prompts are useless, because their families of tasks
 are not those of the held-out prompts. A strategy that chooses at random from
 the useful half has as many useful prompts as random has with twice the answers,
-so it should be found to save half of them.
+so the study should find that it saves half of them.
 
 null: random against random with other seeds. Each repetition has its own pool;
-at a level of .05, one repetition of 20 may find a difference.
+at a level of .05, one repetition in 20 may find a difference.
 """
 
 import argparse
@@ -34,8 +35,8 @@ from edsft_jax.reporting.differences import csv_text
 from edsft_jax.strategies import registry
 from edsft_jax.strategies.view import View
 
-# Families of tasks whose answers are found in the prompt, and equally many
-# prompts of families whose answers are written.
+# Families of tasks whose answers follow from the prompt, and families whose
+# answers have to be composed.
 USEFUL = (
   'Named Entity Recognition',
   'Basic Sentiment Analysis',
@@ -153,7 +154,6 @@ def difference(curve: comparison.Comparison) -> dict[str, str]:
 
 
 def _write(folder: pathlib.Path, **files: Rows) -> pathlib.Path:
-  folder.mkdir(parents=True, exist_ok=True)
   for name, rows in files.items():
     store.write_jsonl(folder / f'{name}.jsonl', rows)
   return folder
@@ -162,7 +162,7 @@ def _write(folder: pathlib.Path, **files: Rows) -> pathlib.Path:
 def _use_compilation_cache() -> None:
   """Repetitions compile the same programs, each with its own trainer."""
   command.enable_compilation_cache()
-  # jax has been imported, and has read these variables.
+  # jax read these variables when it was imported.
   for name in (
     'jax_compilation_cache_dir',
     'jax_persistent_cache_min_compile_time_secs',
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(option, type=pathlib.Path, required=True)
   parser.add_argument('--repetitions', type=int, default=20)
   parser.add_argument(
-    '--num_prompts', type=int, help='of the pool, to try a control; all'
+    '--num_prompts', type=int, help='only this many, to try a control'
   )
   parser.add_argument(
     '--folder', type=pathlib.Path, default=pathlib.Path('runs/controls')

@@ -40,7 +40,6 @@ def main() -> None:
   parser.add_argument('file', type=pathlib.Path)
   parser.add_argument('--folder', type=pathlib.Path, required=True)
   arguments = parser.parse_args()
-  arguments.folder.mkdir(parents=True, exist_ok=True)
   path = arguments.folder / NAME
   with readers.open_text(arguments.file) as file:
     rows = [convert(json.loads(line), i) for i, line in enumerate(file)]

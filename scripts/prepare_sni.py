@@ -128,7 +128,6 @@ def main() -> None:
       POOL: short(pool)[: arguments.num_prompts],
       HELDOUT: first_of_each_task(short(heldout), arguments.per_task),
     }
-  arguments.folder.mkdir(parents=True, exist_ok=True)
   for name, rows in split.items():
     path = arguments.folder / f'{name}.jsonl'
     store.write_jsonl(path, rows)
