@@ -3,9 +3,8 @@
   python scripts/controls.py planted --model=HF_DIR --pool=... --heldout=...
   python scripts/controls.py null --model=HF_DIR --pool=... --heldout=...
 
---pool and --heldout as in scripts/prepare_sni.py. The same
-command resumes a control that was stopped; its workdirs and its table are in
---folder.
+--pool and --heldout as in scripts/prepare_sni.py. The same command resumes a
+control that was stopped; its workdirs and its table are in --folder.
 
 planted: half of the pool's prompts are useless, because their families of tasks
 are not those of the held-out prompts. A strategy that chooses at random from
@@ -21,11 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import os
 import pathlib
+import sys
 
 import jax
 import ml_collections
 import numpy as np
 from prepare_sni import first_of_each_task, read, short
+
+# The folder configs is not installed.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from configs import sni_smollm2
 from edsft_jax import main as command

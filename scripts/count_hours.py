@@ -14,6 +14,8 @@ import argparse
 from collections.abc import Iterator
 import dataclasses
 import importlib
+import pathlib
+import sys
 
 from count_memory import decoder_config
 import jax
@@ -178,6 +180,8 @@ def main() -> None:
   # Only the sizes of a mesh matter here.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 16)
+  # The folder configs is not installed.
+  sys.path.append(str(pathlib.Path(__file__).parents[1]))
   c = importlib.import_module(f'configs.{arguments.config}').get_config()
   (data,) = (DATA[name] for name in DATA if name in arguments.config)
   trained = finetuned_cells(c, data.count)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import subprocess
 import sys
 
 import numpy as np
@@ -54,6 +55,12 @@ def test_random_again_is_another_random(controls):
   assert sorted(again) == list(range(50))
   random = registry.STRATEGIES['random'].choose(view, 50, 0).indices
   assert not np.array_equal(again, random)
+
+
+@pytest.mark.slow
+def test_the_script_finds_its_config(tmp_path):
+  command = [sys.executable, REPOSITORY / 'scripts' / 'controls.py', '--help']
+  subprocess.run(command, cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow
