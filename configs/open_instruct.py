@@ -4,8 +4,8 @@
       --workdir=runs/flan --config.pool.path=flan_v2.jsonl \
       --config.model.path=meta-llama/Llama-2-7b-hf
 
-The public recipe that is nearest to Bhatt et al. (2024), whose own settings are
-not published in their abstract: a 100K sample of FLAN V2 and LoRA. Taken from
+The public recipe that is nearest to Bhatt et al. (2024), whose abstract does
+not give their settings: a 100K sample of FLAN V2 and LoRA. Taken from
 scripts/finetune_lora_with_accelerate.sh and reformat_datasets.py of
 github.com/allenai/open-instruct. It needs an accelerator and has not been run
 at this size, so there is no result to compare with.
@@ -43,9 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def set_benchmarks(c: ml_collections.ConfigDict) -> None:
-  """Evaluates on MMLU, BBH and AlpacaEval alone, by open-instruct's protocols.
+  """Evaluates only on MMLU, BBH and AlpacaEval, by open-instruct's protocols.
 
-  The whole pool is chosen from: no prompt is held out.
+  No prompt of the pool is held out.
   """
   c.pool.heldout_fraction = 0.0
   c.evaluation.tasks = ('mmlu', 'bbh', 'alpaca_eval')

@@ -1,8 +1,7 @@
 """MMLU, BBH and GSM8K for some models of configs/sni_smollm2.py.
 
   python -m edsft_jax.main evaluate --config=configs/sni_benchmarks.py \
-      --workdir=runs/sni_smollm2 \
-      --config.selection.strategies="('random','facility_location')"
+      --workdir=runs/sni_smollm2
   python -m edsft_jax.main report --config=configs/sni_smollm2.py \
       --workdir=runs/sni_smollm2
 
