@@ -74,7 +74,8 @@ def read(
     rounds: earlier pools, which appended prompts made larger.
 
   Raises:
-    InputError: the workdir has no parts left for further seeds, or others.
+    InputError: the workdir has no parts left for further seeds, or its parts
+      have another size.
   """
   fraction = config.study.pool_fraction
   ends = [*(r.prompts for r in rounds), pool_size]
@@ -96,16 +97,16 @@ def read(
   if not study.parts_fit(fraction, len(places)):
     raise errors.InputError(
       f'study.pool_fraction is {fraction:g}, and the parts of seeds '
-      f'{", ".join(map(str, places))} together exceed the pool: in this '
-      'workdir, parts of earlier seeds stay theirs; use another --workdir'
+      f'{", ".join(map(str, places))} together exceed the pool: earlier seeds '
+      'keep their parts in this workdir; use another --workdir'
     )
   return Parts(fraction, places, sizes)
 
 
 def write(workdir: store.Workdir, parts: Parts) -> None:
   """Records which seed has which part, unless all have the whole pool."""
-  contents = {'fraction': parts.fraction, 'seeds': list(parts.places)}
   if parts.fraction == 1:
     return
+  contents = {'fraction': parts.fraction, 'seeds': list(parts.places)}
   if not workdir.parts.exists() or store.read_json(workdir.parts) != contents:
     store.write_json(workdir.parts, contents)
