@@ -3,11 +3,10 @@
   python -m edsft_jax.main --config=configs/arabelly2025_dolly.py \
       --workdir=runs/arabelly2025_dolly
 
-As configs/arabelly2025_flan.py, which says what is published. Its pool is
-databricks-dolly-15k (CC BY-SA 3.0), whose eight categories are the tasks:
-databricks-dolly-15k.jsonl of databricks/databricks-dolly-15k on the hub. Ours:
-the budgets, of which the largest is the fifth of the pool that "up to 80%"
-leaves.
+Like configs/arabelly2025_flan.py, which says what is published, with another
+pool: databricks-dolly-15k.jsonl of databricks/databricks-dolly-15k on the hub
+(CC BY-SA 3.0), whose eight categories are the tasks. The budgets are our
+choice; the largest is a fifth of the pool, since the paper saves "up to 80%".
 """
 
 import ml_collections

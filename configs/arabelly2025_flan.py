@@ -9,11 +9,12 @@ scripts/reproduce_arabelly2025.sh does the same stage by stage, the plan first.
 Published: LLaMA-2 7B; FLAN V2, and Dolly (configs/arabelly2025_dolly.py); task
 diversity, and task diversity weighted by inverse confidence, against random,
 strategies of Bhatt et al. (2024) and determinantal point processes; MMLU, BBH
-and AlpacaEval. The weighted one is better than the full pool by 4% on MMLU with
-up to 80% less annotation, and best on BBH with 30K answers.
+and AlpacaEval. Weighted task diversity is better than the full pool by 4% on
+MMLU with up to 80% less annotation, and best on BBH with 30K answers.
 
-Ours, since only abstract and summaries could be read: the smaller budgets, the
-choice of earlier strategies, and the rest as in configs/bhatt2024_flan.py.
+Our choices, since only the abstract and summaries were available: the smaller
+budgets, which earlier strategies to compare, and the rest as in
+configs/bhatt2024_flan.py.
 
 Not run at this size: hours and memory in scripts/reproduce_arabelly2025.sh are
 counted. tests/test_papers.py runs every stage with a small model and a cut
@@ -37,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     'weighted_task_diversity',
   )
   c.study.budgets = (7_500, 15_000, 30_000)
-  # Better than the full pool is a claim of the paper.
+  # The paper claims results above the full pool's: compare over all seeds.
   c.study.full_pool_seeds = ()
   c.report.title = 'Arabelly et al. (2025): FLAN V2, LLaMA-2 7B'
   return c

@@ -9,14 +9,14 @@ scripts/reproduce_bhatt2024.sh does the same stage by stage, the plan first.
 Published: LLaMA-2 7B with LoRA; a pool of 99K prompts of FLAN V2; uncertainty
 (the least margin, its mean, mean entropy, least confidence), k-center, and
 facility location with a tuned RBF kernel, each against random; MMLU, BBH, and
-answers judged by GPT-4. On generative tasks, half of the answers do as well as
-random.
+answers judged by GPT-4. On generative tasks, half as many answers do as well as
+random ones.
 
-Ours, since only abstract and summaries could be read: the budgets, three seeds
-on the whole pool, the finetuning of configs/open_instruct.py, which is the
-nearest public recipe, its protocols of MMLU (5 shots) and BBH (3 shots with
-reasoning), AlpacaEval for the judged answers, and greedy continuations of up to
-64 tokens for the scores.
+Our choices, since only the abstract and summaries were available: the budgets;
+three seeds, all of which choose from the whole pool; the finetuning of
+configs/open_instruct.py, which is the nearest public recipe; its protocols of
+MMLU (5 shots) and BBH (3 shots with reasoning); AlpacaEval for the judged
+answers; and greedy continuations of up to 64 tokens for the scores.
 
 Not run at this size: hours and memory in scripts/reproduce_bhatt2024.sh are
 counted. tests/test_papers.py runs every stage with a small model and a cut
@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Seven strategies, three budgets, three seeds."""
   c = open_instruct.get_config()
   c.pool.path = 'data/flan_v2_100k.jsonl'
-  # Prompts with answers to choose from, and those with worked examples.
+  # Multiple-choice prompts list their answer, and worked examples may show it.
   c.pool.answer_in_prompt = 'keep'
   c.model.path = 'meta-llama/Llama-2-7b-hf'
   c.model.dtype = 'bfloat16_weights'
@@ -47,9 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
     'k_center',
     'facility_location',
   )
-  # Each is half of the next: half of the answers is what the paper saves.
+  # Each is half of the next, since the paper saves half of the answers.
   c.study.budgets = (11_250, 22_500, 45_000)
-  # The largest cell; one run shows where the curves end.
+  # This cell takes longest, and one run shows where the curves end.
   c.study.full_pool_seeds = (0,)
   c.finetuning.remat = 'layer'
   open_instruct.set_benchmarks(c)

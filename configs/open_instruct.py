@@ -4,8 +4,8 @@
       --workdir=runs/flan --config.pool.path=flan_v2.jsonl \
       --config.model.path=meta-llama/Llama-2-7b-hf
 
-The public recipe that is nearest to Bhatt et al. (2024), whose own settings are
-not published in their abstract: a 100K sample of FLAN V2 and LoRA. Taken from
+The public recipe that is nearest to Bhatt et al. (2024), whose abstract does
+not give their settings: a 100K sample of FLAN V2 and LoRA. Taken from
 scripts/finetune_lora_with_accelerate.sh and reformat_datasets.py of
 github.com/allenai/open-instruct. It needs an accelerator and has not been run
 at this size, so there is no result to compare with.
@@ -13,6 +13,7 @@ at this size, so there is no result to compare with.
 
 import ml_collections
 
+from configs import benchmarks
 from edsft_jax import config
 
 # A new line follows the prompt, unless it ends with one or with a colon.
@@ -42,19 +43,14 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def set_benchmarks(c: ml_collections.ConfigDict) -> None:
-  """Evaluates on MMLU, BBH and AlpacaEval alone, by open-instruct's protocols.
+  """Evaluates only on MMLU, BBH and AlpacaEval, by open-instruct's protocols.
 
-  The whole pool is chosen from: no prompt is held out.
+  No prompt of the pool is held out.
   """
   c.pool.heldout_fraction = 0.0
   c.evaluation.tasks = ('mmlu', 'bbh', 'alpaca_eval')
-  # The folders test and dev of Hendrycks et al.'s data.tar.
-  c.evaluation.mmlu.path = 'data/mmlu/test'
-  c.evaluation.mmlu.shots_path = 'data/mmlu/dev'
+  benchmarks.set_files(c)
   c.evaluation.mmlu.protocol = 'open_instruct'
-  # github.com/suzgunmirac/BIG-Bench-Hard.
-  c.evaluation.bbh.path = 'data/BIG-Bench-Hard/bbh'
-  c.evaluation.bbh.shots_path = 'data/BIG-Bench-Hard/cot-prompts'
   c.evaluation.bbh.protocol = 'open_instruct'
   # tatsu-lab/alpaca_eval on the hub; outputs are written and not judged, until
   # evaluation.alpaca_eval.judge names a judge.

@@ -1,8 +1,7 @@
 """MMLU, BBH and GSM8K for some models of configs/sni_smollm2.py.
 
   python -m edsft_jax.main evaluate --config=configs/sni_benchmarks.py \
-      --workdir=runs/sni_smollm2 \
-      --config.selection.strategies="('random','facility_location')"
+      --workdir=runs/sni_smollm2
   python -m edsft_jax.main report --config=configs/sni_smollm2.py \
       --workdir=runs/sni_smollm2
 
@@ -14,7 +13,7 @@ standard error of an accuracy is then up to 0.1, so only collapses can be seen.
 
 import ml_collections
 
-from configs import sni_smollm2
+from configs import benchmarks, sni_smollm2
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -25,14 +24,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.study.random_seeds = ()
   c.study.full_pool = False
   c.evaluation.tasks = ('mmlu', 'bbh', 'gsm8k')
-  c.evaluation.mmlu.path = 'data/mmlu/test'
-  c.evaluation.mmlu.shots_path = 'data/mmlu/dev'
+  benchmarks.set_files(c)
   c.evaluation.mmlu.limit = 2
-  c.evaluation.bbh.path = 'data/BIG-Bench-Hard/bbh'
-  c.evaluation.bbh.shots_path = 'data/BIG-Bench-Hard/cot-prompts'
   c.evaluation.bbh.limit = 1
   c.evaluation.bbh.max_new_tokens = 256
-  c.evaluation.gsm8k.path = 'data/gsm8k/test.jsonl'
   c.evaluation.gsm8k.shots = 0
   c.evaluation.gsm8k.limit = 25
   c.evaluation.gsm8k.max_new_tokens = 256

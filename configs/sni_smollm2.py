@@ -3,7 +3,7 @@
   python -m edsft_jax.main --config=configs/sni_smollm2.py \
       --workdir=runs/sni_smollm2
 
-The same command goes on where it was stopped.
+The same command resumes the study.
 
 Pool: 3,600 short prompts of Super-NaturalInstructions, from 134 tasks. Held
 out: 238 other instances, at most two of each task. scripts/prepare_sni.py makes
@@ -17,14 +17,14 @@ Stated before the run:
 - Primary metric: the loss on held-out answers, averaged over budgets, of each
   strategy against random, with Holm's correction over six. ROUGE-L and exact
   match are secondary.
-- Seeds: 3, and 6 of random, each with a part of 600 prompts of its own.
-- Detectable, by four of five such studies: 0.11 nats per token, if the standard
+- Seeds: 3, and 6 for random, each with a separate part of 600 prompts.
+- Detectable, in four of five such studies: 0.11 nats per token, if the standard
   deviation is 0.03 over seeds and 0.3 over items of a difference. Both are
   guesses (`plan` with --config.plan.seed_sd=0.03 --config.plan.item_sd=0.3).
 - Work, by `plan`: 73 cells with 17,280 examples in 2 epochs, 2,172 steps, of
   which 900 are on the full pool. With 95 tokens per example and the 450
   tokens/s of two CPU cores, finetuning takes an hour; with scoring and the
-  evaluation of 74 models, two hours and a half.
+  evaluation of 74 models, two and a half hours.
 - No finetuning and the full pool (one seed: all have the same prompts) should
   bracket all cells.
 - The learning rate is the default of LoRA, 1e-3. On 120 other prompts of the

@@ -164,7 +164,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.study.pool_fraction = 1.0
   # Also finetune on the whole pool, if all of its answers are known.
   c.study.full_pool = True
-  # Seeds of these cells, which take longest; (): study.seeds.
+  # Seeds of these cells, which take the longest; (): study.seeds.
   c.study.full_pool_seeds = ()
 
   c.annotation = ml_collections.ConfigDict()

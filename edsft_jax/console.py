@@ -26,9 +26,9 @@ def aligned(rows: Sequence[Sequence[str]], num_text: int = 1) -> list[str]:
   """The lines of a table.
 
   Args:
-    rows: cells, as many in each row.
-    num_text: how many of the first columns are text, which is aligned left.
-      Numbers, to the right of them, are aligned right.
+    rows: their cells, the same number in each.
+    num_text: how many of the first columns are text, aligned left; the others
+      are numbers, aligned right.
   """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [

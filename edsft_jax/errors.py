@@ -42,7 +42,8 @@ def refuse_below(option: str, value: float, least: float) -> None:
     InputError: naming the option.
   """
   if not least <= value < math.inf:
-    raise InputError(f'{option} is {value}: must be at least {least}')
+    bound = 'finite' if value == math.inf else f'at least {least}'
+    raise InputError(f'{option} is {value}: must be {bound}')
 
 
 @contextlib.contextmanager

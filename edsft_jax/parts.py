@@ -105,8 +105,8 @@ def read(
 
 def write(workdir: store.Workdir, parts: Parts) -> None:
   """Records which seed has which part, unless all have the whole pool."""
-  contents = {'fraction': parts.fraction, 'seeds': list(parts.places)}
   if parts.fraction == 1:
     return
+  contents = {'fraction': parts.fraction, 'seeds': list(parts.places)}
   if not workdir.parts.exists() or store.read_json(workdir.parts) != contents:
     store.write_json(workdir.parts, contents)

@@ -40,8 +40,8 @@ class Stage:
     by_cells: whether several commands can divide its cells; its run takes the
       part that is its own as third argument.
     needs_answers: whether it waits until some cell has all its answers.
-    only_shows: whether it shows what a pool will give, without being a step of
-      the study; it adds the pool stage.
+    only_shows: whether it only shows what the study would do, without changing
+      the study; the pool stage is added and runs before it.
     also_checks: stages whose options are checked first; a preview must not
       show what they would reject.
   """

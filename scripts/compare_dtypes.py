@@ -2,9 +2,9 @@
 
   python scripts/compare_dtypes.py --model HF_DIR --prompts FILE.jsonl
 
-Each dtype runs in a process of its own, so that its peak of memory is its own.
-Agreement is Spearman's rank correlation of each score with float32's. To
-compare activations alone, --round first rounds the weights of a model whose
+Each dtype runs in a separate process, so that its peak of memory is measured
+alone. Agreement is Spearman's rank correlation of each score with float32's. To
+compare only the activations, --round first rounds the weights of a model whose
 file is float32 to bfloat16, for every dtype.
 """
 
@@ -132,7 +132,7 @@ def main() -> None:
   parser.add_argument('--batch_tokens', type=int, default=2**15)
   parser.add_argument('--repeats', type=int, default=1)
   parser.add_argument('--csv', default='', help='file to write')
-  parser.add_argument('--dtype', choices=DTYPES, help='score in this one alone')
+  parser.add_argument('--dtype', choices=DTYPES, help='score only with this')
   parser.add_argument('--out', type=pathlib.Path, help='NPZ, with --dtype')
   arguments = parser.parse_args()
   if arguments.dtype:

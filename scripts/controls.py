@@ -3,46 +3,43 @@
   python scripts/controls.py planted --model=HF_DIR --pool=... --heldout=...
   python scripts/controls.py null --model=HF_DIR --pool=... --heldout=...
 
---pool and --heldout as in scripts/prepare_sni.py. A control that was stopped
-goes on where it was; its workdirs and its table are in --folder.
+--pool and --heldout as in scripts/prepare_sni.py. The same command resumes a
+control that was stopped; its workdirs and its table are in --folder.
 
 planted: half of the pool's prompts are useless, because their families of tasks
 are not those of the held-out prompts. A strategy that chooses at random from
 the useful half has as many useful prompts as random has with twice the answers,
-so it should be found to save half of them.
+so the study should find that it saves half of them.
 
 null: random against random with other seeds. Each repetition has its own pool;
-at a level of .05, one repetition of 20 may find a difference.
+at a level of .05, one repetition in 20 may find a difference.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-import csv
 import dataclasses
-import json
 import os
 import pathlib
+import sys
 
 import jax
 import ml_collections
 import numpy as np
-from prepare_sni import (
-  ANSWER_CHARACTERS,
-  CHARACTERS,
-  first_of_each_task,
-  read,
-  short,
-)
+from prepare_sni import first_of_each_task, read, short
+
+# The folder configs is not installed.
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
 from configs import sni_smollm2
 from edsft_jax import main as command
 from edsft_jax import pipeline, selection, store
 from edsft_jax.reporting import comparison, results, tables
+from edsft_jax.reporting.differences import csv_text
 from edsft_jax.strategies import registry
 from edsft_jax.strategies.view import View
 
-# Families of tasks whose answers are found in the prompt, and equally many
-# prompts of families whose answers are written.
+# Families of tasks whose answers follow from the prompt, and families whose
+# answers have to be composed.
 USEFUL = (
   'Named Entity Recognition',
   'Basic Sentiment Analysis',
@@ -160,17 +157,15 @@ def difference(curve: comparison.Comparison) -> dict[str, str]:
 
 
 def _write(folder: pathlib.Path, **files: Rows) -> pathlib.Path:
-  folder.mkdir(parents=True, exist_ok=True)
   for name, rows in files.items():
-    text = ''.join(json.dumps(row) + '\n' for row in rows)
-    (folder / f'{name}.jsonl').write_text(text, encoding='utf-8')
+    store.write_jsonl(folder / f'{name}.jsonl', rows)
   return folder
 
 
 def _use_compilation_cache() -> None:
   """Repetitions compile the same programs, each with its own trainer."""
   command.enable_compilation_cache()
-  # jax has been imported, and has read these variables.
+  # jax read these variables when it was imported.
   for name in (
     'jax_compilation_cache_dir',
     'jax_persistent_cache_min_compile_time_secs',
@@ -217,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(option, type=pathlib.Path, required=True)
   parser.add_argument('--repetitions', type=int, default=20)
   parser.add_argument(
-    '--num_prompts', type=int, help='of the pool, to try a control; all'
+    '--num_prompts', type=int, help='only this many, to try a control'
   )
   parser.add_argument(
     '--folder', type=pathlib.Path, default=pathlib.Path('runs/controls')
@@ -227,19 +222,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   control = CONTROLS[arguments.control]
   registry.STRATEGIES[control.strategy.name] = control.strategy
   pool, heldout = (
-    short(read(path), CHARACTERS, ANSWER_CHARACTERS)
-    for path in (arguments.pool, arguments.heldout)
+    short(read(path)) for path in (arguments.pool, arguments.heldout)
   )
   rows = []
-  pool = pool[: arguments.num_prompts]
-  for row in control.rows(pool, heldout, arguments):
+  for row in control.rows(pool[: arguments.num_prompts], heldout, arguments):
     rows.append(row)
     print(' | '.join(row.values()), flush=True)
   path = arguments.folder / f'{arguments.control}.csv'
-  with path.open('w', newline='', encoding='utf-8') as file:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+  values = [tuple(row.values()) for row in rows]
+  store.write_text(path, csv_text(list(rows[0]), values))
   print(f'wrote {path}')
 
 

@@ -1,19 +1,21 @@
-"""Counts how long a paper's study takes on accelerators, and what fits.
+"""Counts the hours and the memory of a paper's study on accelerators.
 
   python scripts/count_hours.py bhatt2024_flan
 
-A count, not a measurement: operations and bytes of real tokens, divided by the
-share of the peak that was measured on an H100 with this shape of model (in
-README: half of FLOP/s while reading, 0.6 of bandwidth while decoding).
-Finetuning was not measured there; 0.4 is assumed. Several devices divide the
-work evenly; loading and compiling are left out. Mean lengths (DATA, BENCHMARKS)
-are rounded guesses. `plan` measures scoring on the machine itself.
+A count, not a measurement: the operations and bytes of all tokens without
+padding, divided by what a device achieves. On an H100 with this shape of model,
+README has half of the peak FLOP/s while reading and 0.6 of the peak bandwidth
+while decoding; finetuning was not measured, and 0.4 is assumed. Several devices
+divide the work evenly; loading and compiling are left out. Mean lengths (DATA,
+BENCHMARKS) are rounded guesses. `plan` measures scoring on the machine itself.
 """
 
 import argparse
 from collections.abc import Iterator
 import dataclasses
 import importlib
+import pathlib
+import sys
 
 from count_memory import decoder_config
 import jax
@@ -72,8 +74,10 @@ BENCHMARKS = (
 )
 
 
-def cells(c: ml_collections.ConfigDict, num_prompts: int) -> list[study.Cell]:
-  """All cells that are finetuned."""
+def finetuned_cells(
+  c: ml_collections.ConfigDict, num_prompts: int
+) -> list[study.Cell]:
+  """All cells but the one without finetuning."""
   return [*study.cells(c), *study.full_pool_cells(c, num_prompts)]
 
 
@@ -103,18 +107,18 @@ def hours(
   products = NUM_PARTS if split else 1
   flops, _ = PEAKS[machine.kind]
   scored = dataclasses.replace(data, new=c.scoring.max_new_tokens)
-  trained = cells(c, data.count)
+  trained = finetuned_cells(c, data.count)
   examples = c.finetuning.epochs * sum(cell.budget for cell in trained)
   # Forward, backward without gradients of weights, and forward again.
   passes = 2 + (c.finetuning.remat == 'layer')
   per_example = costs.flops(0, data.read + data.new, data.new)
-  steps = examples * per_example * passes * products
+  training = examples * per_example * passes * products
   evaluated = sum(
     generation_seconds(texts, costs, machine, products) for texts in BENCHMARKS
   )
   seconds = {
     'score': generation_seconds(scored, costs, machine, products),
-    'finetune': steps / (flops * FINETUNING * machine.count),
+    'finetune': training / (flops * FINETUNING * machine.count),
     'evaluate': evaluated * (len(trained) + 1),
   }
   return {stage: value / 3600 for stage, value in seconds.items()}
@@ -123,7 +127,7 @@ def hours(
 def gigabytes(
   c: ml_collections.ConfigDict, data: Texts, machine: Machine
 ) -> dict[str, float]:
-  """Stage -> bytes per device, in GB."""
+  """Stage -> GB per device."""
   model = decoder_config(MODEL)
   scoring = memory.count(
     model,
@@ -173,12 +177,14 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('config', help='a module of configs/ of such a study')
   arguments = parser.parse_args()
-  # Of a mesh only the sizes matter here.
+  # Only the sizes of a mesh matter here.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 16)
+  # The folder configs is not installed.
+  sys.path.append(str(pathlib.Path(__file__).parents[1]))
   c = importlib.import_module(f'configs.{arguments.config}').get_config()
   (data,) = (DATA[name] for name in DATA if name in arguments.config)
-  trained = cells(c, data.count)
+  trained = finetuned_cells(c, data.count)
   print(
     f'{len(trained)} cells, {sum(cell.budget for cell in trained):,} examples '
     f'x {c.finetuning.epochs} epochs of {data.read + data.new} tokens\n'

@@ -116,7 +116,7 @@ def setup(
 
 @functools.cache
 def finetuned(of: footprint.Setup, rows: int) -> footprint.Memory:
-  """The need of an accelerator for micro-batches of this many rows per card."""
+  """The memory that micro-batches of this many rows per card need."""
   shape = (rows * of.mesh.size, EXAMPLE_LENGTH)
   return footprint.count(of, shape, loss.MAX_LOGITS)
 

@@ -3,10 +3,10 @@
   python scripts/keep_study.py keep WORKDIR FOLDER --log=log.txt
   python scripts/keep_study.py verify FOLDER
 
-keep copies page, plots, tables and config, writes the value of every item next
-to them, and adds the log of the study's commands and the output of `edsft-jax
-verify`. verify makes the tables again from the items, as a test does for each
-folder that is kept.
+keep copies the page, plots, tables and config, and adds the value of every
+item, the log of the study's commands and the output of `edsft-jax verify`.
+verify makes the tables again from the items, as a test does for each folder
+that is kept.
 """
 
 import argparse
@@ -39,13 +39,13 @@ def keep(
 
 
 def without_bars(text: str) -> str:
-  """A log with the last state alone of each progress bar."""
+  """A log with only the last state of each progress bar."""
   lines = (line.rsplit('\r', 1)[-1].rstrip() for line in text.split('\n'))
   return '\n'.join(line for line in lines if line) + '\n'
 
 
 def main() -> None:
-  """Keeps or verifies; exits with 2 on an InputError."""
+  """Keeps or verifies; exits with 1 on an InputError."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
   commands = parser.add_subparsers(dest='command', required=True)
   keeping = commands.add_parser('keep')

@@ -223,7 +223,7 @@ CASES = {
     'dtype': torch.bfloat16,
     'form': 4,
   },
-  # The last layer alone has no window; its rope is stretched.
+  # Only the last layer has no window; its rope is stretched.
   'olmo3_v5': {
     'family': 'Olmo3',
     'fields': {

@@ -10,27 +10,30 @@ are Super-NaturalInstructions (Wang et al., EMNLP 2022), Apache-2.0:
   git clone https://github.com/allenai/natural-instructions
 
 --pool and --heldout are its folder of tasks, or files of rows (JSON lines, may
-be gzipped) with id, task, prompt and response. A prompt is a task's definition,
-an empty line and an instance's input; the answer is its first output.
+be gzipped) with id, task, category, prompt and response. A prompt is a task's
+definition, an empty line and an instance's input; the answer is its first
+output.
 
 With --ids, exactly the instances listed there are written. Without it, --pool
-and --heldout must be different instances. Short ones are kept, without those
-that quote hate speech; of these the pool has --num_prompts and the held-out set
---per_task of each task, those whose ids have the smallest hashes. So the pool
-keeps its uneven numbers of prompts per task, and the held-out set weighs all
-tasks nearly alike.
+and --heldout must be different instances. Short ones are kept, except for those
+that quote hate speech. Of these, the pool gets --num_prompts and the held-out
+set --per_task of each task: those whose ids have the smallest hashes. So the
+numbers of prompts per task stay uneven in the pool, and the held-out set weighs
+all tasks nearly alike.
 """
 
 import argparse
 import collections
 from collections.abc import Iterable, Iterator, Sequence
 import csv
-import gzip
 import hashlib
 import json
 import pathlib
 
-# Of a prompt, and of its answer, at most.
+from edsft_jax import store
+from edsft_jax.tables import readers
+
+# The most characters of a prompt, and of its answer.
 CHARACTERS, ANSWER_CHARACTERS = 400, 100
 
 POOL, HELDOUT = 'pool', 'heldout'
@@ -42,8 +45,7 @@ Row = dict[str, str]
 def read(path: pathlib.Path) -> Iterator[Row]:
   """Rows of a folder of tasks, or of a file of rows."""
   if not path.is_dir():
-    open_text = gzip.open if path.suffix == '.gz' else open
-    with open_text(path, 'rt', encoding='utf-8') as file:
+    with readers.open_text(path) as file:
       yield from map(json.loads, file)
     return
   for file_path in sorted(path.glob('task*.json')):
@@ -58,17 +60,17 @@ def read(path: pathlib.Path) -> Iterator[Row]:
       }
 
 
-def short(rows: Iterable[Row], characters: int, answer: int) -> list[Row]:
-  """Rows with a prompt and an answer of at most this many characters.
+def short(rows: Iterable[Row]) -> list[Row]:
+  """Rows with a short prompt and a short answer.
 
   Those that quote hate speech are left out. The others are ordered by the hash
-  of their ids, which is as good as at random.
+  of their ids, which is as good as a random order.
   """
   kept = [
     row
     for row in rows
-    if len(row['prompt']) <= characters
-    and len(row['response']) <= answer
+    if len(row['prompt']) <= CHARACTERS
+    and len(row['response']) <= ANSWER_CHARACTERS
     and row['category'] != HATEFUL
   ]
   return sorted(
@@ -102,8 +104,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   add = parser.add_argument
   for name, about in (
-    (POOL, 'where the pool is from'),
-    (HELDOUT, 'where held-out prompts are'),
+    (POOL, 'tasks or rows of the pool'),
+    (HELDOUT, 'tasks or rows of the held-out set'),
     ('folder', 'where to write both'),
   ):
     add(f'--{name}', type=pathlib.Path, required=True, help=about)
@@ -122,17 +124,13 @@ def main() -> None:
       HELDOUT: _listed(heldout, listed[HELDOUT], HELDOUT),
     }
   else:
-    limits = CHARACTERS, ANSWER_CHARACTERS
     split = {
-      POOL: short(pool, *limits)[: arguments.num_prompts],
-      HELDOUT: first_of_each_task(short(heldout, *limits), arguments.per_task),
+      POOL: short(pool)[: arguments.num_prompts],
+      HELDOUT: first_of_each_task(short(heldout), arguments.per_task),
     }
-  arguments.folder.mkdir(parents=True, exist_ok=True)
   for name, rows in split.items():
     path = arguments.folder / f'{name}.jsonl'
-    path.write_text(
-      ''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8'
-    )
+    store.write_jsonl(path, rows)
     tasks = len({row['task'] for row in rows})
     print(f'{path}: {len(rows):,} prompts of {tasks} tasks')
 

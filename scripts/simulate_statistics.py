@@ -115,7 +115,7 @@ def _worth_of_lists(
   for s in range(count):
     score = common + rng.standard_normal(shape, np.float32)
     if s == 0:
-      # Random has a list of its own in every seed.
+      # Random has a different list for every seed.
       shape_0 = (studies, case.seeds, size)
       score = rng.standard_normal(shape_0, np.float32)
     largest = max(BUDGETS)

@@ -1,6 +1,6 @@
 """Times the score command against a script in transformers, both from start.
 
-Each side is a process of its own, so that imports, loading, tokenising and
+Each side is a separate process, so that imports, loading, tokenising and
 compilation count, as they do for a user.
 """
 
@@ -54,7 +54,7 @@ def compete(
 def compete_reading(
   model: pathlib.Path, prompts: Sequence[str], num_tokens: int
 ) -> Iterator[dict[str, str]]:
-  """Rows for features alone, of all prompts and without continuations.
+  """Rows for only the features, of all prompts and without continuations.
 
   Args:
     model: a Hugging Face directory of a chat model.

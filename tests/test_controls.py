@@ -1,11 +1,11 @@
 """The study's controls, on small pools."""
 
 import csv
-import importlib.util
+import subprocess
 import sys
 
 import numpy as np
-from places import REPOSITORY
+from places import REPOSITORY, script_module
 import pytest
 
 from configs import default
@@ -17,18 +17,10 @@ from edsft_jax.strategies.view import View
 @pytest.fixture(scope='module')
 def controls():
   """The script, whose strategies do not stay in the registry."""
-  folder = REPOSITORY / 'scripts'
-  sys.path.insert(0, str(folder))
-  spec = importlib.util.spec_from_file_location(
-    'controls', folder / 'controls.py'
-  )
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
   before = dict(registry.STRATEGIES)
-  yield module
+  yield script_module('controls')
   registry.STRATEGIES.clear()
   registry.STRATEGIES.update(before)
-  sys.path.remove(str(folder))
 
 
 def _view(families) -> View:
@@ -54,6 +46,12 @@ def test_random_again_is_another_random(controls):
   assert sorted(again) == list(range(50))
   random = registry.STRATEGIES['random'].choose(view, 50, 0).indices
   assert not np.array_equal(again, random)
+
+
+@pytest.mark.slow
+def test_the_script_finds_its_config(tmp_path):
+  command = [sys.executable, REPOSITORY / 'scripts' / 'controls.py', '--help']
+  subprocess.run(command, cwd=tmp_path, check=True)
 
 
 @pytest.mark.slow

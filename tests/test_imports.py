@@ -3,12 +3,11 @@
 import ast
 import graphlib
 import html
-import importlib.util
 import pathlib
 import subprocess
 import sys
 
-from places import REPOSITORY
+from places import REPOSITORY, script_module
 import pytest
 
 from edsft_jax import pipeline
@@ -123,10 +122,7 @@ def test_imports_point_down(path):
 
 def test_the_picture_of_the_imports_is_of_this_code():
   """Drawn again where a part imports another one than before."""
-  path = REPOSITORY / 'scripts' / 'draw_imports.py'
-  spec = importlib.util.spec_from_file_location('draw_imports', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = script_module('draw_imports')
   found = module.imports()
   assert set(module.places(found)) == {*found}
   picture = (REPOSITORY / 'docs' / 'imports.svg').read_text('utf-8')

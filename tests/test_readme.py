@@ -1,6 +1,8 @@
 """README's examples, run one after the other as a reader would."""
 
+import csv
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -12,6 +14,8 @@ import sys
 import numpy as np
 from places import REPOSITORY
 import pytest
+
+from edsft_jax import study
 
 README = REPOSITORY / 'README.md'
 # What makes the examples small enough for a test; the last of an option counts.
@@ -26,6 +30,10 @@ SMALL = {
   'evaluation.limit': 6,
   'evaluation.max_new_tokens': 4,
   'evaluation.mmlu.limit': 1,
+  'evaluation.bbh.limit': 1,
+  'evaluation.bbh.max_new_tokens': 4,
+  'evaluation.gsm8k.limit': 2,
+  'evaluation.gsm8k.max_new_tokens': 4,
   'evaluation.alpaca_eval.max_new_tokens': 4,
 }
 
@@ -49,10 +57,41 @@ def _commands(start: str) -> list[list[str]]:
   ]
 
 
-def _write(path: pathlib.Path, shared: pathlib.Path, source: str, count: int):
+def _rows(shared: pathlib.Path, source: str, count: int) -> list[dict]:
   with gzip.open(shared / 'data' / source, 'rt', encoding='utf-8') as file:
-    rows = [json.loads(next(file)) for _ in range(count)]
+    return [json.loads(line) for line in itertools.islice(file, count)]
+
+
+def _write(path: pathlib.Path, rows: list[dict]):
+  path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def _write_benchmarks(data: pathlib.Path, shared: pathlib.Path):
+  """A subject, a task and some problems in the files of their publishers."""
+  for split, count in (('test', 4), ('dev', 5)):
+    path = data / 'mmlu' / split / f'abstract_algebra_{split}.csv'
+    path.parent.mkdir(parents=True)
+    with path.open('w', encoding='utf-8', newline='') as file:
+      csv.writer(file).writerows(
+        [row['question'], *row['choices'], row['answer']]
+        for row in _rows(shared, f'mmlu_{split}.jsonl.gz', count)
+      )
+  name = 'boolean_expressions'
+  bbh = data / 'BIG-Bench-Hard'
+  (bbh / 'bbh').mkdir(parents=True)
+  rows = _rows(shared, 'bbh.jsonl.gz', 3)
+  examples = [{'input': r['input'], 'target': r['target']} for r in rows]
+  (bbh / 'bbh' / f'{name}.json').write_text(json.dumps({'examples': examples}))
+  (bbh / 'cot-prompts').mkdir()
+  shots = json.loads((shared / 'data' / 'bbh_cot_prompts.json').read_text())
+  (bbh / 'cot-prompts' / f'{name}.txt').write_text(shots[name])
+  problems = [
+    {'question': row['prompt'], 'answer': row['response']}
+    for row in _rows(shared, 'gsm8k_test.jsonl.gz', 12)
+  ]
+  _write(data / 'gsm8k' / 'test.jsonl', problems[:4])
+  _write(data / 'gsm8k' / 'train.jsonl', problems[4:])
 
 
 @pytest.mark.slow
@@ -61,21 +100,30 @@ def test_the_commands_run(tmp_path, shared):
   names = {
     'path/to/hf_model': model,
     '=JUDGE': f'={model}',
-    'configs/default.py': str(REPOSITORY / 'configs' / 'default.py'),
+    '=HF_DIR': f'={model}',
+    '=configs/': f'={REPOSITORY / "configs"}/',
   }
-  _write(tmp_path / 'prompts.jsonl', shared, 'dolly15k.jsonl.gz', 60)
-  _write(tmp_path / 'mmlu_test.jsonl', shared, 'mmlu_test.jsonl.gz', 200)
-  _write(tmp_path / 'mmlu_dev.jsonl', shared, 'mmlu_dev.jsonl.gz', 285)
+  for name, source, count in (
+    ('prompts', 'dolly15k', 60),
+    ('mmlu_test', 'mmlu_test', 200),
+    ('mmlu_dev', 'mmlu_dev', 285),
+  ):
+    _write(
+      tmp_path / f'{name}.jsonl', _rows(shared, f'{source}.jsonl.gz', count)
+    )
+  _write_benchmarks(tmp_path / 'data', shared)
   # Short ones, for the context of a judge that is as small.
   instructions = [
     {'instruction': text} for text in ('Say hello.', 'Name a dog.')
   ]
   (tmp_path / 'alpaca_eval.json').write_text(json.dumps(instructions))
   commands = _commands('python -m edsft_jax.main')
-  assert len(commands) == 3
+  assert len(commands) == 4
   first = [word for word in commands[0] if '.path=' in word]
   for command in commands:
-    words = [*command[1:], *first]
+    words = command[1:]
+    if '--workdir=runs/mine' in words:
+      words += first
     words += [f'--config.{name}={value}' for name, value in SMALL.items()]
     for placeholder, name in names.items():
       words = [word.replace(placeholder, name) for word in words]
@@ -93,6 +141,10 @@ def test_the_commands_run(tmp_path, shared):
   for task in ('heldout', 'mmlu', 'alpaca_eval'):
     assert (cell / task / 'eval.json').exists()
   assert (mine / 'report' / 'index.html').exists()
+  base = study.no_finetuning_cell().name
+  folder = tmp_path / 'runs' / 'benchmarks' / 'runs' / base / 'evaluations'
+  for task in ('mmlu', 'bbh', 'gsm8k'):
+    assert (folder / task / 'eval.json').exists()
 
 
 @pytest.mark.slow
@@ -114,15 +166,21 @@ def test_the_python_runs(tmp_path, monkeypatch):
 PAGES = [README, *sorted(REPOSITORY.glob('docs/*.md'))]
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
-def test_the_files_that_are_named_exist(page):
+def _linked(page: pathlib.Path) -> set[pathlib.Path]:
+  """The files that a page links to."""
   text = page.read_text(encoding='utf-8')
   links = re.findall(r'\]\(([^):]+?)(?:#[^)]*)?\)', text)
-  assert [name for name in links if not (page.parent / name).exists()] == []
+  return {(page.parent / link).resolve() for link in links}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda path: path.name)
+def test_the_files_that_are_named_exist(page):
+  assert [path for path in _linked(page) if not path.exists()] == []
 
 
 def test_the_index_names_every_document_and_config():
-  text = (REPOSITORY / 'docs' / 'index.md').read_text(encoding='utf-8')
-  files = [*REPOSITORY.glob('docs/*.md'), *REPOSITORY.glob('configs/*.py')]
-  names = {path.name for path in files} - {'index.md', '__init__.py'}
-  assert {name for name in names if f'{name})' not in text} == set()
+  root = REPOSITORY.resolve()
+  index = root / 'docs' / 'index.md'
+  files = {*root.glob('docs/*.md'), *root.glob('configs/*.py')}
+  files -= {index, root / 'configs' / '__init__.py'}
+  assert files - _linked(index) == set()

@@ -66,7 +66,7 @@ def _missing(
   workdir: store.Workdir,
   found: orders.Orders,
 ) -> list[str]:
-  """What cannot be told yet, with the command that changes that."""
+  """What is not known yet, with the command that finds it out."""
 
   def command(*stages: str) -> str:
     return f'edsft-jax {" ".join(stages)} --workdir={workdir.root}'

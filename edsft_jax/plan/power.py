@@ -194,7 +194,7 @@ def _kinds(design: Design) -> dict[str, bool]:
   if not design.num_fixed:
     return {'detectable difference': False}
   kinds = {'lists differ by seed': False, 'the same list': True}
-  # Random alone differs by seed.
+  # Only random differs by seed.
   return kinds if design.num_drawn > 1 else {'the same list': True}
 
 

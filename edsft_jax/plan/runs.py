@@ -1,4 +1,4 @@
-"""How much there is to finetune and evaluate, and how long the rest takes."""
+"""The cells to finetune and evaluate, and how long the rest of them take."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import ml_collections
 from edsft_jax import console, store, study
 from edsft_jax.finetuning import batches
 from edsft_jax.plan.section import Section
-from edsft_jax.reporting import wording
+from edsft_jax.reporting import timing, wording
 
 
 def section(
@@ -68,19 +68,17 @@ def _evaluation(
   cells: Sequence[study.Cell],
 ) -> str:
   """Seconds per cell so far, and what the other cells take at that rate."""
-  done = sum(
-    all(
-      workdir.run(cell.name).evaluation(task).exists()
-      for task in config.evaluation.tasks
-    )
-    for cell in cells
-  )
-  record = store.Manifest(workdir).stages.get('evaluate')
-  if record is None or not done:
+  done = [
+    run
+    for run in (workdir.run(cell.name) for cell in cells)
+    if all(run.evaluation(task).exists() for task in config.evaluation.tasks)
+  ]
+  stages = store.Manifest(workdir).stages
+  seconds = timing.read_timing(stages, done).seconds.get('evaluate')
+  if not done or not seconds:
     return 'No cell has been evaluated here.'
-  left = record.seconds / done * (len(cells) - done)
+  left = seconds / len(done) * (len(cells) - len(done))
   return (
-    f'Evaluating: {console.count(done, "cell")} took '
-    f'{wording.duration(record.seconds)}, so the others take '
-    f'{wording.duration(left)}.'
+    f'Evaluating: {console.count(len(done), "cell")} took '
+    f'{wording.duration(seconds)}, so the others take {wording.duration(left)}.'
   )

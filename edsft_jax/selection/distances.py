@@ -285,7 +285,7 @@ class Distances:
     few = max(size // 16, 1)
     ahead = []
     for part in parts:
-      # Often a single prompt is missing, and then padding would cost most.
+      # Often only one prompt is missing: padding would then cost the most.
       filled = np.resize(part, few if len(part) <= few else size)
       with jax.enable_x64(True):
         square_R = nearest.squares_to_chosen(

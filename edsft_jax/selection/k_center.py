@@ -2,8 +2,8 @@
 
 The covering radius is at most twice the best possible. Picks are exact without
 a pass over the pool for each: distances to the nearest chosen prompt only fall,
-so greedy picks among the farthest prompts alone, until their largest distance
-no longer exceeds that of the others.
+so greedy picks only among the farthest prompts, until their largest distance no
+longer exceeds that of the others.
 """
 
 import jax

@@ -16,7 +16,7 @@ class Progress:
 
   The number of picks never decreases, and the last call is (budget, budget). A
   pass over the pool makes no picks: it calls after each of its parts with the
-  same number, to show that work goes on. An exception from the callback ends
+  same number, to show that work continues. An exception from the callback ends
   the selection.
   """
 
@@ -50,7 +50,7 @@ class Progress:
       self._callback(self._picks, self._budget)
 
   def working(self) -> None:
-    """Reports that work goes on, without another pick."""
+    """Reports that work continues, without another pick."""
     if self._callback is not None:
       self._callback(self._picks, self._budget)
 

@@ -27,7 +27,7 @@ _ROWS = 8192
 # Squared distances are sums of four numbers that do not exceed this.
 _LARGEST = float(np.finfo(np.float32).max) / 4
 
-# Called after every block of rows, to report that work goes on.
+# Called after every block of rows, to report that work continues.
 Working: TypeAlias = Callable[[], None] | None
 
 

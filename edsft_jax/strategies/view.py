@@ -55,7 +55,7 @@ class View:
     features: np.ndarray | None = None,
     similarity: selection.Similarity | None = None,
   ) -> 'View':
-    """The view with the options and the devices of a study."""
+    """The view, with the options and the devices of a study's config."""
     c = config.selection
     mesh = mesh_lib.model_mesh(**config.mesh)
     if mesh.is_multi_process:
@@ -73,7 +73,7 @@ class View:
     )
 
   def part(self, positions: np.ndarray) -> 'View':
-    """The view of these prompts alone, [n] ascending positions."""
+    """The view of only these prompts, [n] ascending positions."""
     inside = np.zeros(len(self.pool), bool)
     inside[positions] = True
     return dataclasses.replace(

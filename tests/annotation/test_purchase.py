@@ -103,8 +103,11 @@ def test_a_missing_held_out_set_is_told_before_the_purchase(study, capsys):
   [
     ({'buy': 'randon'}, "annotation.buy='randon'.*did you mean 'random'"),
     ({'buy': 'k_center'}, 'one of selection.strategies'),
-    ({'price_per_answer': -1.0}, 'annotation.price_per_answer is -1.0'),
-    ({'price_per_word': float('inf')}, 'annotation.price_per_word is inf'),
+    (
+      {'price_per_answer': -1.0},
+      'price_per_answer is -1.0: must be at least 0',
+    ),
+    ({'price_per_word': float('inf')}, 'price_per_word is inf: must be finite'),
   ],
 )
 def test_bad_options(study, options, message):

@@ -1,11 +1,10 @@
 """The built-in model, and the text that it was trained on."""
 
-import importlib.util
 import itertools
 
 from absl import flags
 import formats
-from places import REPOSITORY
+from places import script_module
 import pytest
 
 from edsft_jax import models
@@ -14,10 +13,7 @@ from edsft_jax.pool import demo
 
 @pytest.fixture(scope='module')
 def script():
-  path = REPOSITORY / 'scripts' / 'make_demo_model.py'
-  spec = importlib.util.spec_from_file_location('make_demo_model', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = script_module('make_demo_model')
   yield module
   for name in ('output', 'steps'):
     delattr(flags.FLAGS, name)

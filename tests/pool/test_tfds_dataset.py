@@ -1,6 +1,5 @@
 """Prepared TFDS datasets give the pool of the file they were made from."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +7,7 @@ import sys
 
 from absl import flags
 import numpy as np
-from places import REPOSITORY
+from places import REPOSITORY, script_module
 import pyarrow.parquet as pq
 import pytest
 import tensorflow_datasets as tfds
@@ -27,10 +26,7 @@ ROWS = [
 
 @pytest.fixture(scope='module')
 def script():
-  path = REPOSITORY / 'scripts' / 'make_tfds_pool.py'
-  spec = importlib.util.spec_from_file_location('make_tfds_pool', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  module = script_module('make_tfds_pool')
   yield module
   for name in ('name', 'data_dir', 'version', 'split'):
     delattr(flags.FLAGS, name)

@@ -5,12 +5,11 @@ every seed had the whole pool and budgets were 100, 200 and 400.
 """
 
 import dataclasses
-import importlib.util
 import math
 import pathlib
 
 import numpy as np
-from places import REPOSITORY
+from places import script_module
 import plain_procedure as plain
 import pytest
 from scipy import stats
@@ -366,11 +365,7 @@ def test_a_curve_that_does_not_rise_cannot_tell_savings():
 
 @pytest.fixture(scope='module')
 def script():
-  path = REPOSITORY / 'scripts' / 'simulate_statistics.py'
-  spec = importlib.util.spec_from_file_location('simulate_statistics', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  return script_module('simulate_statistics')
 
 
 def test_simulated_studies_that_differ_in_nothing(script):
