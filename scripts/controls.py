@@ -34,7 +34,6 @@ from configs import sni_smollm2
 from edsft_jax import main as command
 from edsft_jax import pipeline, selection, store
 from edsft_jax.reporting import comparison, results, tables
-from edsft_jax.reporting.differences import csv_text
 from edsft_jax.strategies import registry
 from edsft_jax.strategies.view import View
 
@@ -230,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(' | '.join(row.values()), flush=True)
   path = arguments.folder / f'{arguments.control}.csv'
   values = [tuple(row.values()) for row in rows]
-  store.write_text(path, csv_text(list(rows[0]), values))
+  store.write_text(path, tables.csv_text((list(rows[0]), values)))
   print(f'wrote {path}')
 
 
