@@ -118,12 +118,12 @@ def test_the_commands_run(tmp_path, shared):
   ]
   (tmp_path / 'alpaca_eval.json').write_text(json.dumps(instructions))
   commands = _commands('python -m edsft_jax.main')
-  assert len(commands) == 4
-  first = [word for word in commands[0] if '.path=' in word]
+  assert len(commands) == 5
+  paths = [word for word in commands[0] if '.path=' in word]
   for command in commands:
     words = command[1:]
     if '--workdir=runs/mine' in words:
-      words += first
+      words += paths
     words += [f'--config.{name}={value}' for name, value in SMALL.items()]
     for placeholder, name in names.items():
       words = [word.replace(placeholder, name) for word in words]
@@ -136,6 +136,7 @@ def test_the_commands_run(tmp_path, shared):
       check=False,
     )
     assert result.returncode == 0, result.stderr
+  assert (tmp_path / 'runs' / 'trial' / 'report' / 'index.html').exists()
   mine = tmp_path / 'runs' / 'mine'
   cell = mine / 'runs' / 'min_margin-k4-seed0' / 'evaluations'
   for task in ('heldout', 'mmlu', 'alpaca_eval'):

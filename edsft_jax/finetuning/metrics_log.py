@@ -19,13 +19,7 @@ class Tracker(Protocol):
 
 
 class Log(Protocol):
-  """Where the lines of a cell go.
-
-  Attributes:
-    first_loss: the loss of the first line; None before it.
-  """
-
-  first_loss: float | None
+  """Where the lines of a cell go."""
 
   def write(
     self,
@@ -49,8 +43,6 @@ def open_log(
 class _NoLog:
   """Drops all lines."""
 
-  first_loss: float | None = None
-
   def write(self, *line: Any) -> None:
     """Drops a line."""
 
@@ -73,7 +65,6 @@ class MetricsLog:
     self._tracker = tracker
     kept = _lines_until(run.metrics, step)
     timing = _lines_until(run.timing, step)
-    self.first_loss: float | None = kept[0]['loss'] if kept else None
     self._tokens = kept[-1]['tokens'] if kept else 0
     before = timing[-1]['seconds'] if timing else 0.0
     self._start = time.monotonic() - before
@@ -117,8 +108,6 @@ class MetricsLog:
       InputError: the disk is full.
     """
     self._tokens += num_tokens
-    if self.first_loss is None:
-      self.first_loss = metrics['loss']
     seconds = round(time.monotonic() - self._start, 3)
     lines = (
       {'step': step, **metrics, 'tokens': self._tokens},

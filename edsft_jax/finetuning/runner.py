@@ -191,12 +191,12 @@ class Runner:
       return
     progress.advance(self._steps[cell] - result.facts['steps'])
     facts = processes.from_first('facts', lambda: result.facts)
-    if facts['last_loss'] > facts['first_loss']:
+    if 'loss_rise' in facts:
+      start, end = facts['loss_rise']
       console.say(
         'finetune',
-        f'{cell.name}: the loss ended above its start '
-        f'({facts["first_loss"]:.3f} -> {facts["last_loss"]:.3f}): lower '
-        'finetuning.learning_rate',
+        f'{cell.name}: the loss ended above its start ({start:.3f} -> '
+        f'{end:.3f}): lower finetuning.learning_rate',
       )
     if processes.is_first():
       store.write_json(run.cell, {**made_from, 'training': facts})

@@ -1,17 +1,17 @@
 """The training loop of a cell, which survives kills and restarts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from edsft_jax import errors, store
 from edsft_jax import mesh as mesh_lib
+from edsft_jax import store
 from edsft_jax.finetuning import batches, schedules, trainer
 from edsft_jax.finetuning.checkpoints import Checkpoints, Restored
+from edsft_jax.finetuning.losses import Losses
 from edsft_jax.finetuning.meter import Meter
 from edsft_jax.finetuning.metrics_log import Log, Tracker, open_log
 from edsft_jax.finetuning.progress import CellProgress
@@ -119,10 +119,10 @@ def train(
     restored = checkpoints.restore(model.state_shapes)
     first, state, saved = restored or Restored(0, model.init_state(seed), {})
     watchers.progress.advance(first)
-    losses = _Losses(
-      run, model.hyperparameters.learning_rate, lambda: checkpoints.last_step
+    losses = Losses(
+      run, model.hyperparameters, len(examples), lambda: checkpoints.last_step
     )
-    losses.restore(saved.get('losses', []))
+    losses.restore(saved)
     if validation is not None:
       validation.restore(saved.get('validation', {}))
     loop = _Loop(model, examples, seed, schedule, watchers, validation, losses)
@@ -141,7 +141,7 @@ class _Loop:
     schedule: Schedule,
     watchers: Watchers,
     validation: Validation | None,
-    losses: '_Losses',
+    losses: Losses,
   ):
     h = model.hyperparameters
     self._model = model
@@ -186,9 +186,12 @@ class _Loop:
         return None
     facts: dict[str, Any] = {
       'steps': step,
-      'first_loss': log.first_loss,
+      'first_loss': self._losses.first,
       'last_loss': self._losses.last,
     }
+    rise = self._losses.rise()
+    if rise is not None:
+      facts['loss_rise'] = rise
     if self._validation is not None:
       state, best = self._validation.choose(state)
       facts |= best
@@ -223,98 +226,7 @@ class _Loop:
 
   def _progress(self) -> dict[str, Any]:
     """What a resumed run needs besides the state."""
-    result: dict[str, Any] = {'losses': self._losses.pending()}
+    result = self._losses.progress
     if self._validation is not None:
       result['validation'] = self._validation.progress
     return result
-
-
-class _Loss(NamedTuple):
-  """The loss of a step, on the device until it is needed."""
-
-  value: jax.Array | float
-  num_tokens: int
-  ids: Sequence[str]
-
-
-class _Losses:
-  """Losses since the last line of the log.
-
-  Attributes:
-    last: the mean loss of the last line.
-  """
-
-  def __init__(
-    self,
-    run: store.Run,
-    learning_rate: float,
-    last_checkpoint: Callable[[], int | None],
-  ):
-    self.last: float | None = None
-    self._run = run
-    self._learning_rate = learning_rate
-    self._last_checkpoint = last_checkpoint
-    self._losses: list[_Loss] = []
-
-  def restore(self, saved: Sequence[tuple[float, int]]) -> None:
-    """Takes what `pending` gave."""
-    self._losses = [_Loss(value, n, ()) for value, n in saved]
-
-  def pending(self) -> list[tuple[float, int]]:
-    """The losses and their numbers of tokens, for JSON."""
-    return [(float(loss.value), loss.num_tokens) for loss in self._losses]
-
-  def add(self, loss: jax.Array, num_tokens: int, ids: Sequence[str]) -> None:
-    self._losses.append(_Loss(loss, num_tokens, ids))
-
-  def check(self, step: int, state: trainer.State) -> None:
-    """Waits for the last step, and looks for values that are not finite.
-
-    Raises:
-      InputError: a loss or a parameter is not finite.
-    """
-    values = self._values(step)
-    if not trainer.all_finite(state):
-      raise self._not_finite(step, len(values) - 1)
-
-  def take(self, step: int) -> tuple[float, int]:
-    """The mean loss per response token since the last call, and their number.
-
-    Raises:
-      InputError: one of them is not finite.
-    """
-    values = self._values(step)
-    counts = [loss.num_tokens for loss in self._losses]
-    self.last = float(np.average(values, weights=np.maximum(counts, 1)))
-    self._losses = []
-    return self.last, sum(counts)
-
-  def _values(self, step: int) -> np.ndarray:
-    # The loop waits for the latest step only here: steps run back to back.
-    values = np.asarray(
-      jax.device_get([loss.value for loss in self._losses]), np.float64
-    )
-    if not np.all(np.isfinite(values)):
-      first = int(np.argmin(np.isfinite(values)))
-      raise self._not_finite(step - len(values) + 1 + first, first)
-    return values
-
-  def _not_finite(self, step: int, index: int) -> errors.InputError:
-    ids = self._losses[index].ids
-    more = f' and {len(ids) - _IDS_SHOWN} more' if len(ids) > _IDS_SHOWN else ''
-    saved = self._last_checkpoint()
-    before = (
-      'no checkpoint is older'
-      if saved is None
-      else f'the last checkpoint is {self._run.checkpoints / str(saved)}'
-    )
-    return errors.InputError(
-      f'finetuning {self._run.root.name}: the loss is not finite at step '
-      f'{step}, on the prompts {", ".join(map(repr, ids[:_IDS_SHOWN]))}{more} '
-      f'({before}): lower finetuning.learning_rate (now '
-      f'{self._learning_rate:g}) and remove {self._run.root.parent}, whose '
-      'other cells used it too'
-    )
-
-
-_IDS_SHOWN = 4

@@ -13,10 +13,9 @@ def rising_losses(
   for cell in cells:
     path = workdir.run(cell.name).cell
     facts = store.read_json(path).get('training') if path.exists() else None
-    # Earlier versions recorded no losses.
-    if facts and facts['last_loss'] > facts['first_loss']:
+    if facts and 'loss_rise' in facts:
+      start, end = facts['loss_rise']
       lines.append(
-        f'{cell.name}: {facts["first_loss"]:.3f} at the first step, '
-        f'{facts["last_loss"]:.3f} at the end'
+        f'{cell.name}: {start:.3f} at the start, {end:.3f} at the end'
       )
   return lines

@@ -14,6 +14,7 @@ import tiny_study
 from edsft_jax import errors, finetuning, mesh, models, store
 from edsft_jax.finetuning import batches, options
 from edsft_jax.finetuning import trainer as trainer_lib
+from edsft_jax.finetuning.losses import Losses
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.schedules import learning_rates
 from edsft_jax.models import lora
@@ -250,7 +251,41 @@ def test_a_loss_that_rises_is_said(workdir, capsys):
   finetuning.run(_config(learning_rate=3.0, schedule='constant'), workdir)
   assert f'{CELL}: the loss ended above its start' in capsys.readouterr().out
   training = store.read_json(workdir.run(CELL).cell)['training']
-  assert training['last_loss'] > training['first_loss']
+  start, end = training['loss_rise']
+  assert end > start
+
+
+def _empty_losses(tmp_path, epochs):
+  hyperparameters = dataclasses.replace(
+    tiny_study.LORA, epochs=epochs, batch_size=2
+  )
+  run = store.Workdir(tmp_path).run(CELL)
+  return Losses(run, hyperparameters, 4, lambda: None)
+
+
+@pytest.mark.parametrize(
+  ('epochs', 'losses', 'rise'),
+  [
+    # Two steps of one epoch have other examples.
+    (1, [2.0, 3.9], None),
+    (1, [2.0, 4.1], (2.0, 4.1)),
+    # The first and the last epoch have the same.
+    (3, [2.0, 4.0, 9.0, 9.0, 3.0, 2.9], None),
+    (3, [2.0, 4.0, 0.0, 0.0, 3.0, 3.1], (3.0, 3.05)),
+  ],
+)
+def test_which_loss_rises(epochs, losses, rise, tmp_path):
+  """The second half is taken after a resume."""
+  before, after = (_empty_losses(tmp_path, epochs) for _ in range(2))
+  half = len(losses) // 2
+  for step, loss in enumerate(losses, 1):
+    part = before if step <= half else after
+    part.add(np.float32(loss), 10, ['a', 'b'])
+    if step == 1 or step > half:
+      part.take(step)
+    if step == half:
+      after.restore(json.loads(json.dumps(before.progress)))
+  assert after.rise() == (rise and pytest.approx(rise))
 
 
 def test_every_hyperparameter_is_in_the_fingerprint():

@@ -6,21 +6,18 @@ from edsft_jax import reporting, store, study
 from edsft_jax.reporting import training
 
 
-def _train(workdir, cell, first, last) -> None:
-  store.write_json(
-    workdir.run(cell.name).cell,
-    {'training': {'first_loss': first, 'last_loss': last}},
-  )
+def _train(workdir, cell, **facts) -> None:
+  store.write_json(workdir.run(cell.name).cell, {'training': facts})
 
 
 def test_a_loss_that_rose_is_on_the_page(tmp_path, quick):
   options = synthetic.config()
   workdir = synthetic.write(tmp_path, options)
   cells = study.cells(options)
-  _train(workdir, cells[0], 2.0, 1.5)
+  _train(workdir, cells[0], first_loss=2.0, last_loss=1.5)
   assert training.rising_losses(workdir, cells) == []
-  _train(workdir, cells[1], 5.7, 9.7)
-  line = f'{cells[1].name}: 5.700 at the first step, 9.700 at the end'
+  _train(workdir, cells[1], loss_rise=(5.7, 9.7))
+  line = f'{cells[1].name}: 5.700 at the start, 9.700 at the end'
   assert training.rising_losses(workdir, cells) == [line]
   reporting.run(options, workdir)
   text = workdir.report.read_text()
