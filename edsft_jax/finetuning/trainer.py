@@ -1,6 +1,7 @@
 """The optimizer step, compiled once per batch shape for all cells."""
 
 from collections.abc import Callable, Sequence
+from concurrent import futures
 import dataclasses
 import functools
 import pathlib
@@ -168,10 +169,34 @@ class Trainer:
       InputError: there is not enough memory for half the rows either.
     """
     num_targets = max(sum(e.num_response for e in examples), 1)
+    if self._seen:
+      sums = self._fitting(state.params, examples, dropout_key)
+    else:
+      with futures.ThreadPoolExecutor(1) as ahead:
+        ahead.submit(self._compile_update)
+        sums = self._fitting(state.params, examples, dropout_key)
+    return self._update(state, *sums, np.float32(num_targets), learning_rate)
+
+  def _compile_update(self) -> None:
+    """Compiles the update, while the gradients are compiled and computed.
+
+    For adapters of many layers, it takes as long as they do.
+    """
+    params = self.state_shapes.params
+    loss = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._replicated)
+    one = np.float32(1)
+    self._update.lower(self.state_shapes, loss, params, one, one).compile()
+
+  def _fitting(
+    self,
+    params: list[jax.Array],
+    examples: Sequence[Example],
+    dropout_key: jax.Array | None,
+  ) -> tuple[jax.Array, list[jax.Array]]:
+    """Loss and gradients, from half the rows if all do not fit; see `step`."""
     while True:
       try:
-        sums = self._summed(state.params, examples, dropout_key)
-        break
+        return self._summed(params, examples, dropout_key)
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
@@ -181,7 +206,6 @@ class Trainer:
             'with the same devices, or a lower finetuning.micro_batch_size'
           ) from error
       self._halve(examples)
-    return self._update(state, *sums, np.float32(num_targets), learning_rate)
 
   def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
     """The program of `gradients` for micro-batches of this shape."""

@@ -110,7 +110,7 @@ class Shared(Generic[T]):
 class Compiled:
   """A jitted function that threads can share without compiling it twice."""
 
-  def __init__(self, function: Callable[..., Any]):
+  def __init__(self, function: jax.stages.Wrapped):
     self._function = function
     self._lock = threading.Lock()
     self._known: set[tuple[Any, ...]] = set()
@@ -119,6 +119,10 @@ class Compiled:
   def num_programs(self) -> int:
     """Number of programs compiled, one per combination of shapes."""
     return len(self._known)
+
+  def lower(self, *args: Any) -> jax.stages.Lowered:
+    """The program for these arguments; calls find it once it is compiled."""
+    return self._function.lower(*args)
 
   def __call__(self, *args: Any) -> Any:
     """Calls the function."""
