@@ -1,5 +1,6 @@
 """Templates of the pages, which share a style sheet and number formats."""
 
+import functools
 import importlib.resources
 from typing import Any
 
@@ -10,6 +11,7 @@ from edsft_jax.reporting import wording
 from edsft_jax.reporting.plots import palette
 
 
+@functools.cache
 def template(package: str, name: str) -> jinja2.Template:
   """A template from a file of a package; `style` is the shared style sheet.
 

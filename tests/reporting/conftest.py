@@ -1,13 +1,15 @@
-"""Reports without plots, which take most of the time."""
+"""Reports without plots and charts, which take most of the time."""
 
 import pytest
 
-from edsft_jax.reporting import plots
+from edsft_jax.reporting import interactive, plots
 
 
 def _leave_out_plots(patch: pytest.MonkeyPatch) -> None:
   blank = plots.Images('<svg></svg>', b'', b'')
   patch.setattr(plots, 'render', lambda *_: blank)
+  for name in ('efficiency_chart', 'map_chart'):
+    patch.setattr(interactive, name, lambda *_: {})
 
 
 @pytest.fixture

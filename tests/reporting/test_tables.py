@@ -10,7 +10,7 @@ from edsft_jax import errors, reporting, store
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory) -> store.Workdir:
+def workdir(tmp_path_factory, quick_module) -> store.Workdir:
   options = synthetic.config()
   made = synthetic.write(tmp_path_factory.mktemp('study'), options)
   store.write_json(made.config, options.to_dict())
