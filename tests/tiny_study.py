@@ -72,11 +72,16 @@ def words(config: ml_collections.ConfigDict) -> list[str]:
 
 
 @contextlib.contextmanager
-def on_one_device() -> Iterator[None]:
-  """Stages run on one of the eight devices: less to compile."""
-  one_device = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
-  with mock.patch.multiple(mesh, make_mesh=one_device, model_mesh=one_device):
+def on_devices(number: int) -> Iterator[None]:
+  """Stages run on so many of the eight devices."""
+  of_these = functools.partial(mesh.make_mesh, devices=jax.devices()[:number])
+  with mock.patch.multiple(mesh, make_mesh=of_these, model_mesh=of_these):
     yield
+
+
+def on_one_device() -> contextlib.AbstractContextManager[None]:
+  """Stages run on one device: less to compile."""
+  return on_devices(1)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The recipe: rates, dropout, adapters to start from, held-out losses."""
 
 import dataclasses
+import functools
 import json
 import math
 import signal
@@ -69,16 +70,21 @@ EXAMPLES = [
 ]
 
 
-def _losses(rate, memory, key) -> list[float]:
-  """The losses of two steps."""
+@functools.cache
+def _trainer(memory=None) -> trainer_lib.Trainer:
+  """One with dropout."""
   device_mesh = mesh.make_mesh()
-  config = _config(lora_dropout=rate)
-  trainer = trainer_lib.Trainer(
+  config = _config(lora_dropout=0.5)
+  return trainer_lib.Trainer(
     lambda: models.load_decoder(tiny_study.MODEL, 'float32', device_mesh),
     options.hyperparameters(config.finetuning),
     device_mesh,
     memory,
   )
+
+
+def _losses(trainer, key) -> list[float]:
+  """The losses of three steps."""
   state, losses = trainer.init_state(0), []
   for _ in range(3):
     state, loss = trainer.step(state, EXAMPLES, np.float32(0.05), key)
@@ -88,15 +94,17 @@ def _losses(rate, memory, key) -> list[float]:
 
 def test_dropout_does_not_depend_on_how_a_step_is_divided():
   key = jax.random.key(1)
-  packed = _losses(0.5, MemoryOptions(), key)
-  padded = _losses(0.5, MemoryOptions(packing=False), key)
-  divided = _losses(0.5, MemoryOptions(micro_batch_size=1, remat='layer'), key)
-  np.testing.assert_allclose(padded, packed, rtol=1e-4)
-  np.testing.assert_allclose(divided, packed, rtol=1e-4)
+  packed = _losses(_trainer(), key)
+  for memory in (
+    MemoryOptions(packing=False),
+    MemoryOptions(micro_batch_size=1, remat='layer'),
+  ):
+    divided = _losses(_trainer(memory), key)
+    np.testing.assert_allclose(divided, packed, rtol=1e-4)
   # A new adapter's B is zero, so the first loss does not see its inputs.
-  assert not np.allclose(packed[1:], _losses(0.5, None, None)[1:], rtol=1e-3)
-  other = _losses(0.5, None, jax.random.key(2))
-  assert not np.allclose(packed[1:], other[1:], rtol=1e-3)
+  for other in (None, jax.random.key(2)):
+    losses = _losses(_trainer(), other)
+    assert not np.allclose(packed[1:], losses[1:], rtol=1e-3)
 
 
 def test_dropout_keeps_the_mean():
