@@ -253,14 +253,6 @@ def test_a_finished_study_can_be_kept(demo, tmp_path):
   log.write_text(f'{result.stdout}a bar\rthe same bar, finished\n')
   script = REPOSITORY / 'scripts' / 'keep_study.py'
   workdir = shutil.copytree(root, tmp_path / 'copy')
-  options = [f'--config.{name}={value}' for name, value in SMALL.items()]
-  main = sys.executable, '-m', 'edsft_jax.main'
-  subprocess.run(
-    [*main, '--config=configs/quickstart.py', f'--workdir={workdir}', *options],
-    cwd=REPOSITORY,
-    env={**os.environ, 'XLA_FLAGS': compilation.xla_flags(NUM_DEVICES)},
-    check=True,
-  )
   for words in (('keep', workdir, folder, f'--log={log}'), ('verify', folder)):
     done = subprocess.run(
       [sys.executable, script, *words],
