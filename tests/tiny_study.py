@@ -73,7 +73,7 @@ def words(config: ml_collections.ConfigDict) -> list[str]:
 
 @contextlib.contextmanager
 def on_devices(number: int) -> Iterator[None]:
-  """Stages run on so many of the eight devices."""
+  """Stages run on this many of the eight devices."""
   of_these = functools.partial(mesh.make_mesh, devices=jax.devices()[:number])
   with mock.patch.multiple(mesh, make_mesh=of_these, model_mesh=of_these):
     yield
