@@ -6,22 +6,24 @@ Models are random, of real shapes: speed does not depend on the weights. Each
 side runs in a process of its own, one after the other, so that both have the
 whole memory; each runs a case once to warm up, and the fastest of the repeats
 counts. The peer's prompts are sorted by length, and the fastest of its batch
-sizes counts.
+sizes counts. The table is CSV.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 import csv
-import json
-import pathlib
 import subprocess
 import sys
-import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model_shapes import SHAPES
+import command_line
+import contest
+from model_shapes import SHAPES, read_config
 import numpy as np
+
+if TYPE_CHECKING:
+  from edsft_jax.scoring.scorer import Scorer
 
 NUM_NEW = 64
 FIELDS = (
@@ -59,74 +61,72 @@ def fastest(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
 
 def ours(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
   """Rows of this library."""
-  from flax import nnx
   import jax
 
+  from edsft_jax.inference.throughput import PEAKS, Work
+
+  peaks = PEAKS.get(jax.devices()[0].device_kind)
+  tokens = make_tokens(arguments)
+  scorer = _scorer(arguments, tokens)
+  reading_seconds = 0.0
+  for case in ('features', 'generate'):
+    decoding = case == 'generate'
+    done: list[Work] = []
+
+    def run(decoding: bool = decoding, done: list[Work] = done) -> None:
+      done.clear()
+      scorer(tokens, np.full(len(tokens), decoding), done.append)
+
+    seconds, first = fastest(run, arguments.repeats)
+    work = sum(done, Work())
+    share = ''
+    if peaks and decoding:
+      # Reading prompts takes as long as in the other case.
+      rate = work.bytes / (seconds - reading_seconds)
+      share = f'{rate / peaks[1]:.0%} of bandwidth in decoding'
+    elif peaks:
+      share = f'{work.flops / seconds / peaks[0]:.0%} of FLOP/s'
+    count = NUM_NEW * len(tokens) if decoding else sum(map(len, tokens))
+    yield {
+      'side': f'ours, batch_tokens {arguments.batch_tokens}',
+      'case': case,
+      'seconds': seconds,
+      'tokens_per_second': count / seconds,
+      'share_of_peak': share,
+      'peak_gib': contest.peak_bytes() / 2**30,
+      'first_seconds': first,
+    }
+    reading_seconds = seconds
+
+
+def _scorer(
+  arguments: argparse.Namespace, tokens: list[np.ndarray]
+) -> 'Scorer':
+  """The scorer of a random model."""
+  from flax import nnx
+
   from edsft_jax import inference, models
-  from edsft_jax.inference import throughput
   from edsft_jax.mesh import make_mesh
   from edsft_jax.scoring.scorer import Scorer
 
   mesh = make_mesh()
-  device = jax.devices()[0]
-  peaks = throughput.PEAKS.get(device.device_kind)
-  with tempfile.TemporaryDirectory() as folder:
-    config_file = pathlib.Path(folder) / 'config.json'
-    config_file.write_text(json.dumps(SHAPES[arguments.model]))
-    config = models.read_config(folder)
   weight_dtype, activation_dtype = models.parse_dtype(arguments.dtype)
   decoder = models.Decoder(
-    config,
+    read_config(SHAPES[arguments.model]),
     rngs=nnx.Rngs(0),
     dtype=weight_dtype,
     activation_dtype=activation_dtype,
   )
-  tokens = make_tokens(arguments)
-  lengths = [len(ids) for ids in tokens]
-  scorer = Scorer(
+  return Scorer(
     decoder,
     mesh,
-    inference.choose_shapes(decoder, mesh, lengths),
+    inference.choose_shapes(decoder, mesh, [len(ids) for ids in tokens]),
     end_ids=(),
     max_new_tokens=NUM_NEW,
     batch_tokens=arguments.batch_tokens,
     max_rows=len(tokens),
     prompt_scores=False,
   )
-  seconds_before = 0.0
-  for case in ('features', 'generate'):
-    work = throughput.Work()
-
-    def add(more: throughput.Work) -> None:
-      nonlocal work
-      work += more
-
-    def run(case: str = case) -> None:
-      nonlocal work
-      work = throughput.Work()
-      scorer(tokens, np.full(len(tokens), case == 'generate'), add)
-
-    seconds, first = fastest(run, arguments.repeats)
-    new = NUM_NEW * len(tokens)
-    decoding = case == 'generate'
-    share = ''
-    if peaks and decoding:
-      # Reading prompts takes as long as in the other case.
-      rate = work.bytes / (seconds - seconds_before)
-      share = f'{rate / peaks[1]:.0%} of bandwidth in decoding'
-    elif peaks:
-      share = f'{work.flops / seconds / peaks[0]:.0%} of FLOP/s'
-    yield {
-      'side': f'ours, batch_tokens {arguments.batch_tokens}',
-      'case': case,
-      'seconds': seconds,
-      'tokens_per_second': (new if decoding else sum(lengths)) / seconds,
-      'share_of_peak': share,
-      'peak_gib': (device.memory_stats() or {}).get('peak_bytes_in_use', 0)
-      / 2**30,
-      'first_seconds': first,
-    }
-    seconds_before = seconds
 
 
 def peer(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -171,51 +171,76 @@ def peer(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield best
 
 
+SIDES = {'ours': ours, 'peer': peer}
+
+
+def write_rows(
+  rows: Iterator[dict[str, Any]], arguments: argparse.Namespace
+) -> None:
+  """Prints the rows of a side as CSV, as they come."""
+  writer = csv.DictWriter(sys.stdout, FIELDS)
+  for row in rows:
+    row |= {
+      'model': arguments.model,
+      'dtype': arguments.dtype,
+      'lengths': '-'.join(map(str, arguments.lengths)),
+    }
+    writer.writerow(
+      {
+        name: f'{value:.2f}' if isinstance(value, float) else value
+        for name, value in row.items()
+      }
+    )
+    sys.stdout.flush()
+
+
 def main() -> None:
   """Runs both sides, prints a table as CSV."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--model', choices=SHAPES, default='smollm2_135m')
-  parser.add_argument(
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('--model', choices=SHAPES, default='smollm2_135m')
+  add(
     '--dtype',
     choices=('bfloat16', 'bfloat16_weights', 'float32'),
     default='bfloat16',
     help='model.dtype; bfloat16_weights has no peer: add --side ours',
   )
-  parser.add_argument('--prompts', type=int, default=256)
-  parser.add_argument('--lengths', type=int, nargs=2, default=(256, 256))
-  parser.add_argument('--batch_tokens', type=int, default=2**15)
-  parser.add_argument(
-    '--batch_sizes', type=int, nargs='+', default=[32, 64, 128, 256]
+  add('--prompts', type=command_line.positive, default=256, help='how many')
+  add(
+    '--lengths',
+    type=command_line.positive,
+    nargs=2,
+    default=(256, 256),
+    help='in tokens',
   )
-  parser.add_argument('--repeats', type=int, default=2)
-  parser.add_argument('--device', default='cuda', help="of the peer's torch")
-  parser.add_argument(
-    '--peer_python', default=sys.executable, help='interpreter with torch'
+  add(
+    '--batch_tokens',
+    type=command_line.positive,
+    default=2**15,
+    help='on our side',
   )
-  parser.add_argument('--side', choices=('ours', 'peer'), help='one side only')
+  add(
+    '--batch_sizes',
+    type=command_line.positive,
+    nargs='+',
+    default=[32, 64, 128, 256],
+  )
+  add('--repeats', type=command_line.positive, default=2)
+  add('--device', default='cuda', help="of the peer's torch")
+  add('--peer_python', default=sys.executable, help='interpreter with torch')
+  add('--side', choices=SIDES, help='one side only')
   arguments = parser.parse_args()
   if arguments.side:
-    rows = {'ours': ours, 'peer': peer}[arguments.side](arguments)
-    writer = csv.DictWriter(sys.stdout, FIELDS)
-    for row in rows:
-      row |= {
-        'model': arguments.model,
-        'dtype': arguments.dtype,
-        'lengths': '-'.join(map(str, arguments.lengths)),
-      }
-      for name in FIELDS:
-        if isinstance(row.get(name), float):
-          row[name] = f'{row[name]:.2f}'
-      writer.writerow(row)
+    write_rows(SIDES[arguments.side](arguments), arguments)
     return
   print(','.join(FIELDS), flush=True)
   for side, python in (
     ('ours', sys.executable),
     ('peer', arguments.peer_python),
   ):
-    subprocess.run(
-      [python, __file__, *sys.argv[1:], '--side', side], check=True
-    )
+    command = [python, __file__, *sys.argv[1:], '--side', side]
+    if code := subprocess.run(command, check=False).returncode:
+      raise SystemExit(code)
 
 
 if __name__ == '__main__':

@@ -15,14 +15,15 @@ than 1e-4 in log-likelihood.
 
 import argparse
 from collections.abc import Iterable, Sequence
-import gzip
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
-import time
 from typing import Any, NamedTuple
+
+import command_line
+from contest import time_command
+from prompt_files import read_rows
 
 NEAR_TIE = 1e-4
 SUBJECTS = (
@@ -81,16 +82,29 @@ class Answer(NamedTuple):
 
 def main() -> None:
   """Prints a row per case and side."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('cases', nargs='*', default=list(CASES))
-  parser.add_argument('--model', type=pathlib.Path, required=True)
-  parser.add_argument('--data', type=pathlib.Path, required=True)
-  parser.add_argument('--batch_sizes', type=int, nargs='+', default=[4, 16])
-  parser.add_argument('--limit', type=int, default=0, help='fewer items')
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add(
+    'cases',
+    nargs='*',
+    type=command_line.one_of(CASES),
+    default=CASES,
+    help=f'of {", ".join(CASES)}; all by default',
+  )
+  add('--model', type=command_line.existing_folder, required=True)
+  add('--data', type=command_line.existing_folder, required=True)
+  add(
+    '--batch_sizes',
+    type=command_line.positive,
+    nargs='+',
+    default=[4, 16],
+    help="the harness's; it runs once with each",
+  )
+  add('--limit', type=int, default=0, help='items per subject or task')
   # For the process of one side.
-  parser.add_argument('--side', choices=list(_SIDES))
-  parser.add_argument('--given', type=pathlib.Path)
-  parser.add_argument('--out', type=pathlib.Path)
+  add('--side', choices=_SIDES, help=argparse.SUPPRESS)
+  add('--given', type=pathlib.Path, help=argparse.SUPPRESS)
+  add('--out', type=pathlib.Path, help=argparse.SUPPRESS)
   args = parser.parse_args()
   for case in args.cases:
     if args.side:
@@ -132,19 +146,15 @@ def _run(
     out = pathlib.Path(name) / 'out.json'
     given_path = out.with_name('given.json')
     given_path.write_text(json.dumps(given))
-    start = time.perf_counter()
-    subprocess.run(
+    seconds, _ = time_command(
       [
         *(sys.executable, __file__, case, '--side', side),
         *('--model', str(args.model), '--data', str(args.data)),
         *('--limit', str(args.limit), '--out', str(out)),
         *('--given', str(given_path)),
-      ],
-      check=True,
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
+      ]
     )
-    return time.perf_counter() - start, json.loads(out.read_text())
+    return seconds, json.loads(out.read_text())
 
 
 def _questions(
@@ -155,8 +165,7 @@ def _questions(
   count = limit or count
 
   def read(name: str) -> list[dict]:
-    with gzip.open(data / f'{name}.jsonl.gz', 'rt', encoding='utf-8') as f:
-      return [json.loads(line) for line in f]
+    return list(read_rows(data / f'{name}.jsonl.gz'))
 
   def first_of_each(
     rows: list[dict], field: str, values: Iterable[str]
@@ -243,7 +252,7 @@ def _load(side: _Side) -> _Loaded:
   from edsft_jax import config as config_lib
   from edsft_jax import main as command
   from edsft_jax import mesh as mesh_lib
-  from edsft_jax import models
+  from edsft_jax import models, store
   from edsft_jax.evaluation import tasks
   from edsft_jax.evaluation.task import TaskInputs
 
@@ -265,7 +274,12 @@ def _load(side: _Side) -> _Loaded:
   decoder = models.load_decoder(side.args.model, dtype='float32', mesh=mesh)
   prompt_format = models.load_prompt_format(side.args.model, **config.prompt)
   task = tasks.TASKS[task_name](
-    TaskInputs(config, None, prompt_format, decoder.config.context)
+    TaskInputs(
+      config,
+      store.Workdir(side.folder),
+      prompt_format,
+      decoder.config.context,
+    )
   )
   batch_tokens = config.evaluation.batch_tokens
   return _Loaded(task, decoder, prompt_format, mesh, batch_tokens)
@@ -317,4 +331,4 @@ _SIDES = {'ours': _ours, 'theirs': _theirs, 'margins': _margins}
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

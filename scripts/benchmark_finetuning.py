@@ -21,20 +21,19 @@ Cases:
 import argparse
 from collections.abc import Iterator
 import dataclasses
-import gzip
 import json
 import pathlib
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
-from contest import show
+import command_line
+from contest import peak_bytes, show, time_command
 from model_shapes import SHAPES
 import numpy as np
+from prompt_files import load_format, read_rows
 
 SCRIPTS = pathlib.Path(__file__).parent
 FIELDS = (
@@ -86,25 +85,21 @@ def real_steps(
   model: pathlib.Path, prompts: pathlib.Path, num_steps: int
 ) -> list[list[dict[str, Any]]]:
   """Batches of 16 real examples of 60 to 250 tokens."""
-  from edsft_jax import config, models
   from edsft_jax.models import responses
 
-  prompt_format = models.load_prompt_format(model, **config.get_config().prompt)
+  prompt_format = load_format(model)
   examples = []
-  opened = gzip.open if prompts.suffix == '.gz' else open
-  with opened(prompts, 'rt', encoding='utf-8') as lines:
-    for line in lines:
-      row = json.loads(line)
-      prompt = row.get('prompt') or row['instruction']
-      if row.get('context'):
-        prompt = f'{prompt}\n\n{row["context"]}'
-      example = responses.encode(prompt_format, prompt, row['response'], 2048)
-      if 60 <= len(example.tokens) <= 250:
-        examples.append(
-          {'tokens': example.tokens, 'num_response': example.num_response}
-        )
-      if len(examples) == 16 * num_steps:
-        break
+  for row in read_rows(prompts, 'response'):
+    prompt = row.get('prompt') or row['instruction']
+    if row.get('context'):
+      prompt = f'{prompt}\n\n{row["context"]}'
+    example = responses.encode(prompt_format, prompt, row['response'], 2048)
+    if 60 <= len(example.tokens) <= 250:
+      examples.append(
+        {'tokens': example.tokens, 'num_response': example.num_response}
+      )
+    if len(examples) == 16 * num_steps:
+      break
   return [examples[i : i + 16] for i in range(0, len(examples), 16)]
 
 
@@ -144,9 +139,9 @@ def make_job(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
       arguments.model, arguments.prompts, arguments.steps
     )
   else:
-    shape = (8, 256) if case == 'full' else (arguments.rows, 2048)
+    rows, length = (8, 256) if case == 'full' else (arguments.rows, 2048)
     vocabulary = SHAPES[MODELS[case]]['vocab_size']
-    job['steps'] = random_steps(*shape, vocabulary, arguments.steps)
+    job['steps'] = random_steps(rows, length, vocabulary, arguments.steps)
   return job
 
 
@@ -154,7 +149,6 @@ def train(folder: pathlib.Path) -> None:
   """Our side, in this process; prints a `Run` as JSON."""
   started = time.perf_counter()
   from flax import nnx
-  import jax
 
   from edsft_jax import models
   from edsft_jax.finetuning.memory import MemoryOptions
@@ -199,19 +193,9 @@ def train(folder: pathlib.Path) -> None:
     state, loss = trainer.step(state, examples, np.float32(1e-4))
     losses.append(float(loss))
     seconds.append(time.perf_counter() - start)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
-  if jax.default_backend() != 'cpu':
-    peak = jax.local_devices()[0].memory_stats()['peak_bytes_in_use']
   whole = time.perf_counter() - started
-  print(json.dumps(dataclasses.asdict(Run(whole, seconds, losses, peak))))
-
-
-def run(command: list[str]) -> Run:
-  """Runs one side in a process; raises with its last lines if it fails."""
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
-  if done.returncode:
-    raise SystemExit(f'{" ".join(command)}:\n{done.stderr[-3000:]}')
-  return Run(**json.loads(done.stdout.splitlines()[-1]))
+  result = Run(whole, seconds, losses, peak_bytes())
+  print(json.dumps(dataclasses.asdict(result)))
 
 
 def flop_per_token(config: dict[str, Any], method: str) -> float:
@@ -255,7 +239,8 @@ def compete(
     runs: dict[str, list[Run]] = {side: [] for side in sides}
     for _ in range(arguments.repeats):
       for side, command in sides.items():
-        runs[side].append(run(command))
+        _, output = time_command(command)
+        runs[side].append(Run(**json.loads(output.splitlines()[-1])))
         # Kept if another side fails or takes too long.
         print(f'{case}, {side}: {runs[side][-1]}', file=sys.stderr, flush=True)
   tokens = statistics.mean(
@@ -282,36 +267,39 @@ def compete(
 
 def main() -> None:
   """Runs the requested cases, prints a table and writes it."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('cases', nargs='*', help=f'any of {", ".join(PEERS)}')
-  parser.add_argument('--train', type=pathlib.Path, help=argparse.SUPPRESS)
-  parser.add_argument('--model', type=pathlib.Path, help='for smollm2')
-  parser.add_argument('--prompts', type=pathlib.Path, help='for smollm2')
-  parser.add_argument('--steps', type=int, default=4)
-  parser.add_argument('--rows', type=int, default=16, help='of the gpu cases')
-  parser.add_argument('--repeats', type=int, default=1)
-  parser.add_argument(
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('cases', nargs='*', type=command_line.one_of(PEERS), help='see above')
+  add('--train', type=pathlib.Path, help=argparse.SUPPRESS)
+  add('--model', type=command_line.existing_folder, help='for smollm2')
+  add('--prompts', type=command_line.existing_file, help='for smollm2')
+  add('--steps', type=command_line.positive, default=4)
+  add('--rows', type=command_line.positive, default=16, help='of the gpu cases')
+  add('--repeats', type=command_line.positive, default=1)
+  add(
     '--options',
     default='{}',
     help='JSON of finetuning.packing, .micro_batch_size and .remat',
   )
-  parser.add_argument(
+  add(
     '--peer_python',
     default=sys.executable,
     help="a Python with torch, transformers and peft; '': ours alone",
   )
-  parser.add_argument('--csv', default='', help='file to write; default: none')
+  add('--csv', default='', help='file to write; none by default')
   arguments = parser.parse_args()
   if arguments.train:
     train(arguments.train)
     return
-  if unknown := set(arguments.cases) - set(PEERS):
-    parser.error(f'unknown: {", ".join(unknown)}')
-  if 'smollm2' in arguments.cases and not arguments.prompts:
+  if not arguments.cases:
+    parser.error(f'name cases of {", ".join(PEERS)}')
+  if 'smollm2' in arguments.cases and not (
+    arguments.model and arguments.prompts
+  ):
     parser.error('smollm2 needs --model and --prompts')
   rows = (row for case in arguments.cases for row in compete(case, arguments))
   show(FIELDS, rows, arguments.csv)
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -13,31 +13,33 @@ several batch sizes counts.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-import gzip
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import json
-import os
 import pathlib
-import re
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 
+import command_line
 from contest import Contestant, compete, show
 from flax import nnx
 import jax
 from model_shapes import SHAPES
 import numpy as np
+from prompt_files import encode, read_prompts
 import whole_commands
 
-from edsft_jax import config, inference, models
+from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.scorer import Scorer
 
 GROUPS = ('pool', 'commands', 'reading', 'generate', 'features', 'stop')
+# These need no files.
+RANDOM_GROUPS = ('generate', 'features')
+_GROUPS_HELP = (
+  f'of {", ".join(GROUPS)}; all but {" and ".join(RANDOM_GROUPS)} need --model '
+  'and --prompts'
+)
 FIELDS = (
   'case',
   'contestant',
@@ -230,7 +232,7 @@ def contest(
   batch_sizes: Sequence[int],
   of: Callable[[Ours | Waiting | Transformers], Contestant],
   repeats: int,
-  sides: dict[str, Callable[..., Ours | Waiting]],
+  sides: Mapping[str, type[Ours | Waiting]],
 ) -> Iterator[dict[str, str]]:
   """Variants of this library, and transformers' fastest batch size."""
   peers = {
@@ -257,22 +259,6 @@ def contest(
     }
 
 
-def read_prompts(path: pathlib.Path) -> list[str]:
-  """Reads the column "prompt" of a jsonl file, gzipped or not."""
-  with (gzip.open if path.suffix == '.gz' else open)(path, 'rt') as file:
-    return [json.loads(line)['prompt'] for line in file]
-
-
-def encode(path: pathlib.Path, prompts: Sequence[str]) -> list[np.ndarray]:
-  """Ids of prompts, truncated to leave room for the continuation."""
-  prompt_format = models.load_prompt_format(path, **config.get_config().prompt)
-  limit = models.read_config(path).context - NUM_NEW
-  return [
-    np.array(prompt_format.encode_prompt(p, limit, False)[0], np.int32)
-    for p in prompts
-  ]
-
-
 def random_model(folder: pathlib.Path) -> models.Decoder:
   """Makes a random model of 58 million parameters and saves it for the peer."""
   (folder / 'config.json').write_text(json.dumps(SHAPES['random_58m']))
@@ -291,45 +277,11 @@ def random_tokens() -> list[np.ndarray]:
   ]
 
 
-def pool_case(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
-  """Scores a whole file from the command line, in its own process."""
-  with tempfile.TemporaryDirectory() as folder:
-    start = time.perf_counter()
-    out = subprocess.run(
-      [
-        *(sys.executable, '-m', 'edsft_jax.main', 'pool', 'score'),
-        f'--workdir={folder}/study',
-        f'--config.pool.path={prompts}',
-        f'--config.model.path={model}',
-        '--config.pool.heldout_fraction=0.0',
-      ],
-      env=os.environ | {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
-      stdout=subprocess.PIPE,
-      text=True,
-      check=True,
-    ).stdout
-    seconds = time.perf_counter() - start
-  used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  programs = re.search(r'(\d+) programs? compiled', out)[1]
-  counts = re.search(r'([\d,]+) tokens read, ([\d,]+) generated', out)
-  tokens = sum(int(x.replace(',', '')) for x in counts.groups())
-  return {
-    'case': f'the whole of {prompts.name}, compilation included',
-    'contestant': f'ours: {programs} programs, '
-    f'peak {used.ru_maxrss / 2**20:.2f} GiB',
-    'seconds': f'{seconds:.1f}',
-    'ratio': '',
-    'cpu_seconds': f'{used.ru_utime + used.ru_stime:.1f}',
-    'tokens': f'{tokens:,}',
-    'tokens_per_second': f'{tokens / seconds:,.0f}',
-  }
-
-
 def reading_case(
   model: pathlib.Path, prompts: Sequence[str]
 ) -> Iterator[dict[str, str]]:
   """Features of all prompts, and the rate of full batches without padding."""
-  num_tokens = sum(map(len, encode(model, prompts)))
+  num_tokens = sum(map(len, encode(model, prompts, NUM_NEW)))
   yield from whole_commands.compete_reading(model, prompts, num_tokens)
   length = max(16, num_tokens // len(prompts) // 16 * 16)
   decoder = models.load_decoder(model, 'float32', make_mesh())
@@ -356,7 +308,7 @@ def processes(
   """Rows of the groups that time whole commands."""
   if 'pool' in groups:
     # First, since a child's peak is at least this process's size at the start.
-    yield pool_case(model, prompts)
+    yield whole_commands.score_file(model, prompts)
   if 'commands' in groups:
     yield from whole_commands.compete(model, read_prompts(prompts))
   if 'reading' in groups:
@@ -369,9 +321,8 @@ def cases(
   """Rows of the requested groups."""
   repeats = arguments.repeats
   model, prompts = arguments.model, arguments.prompts
-  if model and prompts:
-    yield from processes(groups, model, prompts, arguments.every)
-  if {'generate', 'features'} & {*groups}:
+  yield from processes(groups, model, prompts, arguments.every)
+  if {*RANDOM_GROUPS} & {*groups}:
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder)
       inputs = (path, random_model(path), random_tokens())
@@ -384,8 +335,8 @@ def cases(
         case = f'{size}, features'
         features = lambda side: side.features()
         yield from contest(case, *inputs, [16, 64], features, repeats, OURS)
-  if 'stop' in groups and model and prompts:
-    tokens = encode(model, read_prompts(prompts)[:256])
+  if 'stop' in groups:
+    tokens = encode(model, read_prompts(prompts)[:256], NUM_NEW)
     stop = [*models.end_ids(model), arguments.stop_token_id]
     until = lambda side: side.generate(stop)
     case = f'{model.name}, 256 prompts of {prompts.name}, {NUM_NEW} new or stop'
@@ -398,31 +349,28 @@ def cases(
 
 def main() -> None:
   """Runs the requested groups, prints a table and writes it."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('groups', nargs='*', help=f'any of {", ".join(GROUPS)}')
-  parser.add_argument(
-    '--model', type=pathlib.Path, help='a chat model; not for the random one'
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('groups', nargs='*', type=command_line.one_of(GROUPS), help=_GROUPS_HELP)
+  add('--model', type=command_line.existing_folder, help='of a chat model')
+  add('--prompts', type=command_line.existing_file, help='with column prompt')
+  add(
+    '--every',
+    type=command_line.positive,
+    default=1,
+    help='read only every n-th prompt',
   )
-  parser.add_argument(
-    '--prompts', type=pathlib.Path, help='JSONL, for the same groups'
-  )
-  parser.add_argument(
-    '--every', type=int, default=1, help='read only every n-th prompt'
-  )
-  parser.add_argument('--stop_token_id', type=int, default=4010)
-  parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument(
-    '--csv', default='', help='file to write; none by default'
-  )
+  add('--stop_token_id', type=int, default=4010, help='of the group stop')
+  add('--repeats', type=command_line.positive, default=3)
+  add('--csv', default='', help='file to write; none by default')
   arguments = parser.parse_args()
-  groups = arguments.groups or GROUPS
-  if unknown := set(groups) - set(GROUPS):
-    parser.error(
-      f'unknown: {", ".join(unknown)}; use any of {", ".join(GROUPS)}'
-    )
+  has_files = arguments.model and arguments.prompts
+  groups = arguments.groups or (GROUPS if has_files else RANDOM_GROUPS)
+  if not (has_files or {*groups} <= {*RANDOM_GROUPS}):
+    parser.error(f'{", ".join(groups)}: give --model and --prompts')
   print(f'jax on {jax.devices()}', file=sys.stderr)
   show(FIELDS, cases(groups, arguments), arguments.csv)
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -12,17 +12,15 @@ process: in total, beyond the features, and the bound for the latter
 (memory_limit + c N).
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 import heapq
 import importlib
 import multiprocessing
-import pathlib
-import re
 import sys
 import time
 
-from contest import Contestant, compete, show
+import command_line
+from contest import Contestant, compete, peak_process_bytes, show
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +29,7 @@ from edsft_jax import selection
 from edsft_jax.selection import checks, memory
 
 GROUPS = ('facility_location', 'small', 'k_center', 'approximate', 'size')
+PEERS = ('apricot', 'submodlib')
 FIELDS = (
   'case',
   'contestant',
@@ -89,7 +88,10 @@ def kernel(features: np.ndarray, similarity: str) -> np.ndarray:
 
 def ours(features, budget, similarity, **kwargs) -> Contestant:
   """This library."""
-  how = {'rbf': selection.Rbf(width=1.0), 'cosine': selection.Cosine()}
+  how: dict[str, selection.Similarity] = {
+    'rbf': selection.Rbf(width=1.0),
+    'cosine': selection.Cosine(),
+  }
   return lambda: (
     selection.facility_location(
       features, budget, how[similarity], **kwargs
@@ -263,17 +265,11 @@ def approximate_cases(repeats: int):
   )
 
 
-def peak_kib() -> int:
-  """This process's own peak; getrusage starts with the parent's."""
-  status = pathlib.Path('/proc/self/status').read_text()
-  return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1])
-
-
 def measure_size(n: int, d: int) -> list[dict]:
   """Warms up on a small pool, then measures two calls: times and peaks."""
   features = clustered_pool(n, d)
   selection.facility_location(features[:2_000], 10)
-  before = peak_kib()
+  before = peak_process_bytes()
   limit = memory.limit(None, checks.mesh(None))
   rows = []
   for call in ('first call', 'second call'):
@@ -281,8 +277,8 @@ def measure_size(n: int, d: int) -> list[dict]:
     result = selection.facility_location(features, n // 10, memory_limit=limit)
     seconds = time.perf_counter() - start
     cpu_seconds = time.process_time() - cpu_start
-    peak = peak_kib()
-    beyond = (peak - before) / 2**20
+    peak = peak_process_bytes()
+    beyond = (peak - before) / 2**30
     bound = (limit + BYTES_PER_ROW * n) / 2**30
     rows.append(
       dict(
@@ -292,7 +288,7 @@ def measure_size(n: int, d: int) -> list[dict]:
         ratio='',
         cpu_seconds=f'{cpu_seconds:.3f}',
         objective=f'{result.objective:.4f}',
-        peak_gib=f'{peak / 2**20:.2f}',
+        peak_gib=f'{peak / 2**30:.2f}',
         beyond_features_gib=f'{beyond:.2f}',
         bound_gib=f'{bound:.2f}',
       )
@@ -334,19 +330,25 @@ def installed_peers(names: Sequence[str]) -> list[Callable]:
 
 def main() -> None:
   """Runs the requested groups, prints a table and writes it."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('groups', nargs='*', help=f'any of {", ".join(GROUPS)}')
-  parser.add_argument(
-    '--csv', default='', help='file to write; none by default'
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add(
+    'groups',
+    nargs='*',
+    type=command_line.one_of(GROUPS),
+    help=f'of {", ".join(GROUPS)}; all by default',
   )
-  parser.add_argument('--repeats', type=int, default=3)
-  parser.add_argument('--peers', nargs='*', default=['apricot', 'submodlib'])
+  add('--csv', default='', help='file to write; none by default')
+  add('--repeats', type=command_line.positive, default=3)
+  add(
+    '--peers',
+    nargs='*',
+    type=command_line.one_of(PEERS),
+    default=PEERS,
+    help=f'of {", ".join(PEERS)}; those installed by default',
+  )
   arguments = parser.parse_args()
   groups = arguments.groups or GROUPS
-  if unknown := set(groups) - set(GROUPS):
-    parser.error(
-      f'unknown: {", ".join(unknown)}; use any of {", ".join(GROUPS)}'
-    )
   peers, repeats = installed_peers(arguments.peers), arguments.repeats
   cases = {
     'facility_location': lambda: facility_location_cases(peers, repeats),
@@ -360,4 +362,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -10,30 +10,42 @@ file is float32 to bfloat16, for every dtype.
 
 import argparse
 from collections.abc import Iterator, Sequence
-import json
 import pathlib
-import resource
-import subprocess
 import sys
 import tempfile
 import time
 
-from contest import show
+import command_line
+from contest import peak_bytes, show, time_command
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from prompt_files import encode, load_format, read_prompts
 import scipy.stats
 
-from edsft_jax import config, inference, models
+from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring.scorer import Scorer
 
 DTYPES = ('float32', 'bfloat16_weights', 'float16', 'bfloat16')
-SCORES = ('min_margin', 'mean_margin', 'mean_entropy', 'least_confidence')
-SCORES = (*SCORES, 'prompt_min_margin', 'prompt_mean_entropy')
-FIELDS = ('dtype', 'first_seconds', 'seconds', 'peak_gib', 'near_a_tie')
-FIELDS = (*FIELDS, 'same_text', *SCORES)
+SCORES = (
+  'min_margin',
+  'mean_margin',
+  'mean_entropy',
+  'least_confidence',
+  'prompt_min_margin',
+  'prompt_mean_entropy',
+)
+FIELDS = (
+  'dtype',
+  'first_seconds',
+  'seconds',
+  'peak_gib',
+  'near_a_tie',
+  'same_text',
+  *SCORES,
+)
 
 
 def score(arguments: argparse.Namespace, dtype: str, out: pathlib.Path) -> None:
@@ -46,22 +58,17 @@ def score(arguments: argparse.Namespace, dtype: str, out: pathlib.Path) -> None:
       nnx.state(decoder, nnx.Param),
     )
     nnx.update(decoder, rounded)
-  prompt_format = models.load_prompt_format(
-    arguments.model, **config.get_config().prompt
-  )
-  with open(arguments.prompts) as file:
-    prompts = [json.loads(line)['prompt'] for line in file]
-  limit = decoder.config.context - arguments.num_new
-  tokens = [
-    np.array(prompt_format.encode_prompt(p, limit, False)[0], np.int32)
-    for p in prompts
-    if len(p) < arguments.max_characters
+  prompts = [
+    prompt
+    for prompt in read_prompts(arguments.prompts)
+    if len(prompt) < arguments.max_characters
   ][: arguments.num_prompts]
+  tokens = encode(arguments.model, prompts, arguments.num_new)
   scorer = Scorer(
     decoder,
     mesh,
     inference.choose_shapes(decoder, mesh, [len(ids) for ids in tokens]),
-    end_ids=prompt_format.end_ids,
+    end_ids=load_format(arguments.model).end_ids,
     max_new_tokens=arguments.num_new,
     batch_tokens=arguments.batch_tokens,
     max_rows=len(tokens),
@@ -76,20 +83,14 @@ def score(arguments: argparse.Namespace, dtype: str, out: pathlib.Path) -> None:
     row[: len(ids)] = ids
   np.savez(
     out,
+    allow_pickle=False,
     texts=texts,
     near_ties=found.near_ties,
     seconds=seconds,
-    peak_gib=_peak_bytes() / 2**30,
+    peak_gib=peak_bytes() / 2**30,
     **found.scores,
     **{f'prompt_{name}': x for name, x in found.prompt_scores.items()},
   )
-
-
-def _peak_bytes() -> int:
-  """The device's, or on a CPU the process's."""
-  statistics = jax.local_devices()[0].memory_stats() or {}
-  process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
-  return statistics.get('peak_bytes_in_use', process)
 
 
 def compare(command: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -98,7 +99,7 @@ def compare(command: Sequence[str]) -> Iterator[dict[str, str]]:
   with tempfile.TemporaryDirectory() as folder:
     for dtype in DTYPES:
       out = pathlib.Path(folder) / f'{dtype}.npz'
-      subprocess.run([*command, f'--dtype={dtype}', f'--out={out}'], check=True)
+      time_command([*command, f'--dtype={dtype}', f'--out={out}'])
       with np.load(out) as file:
         found = dict(file)
       reference = reference or found
@@ -122,18 +123,34 @@ def _correlation(found: np.ndarray, expected: np.ndarray) -> float:
 
 def main() -> None:
   """Prints the table, or scores in one dtype."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--model', type=pathlib.Path, required=True)
-  parser.add_argument('--prompts', type=pathlib.Path, required=True)
-  parser.add_argument('--round', action='store_true')
-  parser.add_argument('--num_prompts', type=int, default=64)
-  parser.add_argument('--max_characters', type=int, default=1200)
-  parser.add_argument('--num_new', type=int, default=64)
-  parser.add_argument('--batch_tokens', type=int, default=2**15)
-  parser.add_argument('--repeats', type=int, default=1)
-  parser.add_argument('--csv', default='', help='file to write')
-  parser.add_argument('--dtype', choices=DTYPES, help='score only with this')
-  parser.add_argument('--out', type=pathlib.Path, help='NPZ, with --dtype')
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('--model', type=command_line.existing_folder, required=True)
+  add('--prompts', type=command_line.existing_file, required=True)
+  add('--round', action='store_true', help='round the weights to bfloat16')
+  add('--num_prompts', type=command_line.positive, default=64)
+  add(
+    '--max_characters',
+    type=command_line.positive,
+    default=1200,
+    help='of a prompt',
+  )
+  add(
+    '--num_new',
+    type=command_line.positive,
+    default=64,
+    help='tokens per continuation',
+  )
+  add('--batch_tokens', type=command_line.positive, default=2**15)
+  add(
+    '--repeats',
+    type=command_line.positive,
+    default=1,
+    help='after the first, which compiles',
+  )
+  add('--csv', default='', help='file to write; none by default')
+  add('--dtype', choices=DTYPES, help='score only with this')
+  add('--out', type=pathlib.Path, help='NPZ, with --dtype')
   arguments = parser.parse_args()
   if arguments.dtype:
     score(arguments, arguments.dtype, arguments.out)
@@ -142,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

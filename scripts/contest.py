@@ -1,9 +1,14 @@
-"""Runs benchmark contestants in turns, and prints a table of measurements."""
+"""Runs benchmark contestants in turns, measures them, and prints a table."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import csv
 import dataclasses
+import os
+import pathlib
+import re
+import shlex
 import statistics
+import subprocess
 import time
 
 Contestant = Callable[[], float]
@@ -56,6 +61,47 @@ def compete(
     )
     for name in contestants
   ]
+
+
+def time_command(
+  command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> tuple[float, str]:
+  """Seconds and output of a process, imports and loading included.
+
+  Args:
+    command: the program and its arguments.
+    environment: variables to set besides this process's own.
+
+  Raises:
+    SystemExit: it failed; the message has the end of what it printed.
+  """
+  start = time.perf_counter()
+  done = subprocess.run(
+    command,
+    env=os.environ | (environment or {}),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  seconds = time.perf_counter() - start
+  if done.returncode:
+    raise SystemExit(f'{shlex.join(command)}:\n{done.stderr[-3000:]}')
+  return seconds, done.stdout
+
+
+def peak_bytes() -> int:
+  """The peak memory of the first accelerator, or of this process on a CPU."""
+  import jax
+
+  memory = jax.local_devices()[0].memory_stats() or {}
+  return memory.get('peak_bytes_in_use') or peak_process_bytes()
+
+
+def peak_process_bytes() -> int:
+  """This process's peak memory; that of getrusage starts with its parent's."""
+  status = pathlib.Path('/proc/self/status').read_text()
+  (kib,) = re.findall(r'VmHWM:\s+(\d+) kB', status)
+  return int(kib) * 2**10
 
 
 def show(

@@ -22,6 +22,7 @@ import os
 import pathlib
 import sys
 
+import command_line
 import jax
 import ml_collections
 import numpy as np
@@ -204,18 +205,19 @@ CONTROLS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Runs a control and writes its table."""
-  parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-  parser.add_argument('control', choices=CONTROLS)
-  parser.add_argument('--model', required=True)
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('control', choices=CONTROLS)
+  add('--model', required=True, help='a Hugging Face directory or name')
   for option in ('--pool', '--heldout'):
-    parser.add_argument(option, type=pathlib.Path, required=True)
-  parser.add_argument('--repetitions', type=int, default=20)
-  parser.add_argument(
-    '--num_prompts', type=int, help='only this many, to try a control'
+    add(option, type=command_line.existing, required=True)
+  add('--repetitions', type=command_line.positive, default=20, help='of null')
+  add(
+    '--num_prompts',
+    type=command_line.positive,
+    help='of the pool; only this many, to try a control',
   )
-  parser.add_argument(
-    '--folder', type=pathlib.Path, default=pathlib.Path('runs/controls')
-  )
+  add('--folder', type=pathlib.Path, default=pathlib.Path('runs/controls'))
   arguments = parser.parse_args(argv)
   _use_compilation_cache()
   control = CONTROLS[arguments.control]
@@ -226,7 +228,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   rows = []
   for row in control.rows(pool[: arguments.num_prompts], heldout, arguments):
     rows.append(row)
-    print(' | '.join(row.values()), flush=True)
+    print(
+      ', '.join(f'{name} {value}' for name, value in row.items()), flush=True
+    )
   path = arguments.folder / f'{arguments.control}.csv'
   values = [tuple(row.values()) for row in rows]
   store.write_text(path, tables.csv_text((list(rows[0]), values)))
@@ -234,4 +238,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -10,13 +10,13 @@ divide the work evenly; loading and compiling are left out. Mean lengths (DATA,
 BENCHMARKS) are rounded guesses. `plan` measures scoring on the machine itself.
 """
 
-import argparse
 from collections.abc import Iterator
 import dataclasses
 import importlib
 import pathlib
 import sys
 
+import command_line
 from count_memory import decoder_config
 import jax
 import ml_collections
@@ -65,6 +65,12 @@ class Texts:
 DATA = {
   'flan': Texts(100_000, 360, 30),
   'dolly': Texts(15_000, 120, 90),
+}
+# Module of configs/ -> its data.
+CONFIGS = {
+  'bhatt2024_flan': 'flan',
+  'arabelly2025_flan': 'flan',
+  'arabelly2025_dolly': 'dolly',
 }
 # Worked examples are read once per subject; they are spread over the items.
 BENCHMARKS = (
@@ -174,8 +180,8 @@ def rows(c: ml_collections.ConfigDict, data: Texts) -> Iterator[str]:
 
 def main() -> None:
   """Prints the table."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('config', help='a module of configs/ of such a study')
+  parser = command_line.parser(__doc__)
+  parser.add_argument('config', choices=CONFIGS, help='a module of configs/')
   arguments = parser.parse_args()
   # Only the sizes of a mesh matter here.
   jax.config.update('jax_platforms', 'cpu')
@@ -183,7 +189,7 @@ def main() -> None:
   # The folder configs is not installed.
   sys.path.append(str(pathlib.Path(__file__).parents[1]))
   c = importlib.import_module(f'configs.{arguments.config}').get_config()
-  (data,) = (DATA[name] for name in DATA if name in arguments.config)
+  data = DATA[CONFIGS[arguments.config]]
   trained = finetuned_cells(c, data.count)
   print(
     f'{len(trained)} cells, {sum(cell.budget for cell in trained):,} examples '

@@ -16,18 +16,15 @@ Tables:
               CPU, for four layers of SmolLM2-135M's shape in float32.
 """
 
-import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import functools
 import itertools
-import json
 import math
-import pathlib
-import tempfile
 
+import command_line
 import jax
-from model_shapes import SHAPES
+from model_shapes import SHAPES, read_config
 
 from edsft_jax import config, models
 from edsft_jax.finetuning import footprint, loss, options
@@ -62,9 +59,7 @@ def decoder_config(name: str) -> models.DecoderConfig:
       'num_attention_heads': heads,
       'num_key_value_heads': kv_heads,
     }
-  with tempfile.TemporaryDirectory() as folder:
-    (pathlib.Path(folder) / 'config.json').write_text(json.dumps(fields))
-    return models.read_config(folder)
+  return read_config(fields)
 
 
 def counts(model: models.DecoderConfig, dtype: str) -> dict[int, memory.Memory]:
@@ -179,7 +174,9 @@ def compiled_rows() -> Iterator[str]:
     step = footprint.abstract_trainer(of, NUM_COMPILED).lower(
       footprint.abstract_batch(rows, length)
     )
-    allocated = step.compile().memory_analysis().temp_size_in_bytes
+    analysis = step.compile().memory_analysis()
+    assert analysis is not None
+    allocated = analysis.temp_size_in_bytes
     yield (
       f'| {method} | `{remat}` | {rows} x {length:,} | '
       f'{(needed.total - needed.fixed) / 1e6:.0f} MB | '
@@ -187,28 +184,26 @@ def compiled_rows() -> Iterator[str]:
     )
 
 
-TABLES = ('scoring', 'finetuning', 'residuals', 'compiled')
-
-
 def main() -> None:
   """Prints the tables that were asked for."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('table', choices=TABLES)
-  parser.add_argument('--sizes', nargs='*', default=SIZES, choices=SIZES)
-  parser.add_argument('--methods', nargs='*', default=METHODS, choices=METHODS)
+  tables: dict[str, Callable[[], Iterator[str]]] = {
+    'scoring': scoring_rows,
+    'finetuning': lambda: finetuning_rows(arguments.sizes, arguments.methods),
+    'residuals': residual_rows,
+    'compiled': compiled_rows,
+  }
+  parser = command_line.parser(__doc__)
+  parser.add_argument('table', choices=tables)
+  of_finetuning = 'of the table finetuning; all by default'
+  for option, names in (('--sizes', SIZES), ('--methods', METHODS)):
+    parser.add_argument(
+      option, nargs='+', choices=names, default=names, help=of_finetuning
+    )
   arguments = parser.parse_args()
   # Of a mesh only the sizes matter here.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 8)
-  rows = {
-    'scoring': scoring_rows,
-    'finetuning': functools.partial(
-      finetuning_rows, arguments.sizes, arguments.methods
-    ),
-    'residuals': residual_rows,
-    'compiled': compiled_rows,
-  }
-  for row in rows[arguments.table]():
+  for row in tables[arguments.table]():
     print(row)
 
 

@@ -7,11 +7,12 @@ Each is drawn above all that it imports. Arrows that follow from others are left
 out, and so are those to the bottom row, which all parts may import.
 """
 
-import argparse
 import ast
 from collections.abc import Iterator, Mapping
 import pathlib
 
+import command_line
+import matplotlib
 from matplotlib import figure, patches
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -170,18 +171,18 @@ def listing(found: Mapping[str, set[str]]) -> str:
 
 def main() -> None:
   """Writes the picture."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument(
     'path',
     nargs='?',
     type=pathlib.Path,
     default=REPOSITORY / 'docs' / 'imports.svg',
+    help='SVG to write; docs/imports.svg by default',
   )
-  import matplotlib
-
+  path = parser.parse_args().path
   # Reproducible names of shapes, and text as text.
   with matplotlib.rc_context({'svg.hashsalt': 'x', 'svg.fonttype': 'none'}):
-    draw(parser.parse_args().path)
+    draw(path)
 
 
 if __name__ == '__main__':

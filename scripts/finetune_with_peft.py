@@ -13,9 +13,9 @@ import json
 import os
 import pathlib
 import resource
-import sys
 import time
 
+import command_line
 import torch
 import transformers
 
@@ -87,7 +87,11 @@ def summed_loss(
 def main() -> None:
   """Trains on the batches of the job, and prints the measurements."""
   started = time.perf_counter()
-  folder, variant = pathlib.Path(sys.argv[1]), sys.argv[2].split('+')
+  parser = command_line.parser(__doc__)
+  parser.add_argument('folder', type=command_line.existing_folder)
+  parser.add_argument('variant')
+  arguments = parser.parse_args()
+  folder, variant = arguments.folder, arguments.variant.split('+')
   job = json.loads((folder / 'job.json').read_text())
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   if device == 'cpu':

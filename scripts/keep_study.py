@@ -9,11 +9,11 @@ verify makes the tables again from the items, as a test does for each folder
 that is kept.
 """
 
-import argparse
 import contextlib
 import io
 import pathlib
-import sys
+
+import command_line
 
 from edsft_jax import errors, pipeline, store, study
 from edsft_jax.reporting import kept
@@ -45,25 +45,23 @@ def without_bars(text: str) -> str:
 
 
 def main() -> None:
-  """Keeps or verifies; exits with 1 on an InputError."""
-  parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+  """Keeps or verifies."""
+  parser = command_line.parser(__doc__)
   commands = parser.add_subparsers(dest='command', required=True)
   keeping = commands.add_parser('keep')
-  keeping.add_argument('workdir', type=pathlib.Path)
-  keeping.add_argument('folder', type=pathlib.Path)
-  keeping.add_argument('--log', type=pathlib.Path, required=True)
-  commands.add_parser('verify').add_argument('folder', type=pathlib.Path)
+  keeping.add_argument('workdir', type=command_line.existing_folder)
+  keeping.add_argument('folder', type=pathlib.Path, help='to write')
+  keeping.add_argument('--log', type=command_line.existing_file, required=True)
+  verifying = commands.add_parser('verify')
+  verifying.add_argument('folder', type=command_line.existing_folder)
   arguments = parser.parse_args()
-  try:
-    if arguments.command == 'keep':
-      workdir = store.Workdir(arguments.workdir)
-      keep(workdir, arguments.folder, arguments.log)
-    if different := kept.differences(arguments.folder):
-      raise errors.InputError('; '.join(different))
-  except errors.InputError as error:
-    sys.exit(f'keep_study: {error}')
+  if arguments.command == 'keep':
+    workdir = store.Workdir(arguments.workdir)
+    keep(workdir, arguments.folder, arguments.log)
+  if different := kept.differences(arguments.folder):
+    raise errors.InputError('; '.join(different))
   print(f'{arguments.folder}: its tables are what its items give')
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

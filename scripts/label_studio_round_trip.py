@@ -1,6 +1,5 @@
 """The part of try_label_studio.sh that speaks with the server."""
 
-import argparse
 import json
 import pathlib
 import shutil
@@ -10,6 +9,8 @@ import time
 from typing import Any
 import urllib.error
 import urllib.request
+
+import command_line
 
 from edsft_jax import store
 
@@ -55,18 +56,20 @@ BUDGET = 10
 
 def main() -> None:
   """Runs the round trip; exits with an error if anything differs."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  for name in ('url', 'token', 'work'):
-    parser.add_argument(f'--{name}', required=True)
-  parser.add_argument('--keep', default='')
-  flags = parser.parse_args()
-  work = pathlib.Path(flags.work)
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('--url', required=True, help='of the server')
+  add('--token', required=True, help="of the server's user")
+  add('--work', type=pathlib.Path, required=True, help='a new folder')
+  add('--keep', type=pathlib.Path, help='folder for the exports')
+  arguments = parser.parse_args()
+  work = arguments.work
   work.mkdir(parents=True)
   study = _Study(work)
   study.ask()
-  server = _Server(flags.url, flags.token)
+  server = _Server(arguments.url, arguments.token)
   expected = _annotate(server, study)
-  keep = pathlib.Path(flags.keep) if flags.keep else work / 'exports'
+  keep = arguments.keep or work / 'exports'
   keep.mkdir(parents=True, exist_ok=True)
   shutil.copy(study.pool, keep / 'pool.jsonl')
   store.write_json(keep / 'expected.json', expected)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import pathlib
 import time
 
-from absl import app, flags
+import command_line
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,6 @@ from tokenizers import decoders, pre_tokenizers, processors, trainers
 from edsft_jax import console, models, store
 from edsft_jax.models.decoder import Decoder
 from edsft_jax.pool import demo
-
-_OUTPUT = flags.DEFINE_string(
-  'output', str(models.resolve('demo')), 'Directory to write the model into.'
-)
-_STEPS = flags.DEFINE_integer('steps', 3000, 'Optimizer steps.', 1)
 
 _SEED = 7
 _ROWS = 48
@@ -287,14 +282,24 @@ def train(tokenizer: tokenizers.Tokenizer, steps: int) -> Decoder:
   return decoder
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Trains the tokenizer and the model, and writes both."""
-  del argv
+  parser = command_line.parser(__doc__)
+  parser.add_argument(
+    '--output',
+    type=pathlib.Path,
+    default=models.resolve('demo'),
+    help='folder to write the model into; the package by default',
+  )
+  parser.add_argument(
+    '--steps', type=int, default=3000, help='of the optimizer'
+  )
+  arguments = parser.parse_args()
   start = time.monotonic()
   texts = documents(_SEED + 1)
   tokenizer = make_tokenizer([next(texts) for _ in range(20000)])
-  decoder = train(tokenizer, _STEPS.value)
-  directory = pathlib.Path(_OUTPUT.value)
+  decoder = train(tokenizer, arguments.steps)
+  directory = arguments.output
   models.save_decoder(decoder, directory)
   save_tokenizer(tokenizer, directory)
   size = sum(f.stat().st_size for f in directory.iterdir())
@@ -305,4 +310,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command_line.run(main)

@@ -14,10 +14,10 @@ import functools
 import json
 import pathlib
 import re
-import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
+import command_line
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -25,17 +25,11 @@ from edsft_jax import console, errors
 from edsft_jax.pool import tfds_dataset
 from edsft_jax.tables import readers
 
-_NAME = flags.DEFINE_string(
-  'name', None, "Name of the dataset: letters, digits, '_'.", required=True
-)
-_DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Folder of datasets; default: TFDS_DATA_DIR.'
-)
-_VERSION = flags.DEFINE_string('version', '1.0.0', 'Version of the dataset.')
-_SPLIT = flags.DEFINE_string('split', 'train', 'Name of its only split.')
 
-
-class PromptFile(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+# tfds.core has no types, so mypy finds only object's __init_subclass__.
+class PromptFile(  # type: ignore[call-arg]
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """A file of prompts as a dataset of one split, in the file's order."""
 
   def __init__(
@@ -77,6 +71,8 @@ class PromptFile(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, row in enumerate(self._rows()):
+      # Otherwise _find_kinds would have raised.
+      assert row.values is not None
       yield (
         number,
         {
@@ -203,32 +199,28 @@ def prepare(
   return builder
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
   """Prepares the named file and prints how to read it."""
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('file', type=command_line.existing_file, help='of prompts')
+  add('--name', required=True, help="of the dataset: letters, digits, '_'")
+  add('--data_dir', help='folder of datasets; TFDS_DATA_DIR by default')
+  add('--version', default='1.0.0')
+  add('--split', default='train', help='name of its only split')
+  arguments = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
-  try:
-    if len(argv) != 2:
-      raise errors.InputError('name one file of prompts')
-    builder = prepare(
-      pathlib.Path(argv[1]),
-      _NAME.value,
-      _DATA_DIR.value,
-      _VERSION.value,
-      _SPLIT.value,
-    )
-  except errors.InputError as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 2
-  count = builder.info.splits[_SPLIT.value].num_examples
+  builder = prepare(**vars(arguments))
+  count = builder.info.splits[arguments.split].num_examples
   console.say('tfds', f'{console.count(count, "row")} in {builder.data_path}')
-  set_folder = f'TFDS_DATA_DIR={_DATA_DIR.value} ' if _DATA_DIR.value else ''
+  data_dir, version = arguments.data_dir, arguments.version
+  set_folder = f'TFDS_DATA_DIR={data_dir} ' if data_dir else ''
   console.say(
     'tfds',
     f'read them: {set_folder}python -m edsft_jax.main '
-    f'--config.pool.path=tfds:{_NAME.value}:{_VERSION.value}/{_SPLIT.value}',
+    f'--config.pool.path=tfds:{arguments.name}:{version}/{arguments.split}',
   )
-  return 0
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command_line.run(main)

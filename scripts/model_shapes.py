@@ -1,6 +1,13 @@
 """Shapes of models that the benchmarks make with random weights."""
 
-from typing import Any
+from collections.abc import Mapping
+import json
+import pathlib
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from edsft_jax import models
 
 _LLAMA = {
   'model_type': 'llama',
@@ -46,3 +53,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     'num_key_value_heads': 32,
   },
 }
+
+
+def read_config(fields: Mapping[str, Any]) -> 'models.DecoderConfig':
+  """The architecture that a config.json with these fields describes."""
+  # The benchmarks' peers read SHAPES without jax.
+  from edsft_jax import models
+
+  with tempfile.TemporaryDirectory() as folder:
+    (pathlib.Path(folder) / 'config.json').write_text(json.dumps(fields))
+    return models.read_config(folder)

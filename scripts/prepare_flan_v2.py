@@ -11,13 +11,13 @@ otherwise strategies that need tasks find them by k-means. The file may be
 gzipped.
 """
 
-import argparse
-import json
 import pathlib
 from typing import Any
 
+import command_line
+from prompt_files import read_rows
+
 from edsft_jax import store
-from edsft_jax.tables import readers
 
 NAME = 'flan_v2_100k.jsonl'
 
@@ -36,16 +36,20 @@ def convert(row: dict[str, Any], number: int) -> dict[str, str]:
 
 def main() -> None:
   """Writes the pool."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('file', type=pathlib.Path)
-  parser.add_argument('--folder', type=pathlib.Path, required=True)
+  parser = command_line.parser(__doc__)
+  parser.add_argument('file', type=command_line.existing_file)
+  parser.add_argument(
+    '--folder', type=pathlib.Path, required=True, help='where to write the pool'
+  )
   arguments = parser.parse_args()
   path = arguments.folder / NAME
-  with readers.open_text(arguments.file) as file:
-    rows = [convert(json.loads(line), i) for i, line in enumerate(file)]
+  rows = [
+    convert(row, number)
+    for number, row in enumerate(read_rows(arguments.file, 'inputs', 'targets'))
+  ]
   store.write_jsonl(path, rows)
   print(f'{path}: {len(rows):,} prompts')
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

@@ -22,7 +22,6 @@ numbers of prompts per task stay uneven in the pool, and the held-out set weighs
 all tasks nearly alike.
 """
 
-import argparse
 import collections
 from collections.abc import Iterable, Iterator, Sequence
 import csv
@@ -30,8 +29,10 @@ import hashlib
 import json
 import pathlib
 
-from edsft_jax import store
-from edsft_jax.tables import readers
+import command_line
+from prompt_files import read_rows
+
+from edsft_jax import errors, store
 
 # The most characters of a prompt, and of its answer.
 CHARACTERS, ANSWER_CHARACTERS = 400, 100
@@ -39,14 +40,14 @@ CHARACTERS, ANSWER_CHARACTERS = 400, 100
 POOL, HELDOUT = 'pool', 'heldout'
 # Its instances quote hate speech, which pages with examples would show.
 HATEFUL = 'Toxic Language Detection'
+FIELDS = ('id', 'task', 'category', 'prompt', 'response')
 Row = dict[str, str]
 
 
 def read(path: pathlib.Path) -> Iterator[Row]:
   """Rows of a folder of tasks, or of a file of rows."""
   if not path.is_dir():
-    with readers.open_text(path) as file:
-      yield from map(json.loads, file)
+    yield from read_rows(path, *FIELDS)
     return
   for file_path in sorted(path.glob('task*.json')):
     task = json.loads(file_path.read_text(encoding='utf-8'))
@@ -92,26 +93,36 @@ def first_of_each_task(rows: Iterable[Row], count: int) -> list[Row]:
 def _listed(rows: Iterable[Row], ids: Sequence[str], name: str) -> list[Row]:
   by_id = {row['id']: row for row in rows}
   if missing := [i for i in ids if i not in by_id]:
-    raise SystemExit(
+    raise errors.InputError(
       f'--{name} lacks {len(missing)} of {len(ids)} listed instances, first '
-      f'{missing[0]}'
+      f'{missing[0]}: check --ids'
     )
   return [by_id[i] for i in ids]
 
 
 def main() -> None:
   """Writes pool.jsonl and heldout.jsonl."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   add = parser.add_argument
   for name, about in (
     (POOL, 'tasks or rows of the pool'),
     (HELDOUT, 'tasks or rows of the held-out set'),
-    ('folder', 'where to write both'),
   ):
-    add(f'--{name}', type=pathlib.Path, required=True, help=about)
-  add('--ids', type=pathlib.Path, help='a table of split and id')
-  add('--num_prompts', type=int, default=3600, help='of the pool')
-  add('--per_task', type=int, default=2, help='held-out prompts per task')
+    add(f'--{name}', type=command_line.existing, required=True, help=about)
+  add('--folder', type=pathlib.Path, required=True, help='where to write both')
+  add('--ids', type=command_line.existing_file, help='CSV with split and id')
+  add(
+    '--num_prompts',
+    type=command_line.positive,
+    default=3600,
+    help='of the pool',
+  )
+  add(
+    '--per_task',
+    type=command_line.positive,
+    default=2,
+    help='held-out prompts per task',
+  )
   arguments = parser.parse_args()
   pool, heldout = read(arguments.pool), read(arguments.heldout)
   if arguments.ids:
@@ -136,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

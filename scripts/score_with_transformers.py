@@ -7,10 +7,10 @@ generation that keeps the logits of every step, and one more forward pass for
 the features and, if asked for, the scores of the prompt's own tokens.
 """
 
-import argparse
 import json
 import pathlib
 
+import command_line
 import numpy as np
 import torch
 import transformers
@@ -83,13 +83,14 @@ def score(
 
 def main() -> None:
   """Scores a file of prompts."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('model', type=pathlib.Path)
-  parser.add_argument('prompts', type=pathlib.Path, help='JSONL with "prompt"')
-  parser.add_argument('out', type=pathlib.Path)
-  parser.add_argument('--batch_size', type=int, default=32)
-  parser.add_argument('--max_new_tokens', type=int, default=64)
-  parser.add_argument('--prompt_scores', action='store_true')
+  parser = command_line.parser(__doc__)
+  add = parser.add_argument
+  add('model', type=command_line.existing_folder, help='of a chat model')
+  add('prompts', type=command_line.existing_file, help='JSONL with "prompt"')
+  add('out', type=pathlib.Path, help='NPZ to write')
+  add('--batch_size', type=command_line.positive, default=32)
+  add('--max_new_tokens', type=int, default=64)
+  add('--prompt_scores', action='store_true')
   arguments = parser.parse_args()
   tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -113,6 +114,7 @@ def main() -> None:
   inverse = np.argsort(order)
   np.savez(
     arguments.out,
+    allow_pickle=False,
     num_prompt_tokens=[len(row) for row in rows],
     **{n: np.concatenate([p[n] for p in parts])[inverse] for n in parts[0]},
   )

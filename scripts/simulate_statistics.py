@@ -17,11 +17,11 @@ its own (SD 5), another one with each strategy (SD 2), and a new one in every
 cell (SD 5).
 """
 
-import argparse
 from collections.abc import Iterator
 import dataclasses
 import time
 
+import command_line
 import numpy as np
 
 from edsft_jax.reporting import procedure, savings, statistics
@@ -261,7 +261,7 @@ def _isotonic(
   """A strategy's saving by isotonic curves in the n-th study of a level."""
   error = middle.tests[name].difference.error
   return savings.by_isotonic_curves(
-    curve_RxB.mean(0),
+    curve_RxB.mean(0).tolist(),
     middle.means['random'][n].mean(),
     statistics.Error(
       error.value[n], np.broadcast_to(error.freedom, error.value.shape)[n]
@@ -277,7 +277,12 @@ def _true_answers(case: Case, gap: float) -> float:
   x_B = np.log2(np.array(BUDGETS) / BUDGETS[1])
   curve_B = case.slope * x_B + case.bend * x_B**2
   return savings.by_isotonic_curves(
-    curve_B + gap, 0.0, statistics.Error(0.0, 1), BUDGETS, True, CONFIDENCE
+    (curve_B + gap).tolist(),
+    0.0,
+    statistics.Error(0.0, 1),
+    BUDGETS,
+    True,
+    CONFIDENCE,
   ).answers
 
 
@@ -310,10 +315,12 @@ def cases() -> list[Case]:
 
 def main() -> None:
   """Prints a row of rates per case."""
-  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-  parser.add_argument('--studies', type=int, default=20_000)
+  parser = command_line.parser(__doc__)
+  parser.add_argument(
+    '--studies', type=command_line.positive, default=20_000, help='per case'
+  )
   studies = parser.parse_args().studies
-  print(f'{studies:,} studies a case; spread between initialisations: 1')
+  print(f'{studies:,} studies per case; spread between initialisations: 1')
   columns = [f.name for f in dataclasses.fields(Counts) if f.name != 'studies']
   settings = [f.name for f in dataclasses.fields(Case)]
   print('  '.join([*settings, *columns, 'seconds']))

@@ -1,4 +1,4 @@
-"""Times the score command against a script in transformers, both from start.
+"""Times the score command, and a script in transformers, both from start.
 
 Each side is a separate process, so that imports, loading, tokenising and
 compilation count, as they do for a user.
@@ -6,17 +6,41 @@ compilation count, as they do for a user.
 
 from collections.abc import Iterator, Sequence
 import json
-import os
 import pathlib
-import subprocess
+import re
+import resource
 import sys
 import tempfile
-import time
+
+from contest import time_command
 
 PEER = pathlib.Path(__file__).with_name('score_with_transformers.py')
 NUM_PROMPTS = 64
 MAX_CHARACTERS = 1200
 BATCH_SIZES = (16, 32, 64)
+
+
+def score_file(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
+  """The row for pool and score of a whole file, compilation included."""
+  with tempfile.TemporaryDirectory() as folder:
+    seconds, output = time_command(
+      _command(['pool', 'score'], folder, model, prompts),
+      {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+    )
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  (programs,) = re.findall(r'(\d+) programs? compiled', output)
+  counts = re.findall(r'([\d,]+) tokens read, ([\d,]+) generated', output)
+  tokens = sum(int(count.replace(',', '')) for count in counts[0])
+  return {
+    'case': f'the whole of {prompts.name}, compilation included',
+    'contestant': f'ours: {programs} programs, '
+    f'peak {used.ru_maxrss / 2**20:.2f} GiB',
+    'seconds': f'{seconds:.1f}',
+    'ratio': '',
+    'cpu_seconds': f'{used.ru_utime + used.ru_stime:.1f}',
+    'tokens': f'{tokens:,}',
+    'tokens_per_second': f'{tokens / seconds:,.0f}',
+  }
 
 
 def compete(
@@ -91,24 +115,30 @@ def _ours(
   generate: bool = True,
 ) -> float:
   """Seconds of the score stage; the pool is read before."""
+  options = [
+    f'--config.scoring.prompt_scores={with_prompts}',
+    f'--config.scoring.generate={generate}',
+  ]
+  # Compiled programs are kept here, apart from those of the two cases.
+  cache = folder / f'cache-{with_prompts}-{generate}'
+  environment = {'XDG_CACHE_HOME': str(cache)}
   with tempfile.TemporaryDirectory(dir=folder) as workdir:
+    for stage in ('pool', 'score'):
+      command = _command([stage], workdir, model, file)
+      seconds, _ = time_command([*command, *options], environment)
+  return seconds
 
-    def command(stage: str) -> list[str]:
-      return [
-        *(sys.executable, '-m', 'edsft_jax.main', stage),
-        f'--workdir={workdir}/study',
-        f'--config.pool.path={file}',
-        '--config.pool.heldout_fraction=0.0',
-        f'--config.model.path={model}',
-        f'--config.scoring.prompt_scores={with_prompts}',
-        f'--config.scoring.generate={generate}',
-      ]
 
-    # Compiled programs are kept here, apart from those of the two cases.
-    cache = folder / f'cache-{with_prompts}-{generate}'
-    environment = os.environ | {'XDG_CACHE_HOME': str(cache)}
-    _seconds(command('pool'), environment)
-    return _seconds(command('score'), environment)
+def _command(
+  stages: Sequence[str], folder: str, model: pathlib.Path, file: pathlib.Path
+) -> list[str]:
+  return [
+    *(sys.executable, '-m', 'edsft_jax.main', *stages),
+    f'--workdir={folder}/study',
+    f'--config.pool.path={file}',
+    '--config.pool.heldout_fraction=0.0',
+    f'--config.model.path={model}',
+  ]
 
 
 def _peer(
@@ -124,12 +154,4 @@ def _peer(
   command.append(f'--max_new_tokens={max_new_tokens}')
   if with_prompts:
     command.append('--prompt_scores')
-  return _seconds([str(part) for part in command], dict(os.environ))
-
-
-def _seconds(command: list[str], environment: dict[str, str]) -> float:
-  start = time.perf_counter()
-  subprocess.run(
-    command, env=environment, stdout=subprocess.DEVNULL, check=True
-  )
-  return time.perf_counter() - start
+  return time_command([str(part) for part in command])[0]

@@ -2,7 +2,6 @@
 
 import itertools
 
-from absl import flags
 import formats
 from places import script_module
 import pytest
@@ -13,10 +12,7 @@ from edsft_jax.pool import demo
 
 @pytest.fixture(scope='module')
 def script():
-  module = script_module('make_demo_model')
-  yield module
-  for name in ('output', 'steps'):
-    delattr(flags.FLAGS, name)
+  return script_module('make_demo_model')
 
 
 def test_text_is_repeatable_and_none_of_the_pool(script):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-from absl import flags
 import numpy as np
 from places import REPOSITORY, script_module
 import pyarrow.parquet as pq
@@ -26,10 +25,7 @@ ROWS = [
 
 @pytest.fixture(scope='module')
 def script():
-  module = script_module('make_tfds_pool')
-  yield module
-  for name in ('name', 'data_dir', 'version', 'split'):
-    delattr(flags.FLAGS, name)
+  return script_module('make_tfds_pool')
 
 
 @pytest.fixture

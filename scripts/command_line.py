@@ -1,0 +1,72 @@
+"""The command lines of all scripts: --help, paths, names and errors."""
+
+import argparse
+from collections.abc import Callable, Collection
+import pathlib
+import sys
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+  """A parser whose --help shows the script's docstring."""
+  return argparse.ArgumentParser(
+    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+
+
+def existing(text: str) -> pathlib.Path:
+  """The type of an argument that names a file or folder to read."""
+  path = pathlib.Path(text)
+  if not path.exists():
+    raise argparse.ArgumentTypeError(f'{text} does not exist: check the path')
+  return path
+
+
+def existing_file(text: str) -> pathlib.Path:
+  """The type of an argument that names a file to read."""
+  path = existing(text)
+  if path.is_dir():
+    raise argparse.ArgumentTypeError(f'{text} is a folder: name a file')
+  return path
+
+
+def existing_folder(text: str) -> pathlib.Path:
+  """The type of an argument that names a folder to read."""
+  path = existing(text)
+  if not path.is_dir():
+    raise argparse.ArgumentTypeError(f'{text} is not a folder: name one')
+  return path
+
+
+def positive(text: str) -> int:
+  """The type of an argument that is a whole number of at least 1."""
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f'{text}: must be 1 or more')
+  return int(text)
+
+
+def one_of(names: Collection[str]) -> Callable[[str], str]:
+  """The type of an argument that is one of these names.
+
+  argparse refuses its `choices` where an optional list of them is left out.
+  """
+
+  def check(text: str) -> str:
+    if text not in names:
+      raise argparse.ArgumentTypeError(
+        f'{text!r} is unknown: use any of {", ".join(names)}'
+      )
+    return text
+
+  return check
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a script's main; exits with 2 and one line on an InputError."""
+  # Where only torch and its libraries are installed, the rest is of use, too.
+  from edsft_jax import errors
+
+  try:
+    main()
+  except errors.InputError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
