@@ -223,12 +223,16 @@ def read_config(workdir: store.Workdir) -> ml_collections.ConfigDict:
   Options that config.json of an earlier version lacks have their defaults.
 
   Raises:
-    InputError: config.json is damaged.
+    InputError: config.json is missing or damaged.
   """
   made = ml_collections.ConfigDict(config_lib.get_config().to_dict())
   try:
     made.update(store.read_json(workdir.config))
     check(made)
+  except FileNotFoundError:
+    raise errors.InputError(
+      f'{workdir.config} does not exist: name the folder of a study'
+    ) from None
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise errors.InputError(
       f'{workdir.config} cannot be read ({error!r}): restore it from a copy'

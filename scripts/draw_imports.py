@@ -180,6 +180,7 @@ def main() -> None:
     help='SVG to write; docs/imports.svg by default',
   )
   path = parser.parse_args().path
+  path.parent.mkdir(parents=True, exist_ok=True)
   # Reproducible names of shapes, and text as text.
   with matplotlib.rc_context({'svg.hashsalt': 'x', 'svg.fonttype': 'none'}):
     draw(path)

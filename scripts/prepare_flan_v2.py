@@ -17,7 +17,7 @@ from typing import Any
 import command_line
 from prompt_files import read_rows
 
-from edsft_jax import store
+from edsft_jax import console, store
 
 NAME = 'flan_v2_100k.jsonl'
 
@@ -48,7 +48,7 @@ def main() -> None:
     for number, row in enumerate(read_rows(arguments.file, 'inputs', 'targets'))
   ]
   store.write_jsonl(path, rows)
-  print(f'{path}: {len(rows):,} prompts')
+  print(f'{path}: {console.count(len(rows), "prompt")}')
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ import pathlib
 import command_line
 from prompt_files import read_rows
 
-from edsft_jax import errors, store
+from edsft_jax import console, errors, store
 
 # The most characters of a prompt, and of its answer.
 CHARACTERS, ANSWER_CHARACTERS = 400, 100
@@ -143,7 +143,8 @@ def main() -> None:
     path = arguments.folder / f'{name}.jsonl'
     store.write_jsonl(path, rows)
     tasks = len({row['task'] for row in rows})
-    print(f'{path}: {len(rows):,} prompts of {tasks} tasks')
+    prompts = console.count(len(rows), 'prompt')
+    print(f'{path}: {prompts} of {console.count(tasks, "task")}')
 
 
 if __name__ == '__main__':

@@ -154,6 +154,25 @@ def check_template(config: ml_collections.ConfigDict, task: str) -> None:
     )
 
 
+def about(
+  config: ml_collections.ConfigDict, task: str, extractor: str
+) -> dict[str, Any]:
+  """How a benchmark was asked, for eval.json; see Task.about.
+
+  Args:
+    config: the whole config.
+    task: its section in config.evaluation.
+    extractor: how answers are found in what the model writes.
+  """
+  c = config.evaluation[task]
+  return {
+    'protocol': c.protocol,
+    'shots': c.shots,
+    'template': config.prompt.template if c.chat else None,
+    'extractor': extractor,
+  }
+
+
 def fingerprint(
   config: ml_collections.ConfigDict, task: str, options: Sequence[str] = ()
 ) -> dict[str, Any]:

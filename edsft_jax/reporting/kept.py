@@ -89,6 +89,8 @@ def differences(folder: pathlib.Path) -> list[str]:
       for name, table in _tables(config, found).items()
       if csv_difference(folder / name, table)
     ]
+  except errors.InputError:
+    raise
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise errors.InputError(
       f'{folder} is not a complete study ({error!r}): restore it from a copy'

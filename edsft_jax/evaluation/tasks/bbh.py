@@ -96,13 +96,9 @@ class Bbh:
     self.max_new_tokens: int = c.max_new_tokens or found.max_new_tokens
     self._extractor = found.extractor
     self._zero_shot = not c.shots
-    self.about: Mapping[str, Any] = {
-      'protocol': c.protocol,
-      'shots': c.shots,
-      'template': inputs.config.prompt.template if c.chat else None,
-      'extractor': found.extractor,
-      'cot': c.cot,
-    }
+    self.about: Mapping[str, Any] = benchmarks.about(
+      inputs.config, Bbh.name, found.extractor
+    ) | {'cot': c.cot}
     questions = benchmarks.first_of_each(
       read(c.path, 'evaluation.bbh.path'), 'task', c.limit
     )

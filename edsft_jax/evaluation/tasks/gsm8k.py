@@ -60,12 +60,11 @@ class Gsm8k:
     c = inputs.config.evaluation.gsm8k
     self.stop: tuple[str, ...] = _STOP
     self.max_new_tokens: int = c.max_new_tokens or _MAX_NEW_TOKENS
-    self.about: Mapping[str, Any] = {
-      'protocol': c.protocol,
-      'shots': c.shots,
-      'template': inputs.config.prompt.template if c.chat else None,
-      'extractor': 'strict: after ####; flexible: the last number',
-    }
+    self.about: Mapping[str, Any] = benchmarks.about(
+      inputs.config,
+      Gsm8k.name,
+      'strict: after ####; flexible: the last number',
+    )
     questions = read(c.path, 'evaluation.gsm8k.path')
     questions = questions[: c.limit or len(questions)]
     encoded = [

@@ -70,12 +70,9 @@ class Mmlu:
     c = inputs.config.evaluation.mmlu
     self.max_new_tokens = 1
     self.stop: tuple[str, ...] = ()
-    self.about: Mapping[str, Any] = {
-      'protocol': c.protocol,
-      'shots': c.shots,
-      'template': inputs.config.prompt.template if c.chat else None,
-      'extractor': 'likeliest letter',
-    }
+    self.about: Mapping[str, Any] = benchmarks.about(
+      inputs.config, Mmlu.name, 'likeliest letter'
+    )
     self._format = inputs.prompt_format
     self._protocol: str = c.protocol
     self._chat: bool = c.chat
