@@ -100,7 +100,7 @@ def main() -> None:
     default=[4, 16],
     help="the harness's; it runs once with each",
   )
-  add('--limit', type=int, default=0, help='items per subject or task')
+  add('--limit', type=int, default=0, help="instead of the case's own")
   # For the process of one side.
   add('--side', choices=_SIDES, help=argparse.SUPPRESS)
   add('--given', type=pathlib.Path, help=argparse.SUPPRESS)

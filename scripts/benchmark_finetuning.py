@@ -131,7 +131,7 @@ def make_job(case: str, arguments: argparse.Namespace) -> dict[str, Any]:
     'rank': RANK,
     'targets': lora.TARGETS,
     'peer_rows': PEER_ROWS.get(case, 0),
-    'options': json.loads(arguments.options),
+    'options': arguments.options,
   }
   if case == 'smollm2':
     job['model'] = str(arguments.model)
@@ -278,6 +278,7 @@ def main() -> None:
   add('--repeats', type=command_line.positive, default=1)
   add(
     '--options',
+    type=json.loads,
     default='{}',
     help='JSON of finetuning.packing, .micro_batch_size and .remat',
   )

@@ -194,10 +194,14 @@ def main() -> None:
   }
   parser = command_line.parser(__doc__)
   parser.add_argument('table', choices=tables)
-  of_finetuning = 'of the table finetuning; all by default'
   for option, names in (('--sizes', SIZES), ('--methods', METHODS)):
     parser.add_argument(
-      option, nargs='+', choices=names, default=names, help=of_finetuning
+      option,
+      nargs='+',
+      choices=names,
+      default=names,
+      metavar='NAME',
+      help=f'of the table finetuning: {", ".join(names)}; all by default',
     )
   arguments = parser.parse_args()
   # Of a mesh only the sizes matter here.

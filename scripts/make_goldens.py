@@ -228,7 +228,12 @@ def main() -> None:
     help='the folder with models/stories3M',
   )
   parser.add_argument(
-    '--only', nargs='+', choices=CASES, default=CASES, help='only these cases'
+    '--only',
+    nargs='+',
+    choices=CASES,
+    default=CASES,
+    metavar='CASE',
+    help='of scripts/golden_cases.py; all by default',
   )
   arguments = parser.parse_args()
   for name in arguments.only:
