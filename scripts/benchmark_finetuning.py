@@ -84,9 +84,15 @@ class Run:
 def real_steps(
   model: pathlib.Path, prompts: pathlib.Path, num_steps: int
 ) -> list[list[dict[str, Any]]]:
-  """Batches of 16 real examples of 60 to 250 tokens."""
+  """Batches of 16 real examples of 60 to 250 tokens.
+
+  Raises:
+    InputError: the file has too few.
+  """
+  from edsft_jax import errors
   from edsft_jax.models import responses
 
+  count = 16 * num_steps
   prompt_format = load_format(model)
   examples = []
   for row in read_rows(prompts, 'response'):
@@ -98,8 +104,13 @@ def real_steps(
       examples.append(
         {'tokens': example.tokens, 'num_response': example.num_response}
       )
-    if len(examples) == 16 * num_steps:
+    if len(examples) == count:
       break
+  if len(examples) < count:
+    raise errors.InputError(
+      f'{prompts} has {len(examples)} examples of 60 to 250 tokens, and '
+      f'{num_steps} steps take {count}: lower --steps'
+    )
   return [examples[i : i + 16] for i in range(0, len(examples), 16)]
 
 

@@ -4,6 +4,10 @@ import argparse
 from collections.abc import Callable, Collection
 import pathlib
 import sys
+from typing import NoReturn
+
+# Libraries that only the benchmarks compare with.
+PEERS = ('apricot', 'lm_eval', 'peft', 'submodlib', 'torch')
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -61,12 +65,25 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
 
 
 def run(main: Callable[[], None]) -> None:
-  """Runs a script's main; exits with 2 and one line on an InputError."""
-  # Where only torch and its libraries are installed, the rest is of use, too.
-  from edsft_jax import errors
+  """Runs a script's main; exits with 2 and one line on an InputError.
 
+  A missing library of the extra `bench` is one line, too.
+  """
   try:
     main()
-  except errors.InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  except ModuleNotFoundError as error:
+    if error.name not in PEERS:
+      raise
+    _exit(f"{error.name} is not installed: pip install -e '.[bench]'")
+  except ValueError as error:
+    # Imported late: the peers' environments may have no edsft_jax.
+    from edsft_jax import errors
+
+    if not isinstance(error, errors.InputError):
+      raise
+    _exit(str(error))
+
+
+def _exit(message: str) -> NoReturn:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)

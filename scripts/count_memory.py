@@ -212,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

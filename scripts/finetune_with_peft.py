@@ -136,4 +136,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   with contextlib.suppress(BrokenPipeError):
-    main()
+    command_line.run(main)

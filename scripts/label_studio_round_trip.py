@@ -248,4 +248,4 @@ def _compare(found: Any, expected: Any) -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

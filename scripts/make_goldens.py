@@ -244,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)

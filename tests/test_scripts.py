@@ -37,11 +37,11 @@ def _run(name, monkeypatch, *arguments):
 
 
 def test_all_with_a_main_have_the_shared_command_line():
-  assert [
-    name
-    for name in NAMES
-    if "if __name__ == '__main__'" in (SCRIPTS / f'{name}.py').read_text()
-  ] == COMMANDS
+  sources = {name: (SCRIPTS / f'{name}.py').read_text() for name in NAMES}
+  assert [n for n in NAMES if "'__main__'" in sources[n]] == COMMANDS
+  for name in COMMANDS:
+    assert 'command_line.parser(__doc__)' in sources[name], name
+    assert 'command_line.run(main)' in sources[name], name
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -78,6 +78,18 @@ def test_a_mistake_is_one_line(
   *usage, last = capsys.readouterr().err.splitlines()
   assert line in last
   assert not any('Traceback' in line for line in usage)
+
+
+def test_a_missing_peer_is_one_line(capsys):
+  def main():
+    raise ModuleNotFoundError("No module named 'torch'", name='torch')
+
+  command_line = script_module('command_line')
+  with pytest.raises(SystemExit, match='2'):
+    command_line.run(main)
+  assert capsys.readouterr().err == (
+    "error: torch is not installed: pip install -e '.[bench]'\n"
+  )
 
 
 def test_a_failed_process_says_why():
