@@ -87,7 +87,7 @@ def real_steps(
   """Batches of 16 real examples of 60 to 250 tokens.
 
   Raises:
-    InputError: the file has too few.
+    InputError: the file has too few, or a row without a prompt.
   """
   from edsft_jax import errors
   from edsft_jax.models import responses
@@ -96,7 +96,11 @@ def real_steps(
   prompt_format = load_format(model)
   examples = []
   for row in read_rows(prompts, 'response'):
-    prompt = row.get('prompt') or row['instruction']
+    prompt = row.get('prompt') or row.get('instruction')
+    if not prompt:
+      raise errors.InputError(
+        f'{prompts} has a row without prompt or instruction: add it'
+      )
     if row.get('context'):
       prompt = f'{prompt}\n\n{row["context"]}'
     example = responses.encode(prompt_format, prompt, row['response'], 2048)
@@ -303,6 +307,8 @@ def main() -> None:
   if arguments.train:
     train(arguments.train)
     return
+  if arguments.steps == 1:
+    parser.error('--steps: at least 2, since the first compiles')
   if not arguments.cases:
     parser.error(f'name cases of {", ".join(PEERS)}')
   if 'smollm2' in arguments.cases and not (
