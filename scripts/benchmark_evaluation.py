@@ -14,7 +14,7 @@ than 1e-4 in log-likelihood.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import json
 import pathlib
 import sys
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import command_line
 from contest import time_command
+import harness_tasks
 from prompt_files import read_rows
 
 NEAR_TIE = 1e-4
@@ -262,11 +263,13 @@ def _load(side: _Side) -> _Loaded:
   config.prompt.template = 'raw'
   section = config.evaluation[task_name]
   section.shots = shots
-  section.path = _save(side.folder / 'questions.jsonl', side.questions)
+  section.path = harness_tasks.write_rows(
+    side.folder / 'questions.jsonl', side.questions
+  )
   section.shots_path = (
     str(side.args.data / 'bbh_cot_prompts.json')
     if task_name == 'bbh'
-    else _save(side.folder / 'examples.jsonl', side.examples)
+    else harness_tasks.write_rows(side.folder / 'examples.jsonl', side.examples)
   )
   if 'max_new_tokens' in section:
     section.max_new_tokens = num_new
@@ -287,7 +290,6 @@ def _load(side: _Side) -> _Loaded:
 
 def _theirs(side: _Side) -> list[Answer]:
   """The answers of the harness on transformers, in batches of a given size."""
-  import harness_tasks
   import lm_eval
   from lm_eval.tasks import TaskManager
 
@@ -320,11 +322,6 @@ def _theirs(side: _Side) -> list[Answer]:
       elif sample['filter'] in ('get-answer', 'flexible-extract'):
         rows.append(Answer(given[0], sample['resps'][0][0], 0.0))
   return rows
-
-
-def _save(path: pathlib.Path, rows: Sequence[dict]) -> str:
-  path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
-  return str(path)
 
 
 _SIDES = {'ours': _ours, 'theirs': _theirs, 'margins': _margins}

@@ -310,7 +310,7 @@ def processes(
     # First, since a child's peak is at least this process's size at the start.
     yield whole_commands.score_file(model, prompts)
   if 'commands' in groups:
-    yield from whole_commands.compete(model, read_prompts(prompts))
+    yield from whole_commands.compete(model, prompts)
   if 'reading' in groups:
     yield from reading_case(model, read_prompts(prompts)[::every])
 

@@ -58,12 +58,10 @@ def score(arguments: argparse.Namespace, dtype: str, out: pathlib.Path) -> None:
       nnx.state(decoder, nnx.Param),
     )
     nnx.update(decoder, rounded)
-  prompts = [
-    prompt
-    for prompt in read_prompts(arguments.prompts)
-    if len(prompt) < arguments.max_characters
-  ][: arguments.num_prompts]
-  tokens = encode(arguments.model, prompts, arguments.num_new)
+  prompts = read_prompts(arguments.prompts, arguments.max_characters)
+  tokens = encode(
+    arguments.model, prompts[: arguments.num_prompts], arguments.num_new
+  )
   scorer = Scorer(
     decoder,
     mesh,
@@ -133,7 +131,7 @@ def main() -> None:
     '--max_characters',
     type=command_line.positive,
     default=1200,
-    help='of a prompt',
+    help='a prompt has fewer',
   )
   add(
     '--num_new',

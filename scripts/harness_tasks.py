@@ -19,7 +19,7 @@ def mmlu(
   for subject in dict.fromkeys(q['subject'] for q in questions):
     files = {}
     for split, rows in (('test', questions), ('dev', shots)):
-      files[split] = _write(
+      files[split] = write_rows(
         directory / f'mmlu_{subject}_{split}.jsonl',
         [
           {
@@ -49,7 +49,7 @@ def bbh(
       for q in questions
       if q['task'] == task
     ]
-    files = {'test': _write(directory / f'bbh_{task}.jsonl', rows)}
+    files = {'test': write_rows(directory / f'bbh_{task}.jsonl', rows)}
     specs.append(_local(f'{variant}_{task}', files))
   return specs
 
@@ -59,7 +59,7 @@ def gsm8k(
 ) -> list[dict[str, Any]]:
   """The harness's gsm8k."""
   files = {
-    split: _write(
+    split: write_rows(
       directory / f'gsm8k_{split}.jsonl',
       [{'question': r['question'], 'answer': r['answer']} for r in rows],
     )
@@ -90,7 +90,8 @@ def _index() -> dict[str, Any]:
   return TaskManager().task_index
 
 
-def _write(path: pathlib.Path, rows: Sequence[dict]) -> str:
+def write_rows(path: pathlib.Path, rows: Sequence[dict]) -> str:
+  """Writes rows as JSON lines; returns the path."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
   return str(path)

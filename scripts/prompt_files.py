@@ -1,6 +1,7 @@
 """Reads prompts from files, and encodes them as the stages do."""
 
 from collections.abc import Iterator, Sequence
+import math
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ def read_rows(path: pathlib.Path, *fields: str) -> Iterator[dict[str, Any]]:
   Raises:
     InputError: the file cannot be read, or a row is broken or lacks a field.
   """
-  readers.check_readable(path, 'the file')
+  if not path.is_file():
+    raise errors.InputError(f'{path} does not exist: check the path')
   kind = readers.find_format(path, 'auto', 'its extension')
   for row in readers.read(path, kind):
     if row.values is None:
@@ -32,9 +34,22 @@ def read_rows(path: pathlib.Path, *fields: str) -> Iterator[dict[str, Any]]:
     yield row.values
 
 
-def read_prompts(path: pathlib.Path) -> list[str]:
-  """The column "prompt" of a file."""
-  return [row['prompt'] for row in read_rows(path, 'prompt')]
+def read_prompts(
+  path: pathlib.Path, max_characters: float = math.inf
+) -> list[str]:
+  """The column "prompt" of a file, without prompts of so many characters.
+
+  Raises:
+    InputError: see read_rows; or none is left.
+  """
+  prompts = [row['prompt'] for row in read_rows(path, 'prompt')]
+  short = [prompt for prompt in prompts if len(prompt) < max_characters]
+  if not short:
+    raise errors.InputError(
+      f'{path} has no prompt of fewer than {max_characters} characters: use '
+      'another file'
+    )
+  return short
 
 
 def load_format(model: pathlib.Path) -> 'models.PromptFormat':

@@ -5,7 +5,6 @@ compilation count, as they do for a user.
 """
 
 from collections.abc import Iterator, Sequence
-import json
 import pathlib
 import re
 import resource
@@ -13,6 +12,9 @@ import sys
 import tempfile
 
 from contest import time_command
+from prompt_files import read_prompts
+
+from edsft_jax import store
 
 PEER = pathlib.Path(__file__).with_name('score_with_transformers.py')
 NUM_PROMPTS = 64
@@ -44,19 +46,19 @@ def score_file(model: pathlib.Path, prompts: pathlib.Path) -> dict[str, str]:
 
 
 def compete(
-  model: pathlib.Path, prompts: Sequence[str]
+  model: pathlib.Path, prompts: pathlib.Path
 ) -> Iterator[dict[str, str]]:
   """Rows of the table: this library's first and second run, and the peer.
 
   Args:
     model: a Hugging Face directory of a chat model.
-    prompts: the first 64 of at most 1,200 characters are scored.
+    prompts: a file; the first 64 of fewer than 1,200 characters are scored.
   """
-  chosen = [p for p in prompts if len(p) < MAX_CHARACTERS][:NUM_PROMPTS]
+  chosen = read_prompts(prompts, MAX_CHARACTERS)[:NUM_PROMPTS]
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     file = folder / 'prompts.jsonl'
-    file.write_text(''.join(json.dumps({'prompt': p}) + '\n' for p in chosen))
+    store.write_jsonl(file, [{'prompt': prompt} for prompt in chosen])
     for with_prompts in (False, True):
       seconds = {
         f'ours, {run} run': _ours(folder, model, file, with_prompts)
@@ -88,7 +90,7 @@ def compete_reading(
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     file = folder / 'prompts.jsonl'
-    file.write_text(''.join(json.dumps({'prompt': p}) + '\n' for p in prompts))
+    store.write_jsonl(file, [{'prompt': prompt} for prompt in prompts])
     seconds = {
       f'ours, {run} run': _ours(folder, model, file, False, generate=False)
       for run in ('first', 'second')
