@@ -19,30 +19,66 @@ from edsft_jax.evaluation.task import (
 )
 
 
+class _Place(NamedTuple):
+  """Which of an item's requests."""
+
+  item: int
+  request: int
+
+
 class _Requests(NamedTuple):
   """The requests of some items.
 
   Attributes:
     items: the items.
-    generate: (item index, request index, request) of one kind.
+    generate: requests of one kind, and where they are.
     likelihood: the same of the other.
+    joint: for each request of `generate`, the likelihood request that is
+      answered along with it, if any; these are not in `likelihood`.
   """
 
   items: Sequence[Item]
-  generate: list[tuple[int, int, Generate]]
-  likelihood: list[tuple[int, int, Likelihood]]
+  generate: list[tuple[_Place, Generate]]
+  likelihood: list[tuple[_Place, Likelihood]]
+  joint: list[tuple[_Place, Likelihood] | None]
 
   @classmethod
   def of(cls, items: Sequence[Item]) -> '_Requests':
     """Sorts the items' requests by kind."""
-    result = cls(items, [], [])
+    result = cls(items, [], [], [])
     for i, item in enumerate(items):
+      likelihood = []
+      for k, request in enumerate(item.requests):
+        if isinstance(request, Likelihood):
+          likelihood.append((_Place(i, k), request))
       for k, request in enumerate(item.requests):
         if isinstance(request, Generate):
-          result.generate.append((i, k, request))
-        else:
-          result.likelihood.append((i, k, request))
+          partner = next(
+            (x for x in likelihood if _is_read_with(x[1], request)), None
+          )
+          if partner:
+            likelihood.remove(partner)
+          result.generate.append((_Place(i, k), request))
+          result.joint.append(partner)
+      result.likelihood.extend(likelihood)
     return result
+
+  @property
+  def references(self) -> list[Sequence[int]]:
+    """The targets that are scored along with each request of `generate`."""
+    return [x[1].tokens[-x[1].num_targets :] if x else () for x in self.joint]
+
+
+def _is_read_with(likelihood: Likelihood, generate: Generate) -> bool:
+  """Whether reading the targets after the prompt is worth it.
+
+  They take up cache entries while the prompt is continued, so reading the
+  prompt a second time must cost more.
+  """
+  num = likelihood.num_targets
+  return 0 < num <= len(generate.tokens) and [*likelihood.tokens[:-num]] == [
+    *generate.tokens
+  ]
 
 
 class Runner:
@@ -85,9 +121,10 @@ class Runner:
       decoder,
       device_mesh,
       [
-        [request.tokens for _, _, request in shard.generate]
+        [request.tokens for _, request in shard.generate]
         for shard in self._shards
       ],
+      references=[shard.references for shard in self._shards],
       end_ids=prompt_format.end_ids,
       max_new_tokens=task.max_new_tokens,
       batch_tokens=batch_tokens,
@@ -99,7 +136,7 @@ class Runner:
       [
         [
           inference.Target(request.tokens, request.num_targets)
-          for _, _, request in shard.likelihood
+          for _, request in shard.likelihood
         ]
         for shard in self._shards
       ],
@@ -129,26 +166,35 @@ class Runner:
       shard: which one, from 0.
     """
     requests = self._shards[shard]
-    responses: list[dict[int, Response]] = [{} for _ in requests.items]
+    responses: dict[_Place, Response] = {}
     scored = self._scorer(weights, progress, shard)
-    for row, (i, k, request) in enumerate(requests.likelihood):
-      responses[i][k] = Scored(
+    for row, (place, request) in enumerate(requests.likelihood):
+      responses[place] = Scored(
         float(scored.nll[row]),
         bool(scored.is_greedy[row]),
         request.num_targets,
       )
     generated = self._generator(weights, progress, shard, self._stop)
-    for row, (i, k, _) in enumerate(requests.generate):
+    for row, (place, _) in enumerate(requests.generate):
       ids = generated.tokens[row].tolist()
-      responses[i][k] = Generated(
+      responses[place] = Generated(
         self._text(ids),
         len(ids),
         'stop' if generated.stopped[row] else 'length',
         bool(generated.row_results[row]),
       )
+    for row, joint in enumerate(requests.joint):
+      if joint:
+        place, request = joint
+        found = generated.prompt_results
+        responses[place] = Scored(
+          float(found['nll'][row, 0]),
+          bool(found['is_greedy'][row, 0]),
+          request.num_targets,
+        )
     return [
-      [found[k] for k in range(len(item.requests))]
-      for item, found in zip(requests.items, responses, strict=True)
+      [responses[_Place(i, k)] for k in range(len(item.requests))]
+      for i, item in enumerate(requests.items)
     ]
 
   def _text(self, ids: Sequence[int]) -> str:
