@@ -215,6 +215,10 @@ class Engine:
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       slots = Slots(self._programs, weights, self._sizes, stop)
+      if number and queues[number]:
+        # While another worker compiles the program that reads prompts.
+        slots.reserve(queues[number][0].cache_length)
+        slots.compile()
 
       def prefill(step: _Step, known: Prefixes | None) -> Any:
         return self._programs.prefill(
