@@ -43,19 +43,22 @@ class _Requests(NamedTuple):
   joint: list[tuple[_Place, Likelihood] | None]
 
   @classmethod
-  def of(cls, items: Sequence[Item]) -> '_Requests':
-    """Sorts the items' requests by kind."""
+  def of(cls, items: Sequence[Item], joined: bool) -> '_Requests':
+    """Sorts the items' requests by kind.
+
+    Args:
+      items: the items.
+      joined: whether to answer two requests at once where that is possible.
+    """
     result = cls(items, [], [], [])
     for i, item in enumerate(items):
-      likelihood = []
-      for k, request in enumerate(item.requests):
-        if isinstance(request, Likelihood):
-          likelihood.append((_Place(i, k), request))
-      for k, request in enumerate(item.requests):
+      requests = list(enumerate(item.requests))
+      likelihood = [
+        (_Place(i, k), x) for k, x in requests if isinstance(x, Likelihood)
+      ]
+      for k, request in requests:
         if isinstance(request, Generate):
-          partner = next(
-            (x for x in likelihood if _is_read_with(x[1], request)), None
-          )
+          partner = _partner(request, likelihood) if joined else None
           if partner:
             likelihood.remove(partner)
           result.generate.append((_Place(i, k), request))
@@ -68,17 +71,30 @@ class _Requests(NamedTuple):
     """The targets that are scored along with each request of `generate`."""
     return [x[1].tokens[-x[1].num_targets :] if x else () for x in self.joint]
 
+  @property
+  def is_worth_joining(self) -> bool:
+    """Whether no fewer tokens are saved than kept.
 
-def _is_read_with(likelihood: Likelihood, generate: Generate) -> bool:
-  """Whether reading the targets after the prompt is worth it.
+    Joint requests save reading prompts twice, but targets take up cache entries
+    while their prompts are continued.
+    """
+    saved = sum(
+      len(request.tokens)
+      for (_, request), joint in zip(self.generate, self.joint, strict=True)
+      if joint
+    )
+    return 0 < sum(map(len, self.references)) <= saved
 
-  They take up cache entries while the prompt is continued, so reading the
-  prompt a second time must cost more.
-  """
-  num = likelihood.num_targets
-  return 0 < num <= len(generate.tokens) and [*likelihood.tokens[:-num]] == [
-    *generate.tokens
-  ]
+
+def _partner(
+  request: Generate, likelihood: Sequence[tuple[_Place, Likelihood]]
+) -> tuple[_Place, Likelihood] | None:
+  """The first one whose context is the prompt."""
+  for place, other in likelihood:
+    context = other.tokens[: len(other.tokens) - other.num_targets]
+    if other.num_targets and [*context] == [*request.tokens]:
+      return place, other
+  return None
 
 
 class Runner:
@@ -113,8 +129,9 @@ class Runner:
     if ends is None:
       ends = [len(task.items)]
     self._format = prompt_format
+    joined = _Requests.of(task.items, joined=True).is_worth_joining
     self._shards = [
-      _Requests.of(task.items[start:end])
+      _Requests.of(task.items[start:end], joined)
       for start, end in itertools.pairwise([0, *ends])
     ]
     self._generator = inference.GenerationEngine(
