@@ -17,6 +17,7 @@ from edsft_jax.evaluation.task import (
   Scored,
   Task,
 )
+from edsft_jax.inference.prefixes import can_share
 
 
 class _Place(NamedTuple):
@@ -129,7 +130,10 @@ class Runner:
     if ends is None:
       ends = [len(task.items)]
     self._format = prompt_format
-    joined = _Requests.of(task.items, joined=True).is_worth_joining
+    # Otherwise, targets would change how their prompts are continued.
+    joined = can_share(decoder.config) and (
+      _Requests.of(task.items, joined=True).is_worth_joining
+    )
     self._shards = [
       _Requests.of(task.items[start:end], joined)
       for start, end in itertools.pairwise([0, *ends])

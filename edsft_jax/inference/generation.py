@@ -68,7 +68,8 @@ class GenerationEngine:
         lengths, to be read on their own; None: as many as could be read while
         the programs for this length are compiled.
       references: ids to score after each prompt, read together with it; none
-        for a prompt with an empty sequence. None: nothing is scored.
+        for a prompt with an empty sequence. None: nothing is scored. The model
+        must be one that can share prefixes, see `can_share`.
     """
     if min_saved is None:
       per_pass = compile_tokens(decoder, mesh) / num_passes
