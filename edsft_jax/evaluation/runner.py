@@ -17,6 +17,14 @@ from edsft_jax.evaluation.task import (
   Scored,
   Task,
 )
+from edsft_jax.inference.prefixes import can_share
+
+
+class _Place(NamedTuple):
+  """Which of an item's requests."""
+
+  item: int
+  request: int
 
 
 class _Requests(NamedTuple):
@@ -24,25 +32,70 @@ class _Requests(NamedTuple):
 
   Attributes:
     items: the items.
-    generate: (item index, request index, request) of one kind.
+    generate: requests of one kind, and where they are.
     likelihood: the same of the other.
+    joint: for each request of `generate`, the likelihood request that is
+      answered along with it, if any; these are not in `likelihood`.
   """
 
   items: Sequence[Item]
-  generate: list[tuple[int, int, Generate]]
-  likelihood: list[tuple[int, int, Likelihood]]
+  generate: list[tuple[_Place, Generate]]
+  likelihood: list[tuple[_Place, Likelihood]]
+  joint: list[tuple[_Place, Likelihood] | None]
 
   @classmethod
-  def of(cls, items: Sequence[Item]) -> '_Requests':
-    """Sorts the items' requests by kind."""
-    result = cls(items, [], [])
+  def of(cls, items: Sequence[Item], joined: bool) -> '_Requests':
+    """Sorts the items' requests by kind.
+
+    Args:
+      items: the items.
+      joined: whether to answer two requests at once where that is possible.
+    """
+    result = cls(items, [], [], [])
     for i, item in enumerate(items):
-      for k, request in enumerate(item.requests):
+      requests = list(enumerate(item.requests))
+      likelihood = [
+        (_Place(i, k), x) for k, x in requests if isinstance(x, Likelihood)
+      ]
+      for k, request in requests:
         if isinstance(request, Generate):
-          result.generate.append((i, k, request))
-        else:
-          result.likelihood.append((i, k, request))
+          partner = _partner(request, likelihood) if joined else None
+          if partner:
+            likelihood.remove(partner)
+          result.generate.append((_Place(i, k), request))
+          result.joint.append(partner)
+      result.likelihood.extend(likelihood)
     return result
+
+  @property
+  def references(self) -> list[Sequence[int]]:
+    """The targets that are scored along with each request of `generate`."""
+    return [x[1].tokens[-x[1].num_targets :] if x else () for x in self.joint]
+
+  @property
+  def is_worth_joining(self) -> bool:
+    """Whether no fewer tokens are saved than kept.
+
+    Joint requests save reading prompts twice, but targets take up cache entries
+    while their prompts are continued.
+    """
+    saved = sum(
+      len(request.tokens)
+      for (_, request), joint in zip(self.generate, self.joint, strict=True)
+      if joint
+    )
+    return 0 < sum(map(len, self.references)) <= saved
+
+
+def _partner(
+  request: Generate, likelihood: Sequence[tuple[_Place, Likelihood]]
+) -> tuple[_Place, Likelihood] | None:
+  """The first one whose context is the prompt."""
+  for place, other in likelihood:
+    context = other.tokens[: len(other.tokens) - other.num_targets]
+    if other.num_targets and [*context] == [*request.tokens]:
+      return place, other
+  return None
 
 
 class Runner:
@@ -77,17 +130,22 @@ class Runner:
     if ends is None:
       ends = [len(task.items)]
     self._format = prompt_format
+    # Otherwise, targets would change how their prompts are continued.
+    joined = can_share(decoder.config) and (
+      _Requests.of(task.items, joined=True).is_worth_joining
+    )
     self._shards = [
-      _Requests.of(task.items[start:end])
+      _Requests.of(task.items[start:end], joined)
       for start, end in itertools.pairwise([0, *ends])
     ]
     self._generator = inference.GenerationEngine(
       decoder,
       device_mesh,
       [
-        [request.tokens for _, _, request in shard.generate]
+        [request.tokens for _, request in shard.generate]
         for shard in self._shards
       ],
+      references=[shard.references for shard in self._shards],
       end_ids=prompt_format.end_ids,
       max_new_tokens=task.max_new_tokens,
       batch_tokens=batch_tokens,
@@ -99,7 +157,7 @@ class Runner:
       [
         [
           inference.Target(request.tokens, request.num_targets)
-          for _, _, request in shard.likelihood
+          for _, request in shard.likelihood
         ]
         for shard in self._shards
       ],
@@ -129,26 +187,35 @@ class Runner:
       shard: which one, from 0.
     """
     requests = self._shards[shard]
-    responses: list[dict[int, Response]] = [{} for _ in requests.items]
+    responses: dict[_Place, Response] = {}
     scored = self._scorer(weights, progress, shard)
-    for row, (i, k, request) in enumerate(requests.likelihood):
-      responses[i][k] = Scored(
+    for row, (place, request) in enumerate(requests.likelihood):
+      responses[place] = Scored(
         float(scored.nll[row]),
         bool(scored.is_greedy[row]),
         request.num_targets,
       )
     generated = self._generator(weights, progress, shard, self._stop)
-    for row, (i, k, _) in enumerate(requests.generate):
+    for row, (place, _) in enumerate(requests.generate):
       ids = generated.tokens[row].tolist()
-      responses[i][k] = Generated(
+      responses[place] = Generated(
         self._text(ids),
         len(ids),
         'stop' if generated.stopped[row] else 'length',
         bool(generated.row_results[row]),
       )
+    for row, joint in enumerate(requests.joint):
+      if joint:
+        place, request = joint
+        found = generated.prompt_results
+        responses[place] = Scored(
+          float(found['nll'][row, 0]),
+          bool(found['is_greedy'][row, 0]),
+          request.num_targets,
+        )
     return [
-      [found[k] for k in range(len(item.requests))]
-      for item, found in zip(requests.items, responses, strict=True)
+      [responses[_Place(i, k)] for k in range(len(item.requests))]
+      for i, item in enumerate(requests.items)
     ]
 
   def _text(self, ids: Sequence[int]) -> str:

@@ -23,7 +23,8 @@ class Generations:
   Attributes:
     tokens: the new ids of each, including the token that ended it.
     stopped: bool [n]; false if a continuation was cut at max_new_tokens.
-    prompt_results: the results of the prompt hook, [n, ...] arrays.
+    prompt_results: the results of the prompt hook, or the likelihoods of
+      targets, [n, ...] arrays.
     row_results: the results of the row hook, [n, ...] arrays.
   """
 
@@ -132,12 +133,20 @@ class Collector:
     self._stopped = np.zeros(len(rows), bool)
 
   def add_prompts(self, chunk: Chunk, found: Any) -> None:
-    """Waits for the prompt hook's results of a chunk, and stores them."""
+    """Waits for what was computed of a chunk's prompts, and stores it."""
     self._prompt_results.put(chunk.indices, jax.device_get(found))
-    # The last token always has logits, for the first new token.
     rows = [self._rows[i] for i in chunk.indices]
     self._report.prefilled(
-      [row.span(len(row.own) if self._scores_prompt else 1) for row in rows]
+      [
+        # The last token always has logits, for the first new token.
+        row.span(
+          len(row.own)
+          if self._scores_prompt
+          else 1 + row.num_scored + len(row.last)
+        )
+        for row in rows
+      ],
+      num_finished=sum(len(row.last) for row in rows),
     )
 
   def add_ended(self, ended: Ended) -> None:
@@ -147,7 +156,7 @@ class Collector:
     self._stopped[ended.indices] = ended.stopped
     self._row_results.put(ended.indices, ended.found)
     self._report.decoded(
-      ended, [len(self._rows[i].inputs) for i in ended.indices]
+      ended, [self._rows[i].num_prompt_tokens for i in ended.indices]
     )
 
   def finish(self) -> Generations:

@@ -72,6 +72,7 @@ class GreedyDecoding:
     tokens: jax.Array,
     mask: jax.Array,
     cache: KVCache | None = None,
+    num_scored: jax.Array | None = None,
   ) -> tuple[DecodeState, Output]:
     """Reads prompts and chooses each one's first new token.
 
@@ -83,6 +84,8 @@ class GreedyDecoding:
         new token.
       cache: what the rows have read before, with L free entries at its end;
         None: nothing.
+      num_scored: [B], how many last tokens of each row are not part of its
+        prompt: they are read, but not continued. None: none of them.
 
     Returns:
       A state whose cache ends with these L entries and has no ring yet, and the
@@ -93,11 +96,18 @@ class GreedyDecoding:
       cache = decoder.init_cache(batch, length)
     prompt = decoder(tokens, mask, cache=cache, layer=self.layer)
     assert prompt.kv_cache is not None
-    logits_BxV = decoder.logits(prompt.hidden_BxLxD[:, -1])
+    kv_cache, last_BxD = prompt.kv_cache, prompt.hidden_BxLxD[:, -1]
+    if num_scored is not None:
+      end_B = length - num_scored
+      last_BxD = jnp.take_along_axis(
+        prompt.hidden_BxLxD, end_B[:, None, None] - 1, axis=1
+      )[:, 0]
+      kv_cache = _without_entries(kv_cache, kv_cache.length - num_scored)
+    logits_BxV = decoder.logits(last_BxD)
     shape = (batch, self.max_new_tokens)
     observed = jax.eval_shape(self._choose, logits_BxV)[1]
     state = DecodeState(
-      kv_cache=prompt.kv_cache,
+      kv_cache=kv_cache,
       last_token_B=jnp.zeros(batch, jnp.int32),
       active_B=jnp.any(mask.astype(bool), axis=1),
       num_tokens_B=jnp.zeros(batch, jnp.int32),
@@ -256,6 +266,14 @@ class GreedyDecoding:
       tokens_BxT=record(state.tokens_BxT, token_B),
       observed=jax.tree.map(record, state.observed, observed),
     )
+
+
+def _without_entries(cache: KVCache, end_B: jax.Array) -> KVCache:
+  """Empties the entries of each row from `end` on."""
+  is_kept_BxS = jnp.arange(cache.length) < end_B[:, None]
+  return dataclasses.replace(
+    cache, position_BxS=jnp.where(is_kept_BxS, cache.position_BxS, -1)
+  )
 
 
 def _without_cache(state: DecodeState) -> Any:

@@ -30,7 +30,7 @@ from edsft_jax.inference.decoding import GreedyDecoding
 from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
 from edsft_jax.inference.slots import Slots, Stop
-from edsft_jax.inference.waves import Row, Wave
+from edsft_jax.inference.waves import Row, Wave, pad_scored
 
 Tokens = Sequence[Sequence[int] | np.ndarray]
 
@@ -182,7 +182,8 @@ class Engine:
   ) -> Generations:
     """Continues prompts greedily, one wave after the other.
 
-    Slots are refilled across waves.
+    Slots are refilled across waves. If rows have targets, the results of the
+    prompt hook are these targets' likelihoods, see `row_likelihood`.
 
     Args:
       weights: weights of a decoder with the constructor's structure.
@@ -199,6 +200,7 @@ class Engine:
     )
     if empty := [i for i, row in enumerate(rows) if not row.own]:
       raise ValueError(f'prompt {empty[0]} has no tokens')
+    has_targets = any(row.last for row in rows)
     report = Reporter(self._costs, progress)
     result = Collector(rows, report, self._programs.scores_prompt)
     queues = [self._queue(waves, rows, n) for n in range(self._num_workers)]
@@ -213,10 +215,17 @@ class Engine:
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       slots = Slots(self._programs, weights, self._sizes, stop)
+      if number and queues[number]:
+        # While another worker compiles the program that reads prompts.
+        slots.reserve(queues[number][0].cache_length)
+        slots.compile()
 
       def prefill(step: _Step, known: Prefixes | None) -> Any:
         return self._programs.prefill(
-          weights, known, *self._pad(step.chunk, rows)
+          weights,
+          known,
+          *self._pad(step.chunk, rows),
+          self._pad_scored(step.chunk, rows) if has_targets else None,
         )
 
       self._decode(
@@ -358,3 +367,10 @@ class Engine:
       [row.own for row in some], chunk.length, chunk.num_rows
     )
     return mesh_lib.shard_batch(self._mesh, (prefix_B, tokens_BxL, mask_BxL))
+
+  def _pad_scored(
+    self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
+  ) -> tuple[jax.Array, jax.Array]:
+    """What is scored of a chunk's rows; see `waves.pad_scored`."""
+    some = [rows[i] for i in chunk.indices]
+    return mesh_lib.shard_batch(self._mesh, pad_scored(some, chunk.num_rows))

@@ -51,6 +51,7 @@ class GenerationEngine:
     batch_tokens: int,
     num_passes: int = 1,
     min_saved: float | None = None,
+    references: Sequence[Sequence[Sequence[int]]] | None = None,
   ):
     """Groups prompts and chooses shapes; compiles nothing yet.
 
@@ -66,16 +67,26 @@ class GenerationEngine:
       min_saved: tokens that prefixes must save, for each of their padded
         lengths, to be read on their own; None: as many as could be read while
         the programs for this length are compiled.
+      references: ids to score after each prompt, read together with it; none
+        for a prompt with an empty sequence. None: nothing is scored. The model
+        must be one that can share prefixes, see `can_share`.
     """
     if min_saved is None:
       per_pass = compile_tokens(decoder, mesh) / num_passes
       min_saved = _PROGRAMS_PER_LENGTH * per_pass
+    if references is None:
+      references = [[()] * len(prompts) for prompts in parts]
     self._waves = waves.plan(
       decoder,
       mesh,
       [
-        [waves.Row.of_prompt(i, ids) for i, ids in enumerate(prompts)]
-        for prompts in parts
+        [
+          waves.Row.of_prompt(i, ids, reference=reference)
+          for i, (ids, reference) in enumerate(
+            zip(prompts, scored, strict=True)
+          )
+        ]
+        for prompts, scored in zip(parts, references, strict=True)
       ],
       num_passes=num_passes,
       max_prefix_tokens=int(_PREFIX_SHARE * batch_tokens),
@@ -112,7 +123,8 @@ class GenerationEngine:
     """Continues a part of the prompts.
 
     The row results are bool [n]: false if a token was chosen from logits that
-    are not finite.
+    are not finite. The prompt results are `nll` and `is_greedy` [n, 1] of the
+    references, see `row_likelihood`; meaningless for prompts without one.
 
     Args:
       weights: weights of a decoder with the constructor's structure.

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from edsft_jax import mesh as mesh_lib
@@ -24,7 +23,7 @@ from edsft_jax.inference import throughput, waves, workers
 from edsft_jax.inference.choices import read_tokens
 from edsft_jax.inference.collect import Progress, Reporter
 from edsft_jax.inference.prefixes import Prefixes
-from edsft_jax.inference.programs import cache_after, target_likelihood
+from edsft_jax.inference.programs import cache_after, row_likelihood
 from edsft_jax.inference.waves import Row, Wave
 
 # Prefix tokens that are read, and kept, at a time.
@@ -206,20 +205,16 @@ class LikelihoodEngine:
   def _pad(
     self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
   ) -> tuple[jax.Array, ...]:
-    """Arguments of `_score`, padded to the chunk's shape."""
+    """Arguments of `score`, padded to the chunk's shape."""
     some = [rows[i] for i in chunk.indices]
     tokens_BxL, mask_BxL = shapes_lib.pad_left(
       [row.own for row in some], chunk.length, chunk.num_rows
     )
     prefix_B = np.zeros(chunk.num_rows, np.int32)
-    num_scored_B = np.zeros(chunk.num_rows, np.int32)
-    last_BxC = np.zeros((chunk.num_rows, self._max_choices), np.int32)
-    for number, row in enumerate(some):
-      prefix_B[number] = row.prefix_index
-      num_scored_B[number] = row.num_scored
-      last_BxC[number, : len(row.last)] = row.last
+    prefix_B[: len(some)] = [row.prefix_index for row in some]
+    scored = waves.pad_scored(some, chunk.num_rows, self._max_choices)
     return mesh_lib.shard_batch(
-      self._mesh, (prefix_B, tokens_BxL, mask_BxL, num_scored_B, last_BxC)
+      self._mesh, (prefix_B, tokens_BxL, mask_BxL, *scored)
     )
 
 
@@ -273,48 +268,19 @@ class _Programs:
     ) -> Prefixes:
       return Prefixes.read(nnx.merge(graph, weights), tokens_NxP, mask_NxP)
 
-    def score(weights: nnx.State, *args: Any) -> dict[str, jax.Array]:
-      found = _score(nnx.merge(graph, weights), *args)
+    def score(
+      weights: nnx.State,
+      prefixes: Prefixes | None,
+      prefix_B: jax.Array,
+      tokens_BxL: jax.Array,
+      mask_BxL: jax.Array,
+      *scored: jax.Array,
+    ) -> dict[str, jax.Array]:
+      decoder = nnx.merge(graph, weights)
+      cache = cache_after(prefixes, prefix_B, tokens_BxL)
+      output = decoder(tokens_BxL, mask_BxL, cache=cache)
+      found = row_likelihood(decoder, output.hidden_BxLxD, tokens_BxL, *scored)
       return jax.lax.with_sharding_constraint(found, replicated)
 
     self.read = workers.Compiled(jax.jit(read))
     self.score = workers.Compiled(jax.jit(score))
-
-
-def _score(
-  decoder: models.Decoder,
-  prefixes: Prefixes | None,
-  prefix_B: jax.Array,
-  tokens_BxL: jax.Array,
-  mask_BxL: jax.Array,
-  num_scored_B: jax.Array,
-  last_BxC: jax.Array,
-) -> dict[str, jax.Array]:
-  """Scores each row's last tokens, followed by each of C tokens.
-
-  Args:
-    decoder: the model.
-    prefixes: what rows begin with, if they share anything.
-    prefix_B: the prefix of each row.
-    tokens_BxL: the rows without their prefixes, padded on the left.
-    mask_BxL: true at tokens.
-    num_scored_B: how many last tokens of each row to score.
-    last_BxC: tokens that may follow the row.
-
-  Returns:
-    nll: float32 [B, C], in nats.
-    is_greedy: bool [B, C], whether each token is the likeliest one.
-  """
-  cache = cache_after(prefixes, prefix_B, tokens_BxL)
-  hidden_BxLxD = decoder(tokens_BxL, mask_BxL, cache=cache).hidden_BxLxD
-  logits_BxV = decoder.logits(hidden_BxLxD[:, -1])
-  chosen_BxC = jnp.take_along_axis(logits_BxV, last_BxC, axis=-1)
-  nll_BxC = jax.nn.logsumexp(logits_BxV, axis=-1)[:, None] - chosen_BxC
-  is_best_BxC = chosen_BxC >= jnp.max(logits_BxV, axis=-1)[:, None]
-  if tokens_BxL.shape[1] == 1:  # Nothing comes before a target.
-    return {'nll': nll_BxC, 'is_greedy': is_best_BxC}
-  before = target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_scored_B)
-  return {
-    'nll': before['nll'][:, None] + nll_BxC,
-    'is_greedy': before['is_greedy'][:, None] & is_best_BxC,
-  }

@@ -97,11 +97,21 @@ class Programs:
     prefix_B: jax.Array,
     tokens_BxL: jax.Array,
     mask_BxL: jax.Array,
+    scored: tuple[jax.Array, jax.Array] | None = None,
   ) -> tuple[DecodeState, Any]:
-    """Returns rows to continue, and the results of the prompt hook."""
+    """Returns rows to continue, and the results of the prompt hook.
+
+    If `scored` gives how many last tokens of each row [B] are targets, and a
+    token [B, 1] that follows them, their likelihoods take the hook's place.
+    """
     decoder = nnx.merge(self.graph, weights)
     cache = cache_after(prefixes, prefix_B, tokens_BxL)
-    state, output = self.decoding.prefill(decoder, tokens_BxL, mask_BxL, cache)
+    state, output = self.decoding.prefill(
+      decoder, tokens_BxL, mask_BxL, cache, scored[0] if scored else None
+    )
+    if scored:
+      found = row_likelihood(decoder, output.hidden_BxLxD, tokens_BxL, *scored)
+      return self._placed(state), self._replicated(found)
     found = self._run_prompt_hook(
       decoder, output, tokens_BxL, mask_BxL, prefixes
     )
@@ -294,3 +304,36 @@ def target_likelihood(
   nothing = jnp.zeros(batch, jnp.float32), jnp.ones(batch, bool)
   nll_B, is_greedy_B = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
   return {'nll': nll_B, 'is_greedy': is_greedy_B}
+
+
+def row_likelihood(
+  decoder: Decoder,
+  hidden_BxLxD: jax.Array,
+  tokens_BxL: jax.Array,
+  num_scored_B: jax.Array,
+  last_BxC: jax.Array,
+) -> dict[str, jax.Array]:
+  """Scores each row's last tokens, followed by each of C tokens.
+
+  Args:
+    decoder: the model.
+    hidden_BxLxD: its hidden states.
+    tokens_BxL: the rows, padded on the left.
+    num_scored_B: how many last tokens of each row to score.
+    last_BxC: tokens that may follow the row.
+
+  Returns:
+    nll: float32 [B, C], in nats.
+    is_greedy: bool [B, C], whether each token is the likeliest one.
+  """
+  logits_BxV = decoder.logits(hidden_BxLxD[:, -1])
+  chosen_BxC = jnp.take_along_axis(logits_BxV, last_BxC, axis=-1)
+  nll_BxC = jax.nn.logsumexp(logits_BxV, axis=-1)[:, None] - chosen_BxC
+  is_best_BxC = chosen_BxC >= jnp.max(logits_BxV, axis=-1)[:, None]
+  if tokens_BxL.shape[1] == 1:  # Nothing comes before a target.
+    return {'nll': nll_BxC, 'is_greedy': is_best_BxC}
+  before = target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_scored_B)
+  return {
+    'nll': before['nll'][:, None] + nll_BxC,
+    'is_greedy': before['is_greedy'][:, None] & is_best_BxC,
+  }

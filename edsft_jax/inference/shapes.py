@@ -24,7 +24,7 @@ class ShapeOptions:
   """
 
   compile_tokens: float
-  step: int = 16
+  step: int = 8
   max_lengths: int = 8
   max_cache_lengths: int = 4
 
@@ -115,11 +115,17 @@ class BatchSizes:
 
   def to_read(self, length: int) -> int:
     """Rows per call for prompts that are not continued."""
-    return self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
+    rows = self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
+    # Fewer if as many calls are enough, so that no call is mostly padding.
+    num_calls = -(-self.total_rows // rows)
+    return self._up(-(-self.total_rows // num_calls))
 
   def _fit(self, rows: int) -> int:
-    most = -(-self.total_rows // self.multiple)
-    return min(max(rows // self.multiple, 1), most) * self.multiple
+    most = self._up(self.total_rows)
+    return min(max(rows // self.multiple, 1) * self.multiple, most)
+
+  def _up(self, rows: int) -> int:
+    return -(-rows // self.multiple) * self.multiple
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,11 @@ class Slots:
     self._occupant[free] = chunk.indices
     self._stopped[free] = False
 
+  def compile(self) -> None:
+    """Compiles the program that decodes, unless it is known."""
+    if not self._programs.decode_until.num_programs:
+      self._decode(num_active=0)  # No row is active, so there are no steps.
+
   def decode_until(self, num_active: int) -> list[Ended]:
     """Decodes until no more than this many rows are active.
 
@@ -139,17 +144,20 @@ class Slots:
     """
     result = []
     while self.num_active > num_active:
-      self._state, now = self._programs.decode_until(
-        self._weights,
-        self._state,
-        self._stopped,
-        np.int32(num_active),
-        np.int32(_STEPS_PER_STOP_CHECK if self._stop else 2**30),
-      )
-      now = jax.device_get(now)
+      now = jax.device_get(self._decode(num_active))
       self._find_stops(now)
       result.append(self._remove_ended(now))
     return result
+
+  def _decode(self, num_active: int) -> dict[str, Any]:
+    self._state, now = self._programs.decode_until(
+      self._weights,
+      self._state,
+      self._stopped,
+      np.int32(num_active),
+      np.int32(_STEPS_PER_STOP_CHECK if self._stop else 2**30),
+    )
+    return now
 
   def _find_stops(self, now: dict[str, Any]) -> None:
     """Marks rows whose text contains a stop string."""

@@ -17,13 +17,13 @@ from edsft_jax.inference.throughput import Span
 
 @dataclasses.dataclass
 class Row:
-  """An input row: a prompt, or what targets are scored from.
+  """An input row: a prompt, or what targets are scored from, or both.
 
   Attributes:
-    inputs: the prompt's tokens, or those of the targets except their last.
+    inputs: the prompt's tokens, then those of the targets except their last.
     num_scored: how many of the inputs are targets.
     indices: the targets, or the prompt.
-    last: the last token of each target.
+    last: the last token of each target; none if nothing is scored.
     prefix_length: number of tokens that are read as part of a prefix.
     prefix_index: which of its wave's prefixes it follows.
   """
@@ -37,16 +37,31 @@ class Row:
 
   @classmethod
   def of_prompt(
-    cls, index: int, ids: Sequence[int] | np.ndarray, prefix_length: int = 0
+    cls,
+    index: int,
+    ids: Sequence[int] | np.ndarray,
+    prefix_length: int = 0,
+    reference: Sequence[int] = (),
   ) -> 'Row':
-    """The row of a prompt."""
-    inputs = tuple(np.asarray(ids).tolist())
-    return cls(inputs, indices=[index], prefix_length=prefix_length)
+    """The row of a prompt, and of a reference to score after it."""
+    inputs = (*np.asarray(ids).tolist(), *reference[:-1])
+    return cls(
+      inputs,
+      num_scored=len(reference[:-1]),
+      indices=[index],
+      last=[*reference[-1:]],
+      prefix_length=prefix_length,
+    )
 
   @property
   def own(self) -> tuple[int, ...]:
     """The inputs after the prefix."""
     return self.inputs[self.prefix_length :]
+
+  @property
+  def num_prompt_tokens(self) -> int:
+    """Number of inputs before the targets."""
+    return len(self.inputs) - self.num_scored
 
   def span(self, num_scored: int) -> Span:
     """What is read after the prefix."""
@@ -74,6 +89,18 @@ class Wave:
   def padded_prefixes(self) -> tuple[np.ndarray, np.ndarray]:
     """The prefixes' tokens [N, P] and mask; see `pad_left`."""
     return shapes_lib.pad_left(self.prefixes, self.length, self.num_prefixes)
+
+
+def pad_scored(
+  rows: Sequence[Row], num_rows: int, num_choices: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+  """What is scored of rows: how many inputs [B], and last tokens [B, C]."""
+  num_scored_B = np.zeros(num_rows, np.int32)
+  last_BxC = np.zeros((num_rows, num_choices), np.int32)
+  for number, row in enumerate(rows):
+    num_scored_B[number] = row.num_scored
+    last_BxC[number, : len(row.last)] = row.last
+  return num_scored_B, last_BxC
 
 
 def plan(
@@ -140,9 +167,7 @@ def _shared(
     return [_alone(rows) for rows in parts]
   # The token before the first target may not be in the prefix.
   return [
-    find_groups(
-      [row.inputs[: len(row.inputs) - row.num_scored - 1] for row in rows]
-    )
+    find_groups([row.inputs[: row.num_prompt_tokens - 1] for row in rows])
     for rows in parts
   ]
 

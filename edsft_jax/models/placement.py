@@ -51,6 +51,7 @@ def shard_decoder(decoder: Decoder, mesh: jax.sharding.Mesh) -> None:
   moved = [
     (path, variable.replace(mesh_lib.put(variable[...], sharding)))
     for path, variable, sharding in placed(decoder, mesh)
+    if getattr(variable[...], 'sharding', None) != sharding
   ]
   nnx.update(decoder, nnx.from_flat_state(moved))
 

@@ -86,6 +86,46 @@ def test_groups_are_continued_as_rows_of_their_own(
   assert 1 < len(lengths) <= NUM_NEW
 
 
+def test_references_are_scored_and_change_no_continuation(
+  goldens, parts, alone
+):
+  """Like the likelihood engine; after prompts of the same prefixes as without.
+
+  References may be longer than a prompt's own tokens, and some have none.
+  """
+  decoder = goldens['mistral_v4'].decoder
+  weights = nnx.split(decoder)[1]
+  references = [[[*part[0][:n]] for n in range(len(part))] for part in parts]
+  engine = _engine(decoder, *parts, references=references)
+  scorer = inference.LikelihoodEngine(
+    decoder,
+    make_mesh(devices=jax.devices()[:1]),
+    [
+      [
+        inference.Target([*prompt, *reference], len(reference))
+        for prompt, reference in zip(*part, strict=True)
+      ]
+      for part in zip(parts, references, strict=True)
+    ],
+    batch_tokens=400,
+  )
+  for number, expected in enumerate(alone):
+    seen: list[inference.Work] = []
+    found = engine(weights, part=number, progress=seen.append)
+    assert [ids.tolist() for ids in found.tokens] == expected
+    scored = scorer(weights, part=number)
+    has_reference = [bool(ids) for ids in references[number]]
+    if any(has_reference):
+      nll = found.prompt_results['nll'][has_reference, 0]
+      is_greedy = found.prompt_results['is_greedy'][has_reference, 0]
+      np.testing.assert_allclose(nll, scored.nll[has_reference], rtol=1e-5)
+      assert is_greedy.tolist() == scored.is_greedy[has_reference].tolist()
+    # A prompt counts when it is continued, and a reference when it is scored.
+    assert sum(work.prompts for work in seen) == len(expected) + sum(
+      has_reference
+    )
+
+
 def test_each_prefix_is_read_once(goldens, parts):
   decoder = goldens['mistral_v4'].decoder
   seen: list[inference.Work] = []

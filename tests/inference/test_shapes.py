@@ -20,8 +20,8 @@ def test_shapes_waste_least():
     compile_tokens=0, max_lengths=3, max_cache_lengths=2
   )
   shapes = Shapes.of(lengths, options)
-  sizes = range(16, 145, 16)
-  longest = -(-max(lengths) // 16) * 16
+  sizes = range(8, 145, 8)
+  longest = -(-max(lengths) // 8) * 8
 
   def tokens(chosen):
     return sum(min(size for size in chosen if size >= x) for x in lengths)
@@ -38,9 +38,9 @@ def test_shapes_waste_least():
 def test_a_small_pool_is_not_worth_many_programs():
   options = inference.ShapeOptions(compile_tokens=2**13)
   few = Shapes.of([3, 20, 40, 100], options)
-  assert few == Shapes((112,), (112,))
+  assert few == Shapes((104,), (104,))
   many = Shapes.of([3, 20, 40, 100, 400] * 4000, options)
-  assert many.lengths == (16, 32, 48, 112, 400)
+  assert many.lengths == (8, 24, 40, 104, 400)
   assert 1 < len(many.cache_lengths) <= 4
   assert many.cache_lengths[-1] == 400
 
@@ -54,15 +54,15 @@ def test_programs_pay_sooner_for_many_passes_and_large_models(goldens):
     shapes = inference.choose_shapes(decoder, mesh, lengths, num_passes)
     return shapes.lengths
 
-  assert chosen(decoder, 1) == (112,)
-  assert chosen(decoder, 10**6) == (16, 32, 48, 112)
+  assert chosen(decoder, 1) == (104,)
+  assert chosen(decoder, 10**6) == (8, 24, 40, 104)
   # Seven billion parameters; no weights are made.
   config = dataclasses.replace(
     decoder.config, width=4096, mlp_width=11008, num_layers=32, head_dim=128
   )
   config = dataclasses.replace(config, num_heads=32, num_kv_heads=32)
   large = nnx.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))
-  assert chosen(large, 1) == (16, 32, 48, 112)
+  assert chosen(large, 1) == (8, 24, 40, 104)
 
 
 def test_chunks_hold_every_prompt_once():
@@ -105,9 +105,17 @@ def test_rows_fit_the_budget_and_the_mesh():
 
 def test_a_call_reads_the_given_tokens_up_to_a_quarter_of_the_batch():
   def rows(read_tokens):
-    sizes = inference.BatchSizes(4096, 64, 1, 1000, read_tokens)
+    sizes = inference.BatchSizes(4096, 64, 1, 1024, read_tokens)
     return sizes.to_prefill(16, 64), sizes.to_read(16)
 
   assert rows(1) == (1, 1)
   assert rows(200) == (200 // 16, 200 // 16)
   assert rows(10**6) == (32, 4096 // 4 // 16)  # No more than there are slots.
+
+
+def test_calls_are_equally_full():
+  """Of 121 prompts, 3 x 46 would be 17 rows of padding alone."""
+  sizes = inference.BatchSizes(16384, 16, 1, 121, read_tokens=1849)
+  assert sizes.to_read(40) == 41
+  split = inference.BatchSizes(16384, 16, 4, 121, read_tokens=1849)
+  assert split.to_read(40) == 44
