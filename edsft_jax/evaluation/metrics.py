@@ -1,6 +1,6 @@
 """Compares answers with their references, and averages over items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import math
 from typing import Any
@@ -35,7 +35,10 @@ def _rouge() -> Any:
 
 
 # (prediction, reference) -> float, larger is better.
-TEXT_METRICS = {'exact_match': exact_match, 'rouge_l': rouge_l}
+TEXT_METRICS: Mapping[str, Callable[[str, str], float]] = {
+  'exact_match': exact_match,
+  'rouge_l': rouge_l,
+}
 
 
 def aggregate(
