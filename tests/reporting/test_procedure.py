@@ -9,7 +9,6 @@ import math
 import pathlib
 
 import numpy as np
-from places import script_module
 import plain_procedure as plain
 import pytest
 from scipy import stats
@@ -358,42 +357,6 @@ def test_a_curve_that_does_not_rise_cannot_tell_savings():
   unsure = savings.Slope(-0.5, statistics.Error(0.4, 8), 0.5)
   one = savings.by_parallel_curves(-0.2, error, unsure, BUDGETS, False, LEVEL)
   assert wording.answers_interval(one, BUDGETS) == 'cannot be told'
-
-
-# Simulated studies; scripts/simulate_statistics.py has 20,000 a case.
-
-
-@pytest.fixture(scope='module')
-def script():
-  return script_module('simulate_statistics')
-
-
-def test_simulated_studies_that_differ_in_nothing(script):
-  case = script.Case(seeds=3, ratio=1.0, slope=2.0)
-  rates = script.simulate(case, 400).rates()
-  assert rates['false_verdicts'] <= 0.06
-  assert rates['false_savings'] <= 0.05
-  # Four standard errors of 400 studies with dependent strategies.
-  assert rates['covered'] == pytest.approx(0.95, abs=0.03)
-  assert rates['saving_covered'] >= 0.93
-
-
-def test_simulated_gaps_are_found(script):
-  case = script.Case(seeds=3, gap=2.0, slope=2.0)
-  rates = script.simulate(case, 200).rates()
-  assert rates['found'] >= 0.75
-  assert rates['false_verdicts'] <= 0.06
-
-
-def test_simulated_flat_curves_cannot_tell(script):
-  rates = script.simulate(script.Case(seeds=3, ratio=0.5), 200).rates()
-  assert rates['saving_known'] <= 0.06
-  assert rates['false_savings'] <= 0.01
-
-
-def test_simulated_lists_that_never_change_are_not_taken_for_many(script):
-  case = script.Case(seeds=10, ratio=0.5, slope=2.0, whole_pool=True)
-  assert script.simulate(case, 150).rates()['false_verdicts'] <= 0.03
 
 
 def _win_rates(rng, seeds, gap, num_studies):
