@@ -17,7 +17,7 @@ from edsft_jax.reporting import results, tables
 from edsft_jax.reporting.tables import Table
 
 # A stage adds seconds even if its work was done before, and money may include
-# their price. UMAP depends on the machine.
+# their price. UMAP depends on the machine, and need not be installed on it.
 _NOT_COMPARED = ('seconds', 'money', 'umap')
 
 
@@ -80,18 +80,24 @@ def csv_difference(path: pathlib.Path, table: Table) -> str:
     list(csv.reader(io.StringIO(text)))
     for text in (_read(path), tables.csv_text(table))
   )
-  if not old or old[0] != new[0]:
+  places = [
+    [i for i, column in enumerate(rows[0]) if _is_compared(column)]
+    if rows
+    else []
+    for rows in (old, new)
+  ]
+  columns = [new[0][i] for i in places[1]]
+  if not old or [old[0][i] for i in places[0]] != columns:
     return 'other columns'
+  lengths = len(old[0]), len(new[0])
   for number, (was, would) in enumerate(
-    itertools.zip_longest(old[1:], new[1:]), start=2
+    itertools.zip_longest(old[1:], new[1:], fillvalue=()), start=2
   ):
-    if was is None or would is None or len(was) != len(would):
+    if (len(was), len(would)) != lengths:
       return f'line {number}'
-    for column, one, other in zip(new[0], was, would, strict=True):
-      if _is_compared(column) and not _equal(
-        _value(one), _value(other), column
-      ):
-        return f'{column} of line {number} is {one!r}, not {other!r}'
+    for column, i, j in zip(columns, *places, strict=True):
+      if not _equal(_value(was[i]), _value(would[j]), column):
+        return f'{column} of line {number} is {was[i]!r}, not {would[j]!r}'
   return ''
 
 
@@ -129,12 +135,15 @@ def _embedded(html: str, name: str) -> Any:
 def _data_differences(one: Any, other: Any, place: str = '') -> Iterator[str]:
   """Where two values from JSON differ."""
   if isinstance(other, dict) and isinstance(one, dict):
+    one, other = (
+      {name: value for name, value in names.items() if _is_compared(name)}
+      for names in (one, other)
+    )
     if one.keys() != other.keys():
       yield f'the names of {place or "everything"}'
       return
     for name, value in other.items():
-      if _is_compared(name):
-        yield from _data_differences(one[name], value, f'{place} {name}')
+      yield from _data_differences(one[name], value, f'{place} {name}')
   elif isinstance(other, list) and isinstance(one, list):
     if len(one) != len(other):
       yield f'the number of {place}'
@@ -149,12 +158,12 @@ def _data_differences(one: Any, other: Any, place: str = '') -> Iterator[str]:
 
 
 def _numbers(html: str) -> str:
-  """The page without plots, scripts, seconds and the counts of stages.
+  """The page without plots, scripts, seconds, UMAP and the counts of stages.
 
   A later command may have counted again, even if it was refused.
   """
   html = re.sub('(?s)<svg.*?</svg>', '', html)
   html = re.sub('(?s)<script.*?</script>', '', html)
   html = re.sub('(?s)<table id="counts">.*?</table>', '', html)
-  html = re.sub('(?s)<figure id="cost_efficiency.*?</figure>', '', html)
+  html = re.sub('(?s)<figure id="(cost_efficiency|map).*?</figure>', '', html)
   return re.sub('(?s)<h2 id="time">.*?(?=<h2)', '', html)

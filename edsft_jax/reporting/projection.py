@@ -6,8 +6,9 @@ import importlib.util
 
 import numpy as np
 
-# UMAP takes minutes for more prompts.
-_MAX_UMAP = 20_000
+# UMAP looks for 15 neighbours of each prompt, and fails if there are only three
+# prompts; for more than the second number, it takes minutes.
+_MIN_UMAP, _MAX_UMAP = 16, 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +17,11 @@ class Projection:
 
   Attributes:
     points: method -> [N, 2], in pool order, each axis from 0 to 1.
-    note: what PCA keeps, as a sentence.
+    notes: method -> what to know about its distances, as a sentence.
   """
 
   points: Mapping[str, np.ndarray]
-  note: str
+  notes: Mapping[str, str]
 
 
 def project(features: np.ndarray) -> Projection | None:
@@ -31,11 +32,15 @@ def project(features: np.ndarray) -> Projection | None:
   row_NxD -= row_NxD.mean(0)
   point_Nx2, kept = _pca(row_NxD)
   points = {'PCA': _scaled(point_Nx2)}
-  if importlib.util.find_spec('umap') and len(features) <= _MAX_UMAP:
+  notes = {'PCA': f'Two principal components keep {kept:.0%} of the variance.'}
+  fits = _MIN_UMAP <= len(features) <= _MAX_UMAP
+  if fits and importlib.util.find_spec('umap'):
     points['UMAP'] = _scaled(_umap(features))
-  return Projection(
-    points, f'Two principal components keep {kept:.0%} of the variance.'
-  )
+    notes['UMAP'] = (
+      'UMAP keeps similar prompts together; distances between groups mean '
+      'little.'
+    )
+  return Projection(points, notes)
 
 
 def _pca(row_NxD: np.ndarray) -> tuple[np.ndarray, float]:
@@ -60,6 +65,7 @@ def _pca(row_NxD: np.ndarray) -> tuple[np.ndarray, float]:
 def _umap(features: np.ndarray) -> np.ndarray:
   import umap
 
+  # With a fixed seed, UMAP has one thread; with more asked for, it warns.
   return umap.UMAP(random_state=0, n_jobs=1).fit_transform(features)
 
 

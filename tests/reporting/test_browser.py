@@ -130,6 +130,10 @@ def test_controls_of_the_map_change_what_it_shows(study, window):
   _, workdir = study
   _open(window, workdir)
   assert len(_columns(window, 'picks')['x']) == 80
+  # With a single method, there is nothing to choose.
+  methods = 'document.getElementById("map-method")'
+  shown = window.evaluate(f'{methods}.getBoundingClientRect().width > 0')
+  assert shown == (window.evaluate(f'{methods}.length') > 1)
   _choose(window, 'map-budget', 20)
   lists = 'JSON.parse(document.getElementById("pool-data").textContent).lists'
   names = window.evaluate(f'{lists}.map(one => one.strategy)')

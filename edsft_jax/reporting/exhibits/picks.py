@@ -187,9 +187,9 @@ def pool_map(
     name='map',
     caption=f'The pool by {name} of its features (grey), and the first '
     f'{budget:,} picks of each strategy for its first seed. '
-    f'{projected.note}',
+    f'{projected.notes[name]}',
     alt=f'A map of {len(pool):,} prompts with the picks of '
-    f'{", ".join(first)}. {projected.note}',
+    f'{", ".join(first)}. {projected.notes[name]}',
     draw=functools.partial(plots.pool_map, points, first, name),
     columns=('id', *columns),
     rows=[(i, *row) for i, row in zip(pool.ids, values, strict=True)],
