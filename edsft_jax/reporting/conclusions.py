@@ -81,8 +81,9 @@ def _sentence(
     f': for what random reaches with {saving.budget:,} answers, it needs '
     f'{wording.answers_interval(saving, budgets)}'
   )
-  if amounts := money.saved(saving, one.strategy, prices):
-    sentence += f', and saves {wording.money_interval(amounts)}'
+  if saved := money.saved(saving, one.strategy, prices):
+    amounts = wording.money_interval(saving, budgets, saved)
+    sentence += f'; money saved: {amounts}'
   return f'{sentence}.'
 
 
@@ -136,8 +137,12 @@ def other_metrics(
   compared: Mapping[str, Comparisons],
   headline: str,
 ) -> list[str]:
-  """A sentence per further metric: who is better or worse by it."""
+  """A sentence per further metric: who is better or worse by it.
+
+  A last one warns of differences by chance, if any was found.
+  """
   sentences = []
+  any_found = False
   for name, comparisons in compared.items():
     tested = [c for c in comparisons.curves.values() if c.p_value is not None]
     if name == headline or not tested:
@@ -148,9 +153,15 @@ def other_metrics(
       for verdict in (Verdict.BETTER, Verdict.WORSE)
       if (strategies := [c.strategy for c in tested if c.verdict is verdict])
     ]
+    any_found = any_found or bool(parts)
     parts = parts or ['no strategy is distinguishable from random']
     sentences.append(
       f'By {found.metrics[name].label}, {wording.listed(parts)}.'
+    )
+  if any_found:
+    sentences.append(
+      f'{found.metrics[headline].label} alone decides (report.metric): of '
+      'several metrics, some may differ by chance.'
     )
   return sentences
 

@@ -102,13 +102,13 @@ def _verdict_row(
     detectable = wording.detectable(curve.detectable)
   if saving is None:
     return VerdictRow(curve, detectable)
-  amounts = money.saved(saving, strategy, prices)
+  saved = money.saved(saving, strategy, prices)
   return VerdictRow(
     curve,
     detectable,
     wording.answers_interval(saving, budgets),
     wording.saving_interval(saving, budgets),
-    wording.money_interval(amounts) if amounts else '',
+    wording.money_interval(saving, budgets, saved) if saved else '',
   )
 
 

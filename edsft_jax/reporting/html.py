@@ -27,6 +27,7 @@ def template(package: str, name: str) -> jinja2.Template:
   environment.filters |= {
     'number': lambda value: f'{value:,}',
     'quality': lambda value: f'{value:.3f}',
+    'amount': wording.amount,
     'signed': wording.signed,
     'probability': lambda p: wording.probability(p).removeprefix('= '),
     'percent': lambda share: f'{100 * share:g}%',

@@ -1,9 +1,8 @@
 """What answers cost, and what a strategy saves in money."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ml_collections
-import numpy as np
 
 from edsft_jax.prices import Prices
 from edsft_jax.reporting import account, savings
@@ -35,18 +34,13 @@ def prices(
 
 def saved(
   saving: savings.Saving, strategy: str, price: Mapping[str, float]
-) -> tuple[float, float, float] | None:
-  """Money saved at the reference budget: best guess and interval.
+) -> Callable[[float], float] | None:
+  """Money saved at the reference budget, by the answers that are needed.
 
   What random's answers cost, less what the strategy's cost, each at the mean
-  price of its own picks. -inf where the strategy may need more answers than
-  were run, and inf where it may need fewer. None without prices.
+  price of its own picks. None without prices.
   """
   if RANDOM not in price or strategy not in price:
     return None
   spent = saving.budget * price[RANDOM]
-
-  def left(answers: float) -> float:
-    return np.inf if answers == 0 else spent - answers * price[strategy]
-
-  return left(saving.answers), left(saving.high), left(saving.low)
+  return lambda answers: spent - answers * price[strategy]

@@ -60,7 +60,8 @@ class Timing:
       return sentence
     price = self.choosing / 3600 * price_per_hour
     return (
-      f'{sentence} At {price_per_hour:,.2f} per hour, that is {price:,.2f}.'
+      f'{sentence} At {wording.amount(price_per_hour)} per hour, that is '
+      f'{wording.amount(price)}.'
     )
 
 

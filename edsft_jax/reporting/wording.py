@@ -1,6 +1,6 @@
 """Formats words and numbers for the page and the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 
 from edsft_jax.reporting import savings
@@ -67,18 +67,42 @@ def answers_interval(saving: savings.Saving, budgets: Sequence[int]) -> str:
 
 
 def saving_interval(saving: savings.Saving, budgets: Sequence[int]) -> str:
-  """The share of answers saved, with its interval."""
+  """The share of answers saved, with its interval; negative for a loss."""
+  return _saved(saving, budgets, lambda count: _percent(saving.share(count)))
+
+
+def money_interval(
+  saving: savings.Saving,
+  budgets: Sequence[int],
+  money: Callable[[float], float],
+) -> str:
+  """Money saved, with its interval; negative for a loss.
+
+  Args:
+    saving: what the strategy needs.
+    budgets: those that were run.
+    money: what is saved by a strategy that needs this many answers.
+  """
+  return _saved(saving, budgets, lambda count: amount(money(count)))
+
+
+def _saved(
+  saving: savings.Saving,
+  budgets: Sequence[int],
+  text: Callable[[float], str],
+) -> str:
+  """What is saved, with its interval, from the text for a number of answers."""
   if not saving.known:
     return 'cannot be told'
 
-  def share(count: float) -> str:
+  def words(count: float) -> str:
     if count == 0:
-      return f'more than {_percent(saving.share(min(budgets)))}'
+      return f'more than {text(min(budgets))}'
     if math.isinf(count):
-      return f'less than {_percent(saving.share(max(budgets)))}'
-    return _percent(saving.share(count))
+      return f'less than {text(max(budgets))}'
+    return text(count)
 
-  best, low, high = map(share, (saving.answers, saving.high, saving.low))
+  best, low, high = map(words, (saving.answers, saving.high, saving.low))
   return best if low == high else f'{best} ({low} to {high})'
 
 
@@ -86,22 +110,11 @@ def _percent(value: float) -> str:
   return f'{value:.0%}'.replace('-', '−')
 
 
-def money_interval(amounts: tuple[float, float, float]) -> str:
-  """Money saved, with its interval; open where nothing can be told."""
-  best, low, high = amounts
-  if math.isinf(low) and math.isinf(high):
-    return 'cannot be told'
-
-  def amount(value: float) -> str:
-    return f'{value:,.2f}'.replace('-', '−')
-
-  if math.isinf(low):
-    interval = f'at most {amount(high)}'
-  elif math.isinf(high):
-    interval = f'at least {amount(low)}'
-  else:
-    interval = f'{amount(low)} to {amount(high)}'
-  return interval if math.isinf(best) else f'{amount(best)} ({interval})'
+def amount(value: float) -> str:
+  """An amount of money, in the currency of the prices."""
+  if 0 < value < 0.005:
+    return 'less than 0.01'
+  return f'{value:,.2f}'.replace('-', '−')
 
 
 def detectable(sizes: Mapping[int, float]) -> str:

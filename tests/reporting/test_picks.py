@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import synthetic_study as synthetic
 
-from edsft_jax import reporting, store, study
+from edsft_jax import reporting, selection, store, study
 from edsft_jax.reporting import interactive, picks, projection, results
 from edsft_jax.reporting.plots import palette
 
@@ -123,6 +123,21 @@ def test_lists_that_seeds_share_are_one(made):
   chosen = {i for one in found['lists'] for i in one['picks']}
   assert chosen == set(range(len(found['ids'])))
   assert found['points'] == {}
+
+
+def test_task_strategies_have_the_order_of_random_within_a_task(made):
+  task_N = np.arange(60) % 4
+  order = selection.random(60, 60, seed=3).indices
+  by_task = selection.task_diversity(task_N.tolist(), 60, seed=3).indices
+  for task in range(4):
+    assert [i for i in by_task if task_N[i] == task] == [
+      i for i in order if task_N[i] == task
+    ]
+  text = ' '.join(made[1].report.read_text('utf-8').split())
+  assert (
+    'Within a task, weighted_task_diversity takes prompts in the order of '
+    'random with the same seed.'
+  ) in text
 
 
 def test_large_pools_are_sampled(made, monkeypatch):

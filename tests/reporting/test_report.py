@@ -18,6 +18,7 @@ from edsft_jax import errors, reporting, store, study
 from edsft_jax.reporting import (
   account,
   comparison,
+  conclusions,
   exhibits,
   money,
   page,
@@ -368,6 +369,8 @@ def test_what_choosing_cost_is_on_the_page(tmp_path, quick):
   # 14 s of scoring and choosing.
   assert 'At 7,200.00 per hour, that is 28.00.' in text
   assert 'that is 28.00.' in reporting.summary(options, workdir)
+  options.report.price_per_hour = 0.5
+  assert 'that is less than 0.01.' in reporting.summary(options, workdir)
   for price in (-1.0, float('inf')):
     options.report.price_per_hour = price
     with pytest.raises(errors.InputError, match=r'report\.price_per_hour'):
@@ -491,18 +494,37 @@ def test_without_a_control_none_is_mentioned(reported):
   assert compared.control is None
 
 
-def test_money_is_open_where_answers_are():
-  price = {'random': 1.0, 'a': 2.0}
-  saving = savings.Saving(savings.PARALLEL, 40, 30.0, 0.0, 35.0)
-  assert money.saved(saving, 'a', price) == (-20.0, -30.0, float('inf'))
-  text = wording.money_interval(money.saved(saving, 'a', price))
-  assert text == '−20.00 (at least −30.00)'
+@pytest.mark.parametrize(
+  ('needed', 'share', 'amount'),
+  [
+    # Prompts that this strategy picks cost twice as much as random's.
+    (
+      (30.0, 0.0, 35.0),
+      '25% (12% to more than 50%)',
+      '−20.00 (−30.00 to more than 0.00)',
+    ),
+    (
+      (float('inf'), 35.0, float('inf')),
+      'less than −100% (less than −100% to 12%)',
+      'less than −120.00 (less than −120.00 to −30.00)',
+    ),
+    ((0.0, 0.0, 0.0), 'more than 50%', 'more than 0.00'),
+    ((30.0, 0.0, float('inf')), 'cannot be told', 'cannot be told'),
+  ],
+)
+def test_savings_and_losses_are_open_where_answers_are(needed, share, amount):
+  budgets = [20, 40, 80]
+  saving = savings.Saving(savings.PARALLEL, 40, *needed)
+  assert wording.saving_interval(saving, budgets) == share
+  saved = money.saved(saving, 'a', {'random': 1.0, 'a': 2.0})
+  assert wording.money_interval(saving, budgets, saved) == amount
   assert money.saved(saving, 'a', {}) is None
+
+
+def test_answers_are_open_beyond_the_budgets():
+  saving = savings.Saving(savings.PARALLEL, 40, 30.0, 0.0, 35.0)
   budgets = [20, 40, 80]
   assert wording.answers_interval(saving, budgets) == '30 (fewer than 20 to 35)'
-  assert (
-    wording.saving_interval(saving, budgets) == '25% (12% to more than 50%)'
-  )
 
 
 # Partial studies.
@@ -1026,6 +1048,25 @@ def test_summary_word_for_word(tmp_path):
     'score the pool and 1.5 s to choose.\n'
     f'Report: {workdir.report}'
   )
+
+
+def test_findings_by_other_metrics_come_with_a_warning(reported):
+  options, workdir = reported
+  found = results.read_results(options, workdir)
+  compared = comparison.compare_all(found, 'rouge_l', 0.95)
+  warning = (
+    'ROUGE-L alone decides (report.metric): of several metrics, some may '
+    'differ by chance.'
+  )
+  sentences = conclusions.other_metrics(found, compared, 'rouge_l')
+  assert sentences[0].startswith('By Loss, facility_location is better')
+  assert sentences[2:] == [warning]
+  # At so small a level, nothing is found.
+  compared = comparison.compare_all(found, 'rouge_l', 1 - 1e-12)
+  assert conclusions.other_metrics(found, compared, 'rouge_l') == [
+    f'By {label}, no strategy is distinguishable from random.'
+    for label in ('Loss', 'Exact match')
+  ]
 
 
 def test_summary_says_who_is_better_and_who_is_worse(reported):

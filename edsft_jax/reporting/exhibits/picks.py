@@ -7,7 +7,7 @@ import numpy as np
 
 from edsft_jax import store
 from edsft_jax.reporting import coverage as coverage_lib
-from edsft_jax.reporting import picks, plots, projection
+from edsft_jax.reporting import picks, plots, projection, wording
 from edsft_jax.reporting.exhibits.exhibit import Exhibit
 from edsft_jax.reporting.plots import palette
 from edsft_jax.strategies.registry import RANDOM, STRATEGIES
@@ -155,12 +155,25 @@ def overlap(
   return Exhibit(
     name='overlap',
     caption=f'Share of the first {budget:,} picks that two strategies have in '
-    'common for the same seed, in percent, mean over seeds. Two random choices '
-    f'share {expected:.0%}.',
+    'common for the same seed, in percent, mean over seeds. Two independent '
+    f'random choices share {expected:.0%}.',
+    note=_about_tasks(names),
     alt=f'Picks in common: {listed}.',
     draw=functools.partial(plots.overlap, names, matrix),
     columns=('strategy', 'other', 'share'),
     rows=[(*pair, share) for pair, share in shares.items()],
+  )
+
+
+def _about_tasks(names: Sequence[str]) -> str:
+  """Why strategies that draw within tasks have more in common with random."""
+  of_tasks = [name for name in names if 'tasks' in STRATEGIES[name].reads]
+  if not of_tasks or RANDOM not in names:
+    return ''
+  verb = 'takes' if len(of_tasks) == 1 else 'take'
+  return (
+    f'Within a task, {wording.listed(of_tasks)} {verb} prompts in the order of '
+    'random with the same seed.'
   )
 
 
