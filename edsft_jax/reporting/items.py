@@ -70,8 +70,8 @@ def read(path: pathlib.Path, evaluation: Mapping[str, Any]) -> Table:
     mean = float(values[name] @ items[name].weights)
     if not math.isclose(mean, metric['value'], rel_tol=1e-9, abs_tol=1e-12):
       raise errors.InputError(
-        f'{path} has a {name} of {mean:.6g}, and eval.json next to it says '
-        f'{metric["value"]:.6g}: {remedy}'
+        f'{path} has a {name} of {mean:.12g}, and eval.json next to it says '
+        f'{metric["value"]:.12g}: {remedy}'
       )
   return Table(ids, values, items)
 
