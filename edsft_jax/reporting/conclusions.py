@@ -115,6 +115,17 @@ def _nothing_found(
   return sentences
 
 
+def about_lists(found: results.Results) -> list[str]:
+  """Whose verdicts are about a single list of prompts."""
+  fixed = [name for name in found.strategies if name in found.fixed]
+  if not fixed:
+    return []
+  return [
+    f'All seeds of {wording.listed(fixed)} have the same list of prompts: '
+    'another pool would give another list, and maybe another verdict.'
+  ]
+
+
 def at_budgets(compared: Comparisons) -> list[str]:
   """A sentence per verdict on what single budgets show."""
   sentences = []

@@ -27,6 +27,7 @@ def variables(material: Material) -> dict[str, Any]:
     'compared_any': any(one.curves for one in material.compared.values()),
     'conclusions': conclusions.conclusions(found, metric, of_metric, prices),
     'other_conclusions': [
+      *conclusions.about_lists(found),
       *conclusions.at_budgets(of_metric),
       *conclusions.other_metrics(found, material.compared, metric),
     ],

@@ -299,6 +299,9 @@ def test_what_was_run_is_on_the_page(reported):
     'For min_margin and facility_location, this is the result of this list of '
     'prompts only' in text
   )
+  assert (
+    'All seeds of min_margin and facility_location have the same list' in text
+  )
 
 
 def test_text_from_outside_is_escaped(tmp_path, quick):
@@ -317,6 +320,7 @@ def test_parts_of_the_pool_are_on_the_page(tmp_path, quick):
   reporting.run(options, workdir)
   text = html(workdir)
   assert 'this list of prompts only' not in text
+  assert 'have the same list of prompts' not in text
   assert 'Each seed has its own part of the pool (25%)' in text
   assert '25% of the pool for each seed, without overlap' in text
   assert '0, 1, 2, 3 (random); 0, 1, 2 (min_margin, ' in text
