@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 
+import command_line
 import ml_collections
 import numpy as np
 import pyarrow as pa
@@ -218,6 +219,7 @@ def seconds_to_open(browser: str, url: str) -> float:
 
 def main() -> None:
   """Makes the study and its report, and prints what that took."""
+  command_line.parser(__doc__).parse_args()
   with tempfile.TemporaryDirectory() as folder:
     c, workdir = get_config(), store.Workdir(pathlib.Path(folder))
     write(c, workdir)
@@ -241,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  command_line.run(main)
