@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from typing import Any
 
 import command_line
 import ml_collections
@@ -94,7 +95,11 @@ def write_selections(
   """Writes orders, and the gains curves of ten widths."""
   largest = max(BUDGETS)
   for name in NAMES:
-    record = {'bounds': [], 'task_clusters': None, 'seconds': 12.0}
+    record: dict[str, Any] = {
+      'bounds': [],
+      'task_clusters': None,
+      'seconds': 12.0,
+    }
     store.write_json(workdir.selection_record(name), record)
     order = rng.permutation(POOL)[:largest].tolist()
     for seed in c.study.seeds:
