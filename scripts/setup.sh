@@ -35,10 +35,12 @@ wanted="$(cat requirements.txt pyproject.toml scripts/setup.sh | cksum) $extra"
 mark="$venv/.installed-${extra:-base}"
 if [ "$(cat "$mark" 2>/dev/null)" != "$wanted" ]; then
   echo "setup: installing the pinned requirements${extra:+ and the $extra extra} (about a minute)"
-  # Python compiles what is imported when it is, not all files of all packages.
   "$venv/bin/python" -m pip install --quiet --no-compile \
     --disable-pip-version-check \
     --constraint requirements.txt --requirement requirements.txt \
     --editable ".${extra:+[$extra]}"
+  # On all cores, unlike pip; Python itself may be told to write no byte code.
+  # Some packages have files for other versions of Python.
+  "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" >/dev/null || true
   echo "$wanted" >"$mark"
 fi
