@@ -276,5 +276,5 @@ def test_a_finished_study_can_be_kept(demo, tmp_path):
     text=True,
     check=False,
   )
-  assert done.returncode == 1
+  assert done.returncode == 2
   assert 'savings.csv is not what items.csv.gz gives' in done.stderr
