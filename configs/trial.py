@@ -14,16 +14,16 @@ from edsft_jax import config
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Three strategies on 200 prompts: twelve models of 10 or 20 answers."""
+  """Three strategies on 120 prompts: twelve models of 8 or 16 answers."""
   c = config.get_config()
-  c.pool.limit = 200
+  c.pool.limit = 120
   c.scoring.prompt_scores = False
   c.scoring.max_new_tokens = 32
   c.selection.strategies = ('random', 'min_margin', 'facility_location')
-  c.study.budgets = (10, 20)
+  c.study.budgets = (8, 16)
   c.study.seeds = (0, 1)
   c.study.full_pool = False
   c.finetuning.epochs = 1
-  c.finetuning.max_length = 512
+  c.finetuning.max_length = 256
   c.evaluation.max_new_tokens = 32
   return c
