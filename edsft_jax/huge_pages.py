@@ -1,8 +1,8 @@
 """Restarts a command so that its large arrays are in huge pages.
 
-On a CPU, XLA allocates temporary arrays again for each call of a program, and
-the kernel clears every page when it is first written. With pages of 4 KiB, that
-takes a fifth of a finetuning step.
+On a CPU, XLA allocates a program's temporary arrays for each call, and the
+kernel clears every page on its first write. With pages of 4 KiB, that takes a
+fifth of a finetuning step.
 """
 
 import os

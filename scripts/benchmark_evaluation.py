@@ -62,7 +62,7 @@ class _Side(NamedTuple):
   examples: list[dict]
 
   def given(self) -> Any:
-    """Its further input: the harness's batch size, or texts to compare."""
+    """The side's extra input: the harness's batch size, or texts to compare."""
     return json.loads(self.args.given.read_text())
 
 

@@ -1,4 +1,4 @@
-"""Times the report of a large study, which it makes up.
+"""Times the report of a large synthetic study.
 
   python scripts/benchmark_report.py
 

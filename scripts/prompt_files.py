@@ -37,7 +37,7 @@ def read_rows(path: pathlib.Path, *fields: str) -> Iterator[dict[str, Any]]:
 def read_prompts(
   path: pathlib.Path, max_characters: float = math.inf
 ) -> list[str]:
-  """The column "prompt" of a file, without prompts of so many characters.
+  """The column "prompt" of a file, without prompts of this length or more.
 
   Raises:
     InputError: see read_rows; or none is left.

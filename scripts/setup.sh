@@ -39,8 +39,9 @@ if [ "$(cat "$mark" 2>/dev/null)" != "$wanted" ]; then
     --disable-pip-version-check \
     --constraint requirements.txt --requirement requirements.txt \
     --editable ".${extra:+[$extra]}"
-  # On all cores, unlike pip; Python itself may be told to write no byte code.
-  # Some packages have files for other versions of Python.
+  # On all cores, unlike pip. With PYTHONDONTWRITEBYTECODE set, Python would
+  # compile the packages again in every process. Fails for files of packages that
+  # are for other versions of Python.
   "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" >/dev/null || true
   echo "$wanted" >"$mark"
 fi

@@ -85,7 +85,7 @@ class Draws:
 def draw(
   seeds: int, whole_pool: bool, studies: int, rng: np.random.Generator
 ) -> Draws:
-  """Draws that many studies."""
+  """Draws this many studies."""
   shape = studies, len(STRATEGIES), seeds, len(BUDGETS)
   items = rng.standard_normal((*shape, ITEMS), np.float32)
   # An effect of the item, and a new one in every cell.
@@ -194,7 +194,7 @@ class Counts:
 def simulate(
   cases: Sequence[Case], studies: int, seed: int = 0
 ) -> list[Counts]:
-  """Runs that many studies of each case through the report's statistics.
+  """Runs this many studies of each case through the report's statistics.
 
   The cases see the same draws, which take longer than the statistics.
 

@@ -148,7 +148,7 @@ def test_every_stage_runs_with_a_small_model(name, tmp_path, shared):
     for task in config.evaluation.tasks
     if not workdir.run(cell.name).evaluation(task).exists()
   }
-  # No model of random has as many answers as these.
+  # Random has no model with as many answers as these.
   assert missing == {
     (study.FULL_POOL, 'alpaca_eval'),
     (study.NO_FINETUNING, 'alpaca_eval'),

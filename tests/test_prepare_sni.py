@@ -68,7 +68,7 @@ def test_a_pool_and_a_held_out_set_of_short_prompts(tmp_path):
     'prompt': 'Do task1_short.\n\nx7 ',
     'response': 'answer 7',
   }
-  # Not in the data set's order, and the fewer are the first of the more.
+  # Not in the data set's order; a smaller pool is the start of a larger one.
   assert [row['id'] for row in pool] != sorted(by_id)
   fewer = tmp_path / 'fewer'
   _run(

@@ -21,7 +21,7 @@ from edsft_jax.inference.prefixes import can_share
 
 
 class _Place(NamedTuple):
-  """Which of an item's requests."""
+  """An item's index, and the index of one of its requests."""
 
   item: int
   request: int
@@ -74,9 +74,9 @@ class _Requests(NamedTuple):
 
   @property
   def is_worth_joining(self) -> bool:
-    """Whether no fewer tokens are saved than kept.
+    """Whether joining saves at least as many tokens as it keeps in the cache.
 
-    Joint requests save reading prompts twice, but targets take up cache entries
+    Prompts are read once instead of twice, but targets take up cache entries
     while their prompts are continued.
     """
     saved = sum(
@@ -90,7 +90,7 @@ class _Requests(NamedTuple):
 def _partner(
   request: Generate, likelihood: Sequence[tuple[_Place, Likelihood]]
 ) -> tuple[_Place, Likelihood] | None:
-  """The first one whose context is the prompt."""
+  """The first likelihood request whose context is the prompt, if any."""
   for place, other in likelihood:
     context = other.tokens[: len(other.tokens) - other.num_targets]
     if other.num_targets and [*context] == [*request.tokens]:

@@ -10,9 +10,9 @@ import numpy as np
 from edsft_jax import errors, store
 from edsft_jax.finetuning import batches, trainer
 
-# How far the last loss must be above that of the first step, which had other
-# examples: before finetuning, SmolLM2 has between 2.4 and 5.5 for eight short
-# answers.
+# The last loss must exceed the first step's by this factor, because their
+# examples differ: the pretrained SmolLM2 has losses from 2.4 to 5.5 on steps of
+# eight short answers.
 _RISE = 2
 
 
@@ -25,7 +25,7 @@ class _Loss(NamedTuple):
 
 
 class Losses:
-  """Losses since the last line of the log, and those of two epochs.
+  """Losses since the last line of the log, and in the first and last epoch.
 
   Attributes:
     first: the loss of the first line, which is that of the first step.
@@ -46,8 +46,7 @@ class Losses:
     self._last_checkpoint = last_checkpoint
     self._losses: list[_Loss] = []
     num_steps = batches.num_steps(num_examples, h.epochs, h.batch_size)
-    # The steps of the first and of the last epoch; those of a single epoch have
-    # no examples in common.
+    # The steps of the first and of the last epoch; empty if there is only one.
     length = num_steps // h.epochs if h.epochs > 1 else 0
     self._epochs = (
       range(1, length + 1),
@@ -63,7 +62,7 @@ class Losses:
     return {'first': self.first, 'losses': pending, 'epochs': self._sums}
 
   def restore(self, saved: Mapping[str, Any]) -> None:
-    """Takes what `progress` was."""
+    """Restores what `progress` returned."""
     self.first = saved.get('first', self.first)
     self._losses = [_Loss(value, n, ()) for value, n in saved.get('losses', [])]
     self._sums = [(total, n) for total, n in saved.get('epochs', self._sums)]
@@ -104,11 +103,11 @@ class Losses:
     return self.last, sum(counts)
 
   def rise(self) -> tuple[float, float] | None:
-    """The mean losses at the start and at the end, if the end is above.
+    """The mean losses at the start and at the end if the loss rose, else None.
 
-    The last epoch is compared with the first, which had the same examples, and
-    the last line of the log with the first step, which had others: it must be
-    far above.
+    The last epoch is compared with the first, which has the same examples, and
+    the last line of the log with the first step. Their examples differ, so that
+    rise must be large.
     """
     if self.last > _RISE * self.first:
       return self.first, self.last

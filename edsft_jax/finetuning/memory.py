@@ -10,9 +10,9 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning.batches import Layout
 
 REMAT = ('none', 'layer')
-# Tokens and padding of a micro-batch per device, by default. More do not make
-# products faster; full finetuning has more since, per micro-batch, it adds up
-# the gradients of all weights.
+# Tokens and padding of a micro-batch per device, by default. Larger
+# micro-batches do not make products faster, but full finetuning adds the
+# gradients of all weights once per micro-batch.
 SLOTS_ON_CPU = {'lora': 1024, 'full': 2048}
 SLOTS = 4096
 

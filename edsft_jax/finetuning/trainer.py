@@ -178,9 +178,9 @@ class Trainer:
     return self._update(state, *sums, np.float32(num_targets), learning_rate)
 
   def _compile_update(self) -> None:
-    """Compiles the update, while the gradients are compiled and computed.
+    """Compiles the update while the gradients are compiled and computed.
 
-    For adapters of many layers, it takes as long as they do.
+    With adapters in many layers, both take about as long to compile.
     """
     params = self.state_shapes.params
     loss = jax.ShapeDtypeStruct((), jnp.float32, sharding=self._replicated)
@@ -193,7 +193,7 @@ class Trainer:
     examples: Sequence[Example],
     dropout_key: jax.Array | None,
   ) -> tuple[jax.Array, list[jax.Array]]:
-    """Loss and gradients, from half the rows if all do not fit; see `step`."""
+    """Loss and gradients; halves the rows if they do not fit, see `step`."""
     while True:
       try:
         return self._summed(params, examples, dropout_key)

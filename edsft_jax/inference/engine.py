@@ -371,6 +371,6 @@ class Engine:
   def _pad_scored(
     self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
   ) -> tuple[jax.Array, jax.Array]:
-    """What is scored of a chunk's rows; see `waves.pad_scored`."""
+    """The targets of a chunk's rows; see `waves.pad_scored`."""
     some = [rows[i] for i in chunk.indices]
     return mesh_lib.shard_batch(self._mesh, pad_scored(some, chunk.num_rows))

@@ -33,7 +33,7 @@ def _is_finite(logits_BxV: jax.Array, token_B: jax.Array) -> jax.Array:
 
 
 def _are_finite(finite_BxT: jax.Array, step_BxT: jax.Array) -> jax.Array:
-  """Bool [B], whether it was in every step of a row; the row hook."""
+  """Bool [B], whether it was a number in every step; the row hook."""
   return jnp.all(finite_BxT | ~step_BxT, axis=1)
 
 

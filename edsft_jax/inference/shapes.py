@@ -116,7 +116,7 @@ class BatchSizes:
   def to_read(self, length: int) -> int:
     """Rows per call for prompts that are not continued."""
     rows = self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
-    # Fewer if as many calls are enough, so that no call is mostly padding.
+    # Spread evenly over the calls, so that the last is not mostly padding.
     num_calls = -(-self.total_rows // rows)
     return self._up(-(-self.total_rows // num_calls))
 

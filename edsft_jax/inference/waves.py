@@ -94,7 +94,7 @@ class Wave:
 def pad_scored(
   rows: Sequence[Row], num_rows: int, num_choices: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What is scored of rows: how many inputs [B], and last tokens [B, C]."""
+  """The rows' targets: how many are inputs [B], and the last ones [B, C]."""
   num_scored_B = np.zeros(num_rows, np.int32)
   last_BxC = np.zeros((num_rows, num_choices), np.int32)
   for number, row in enumerate(rows):

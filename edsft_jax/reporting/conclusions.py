@@ -116,7 +116,7 @@ def _nothing_found(
 
 
 def about_lists(found: results.Results) -> list[str]:
-  """Whose verdicts are about a single list of prompts."""
+  """The strategies whose verdicts are about a single list of prompts."""
   fixed = [name for name in found.strategies if name in found.fixed]
   if not fixed:
     return []
@@ -148,7 +148,7 @@ def other_metrics(
   compared: Mapping[str, Comparisons],
   headline: str,
 ) -> list[str]:
-  """A sentence per further metric: who is better or worse by it.
+  """A sentence per further metric: which strategies are better or worse by it.
 
   A last one warns of differences by chance, if any was found.
   """

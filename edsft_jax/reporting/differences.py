@@ -102,7 +102,7 @@ def csv_difference(path: pathlib.Path, table: Table) -> str:
 
 
 def _read(path: pathlib.Path) -> str:
-  """A file's text with its line endings as they are."""
+  """A file's text with its line endings unchanged."""
   return path.read_bytes().decode('utf-8')
 
 

@@ -31,7 +31,7 @@ _CELLS, _COMPARISONS, _SAVINGS = 'cells.csv', 'comparisons.csv', 'savings.csv'
 IDS = 'ids.csv'
 _WEIGHT_COLUMNS = ('metric', 'id', 'weight', 'cluster')
 _ID_COLUMNS = ('split', 'id')
-# Of index.html, in bytes.
+# The maximum size of index.html, in bytes.
 MAX_PAGE = 3_000_000
 
 
@@ -76,7 +76,7 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
 
 
 def differences(folder: pathlib.Path) -> list[str]:
-  """Names the tables that the items do not give; nothing is written.
+  """Names the tables that differ from what the items give; writes nothing.
 
   Raises:
     InputError: a file is missing or damaged.
@@ -198,7 +198,7 @@ def _write_csv(path: pathlib.Path, table: Table) -> None:
     store.write_text(path, text)
     return
   with store.replacing(path) as partial:
-    # Without a time, so that the same study gives the same bytes.
+    # No timestamp, so that the same study gives the same bytes.
     partial.write_bytes(gzip.compress(text.encode('utf-8'), mtime=0))
 
 

@@ -131,7 +131,7 @@ def _data(material: Material) -> dict[str, Any]:
 
 
 def _scripts() -> list[markupsafe.Markup]:
-  """What the page runs: Bokeh, then page.js."""
+  """The page's scripts: Bokeh, then page.js."""
   script = html.read('edsft_jax.reporting', 'page.js')
   return [
     markupsafe.Markup(interactive.bokeh_script()),
@@ -142,7 +142,7 @@ def _scripts() -> list[markupsafe.Markup]:
 def _embedded(
   material: Material, data: Mapping[str, Any]
 ) -> dict[str, markupsafe.Markup]:
-  """Id -> JSON of what the page's script reads: data and models of charts."""
+  """Id -> JSON that the page's script reads: data, and models of charts."""
   embedded = {f'{name}-data': contents for name, contents in data.items()}
   if 'curves' in data:
     embedded['efficiency-chart-model'] = interactive.efficiency_chart(

@@ -65,7 +65,7 @@ def _pca(row_NxD: np.ndarray) -> tuple[np.ndarray, float]:
 def _umap(features: np.ndarray) -> np.ndarray:
   import umap
 
-  # With a fixed seed, UMAP has one thread; with more asked for, it warns.
+  # With a fixed seed, UMAP uses one thread, and warns if asked for more.
   return umap.UMAP(random_state=0, n_jobs=1).fit_transform(features)
 
 

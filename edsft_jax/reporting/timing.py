@@ -70,8 +70,8 @@ def read_timing(
 ) -> Timing:
   """The seconds of each stage.
 
-  manifest.json lacks the time of commands that were killed, and the records of
-  cells lack that of loading models and of judges: the larger of the two counts.
+  manifest.json lacks the time of killed commands, and the records of cells lack
+  the time to load models and to judge, so the larger of the two is taken.
 
   Args:
     stages: the records of manifest.json.

@@ -68,7 +68,7 @@ def _state(
 
 
 def _progress(run: store.Run) -> str:
-  """How far the finetuning of an unfinished cell came."""
+  """How far the finetuning of an unfinished cell got."""
   lines = store.read_jsonl(run.metrics) if run.metrics.exists() else []
   if not lines:
     return 'no step was logged'

@@ -72,7 +72,7 @@ EXAMPLES = [
 
 @functools.cache
 def _trainer(memory=None) -> trainer_lib.Trainer:
-  """One with dropout."""
+  """A trainer with dropout."""
   device_mesh = mesh.make_mesh()
   config = _config(lora_dropout=0.5)
   return trainer_lib.Trainer(

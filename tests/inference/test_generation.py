@@ -89,9 +89,9 @@ def test_groups_are_continued_as_rows_of_their_own(
 def test_references_are_scored_and_change_no_continuation(
   goldens, parts, alone
 ):
-  """Like the likelihood engine; after prompts of the same prefixes as without.
+  """Scores are those of the likelihood engine, and continuations stay the same.
 
-  References may be longer than a prompt's own tokens, and some have none.
+  Some references are longer than their prompt's own tokens; some are missing.
   """
   decoder = goldens['mistral_v4'].decoder
   weights = nnx.split(decoder)[1]

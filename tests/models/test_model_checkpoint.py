@@ -123,7 +123,7 @@ def test_missing_tensor(single):
 
 
 def test_more_layers_than_there_are_tensors_of(single):
-  """Found before a decoder with this many is built, which would take hours."""
+  """Found before a decoder of this size is built, which would take hours."""
   file = single / 'config.json'
   fields = json.loads(file.read_text())
   file.write_text(json.dumps(fields | {'num_hidden_layers': 10**6}))

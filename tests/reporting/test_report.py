@@ -1065,7 +1065,7 @@ def test_findings_by_other_metrics_come_with_a_warning(reported):
   sentences = conclusions.other_metrics(found, compared, 'rouge_l')
   assert sentences[0].startswith('By Loss, facility_location is better')
   assert sentences[2:] == [warning]
-  # At so small a level, nothing is found.
+  # At such a small level, nothing is found.
   compared = comparison.compare_all(found, 'rouge_l', 1 - 1e-12)
   assert conclusions.other_metrics(found, compared, 'rouge_l') == [
     f'By {label}, no strategy is distinguishable from random.'

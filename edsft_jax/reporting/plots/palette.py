@@ -15,7 +15,7 @@ PAPER = '#ffffff'
 ACCENT = '#0072b2'
 WARNING = '#b9785a'
 
-# Colour on paper -> on a dark screen, if not only more white.
+# Colour on a light page -> on a dark one, where it is not just lightened.
 _DARK = {
   INK: '#e4e7ec',
   MUTED: '#a2a9b4',
@@ -66,7 +66,7 @@ def _contrast(one: str, other: str) -> float:
 COLOURS = {
   **{colour: on_dark(colour) for colour in (ACCENT, WARNING)},
   **{row.colour: on_dark(row.colour) for row in STRATEGIES.values()},
-  # Lighter than random's, which is grey, too.
+  # Lighter than random's, which is also grey.
   STRATEGIES[LENGTH_MATCHED].colour: '#d5d9e0',
   **_DARK,
 }

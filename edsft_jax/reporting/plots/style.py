@@ -141,7 +141,7 @@ def _use() -> Iterator[None]:
 
 
 def figure(height: float) -> Any:
-  """An empty figure of that height in inches, without pyplot."""
+  """An empty figure of this height in inches, made without pyplot."""
   from matplotlib import figure as figures
 
   return figures.Figure(figsize=(_WIDTH, height), layout='constrained')
