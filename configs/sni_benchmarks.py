@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   c = sni_smollm2.get_config()
   c.selection.strategies = ('random', 'facility_location')
   c.study.budgets = (max(c.study.budgets),)
+  c.study.seeds = (0, 1, 2)
   c.study.random_seeds = ()
   c.study.full_pool = False
   c.evaluation.tasks = ('mmlu', 'bbh', 'gsm8k')

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib
 import operator
-import sys
 import time
 from typing import Any
 
@@ -327,7 +326,6 @@ def _run_stages(
   showing = {name for name in stages if COMMANDS[name].only_shows}
   if part is None and not (showing and {*stages} <= {'pool', *showing}):
     store.write_json(workdir.config, config.to_dict())
-  store.Manifest(workdir).describe(**_devices())
   console.say('done', f'in {time.monotonic() - start:.1f} s')
 
 
@@ -349,11 +347,3 @@ def _picks_missing(workdir: store.Workdir) -> bool:
 
 def _no_cell_is_complete(workdir: store.Workdir) -> bool:
   return store.Manifest(workdir).counts('annotate')['complete_cells'] == 0
-
-
-def _devices() -> dict[str, list[str]]:
-  """The devices, for the manifest; empty if no stage loaded jax."""
-  jax = sys.modules.get('jax')
-  if jax is None:
-    return {}
-  return {'devices': [device.device_kind for device in jax.devices()]}

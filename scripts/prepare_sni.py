@@ -114,13 +114,13 @@ def main() -> None:
   add(
     '--num_prompts',
     type=command_line.positive,
-    default=3600,
+    default=6000,
     help='of the pool',
   )
   add(
     '--per_task',
     type=command_line.positive,
-    default=2,
+    default=4,
     help='held-out prompts per task',
   )
   arguments = parser.parse_args()

@@ -21,6 +21,8 @@ TASKS = {
   'reverse a word': 20,
   'rhyme': 10,
 }
+# That the study says it was made on.
+DEVICES = '8 x cpu'
 POOL_SIZE = sum(TASKS.values())
 # How much better than random a strategy is, in units of ROUGE-L.
 EFFECTS = {
@@ -229,10 +231,10 @@ def write(
           'done': True,
           'seconds': value,
           'counts': counts.get(stage, {}),
+          'made_with': [store.versions() | {'devices': DEVICES}],
         }
         for stage, value in seconds.items()
       },
-      'versions': store.versions(),
     },
   )
   store.write_json(workdir.config, json.loads(options.to_json()))

@@ -1,5 +1,6 @@
 """All seven stages on the built-in demo, as the quickstart runs them."""
 
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -91,7 +92,10 @@ def test_demo_on_four_devices_leaves_every_file_of_the_contract(demo):
   assert workdir.report.exists()
   manifest = store.read_json(workdir.manifest)
   assert set(manifest['stages']) >= set(pipeline.STAGES)
-  assert len(manifest['devices']) == NUM_DEVICES
+  for stage in ('score', 'finetune', 'evaluate'):
+    (used,) = manifest['stages'][stage]['made_with']
+    assert used['jax'] == importlib.metadata.version('jax')
+    assert used['devices'] == f'{NUM_DEVICES} x cpu'
   assert store.read_json(workdir.config)['study']['budgets'] == [8, 16]
 
 

@@ -112,6 +112,8 @@ def run(
   counts: dict[str, dict[str, int]] = {}
   if todo:
     with manifest.timed('evaluate') if first else contextlib.nullcontext():
+      if first:
+        manifest.record_versions('evaluate')
       counts = _evaluate(config, workdir, path, todo)
   else:
     console.say('evaluate', f'{len(cells)} models, all already done')

@@ -88,6 +88,8 @@ def run(
   with manifest.timed('finetune') if first else contextlib.nullcontext():
     work = runner.Runner(config, workdir, cells, path)
     if todo:
+      if first:
+        manifest.record_versions('finetune')
       work.run(todo, lambda cell: _is_done(workdir, cell, fingerprints[cell]))
   if part:
     console.say(

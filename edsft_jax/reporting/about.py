@@ -58,9 +58,20 @@ def variables(material: Material) -> dict[str, Any]:
       for stage in timing.STAGES
       if stage in manifest.stages
     },
-    'versions': manifest.facts.get('versions', {}),
+    'made_with': _made_with(manifest),
     'config_text': json.dumps(config.to_dict(), indent=2, ensure_ascii=False),
   }
+
+
+def _made_with(manifest: store.Manifest) -> list[tuple[str, str]]:
+  """Versions and devices, and the stages that ran with them."""
+  stages: dict[str, list[str]] = {}
+  for stage in timing.STAGES:
+    if stage in manifest.stages:
+      for used in manifest.stages[stage].made_with:
+        text = ', '.join(f'{name} {version}' for name, version in used.items())
+        stages.setdefault(text, []).append(stage)
+  return [(text, ', '.join(names)) for text, names in stages.items()]
 
 
 def _seeds_text(found: results.Results) -> list[tuple[str, str]]:

@@ -127,7 +127,11 @@ def _made_from(
   if it did any work, other files have changed.
   """
   stages = {
-    stage: {'counts': record.counts, 'fingerprint': record.fingerprint}
+    stage: {
+      'counts': record.counts,
+      'fingerprint': record.fingerprint,
+      'made with': record.made_with,
+    }
     for stage, record in manifest.stages.items()
     if stage != STAGE
   }
@@ -136,7 +140,6 @@ def _made_from(
     'config': store.hash_json(config.to_dict()),
     'workdir': workdir.root.resolve().name,
     'stages': store.hash_json(stages),
-    'versions': store.hash_json(store.versions()),
     'report code': store.hash_files(
       [
         path

@@ -110,6 +110,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     return
   plan = ShardPlan.of(workdir, *size, *begun)
   with manifest.timed('score') if first else contextlib.nullcontext():
+    if first:
+      manifest.record_versions('score')
     notes, with_control = _score_shards(config, path, pool, plan)
     processes.barrier('scored')
     processes.await_files(plan.all_folders)

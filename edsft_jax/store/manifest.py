@@ -1,11 +1,13 @@
 """manifest.json: each stage's fingerprint, counts and time."""
 
+import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
 import json
 import re
+import sys
 import time
 from typing import Any
 
@@ -26,12 +28,15 @@ class StageRecord:
     done: whether it finished.
     seconds: wall time so far, over all runs.
     counts: its counts when it finished.
+    made_with: versions of libraries, and the devices, of the commands that did
+      its work; each combination once.
   """
 
   fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
   done: bool = False
   seconds: float = 0.0
   counts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  made_with: list[dict[str, str]] = dataclasses.field(default_factory=list)
 
 
 class Manifest:
@@ -78,7 +83,7 @@ class Manifest:
 
   @property
   def facts(self) -> Mapping[str, Any]:
-    """The facts recorded by `describe`, and versions of libraries."""
+    """The facts recorded by `describe`."""
     return self._facts
 
   @property
@@ -180,6 +185,16 @@ class Manifest:
     finally:
       self._change(stage, time.monotonic() - start)
 
+  def record_versions(self, stage: str) -> None:
+    """Records what the stage is about to make results with."""
+    used = made_with()
+    with self._changing():
+      record = self._stages.get(stage, StageRecord())
+      if used not in record.made_with:
+        self._stages[stage] = dataclasses.replace(
+          record, made_with=[*record.made_with, used]
+        )
+
   def describe(self, **facts: Any) -> None:
     """Records facts about the whole study."""
     with self._changing():
@@ -202,7 +217,6 @@ class Manifest:
     with locked(self._workdir, 'manifest', wait=True):
       self._read()
       yield
-      self._facts['versions'] = versions()
       stages = {n: dataclasses.asdict(r) for n, r in self._stages.items()}
       contents = plain({'stages': stages, **self._facts})
       contents[_DIGEST] = hashes.hash_json(contents)
@@ -266,6 +280,16 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def plain(value: Any) -> Any:
   """The value after a JSON round trip, which turns tuples into lists."""
   return json.loads(json.dumps(value, ensure_ascii=False))
+
+
+def made_with() -> dict[str, str]:
+  """Versions of libraries, and the devices if jax is in use."""
+  jax = sys.modules.get('jax')
+  if jax is None:
+    return versions()
+  kinds = collections.Counter(device.device_kind for device in jax.devices())
+  devices = ', '.join(f'{count} x {kind}' for kind, count in kinds.items())
+  return {**versions(), 'devices': devices}
 
 
 @functools.cache

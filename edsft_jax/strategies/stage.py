@@ -67,6 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
       )
     except selection.SelectionError as e:
       raise errors.InputError(f'{workdir.features}: {e}') from e
+    manifest.record_versions('select')
     num_picks = (p.budget * p.num_lists(config) for p in todo)
     with console.bar('select', sum(num_picks), 'picks') as bar:
       for pending in todo:

@@ -290,7 +290,10 @@ def test_what_was_run_is_on_the_page(reported):
   assert re.search('<td>notes</td><td[^>]*>raw; no pad</td>', text)
   assert '<td>empty</td>' not in text
   assert '&#34;weight_decay&#34;: 0.0' in text
-  assert f'numpy {store.versions()["numpy"]}' in text
+  assert (
+    f'numpy {store.versions()["numpy"]}, devices {synthetic.DEVICES}</p>'
+    in text
+  )
   assert (
     'For random and weighted_task_diversity, intervals cover the random choice'
     in text
