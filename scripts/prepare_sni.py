@@ -114,13 +114,13 @@ def main() -> None:
   add(
     '--num_prompts',
     type=command_line.positive,
-    default=6000,
+    default=2400,
     help='of the pool',
   )
   add(
     '--per_task',
     type=command_line.positive,
-    default=4,
+    default=1,
     help='held-out prompts per task',
   )
   arguments = parser.parse_args()
