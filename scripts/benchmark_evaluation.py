@@ -85,13 +85,7 @@ def main() -> None:
   """Prints a row per case and side."""
   parser = command_line.parser(__doc__)
   add = parser.add_argument
-  add(
-    'cases',
-    nargs='*',
-    type=command_line.one_of(CASES),
-    default=CASES,
-    help=f'of {", ".join(CASES)}; all by default',
-  )
+  command_line.add_names(parser, CASES)
   add('--model', type=command_line.existing_folder, required=True)
   add('--data', type=command_line.existing_folder, required=True)
   add(
@@ -107,7 +101,7 @@ def main() -> None:
   add('--given', type=pathlib.Path, help=argparse.SUPPRESS)
   add('--out', type=pathlib.Path, help=argparse.SUPPRESS)
   args = parser.parse_args()
-  for case in args.cases:
+  for case in args.names or CASES:
     if args.side:
       questions, examples = _questions(case, args.data, args.limit)
       with tempfile.TemporaryDirectory() as name:

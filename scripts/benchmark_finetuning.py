@@ -284,7 +284,7 @@ def main() -> None:
   """Runs the requested cases, prints a table and writes it."""
   parser = command_line.parser(__doc__)
   add = parser.add_argument
-  add('cases', nargs='*', type=command_line.one_of(PEERS), help='see above')
+  command_line.add_names(parser, PEERS, 'see above')
   add('--train', type=pathlib.Path, help=argparse.SUPPRESS)
   add('--model', type=command_line.existing_folder, help='for smollm2')
   add('--prompts', type=command_line.existing_file, help='for smollm2')
@@ -309,13 +309,13 @@ def main() -> None:
     return
   if arguments.steps == 1:
     parser.error('--steps: at least 2, since the first compiles')
-  if not arguments.cases:
+  if not arguments.names:
     parser.error(f'name cases of {", ".join(PEERS)}')
-  if 'smollm2' in arguments.cases and not (
+  if 'smollm2' in arguments.names and not (
     arguments.model and arguments.prompts
   ):
     parser.error('smollm2 needs --model and --prompts')
-  rows = (row for case in arguments.cases for row in compete(case, arguments))
+  rows = (row for case in arguments.names for row in compete(case, arguments))
   show(FIELDS, rows, arguments.csv)
 
 

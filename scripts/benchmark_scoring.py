@@ -36,10 +36,6 @@ from edsft_jax.scoring.scorer import Scorer
 GROUPS = ('pool', 'commands', 'reading', 'generate', 'features', 'stop')
 # These need no files.
 RANDOM_GROUPS = ('generate', 'features')
-_GROUPS_HELP = (
-  f'of {", ".join(GROUPS)}; all but {" and ".join(RANDOM_GROUPS)} need --model '
-  'and --prompts'
-)
 FIELDS = (
   'case',
   'contestant',
@@ -351,7 +347,10 @@ def main() -> None:
   """Runs the requested groups, prints a table and writes it."""
   parser = command_line.parser(__doc__)
   add = parser.add_argument
-  add('groups', nargs='*', type=command_line.one_of(GROUPS), help=_GROUPS_HELP)
+  without_files = ' and '.join(RANDOM_GROUPS)
+  command_line.add_names(
+    parser, GROUPS, f'all but {without_files} need --model and --prompts'
+  )
   add('--model', type=command_line.existing_folder, help='of a chat model')
   add('--prompts', type=command_line.existing_file, help='with column prompt')
   add(
@@ -365,7 +364,7 @@ def main() -> None:
   add('--csv', default='', help='file to write; none by default')
   arguments = parser.parse_args()
   has_files = arguments.model and arguments.prompts
-  groups = arguments.groups or (GROUPS if has_files else RANDOM_GROUPS)
+  groups = arguments.names or (GROUPS if has_files else RANDOM_GROUPS)
   if not (has_files or {*groups} <= {*RANDOM_GROUPS}):
     parser.error(f'{", ".join(groups)}: give --model and --prompts')
   print(f'jax on {jax.devices()}', file=sys.stderr)

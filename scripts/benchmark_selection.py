@@ -332,12 +332,7 @@ def main() -> None:
   """Runs the requested groups, prints a table and writes it."""
   parser = command_line.parser(__doc__)
   add = parser.add_argument
-  add(
-    'groups',
-    nargs='*',
-    type=command_line.one_of(GROUPS),
-    help=f'of {", ".join(GROUPS)}; all by default',
-  )
+  command_line.add_names(parser, GROUPS)
   add('--csv', default='', help='file to write; none by default')
   add('--repeats', type=command_line.positive, default=3)
   add(
@@ -348,7 +343,7 @@ def main() -> None:
     help=f'of {", ".join(PEERS)}; those installed by default',
   )
   arguments = parser.parse_args()
-  groups = arguments.groups or GROUPS
+  groups = arguments.names or GROUPS
   peers, repeats = installed_peers(arguments.peers), arguments.repeats
   cases = {
     'facility_location': lambda: facility_location_cases(peers, repeats),

@@ -64,6 +64,18 @@ def one_of(names: Collection[str]) -> Callable[[str], str]:
   return check
 
 
+def add_names(
+  to: argparse.ArgumentParser, names: Collection[str], about: str = ''
+) -> None:
+  """Adds the argument `names`: any of these, or [] if none is given."""
+  to.add_argument(
+    'names',
+    nargs='*',
+    type=one_of(names),
+    help=f'of {", ".join(names)}; {about or "all by default"}',
+  )
+
+
 def run(main: Callable[[], None]) -> None:
   """Runs a script's main; exits with 2 and one line on an InputError.
 

@@ -29,6 +29,19 @@ LONGROPE = {
   'short_factor': [1.1, 1.3, 1.7],
   'long_factor': [1.2, 2.5, 6.0],
 }
+
+
+def _llama3_rope(original_context: int) -> dict[str, str | float]:
+  return {
+    'rope_type': 'llama3',
+    'rope_theta': 50.0,
+    'factor': 5.0,
+    'low_freq_factor': 1.25,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': original_context,
+  }
+
+
 CASES = {
   # Tied, head_dim derived; config.json in the format of transformers 4.
   'tied_v4': {
@@ -79,14 +92,7 @@ CASES = {
       'vocab_size': 64,
       'head_dim': 16,
       'tie_word_embeddings': True,
-      'rope_parameters': {
-        'rope_type': 'llama3',
-        'rope_theta': 50.0,
-        'factor': 5.0,
-        'low_freq_factor': 1.25,
-        'high_freq_factor': 4.0,
-        'original_max_position_embeddings': 40,
-      },
+      'rope_parameters': _llama3_rope(40),
     },
     'length': 72,
     'dtype': 'bfloat16',
@@ -255,14 +261,7 @@ CASES = {
       'head_dim': 10,
       'sliding_window': 5,
       'sliding_window_pattern': 3,
-      'rope_parameters': {
-        'rope_type': 'llama3',
-        'rope_theta': 50.0,
-        'factor': 5.0,
-        'low_freq_factor': 1.25,
-        'high_freq_factor': 4.0,
-        'original_max_position_embeddings': 12,
-      },
+      'rope_parameters': _llama3_rope(12),
     },
     'length': 20,
     'dtype': 'bfloat16',

@@ -2,10 +2,34 @@
 
 import importlib.util
 import pathlib
+import subprocess
 import sys
 import types
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def run(
+  *command: str | pathlib.Path, cwd: pathlib.Path = REPOSITORY
+) -> subprocess.CompletedProcess[str]:
+  """Runs a command, whatever its exit code."""
+  return subprocess.run(
+    command, cwd=cwd, capture_output=True, text=True, check=False
+  )
+
+
+def run_python(
+  *words: str | pathlib.Path, cwd: pathlib.Path = REPOSITORY
+) -> subprocess.CompletedProcess[str]:
+  """Runs Python with these words, whatever its exit code."""
+  return run(sys.executable, *words, cwd=cwd)
+
+
+def python_output(*words: str | pathlib.Path) -> str:
+  """What Python prints with these words; it has to succeed."""
+  done = run_python(*words)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
 
 
 def script_module(name: str) -> types.ModuleType:

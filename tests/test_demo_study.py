@@ -9,7 +9,7 @@ import sys
 
 import compilation
 import numpy as np
-from places import REPOSITORY
+from places import REPOSITORY, run_python
 import pyarrow.parquet as pq
 import pytest
 from small_study import SMALL, small
@@ -258,13 +258,7 @@ def test_a_finished_study_can_be_kept(demo, tmp_path):
   script = REPOSITORY / 'scripts' / 'keep_study.py'
   workdir = shutil.copytree(root, tmp_path / 'copy')
   for words in (('keep', workdir, folder, f'--log={log}'), ('verify', folder)):
-    done = subprocess.run(
-      [sys.executable, script, *words],
-      cwd=REPOSITORY,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    done = run_python(script, *words)
     assert done.returncode == 0, done.stderr
   assert {path.name for path in folder.iterdir()} >= {
     *('index.html', 'config.json', 'comparisons.csv', 'cells.csv'),
@@ -273,12 +267,6 @@ def test_a_finished_study_can_be_kept(demo, tmp_path):
   assert 'report: as recorded' in (folder / 'verify.txt').read_text()
   assert (folder / 'log.txt').read_text().endswith('\nthe same bar, finished\n')
   (folder / 'savings.csv').write_text('metric\n')
-  done = subprocess.run(
-    [sys.executable, script, 'verify', folder],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = run_python(script, 'verify', folder)
   assert done.returncode == 2
   assert 'savings.csv is not what items.csv.gz gives' in done.stderr

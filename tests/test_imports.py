@@ -4,10 +4,8 @@ import ast
 import graphlib
 import html
 import pathlib
-import subprocess
-import sys
 
-from places import REPOSITORY, script_module
+from places import REPOSITORY, python_output, script_module
 import pytest
 
 from edsft_jax import pipeline
@@ -159,14 +157,7 @@ def test_no_torch_and_no_tensorflow(path):
 def _loaded(code: str, *names: str) -> list[str]:
   """Which of these modules a program has loaded at its end."""
   code = f'{code}; import sys; print([m for m in {names} if m in sys.modules])'
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  return ast.literal_eval(result.stdout.splitlines()[-1])
+  return ast.literal_eval(python_output('-c', code).splitlines()[-1])
 
 
 def test_selection_stands_apart():

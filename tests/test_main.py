@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 
-from places import REPOSITORY
+from places import REPOSITORY, python_output, run_python
 import pytest
 
 from configs import default
@@ -15,13 +15,7 @@ from edsft_jax.config import option_names
 
 
 def _command(*words, cwd=REPOSITORY):
-  return subprocess.run(
-    [sys.executable, '-m', 'edsft_jax.main', *words],
-    cwd=cwd,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return run_python('-m', 'edsft_jax.main', *words, cwd=cwd)
 
 
 def test_no_word_means_every_stage():
@@ -95,14 +89,7 @@ def test_what_needs_no_device_does_not_wait_for_jax(tmp_path, words, code):
   (tmp_path / 'p.jsonl').write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
   words = [w.replace('=W', f'={tmp_path / "w"}') for w in words]
   words = [w.replace('=P', f'={tmp_path / "p.jsonl"}') for w in words]
-  result = subprocess.run(
-    [sys.executable, '-c', _QUICK, *words],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  lines = result.stdout.splitlines()
+  lines = python_output('-c', _QUICK, *words).splitlines()
   assert lines[-1] == 'loaded []'
   assert [line for line in lines if line.startswith('exit')] == (
     [f'exit {code}'] if code else ['exit None'] * ('--help' not in words)

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 
-from places import REPOSITORY
+from places import REPOSITORY, run
 import pytest
 
 from edsft_jax import store, study
@@ -204,12 +204,6 @@ def test_stages_run_one_after_the_other_by_the_launcher(tmp_path):
 
 
 def test_a_paper_needs_its_pool_named():
-  result = subprocess.run(
-    ['bash', 'scripts/reproduce_arabelly2025.sh', 'runs/x'],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  result = run('bash', 'scripts/reproduce_arabelly2025.sh', 'runs/x')
   assert result.returncode == 2
   assert 'flan|dolly WORKDIR' in result.stderr

@@ -1,10 +1,8 @@
 """The real study's pool, from files in the data set's own form."""
 
 import json
-import subprocess
-import sys
 
-from places import REPOSITORY
+from places import REPOSITORY, run_python
 
 SCRIPT = REPOSITORY / 'scripts' / 'prepare_sni.py'
 
@@ -37,12 +35,7 @@ def _tasks(folder):
 
 
 def _run(*arguments):
-  return subprocess.run(
-    [sys.executable, SCRIPT, *map(str, arguments)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  return run_python(SCRIPT, *map(str, arguments))
 
 
 def _rows(path):

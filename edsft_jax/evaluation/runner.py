@@ -2,100 +2,14 @@
 
 from collections.abc import Sequence
 import itertools
-from typing import NamedTuple
 
 from flax import nnx
 import jax
 
 from edsft_jax import inference, models
-from edsft_jax.evaluation.task import (
-  Generate,
-  Generated,
-  Item,
-  Likelihood,
-  Response,
-  Scored,
-  Task,
-)
+from edsft_jax.evaluation.requests import Place, Requests
+from edsft_jax.evaluation.task import Generated, Response, Scored, Task
 from edsft_jax.inference.prefixes import can_share
-
-
-class _Place(NamedTuple):
-  """An item's index, and the index of one of its requests."""
-
-  item: int
-  request: int
-
-
-class _Requests(NamedTuple):
-  """The requests of some items.
-
-  Attributes:
-    items: the items.
-    generate: requests of one kind, and where they are.
-    likelihood: the same of the other.
-    joint: for each request of `generate`, the likelihood request that is
-      answered along with it, if any; these are not in `likelihood`.
-  """
-
-  items: Sequence[Item]
-  generate: list[tuple[_Place, Generate]]
-  likelihood: list[tuple[_Place, Likelihood]]
-  joint: list[tuple[_Place, Likelihood] | None]
-
-  @classmethod
-  def of(cls, items: Sequence[Item], joined: bool) -> '_Requests':
-    """Sorts the items' requests by kind.
-
-    Args:
-      items: the items.
-      joined: whether to answer two requests at once where that is possible.
-    """
-    result = cls(items, [], [], [])
-    for i, item in enumerate(items):
-      requests = list(enumerate(item.requests))
-      likelihood = [
-        (_Place(i, k), x) for k, x in requests if isinstance(x, Likelihood)
-      ]
-      for k, request in requests:
-        if isinstance(request, Generate):
-          partner = _partner(request, likelihood) if joined else None
-          if partner:
-            likelihood.remove(partner)
-          result.generate.append((_Place(i, k), request))
-          result.joint.append(partner)
-      result.likelihood.extend(likelihood)
-    return result
-
-  @property
-  def references(self) -> list[Sequence[int]]:
-    """The targets that are scored along with each request of `generate`."""
-    return [x[1].tokens[-x[1].num_targets :] if x else () for x in self.joint]
-
-  @property
-  def is_worth_joining(self) -> bool:
-    """Whether joining saves at least as many tokens as it keeps in the cache.
-
-    Prompts are read once instead of twice, but targets take up cache entries
-    while their prompts are continued.
-    """
-    saved = sum(
-      len(request.tokens)
-      for (_, request), joint in zip(self.generate, self.joint, strict=True)
-      if joint
-    )
-    return 0 < sum(map(len, self.references)) <= saved
-
-
-def _partner(
-  request: Generate, likelihood: Sequence[tuple[_Place, Likelihood]]
-) -> tuple[_Place, Likelihood] | None:
-  """The first likelihood request whose context is the prompt, if any."""
-  for place, other in likelihood:
-    context = other.tokens[: len(other.tokens) - other.num_targets]
-    if other.num_targets and [*context] == [*request.tokens]:
-      return place, other
-  return None
 
 
 class Runner:
@@ -132,19 +46,16 @@ class Runner:
     self._format = prompt_format
     # Otherwise, targets would change how their prompts are continued.
     joined = can_share(decoder.config) and (
-      _Requests.of(task.items, joined=True).is_worth_joining
+      Requests.of(task.items, joined=True).is_worth_joining
     )
     self._shards = [
-      _Requests.of(task.items[start:end], joined)
+      Requests.of(task.items[start:end], joined)
       for start, end in itertools.pairwise([0, *ends])
     ]
     self._generator = inference.GenerationEngine(
       decoder,
       device_mesh,
-      [
-        [request.tokens for _, request in shard.generate]
-        for shard in self._shards
-      ],
+      [shard.prompts for shard in self._shards],
       references=[shard.references for shard in self._shards],
       end_ids=prompt_format.end_ids,
       max_new_tokens=task.max_new_tokens,
@@ -154,13 +65,7 @@ class Runner:
     self._scorer = inference.LikelihoodEngine(
       decoder,
       device_mesh,
-      [
-        [
-          inference.Target(request.tokens, request.num_targets)
-          for _, request in shard.likelihood
-        ]
-        for shard in self._shards
-      ],
+      [shard.targets for shard in self._shards],
       batch_tokens=batch_tokens,
       num_passes=num_models,
     )
@@ -187,7 +92,7 @@ class Runner:
       shard: which one, from 0.
     """
     requests = self._shards[shard]
-    responses: dict[_Place, Response] = {}
+    responses: dict[Place, Response] = {}
     scored = self._scorer(weights, progress, shard)
     for row, (place, request) in enumerate(requests.likelihood):
       responses[place] = Scored(
@@ -214,7 +119,7 @@ class Runner:
           request.num_targets,
         )
     return [
-      [responses[_Place(i, k)] for k in range(len(item.requests))]
+      [responses[Place(i, k)] for k in range(len(item.requests))]
       for i, item in enumerate(requests.items)
     ]
 

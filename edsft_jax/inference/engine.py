@@ -200,7 +200,6 @@ class Engine:
     )
     if empty := [i for i, row in enumerate(rows) if not row.own]:
       raise ValueError(f'prompt {empty[0]} has no tokens')
-    has_targets = any(row.last for row in rows)
     report = Reporter(self._costs, progress)
     result = Collector(rows, report, self._programs.scores_prompt)
     queues = [self._queue(waves, rows, n) for n in range(self._num_workers)]
@@ -220,20 +219,29 @@ class Engine:
         slots.reserve(queues[number][0].cache_length)
         slots.compile()
 
-      def prefill(step: _Step, known: Prefixes | None) -> Any:
-        return self._programs.prefill(
-          weights,
-          known,
-          *self._pad(step.chunk, rows),
-          self._pad_scored(step.chunk, rows) if has_targets else None,
-        )
-
+      prefill = functools.partial(self._prefill, weights, rows)
       self._decode(
         queues[number], prefixes, prefill, slots, result, unless_stopped
       )
 
     workers.run(work, self._num_workers)
     return result.finish()
+
+  def _prefill(
+    self,
+    weights: nnx.State,
+    rows: Sequence[Row],
+    step: _Step,
+    known: Prefixes | None,
+  ) -> Any:
+    """Reads the rows of a step; scores targets if any row has some."""
+    has_targets = any(row.last for row in rows)
+    return self._programs.prefill(
+      weights,
+      known,
+      *self._pad(step.chunk, rows),
+      self._pad_scored(step.chunk, rows) if has_targets else None,
+    )
 
   def _one_wave(self, prompts: Tokens) -> Wave:
     """All prompts; after the engine's prefix, if it has one.

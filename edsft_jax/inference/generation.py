@@ -37,6 +37,17 @@ def _are_finite(finite_BxT: jax.Array, step_BxT: jax.Array) -> jax.Array:
   return jnp.all(finite_BxT | ~step_BxT, axis=1)
 
 
+def _rows(
+  prompts: Sequence[Sequence[int] | np.ndarray],
+  references: Sequence[Sequence[int]],
+) -> list[waves.Row]:
+  """The rows of a part's prompts."""
+  return [
+    waves.Row.of_prompt(i, ids, reference=reference)
+    for i, (ids, reference) in enumerate(zip(prompts, references, strict=True))
+  ]
+
+
 class GenerationEngine:
   """Continues the same prompts by models of one structure."""
 
@@ -79,15 +90,7 @@ class GenerationEngine:
     self._waves = waves.plan(
       decoder,
       mesh,
-      [
-        [
-          waves.Row.of_prompt(i, ids, reference=reference)
-          for i, (ids, reference) in enumerate(
-            zip(prompts, scored, strict=True)
-          )
-        ]
-        for prompts, scored in zip(parts, references, strict=True)
-      ],
+      [*map(_rows, parts, references)],
       num_passes=num_passes,
       max_prefix_tokens=int(_PREFIX_SHARE * batch_tokens),
       min_saved=min_saved,

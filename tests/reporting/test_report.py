@@ -4,12 +4,10 @@ import csv
 import itertools
 import re
 import shutil
-import subprocess
-import sys
 
 from matplotlib import figure as figure_lib
 import numpy as np
-from places import REPOSITORY
+from places import python_output
 import pyarrow as pa
 import pytest
 import synthetic_study as synthetic
@@ -789,14 +787,7 @@ def test_importing_the_stage_loads_no_plotting():
     'import sys, edsft_jax.reporting; '
     "print([m for m in ('matplotlib', 'jinja2', 'scipy') if m in sys.modules])"
   )
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert result.stdout.strip() == '[]'
+  assert python_output('-c', code).strip() == '[]'
 
 
 # Bad input.

@@ -1,11 +1,8 @@
 """Arrays of other libraries: the same picks, or a refusal by name."""
 
-import subprocess
-import sys
-
 import jax.numpy as jnp
 import numpy as np
-from places import REPOSITORY
+from places import python_output
 import pyarrow as pa
 import pytest
 
@@ -208,14 +205,7 @@ def test_other_libraries_are_not_imported():
     "selection.task_diversity(['a', 'b'], 1); "
     "print([m for m in ('pyarrow', 'pandas', 'torch') if m in sys.modules])"
   )
-  result = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  assert result.stdout.strip() == '[]'
+  assert python_output('-c', code).strip() == '[]'
 
 
 @pytest.mark.parametrize(
