@@ -114,7 +114,7 @@ def main() -> None:
   add(
     '--num_prompts',
     type=command_line.positive,
-    default=2400,
+    default=1600,
     help='of the pool',
   )
   add(

@@ -20,7 +20,7 @@ from edsft_jax.finetuning import loss as loss_lib
 from edsft_jax.finetuning.batches import Layout, MicroBatch
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
-from edsft_jax.models import placement
+from edsft_jax.models import layer_loop, placement
 from edsft_jax.models.attention import KEPT_SCORES_LENGTH
 
 # Share of a device's memory; the rest is left to what is not counted.
@@ -57,6 +57,8 @@ class Memory:
     residuals: what the forward pass of a micro-batch keeps for the backward
       pass.
     recomputed: what one layer keeps when remat computes it again.
+    stacked: the copy of the layers' weights that a loop over them reads, and
+      the gradients of those that are trained.
     logits: those that exist at once, with their gradient.
   """
 
@@ -66,6 +68,7 @@ class Memory:
   gradients: int
   residuals: int
   recomputed: int
+  stacked: int
   logits: int
 
   @property
@@ -110,19 +113,31 @@ def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
       for number in (1, 2)
     )
     recomputed = all_of_two - all_of_one
-  trained = of_all_layers(
-    *(_num_bytes(t.state_shapes.params) for t in (one, two))
-  )
+  frozen_of_each = [_num_bytes(t.frozen) for t in (one, two)]
+  trained_of_each = [_num_bytes(t.state_shapes.params) for t in (one, two)]
+  trained = of_all_layers(*trained_of_each)
   chunk = loss_lib.chunk_size(1, rows * length, vocab_size, most_logits)
   return Memory(
-    weights=of_all_layers(_num_bytes(one.frozen), _num_bytes(two.frozen)),
+    weights=of_all_layers(*frozen_of_each),
     trained=trained,
     optimizer=2 * trained,
     gradients=trained,
     residuals=of_all_layers(residuals(one), residuals(two)),
     recomputed=recomputed,
+    stacked=_stacked(
+      setup.config.num_layers,
+      frozen_of_each[1] - frozen_of_each[0],
+      trained_of_each[1] - trained_of_each[0],
+    ),
     logits=2 * jnp.dtype(jnp.float32).itemsize * chunk * vocab_size,
   )
+
+
+def _stacked(num_layers: int, frozen: int, trained: int) -> int:
+  """See `Memory.stacked`, from the bytes of a layer's weights."""
+  if not layer_loop.takes_loop(num_layers, num_layers * (frozen + trained)):
+    return 0
+  return num_layers * (frozen + 2 * trained)
 
 
 def shapes(

@@ -13,6 +13,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from edsft_jax.models import layer_loop
 from edsft_jax.models.attention import (
   QUERY_BLOCK,
   Attention,
@@ -30,7 +31,6 @@ from edsft_jax.models.modules import (
   product,
   scaled,
 )
-from edsft_jax.models.remat import remat
 from edsft_jax.models.rope import LENGTH_KINDS, rotations
 
 
@@ -285,14 +285,12 @@ class Decoder(nnx.Module):
       cache_index=0,
       length_BxL=length_BxL,
     )._replace(window=length, query_block=QUERY_BLOCK)
-    x_BxLxD = self.embed_tokens(tokens)
-    for block, inputs in zip(
+    x_BxLxD = layer_loop.run(
       self.layers,
       self._inputs_of_layers(shared, position_BxL, length_BxL),
-      strict=True,
-    ):
-      run = _remat_layer if remat else _hidden_of_layer
-      x_BxLxD = run(block, inputs, x_BxLxD)
+      self.embed_tokens(tokens),
+      remat,
+    )
     return self.norm(x_BxLxD)
 
   @property
@@ -403,22 +401,3 @@ class Layer(nnx.Module):
     """Normalises if there is a norm at this place of NORMS."""
     name = NORMS[self.norms][place]
     return x_BxLxD if name is None else getattr(self, name)(x_BxLxD)
-
-
-def _hidden_of_layer(
-  layer: Layer, inputs: AttentionInputs, x_BxLxD: jax.Array
-) -> jax.Array:
-  return layer(x_BxLxD, inputs, None)[0]
-
-
-def _remat_layer(
-  layer: Layer, inputs: AttentionInputs, x_BxLxD: jax.Array
-) -> jax.Array:
-  graph, state = nnx.split(layer)
-  leaves, structure = jax.tree.flatten(state)
-
-  def run(x_BxLxD: jax.Array, *leaves: jax.Array) -> jax.Array:
-    state = jax.tree.unflatten(structure, leaves)
-    return _hidden_of_layer(nnx.merge(graph, state), inputs, x_BxLxD)
-
-  return remat(run, x_BxLxD, *leaves)

@@ -1,0 +1,109 @@
+"""Runs the layers of a model, with one compiled loop for those that are alike.
+
+A program with a loop is compiled in a fraction of the time that one with a copy
+of its body for every layer takes, and computes the same numbers.
+"""
+
+from collections.abc import Callable, Sequence
+import itertools
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from edsft_jax.models.attention import AttentionInputs
+from edsft_jax.models.remat import remat as remat_call
+
+# A loop pays off from this many layers in a row.
+FEWEST_LAYERS = 8
+# It reads the layers' weights from one array, a copy that takes memory. In
+# models with more bytes of weights, layers are written out.
+MOST_BYTES = 2**31
+
+
+def run(
+  layers: Sequence[nnx.Module],
+  inputs_of_layers: Sequence[AttentionInputs],
+  x_BxLxD: jax.Array,
+  remat: bool,
+) -> jax.Array:
+  """Hidden states after all layers, without a cache.
+
+  Args:
+    layers: `Layer`s of one model.
+    inputs_of_layers: for each; the same object for layers of one kind.
+    x_BxLxD: hidden states before the first.
+    remat: keep only the inputs of layers for the backward pass.
+  """
+  pairs = zip(layers, inputs_of_layers, strict=True)
+  for _, group in itertools.groupby(pairs, key=lambda pair: id(pair[1])):
+    alike, (inputs, *_) = zip(*group, strict=True)
+    graphs, states = zip(*map(nnx.split, alike), strict=True)
+    hidden = _function(graphs[0], inputs)
+    if takes_loop(len(alike), _num_bytes(states)) and len({*graphs}) == 1:
+      x_BxLxD = _loop(hidden, states, x_BxLxD, remat)
+      continue
+    for graph, state in zip(graphs, states, strict=True):
+      hidden = _function(graph, inputs)
+      if remat:
+        x_BxLxD = _rematerialised(hidden, state, x_BxLxD)
+      else:
+        x_BxLxD = hidden(x_BxLxD, state)
+  return x_BxLxD
+
+
+def takes_loop(num_layers: int, num_bytes: int) -> bool:
+  """Whether these layers are run by a loop, if they are alike.
+
+  Args:
+    num_layers: in a row.
+    num_bytes: of their weights, together.
+  """
+  return num_layers >= FEWEST_LAYERS and num_bytes <= MOST_BYTES
+
+
+_Hidden = Callable[[jax.Array, nnx.State], jax.Array]
+
+
+def _function(graph: nnx.GraphDef, inputs: AttentionInputs) -> _Hidden:
+  """A layer as a function of hidden states and weights."""
+
+  def hidden(x_BxLxD: jax.Array, state: nnx.State) -> jax.Array:
+    return nnx.merge(graph, state)(x_BxLxD, inputs, None)[0]
+
+  return hidden
+
+
+def _loop(
+  hidden: _Hidden,
+  states: Sequence[nnx.State],
+  x_BxLxD: jax.Array,
+  remat: bool,
+) -> jax.Array:
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+  # The backward pass is a loop as well, so nothing is computed again early.
+  body = jax.checkpoint(hidden, prevent_cse=False) if remat else hidden
+
+  def step(x_BxLxD: jax.Array, state: nnx.State) -> tuple[jax.Array, None]:
+    return body(x_BxLxD, state), None
+
+  return jax.lax.scan(step, x_BxLxD, stacked)[0]
+
+
+def _rematerialised(
+  hidden: _Hidden, state: nnx.State, x_BxLxD: jax.Array
+) -> jax.Array:
+  leaves, structure = jax.tree.flatten(state)
+
+  def run_again(x_BxLxD: jax.Array, *leaves: jax.Array) -> jax.Array:
+    return hidden(x_BxLxD, jax.tree.unflatten(structure, leaves))
+
+  return remat_call(run_again, x_BxLxD, *leaves)
+
+
+def _num_bytes(states: Sequence[nnx.State]) -> int:
+  return sum(
+    math.prod(leaf.shape) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves([*states])
+  )
