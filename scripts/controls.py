@@ -125,6 +125,7 @@ def null(
     c.study.seeds = (3 * i, 3 * i + 1, 3 * i + 2)
     c.study.pool_fraction = 0.33
     c.study.budgets = (7, 14, 28)
+    c.finetuning.epochs = 2
     c.evaluation.max_new_tokens = 4
     compared = run(c, folder)
     yield {
