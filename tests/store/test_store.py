@@ -179,6 +179,23 @@ def test_seconds_add_up_over_interrupted_runs(tmp_path):
   assert 5.0 <= entry['seconds'] < 6.0
 
 
+def test_a_stage_has_made_results_on_two_machines(tmp_path, monkeypatch):
+  workdir = store.Workdir(tmp_path)
+  here = {'jax': '1', 'devices': '2 x cpu'}
+  there = {'jax': '2', 'devices': '8 x TPU v5e'}
+  # Read before the other machine wrote, as with --cells.
+  manifest = store.Manifest(workdir)
+  for machine in (here, there, here):
+    monkeypatch.setattr(store.manifest, 'made_with', lambda m=machine: m)
+    store.Manifest(workdir).record_versions('finetune')
+  manifest.record_versions('finetune')
+  with manifest.timed('evaluate'):
+    pass
+  stages = store.Manifest(workdir).stages
+  assert stages['finetune'].made_with == [here, there]
+  assert stages['evaluate'].made_with == []
+
+
 def _save_parts(workdir, names):
   for i, name in enumerate(names):
     path = workdir.features.with_name(name)
