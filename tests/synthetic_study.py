@@ -21,9 +21,12 @@ TASKS = {
   'reverse a word': 20,
   'rhyme': 10,
 }
-# That the study says it was made on.
-DEVICES = '8 x cpu'
 POOL_SIZE = sum(TASKS.values())
+IDS = [f'p{i}' for i in range(POOL_SIZE)]
+# What the study says that it was made on.
+DEVICES = '8 x cpu'
+# Of each prompt, its task.
+LABELS = [task for task, count in TASKS.items() for _ in range(count)]
 # How much better than random a strategy is, in units of ROUGE-L.
 EFFECTS = {
   'random': 0.0,
@@ -138,44 +141,9 @@ def write(
   """Writes a whole study for the config's strategies, budgets and seeds."""
   workdir = store.Workdir(root)
   rng = random.Random(0)
-  labels = [task for task, count in TASKS.items() for _ in range(count)]
-  ids = [f'p{i}' for i in range(POOL_SIZE)]
-  columns = {'id': ids, 'prompt': [f'Prompt {i}?' for i in range(POOL_SIZE)]}
-  if tasks:
-    columns['task'] = labels
-  store.write_parquet(workdir.pool, pa.table(columns))
-  store.write_parquet(workdir.responses, pa.table({'id': ids, 'response': ids}))
+  _write_pool(workdir, tasks)
   for strategy in options.selection.strategies:
-    bounds = [
-      {'budget': m, 'objective': 9.0 * m, 'upper_bound': 10.0 * m}
-      for m in (*options.study.budgets, 999)
-    ]
-    store.write_json(
-      workdir.selection_record(strategy),
-      {
-        'bounds': bounds if strategy == 'facility_location' else [],
-        'task_clusters': 1234
-        if 'tasks' in STRATEGIES[strategy].reads and not tasks
-        else None,
-      },
-    )
-    for seed in study.seeds(options, strategy):
-      order = rng.sample(range(POOL_SIZE), max(options.study.budgets))
-      store.write_jsonl(
-        workdir.selection(strategy, seed),
-        [
-          {
-            'rank': rank,
-            'id': ids[i],
-            'gain': 30 / (1 + rank)
-            if strategy == 'facility_location'
-            else None,
-            'score': None,
-            'task': labels[i] if tasks else None,
-          }
-          for rank, i in enumerate(order)
-        ],
-      )
+    _write_selections(workdir, options, strategy, tasks, rng)
   cells = [
     *study.cells(options),
     *study.full_pool_cells(options, POOL_SIZE),
@@ -190,8 +158,59 @@ def write(
       workdir,
       evaluation(cell.strategy, cell.budget, cell.seed, rouge_l, tasks),
     )
+  _write_gains_curves(workdir, max(options.study.budgets))
+  _write_manifest(workdir)
+  store.write_json(workdir.config, json.loads(options.to_json()))
+  return workdir
+
+
+def _write_pool(workdir: store.Workdir, tasks: bool) -> None:
+  columns = {'id': IDS, 'prompt': [f'Prompt {i}?' for i in range(POOL_SIZE)]}
+  if tasks:
+    columns['task'] = LABELS
+  store.write_parquet(workdir.pool, pa.table(columns))
+  store.write_parquet(workdir.responses, pa.table({'id': IDS, 'response': IDS}))
+
+
+def _write_selections(
+  workdir: store.Workdir,
+  options: ml_collections.ConfigDict,
+  strategy: str,
+  tasks: bool,
+  rng: random.Random,
+) -> None:
+  greedy = strategy == 'facility_location'
+  clusters = 'tasks' in STRATEGIES[strategy].reads and not tasks
+  bounds = [
+    {'budget': m, 'objective': 9.0 * m, 'upper_bound': 10.0 * m}
+    for m in (*options.study.budgets, 999)
+  ]
+  store.write_json(
+    workdir.selection_record(strategy),
+    {
+      'bounds': bounds if greedy else [],
+      'task_clusters': 1234 if clusters else None,
+    },
+  )
+  for seed in study.seeds(options, strategy):
+    order = rng.sample(range(POOL_SIZE), max(options.study.budgets))
+    store.write_jsonl(
+      workdir.selection(strategy, seed),
+      [
+        {
+          'rank': rank,
+          'id': IDS[i],
+          'gain': 30 / (1 + rank) if greedy else None,
+          'score': None,
+          'task': LABELS[i] if tasks else None,
+        }
+        for rank, i in enumerate(order)
+      ],
+    )
+
+
+def _write_gains_curves(workdir: store.Workdir, num_picks: int) -> None:
   widths = [0.01, 0.03, 0.1, 0.3, 1.0]
-  num_picks = max(options.study.budgets)
   store.write_json(
     workdir.gains_curves,
     {
@@ -210,6 +229,9 @@ def write(
       'budget': num_picks,
     },
   )
+
+
+def _write_manifest(workdir: store.Workdir) -> None:
   seconds = {
     'pool': 0.6,
     'score': 12.5,
@@ -222,20 +244,14 @@ def write(
     'pool': {'prompts': POOL_SIZE, 'quarantined': 3, 'duplicates': 1234},
     'score': {'truncated': 2, 'notes': ['raw', 'no pad'], 'empty': []},
   }
-  store.write_json(
-    workdir.manifest,
-    {
-      'stages': {
-        stage: {
-          'fingerprint': {},
-          'done': True,
-          'seconds': value,
-          'counts': counts.get(stage, {}),
-          'made_with': [store.versions() | {'devices': DEVICES}],
-        }
-        for stage, value in seconds.items()
-      },
-    },
-  )
-  store.write_json(workdir.config, json.loads(options.to_json()))
-  return workdir
+  stages = {
+    stage: {
+      'fingerprint': {},
+      'done': True,
+      'seconds': value,
+      'counts': counts.get(stage, {}),
+      'made_with': [store.versions() | {'devices': DEVICES}],
+    }
+    for stage, value in seconds.items()
+  }
+  store.write_json(workdir.manifest, {'stages': stages})

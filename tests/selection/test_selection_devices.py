@@ -166,65 +166,81 @@ def test_two_processes_pick_what_one_device_picks():
     assert json.loads(process.stdout.splitlines()[-1]) == expected
 
 
-def test_products_are_true_float32():
-  points = np.ones((64, 3), np.float32)
-  norms, mesh = np.ones(64, np.float32), mesh_of(1)
-  tiles, rows = points.reshape(1, 64, 3), norms.reshape(1, 64)
+def _arrays():
+  """Points and their norms, flat and in one tile, and their numbers."""
+  points, norms = np.ones((64, 3), np.float32), np.ones(64, np.float32)
   row = np.arange(64, dtype=np.int32)
+  return points, norms, points.reshape(1, 64, 3), norms.reshape(1, 64), row
+
+
+def _programs_of_pairs() -> list[jax.stages.Lowered]:
+  """Programs that compute similarities."""
+  points, norms, tiles, rows, row = _arrays()
+  return [
+    programs.similarities.lower(
+      tiles, rows, points, norms, norms, row, formula='rbf', mesh=mesh_of(1)
+    ),
+    programs.all_similarities.lower(tiles, rows, rows, formula='rbf'),
+    pair_pass.add_pairs.lower(
+      tiles,
+      rows,
+      rows,
+      (rows,),
+      rows,
+      rows[None].astype(np.float64),
+      np.zeros((1, 2), np.int32),
+      np.int32(1),
+      formula='rbf',
+      keep=True,
+    ),
+    extend.lower(
+      start(rows, np.int32(64), np.float64(1), rank=64, mesh=mesh_of(1)),
+      tiles,
+      rows,
+      rows,
+      row,
+      np.int32(64),
+      np.float64(1),
+      np.int32(0),
+      np.int32(64),
+      formula='rbf',
+      mesh=mesh_of(1),
+    ),
+  ]
+
+
+def _programs_of_distances() -> list[jax.stages.Lowered]:
+  """Programs that compute distances."""
+  points, norms, tiles, rows, _ = _arrays()
+  return [
+    nearest.lowered_bounds.lower(
+      tiles,
+      rows,
+      rows,
+      np.zeros(len(tiles), np.int32),
+      points,
+      norms,
+      np.int32(len(points)),
+      mesh=mesh_of(1),
+      batch=16,
+    ),
+    nearest.squares_to_chosen.lower(
+      points,
+      norms,
+      np.ones((200, 3), np.float32),
+      np.ones(200, np.float32),
+      np.int32(0),
+      np.int32(64),
+      np.float32(1),
+      batch=128,
+    ),
+    nearest.squares_among.lower(points, norms, np.float32(1)),
+  ]
+
+
+def test_products_are_true_float32():
   with jax.enable_x64(True):
-    lowered = [
-      programs.similarities.lower(
-        tiles, rows, points, norms, norms, row, formula='rbf', mesh=mesh
-      ),
-      programs.all_similarities.lower(tiles, rows, rows, formula='rbf'),
-      pair_pass.add_pairs.lower(
-        tiles,
-        rows,
-        rows,
-        (rows,),
-        rows,
-        rows[None].astype(np.float64),
-        np.zeros((1, 2), np.int32),
-        np.int32(1),
-        formula='rbf',
-        keep=True,
-      ),
-      nearest.lowered_bounds.lower(
-        tiles,
-        rows,
-        rows,
-        np.zeros(len(tiles), np.int32),
-        points,
-        norms,
-        np.int32(len(points)),
-        mesh=mesh,
-        batch=16,
-      ),
-      nearest.squares_to_chosen.lower(
-        points,
-        norms,
-        np.ones((200, 3), np.float32),
-        np.ones(200, np.float32),
-        np.int32(0),
-        np.int32(64),
-        np.float32(1),
-        batch=128,
-      ),
-      nearest.squares_among.lower(points, norms, np.float32(1)),
-      extend.lower(
-        start(rows, np.int32(64), np.float64(1), rank=64, mesh=mesh),
-        tiles,
-        rows,
-        rows,
-        row,
-        np.int32(64),
-        np.float64(1),
-        np.int32(0),
-        np.int32(64),
-        formula='rbf',
-        mesh=mesh,
-      ),
-    ]
+    lowered = [*_programs_of_pairs(), *_programs_of_distances()]
   for program in lowered:
     text = program.as_text()
     products = [line for line in text.splitlines() if 'dot_general' in line]
