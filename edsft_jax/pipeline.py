@@ -14,6 +14,7 @@ stage finds is reported before jax is loaded.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import gc
 import importlib
 import operator
 import time
@@ -316,6 +317,9 @@ def _run_stages(
       run_stage(config, workdir, part)
     else:
       run_stage(config, workdir)
+    # Engines and trainers refer to themselves by their programs, and hold
+    # gigabytes until they are collected.
+    gc.collect()
     if name == 'annotate' and 'select' in stages and _picks_missing(workdir):
       _replace_rejected(config, workdir)
     waiting = [s for s in stages[i + 1 :] if COMMANDS[s].needs_answers]
