@@ -95,13 +95,13 @@ def usage() -> str:
   return f"""\
 edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
 
-Stages, in this order; none means all. The same command again resumes:
+Stages, in this order; none means all. Run the same command to resume:
 {stages}
   {pipeline.PREVIEW.name:<9} {pipeline.PREVIEW.about}
   {pipeline.PLAN.name:<9} {pipeline.PLAN.about}
   {pipeline.VERIFY.name:<9} {pipeline.VERIFY.about}
 
-Common options; configs/default.py has all, --version prints the version:
+Common options (edsft_jax/config.py has all; --version prints the version):
 {options}
 Several processes: --coordinator=HOST:PORT --num_processes=N --process_id=I
 Machines that share the folder: finetune evaluate --cells=I/N (I from 0)"""

@@ -103,7 +103,7 @@ def planted(
   yield {
     **difference(compared.curves['useful_half']),
     **{
-      name: 'cannot be told' if saved[name] is None else f'{saved[name]:.0%}'
+      name: 'undetermined' if saved[name] is None else f'{saved[name]:.0%}'
       for name in ('saving', 'saving_low', 'saving_high')
     },
     'method': saved['method'],
