@@ -43,8 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
   # with one id per line; '' leaves out none.
   c.pool.exclude = ''
   # True: pool.path may have new rows. They are appended to the pool and scored;
-  # what was chosen and is asked for or answered stays chosen, budgets stay
-  # totals, and the held-out set stays as it is. Old rows may not change.
+  # prompts that were already asked for or answered stay chosen, budgets stay
+  # totals, and the held-out set does not change. Old rows may not change.
   c.pool.append = False
   # Prompts with reference responses to evaluate on: like pool.path ...
   c.pool.heldout_path = ''
@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
   # What control tokens in the text of prompts and answers, such as
   # '<|im_end|>', are encoded as: 'text' | 'special', the token itself.
   c.prompt.control_tokens = 'text'
-  # What chat templates take for today, as YYYY-MM-DD.
+  # The date that chat templates take as today's, as YYYY-MM-DD.
   c.prompt.date = '2024-07-26'
 
   c.scoring = ml_collections.ConfigDict()
@@ -238,7 +238,8 @@ def get_config() -> ml_collections.ConfigDict:
   # example, so results are those of one example per row.
   c.finetuning.packing = True
   # Rows computed at once; the gradients of a step's micro-batches are summed.
-  # 0: as many as have 1,024 tokens per CPU or 4,096 per accelerator.
+  # 0: as many as have 1,024 tokens per CPU (full: 2,048) or 4,096 per
+  # accelerator.
   c.finetuning.micro_batch_size = 0
   # 'layer': keep only the inputs of layers for the backward pass, and compute
   # the rest again: less memory, a third to a half more time. 'none': keep all.
@@ -398,9 +399,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.lm_eval.include_path = ''
 
   c.report = ml_collections.ConfigDict()
-  # The metric of the headline table: 'loss' | 'exact_match' | 'rouge_l'.
+  # The metric of the headline table: 'loss' | 'exact_match' | 'rouge_l', or
+  # TASK.METRIC of another evaluation task, such as 'mmlu.accuracy'.
   c.report.metric = 'rouge_l'
-  # Confidence level of the intervals over seeds.
+  # Confidence level of all intervals; 1 minus it is the level of the tests.
   c.report.confidence = 0.95
   # What an hour of this machine costs, in the currency of annotation's prices;
   # 0.0: the cost of scoring and choosing is only given in seconds.

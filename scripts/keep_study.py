@@ -27,7 +27,7 @@ def keep(
   """Writes the folder.
 
   Raises:
-    InputError: the study is not finished, or not what it says.
+    InputError: the study is not finished, or does not match its records.
   """
   kept.write(workdir, folder)
   output = io.StringIO()

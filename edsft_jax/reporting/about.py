@@ -22,7 +22,7 @@ MAX_ROWS = 100
 
 
 def variables(material: Material) -> dict[str, Any]:
-  """What was run, what is missing, and what the machine did."""
+  """What was run, what is missing, and how long it took."""
   config, workdir = material.config, material.workdir
   found, manifest = material.found, material.manifest
   confidence = material.confidence
