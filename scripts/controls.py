@@ -212,11 +212,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   add('--model', required=True, help='a Hugging Face directory or name')
   for option in ('--pool', '--heldout'):
     add(option, type=command_line.existing, required=True)
-  add('--repetitions', type=command_line.positive, default=20, help='of null')
+  add('--repetitions', type=command_line.positive, default=20, help='for null')
   add(
     '--num_prompts',
     type=command_line.positive,
-    help='of the pool; only this many, to try a control',
+    help='use only this many prompts of the pool, to try a control',
   )
   add('--folder', type=pathlib.Path, default=pathlib.Path('runs/controls'))
   arguments = parser.parse_args(argv)

@@ -201,7 +201,7 @@ def main() -> None:
       choices=names,
       default=names,
       metavar='NAME',
-      help=f'of the table finetuning: {", ".join(names)}; all by default',
+      help=f'for the table finetuning: {", ".join(names)}; all by default',
     )
   arguments = parser.parse_args()
   # Of a mesh only the sizes matter here.

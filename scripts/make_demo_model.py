@@ -292,7 +292,7 @@ def main() -> None:
     help='folder to write the model into; the package by default',
   )
   parser.add_argument(
-    '--steps', type=command_line.positive, default=3000, help='of the optimizer'
+    '--steps', type=command_line.positive, default=3000, help='optimizer steps'
   )
   arguments = parser.parse_args()
   start = time.monotonic()
