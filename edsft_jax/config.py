@@ -174,7 +174,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.annotation.answers_path = ''
   # What an answer costs, in your currency: a price per answer, and a price per
   # word of its prompt, for annotators who are paid by the text that they read.
-  # They are only printed.
+  # They change no result: annotate, plan and report show what answers cost.
   c.annotation.price_per_answer = 0.0
   c.annotation.price_per_word = 0.0
   # Ask only for the picks of this strategy for the first seed: exactly the
@@ -370,7 +370,7 @@ def get_config() -> ml_collections.ConfigDict:
   # sent again.
   c.evaluation.alpaca_eval.num_parallel = 8
   c.evaluation.alpaca_eval.timeout = 60.0
-  # What the server takes for a million tokens, in your currency; only printed.
+  # What the server costs for a million tokens, in your currency; only printed.
   c.evaluation.alpaca_eval.price_per_million_tokens = 0.0
   # A file with the judge's prompt, which has {instruction}, {output_1} and
   # {output_2} and asks for m or M, such as AlpacaEval's alpaca_eval_clf.txt;

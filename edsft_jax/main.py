@@ -5,9 +5,10 @@
       --config.model.path=HF_DIR --config.pool.path=prompts.jsonl
 
 Stages are positional words: pool score select annotate finetune evaluate
-report; none means all. Running a command again resumes where it stopped. The
-word preview runs the pool stage and shows the first prompts as the model will
-see them.
+report; none means all. Running a command again resumes where it stopped. Three
+further words run something else: preview shows the first prompts as the model
+will see them, plan says what the study would cost and could find, and verify
+compares the workdir's files with what made them.
 """
 
 from collections.abc import Iterator, Sequence
