@@ -1,1 +1,1 @@
-"""Experiment configs: default.py holds every option, the rest override it."""
+"""Experiment configs: default.py has all defaults, the others override them."""

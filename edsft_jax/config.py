@@ -43,8 +43,8 @@ def get_config() -> ml_collections.ConfigDict:
   # with one id per line; '' leaves out none.
   c.pool.exclude = ''
   # True: pool.path may have new rows. They are appended to the pool and scored;
-  # what was chosen and is asked for or answered stays chosen, budgets stay
-  # totals, and the held-out set stays as it is. Old rows may not change.
+  # prompts that were already asked for or answered stay chosen, budgets stay
+  # totals, and the held-out set does not change. Old rows may not change.
   c.pool.append = False
   # Prompts with reference responses to evaluate on: like pool.path ...
   c.pool.heldout_path = ''
@@ -82,7 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
   # What control tokens in the text of prompts and answers, such as
   # '<|im_end|>', are encoded as: 'text' | 'special', the token itself.
   c.prompt.control_tokens = 'text'
-  # What chat templates take for today, as YYYY-MM-DD.
+  # The date that chat templates take as today's, as YYYY-MM-DD.
   c.prompt.date = '2024-07-26'
 
   c.scoring = ml_collections.ConfigDict()
@@ -174,7 +174,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.annotation.answers_path = ''
   # What an answer costs, in your currency: a price per answer, and a price per
   # word of its prompt, for annotators who are paid by the text that they read.
-  # They are only printed.
+  # They change no result: annotate, plan and report show what answers cost.
   c.annotation.price_per_answer = 0.0
   c.annotation.price_per_word = 0.0
   # Ask only for the picks of this strategy for the first seed: exactly the
@@ -238,7 +238,8 @@ def get_config() -> ml_collections.ConfigDict:
   # example, so results are those of one example per row.
   c.finetuning.packing = True
   # Rows computed at once; the gradients of a step's micro-batches are summed.
-  # 0: as many as have 1,024 tokens per CPU or 4,096 per accelerator.
+  # 0: as many as have 1,024 tokens per CPU (full: 2,048) or 4,096 per
+  # accelerator.
   c.finetuning.micro_batch_size = 0
   # 'layer': keep only the inputs of layers for the backward pass, and compute
   # the rest again: less memory, a third to a half more time. 'none': keep all.
@@ -369,7 +370,7 @@ def get_config() -> ml_collections.ConfigDict:
   # sent again.
   c.evaluation.alpaca_eval.num_parallel = 8
   c.evaluation.alpaca_eval.timeout = 60.0
-  # What the server takes for a million tokens, in your currency; only printed.
+  # What the server costs for a million tokens, in your currency; only printed.
   c.evaluation.alpaca_eval.price_per_million_tokens = 0.0
   # A file with the judge's prompt, which has {instruction}, {output_1} and
   # {output_2} and asks for m or M, such as AlpacaEval's alpaca_eval_clf.txt;
@@ -398,9 +399,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.evaluation.lm_eval.include_path = ''
 
   c.report = ml_collections.ConfigDict()
-  # The metric of the headline table: 'loss' | 'exact_match' | 'rouge_l'.
+  # The metric of the headline table: 'loss' | 'exact_match' | 'rouge_l', or
+  # TASK.METRIC of another evaluation task, such as 'mmlu.accuracy'.
   c.report.metric = 'rouge_l'
-  # Confidence level of the intervals over seeds.
+  # Confidence level of all intervals; 1 minus it is the level of the tests.
   c.report.confidence = 0.95
   # What an hour of this machine costs, in the currency of annotation's prices;
   # 0.0: the cost of scoring and choosing is only given in seconds.

@@ -5,9 +5,10 @@
       --config.model.path=HF_DIR --config.pool.path=prompts.jsonl
 
 Stages are positional words: pool score select annotate finetune evaluate
-report; none means all. Running a command again resumes where it stopped. The
-word preview runs the pool stage and shows the first prompts as the model will
-see them.
+report; none means all. Running a command again resumes where it stopped. Three
+further words run something else: preview shows the first prompts as the model
+will see them, plan says what the study would cost and could find, and verify
+compares the workdir's files with what made them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,13 +96,13 @@ def usage() -> str:
   return f"""\
 edsft-jax [STAGE ...] --workdir=DIR [--config=FILE.py] [--config.X=VALUE ...]
 
-Stages, in this order; none means all. The same command again resumes:
+Stages, in this order; none means all. Run the same command to resume:
 {stages}
   {pipeline.PREVIEW.name:<9} {pipeline.PREVIEW.about}
   {pipeline.PLAN.name:<9} {pipeline.PLAN.about}
   {pipeline.VERIFY.name:<9} {pipeline.VERIFY.about}
 
-Common options; configs/default.py has all, --version prints the version:
+Common options (edsft_jax/config.py has all; --version prints the version):
 {options}
 Several processes: --coordinator=HOST:PORT --num_processes=N --process_id=I
 Machines that share the folder: finetune evaluate --cells=I/N (I from 0)"""

@@ -68,7 +68,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     )
   if found:
     raise errors.InputError(
-      f'{workdir.root} is not what it says: '
+      f'{workdir.root} does not match its records: '
       f'{console.count(len(found), "difference")}, listed above; if a command '
       'was interrupted, run it again first'
     )
@@ -112,8 +112,8 @@ def _selections(
   if store.earlier_rounds(store.Manifest(workdir)):
     console.say(
       _NAME,
-      'selections are not made again: prompts were appended to the pool, and '
-      'they depend on what had been answered before',
+      'selections are not checked: prompts were appended to the pool, and '
+      'selections depend on what had been answered before',
     )
     return []
   found = []

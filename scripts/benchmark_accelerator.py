@@ -205,13 +205,13 @@ def main() -> None:
     default='bfloat16',
     help='model.dtype; bfloat16_weights has no peer: add --side ours',
   )
-  add('--prompts', type=command_line.positive, default=256, help='how many')
+  add('--prompts', type=command_line.positive, default=256, help='number')
   add(
     '--lengths',
     type=command_line.positive,
     nargs=2,
     default=(256, 256),
-    help='in tokens',
+    help='of prompts, in tokens',
   )
   add(
     '--batch_tokens',
@@ -226,7 +226,7 @@ def main() -> None:
     default=[32, 64, 128, 256],
   )
   add('--repeats', type=command_line.positive, default=2)
-  add('--device', default='cuda', help="of the peer's torch")
+  add('--device', default='cuda', help="the peer's device")
   add('--peer_python', default=sys.executable, help='interpreter with torch')
   add('--side', choices=SIDES, help='one side only')
   arguments = parser.parse_args()

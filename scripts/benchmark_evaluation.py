@@ -93,9 +93,14 @@ def main() -> None:
     type=command_line.positive,
     nargs='+',
     default=[4, 16],
-    help="the harness's; it runs once with each",
+    help='of the harness, which runs once with each',
   )
-  add('--limit', type=int, default=0, help="instead of the case's own")
+  add(
+    '--limit',
+    type=int,
+    default=0,
+    help='items per subject or task; 0: as in CASES',
+  )
   # For the process of one side.
   add('--side', choices=_SIDES, help=argparse.SUPPRESS)
   add('--given', type=pathlib.Path, help=argparse.SUPPRESS)
@@ -209,7 +214,7 @@ def _ours(side: _Side) -> list[Answer]:
 
 
 def _margins(side: _Side) -> list[float]:
-  """By how much the best token leads, where two texts begin to differ.
+  """The lead of the best token at the place where two texts begin to differ.
 
   The side is given the number of each item, and both texts.
   """

@@ -289,7 +289,9 @@ def main() -> None:
   add('--model', type=command_line.existing_folder, help='for smollm2')
   add('--prompts', type=command_line.existing_file, help='for smollm2')
   add('--steps', type=command_line.positive, default=4)
-  add('--rows', type=command_line.positive, default=16, help='of the gpu cases')
+  add(
+    '--rows', type=command_line.positive, default=16, help='per step, gpu cases'
+  )
   add('--repeats', type=command_line.positive, default=1)
   add(
     '--options',

@@ -3,9 +3,9 @@
   python scripts/benchmark_report.py
 
 12 strategies x 5 budgets x 5 seeds, 2,000 evaluation items, a pool of 15,000
-prompts with 576 features. Prints the seconds to make the report, by the clock
-and of CPU time, the size of the page, and how much longer a headless Chromium
-takes to show the page than to show an empty one, if there is a Chromium.
+prompts with 576 features. Prints the wall and CPU seconds to make the report,
+the size of the page and, if Chromium is installed, how much longer a headless
+one takes to show the page than to show an empty one.
 """
 
 import contextlib

@@ -351,7 +351,7 @@ def main() -> None:
   command_line.add_names(
     parser, GROUPS, f'all but {without_files} need --model and --prompts'
   )
-  add('--model', type=command_line.existing_folder, help='of a chat model')
+  add('--model', type=command_line.existing_folder, help='chat model')
   add('--prompts', type=command_line.existing_file, help='with column prompt')
   add(
     '--every',
@@ -359,7 +359,7 @@ def main() -> None:
     default=1,
     help='read only every n-th prompt',
   )
-  add('--stop_token_id', type=int, default=4010, help='of the group stop')
+  add('--stop_token_id', type=int, default=4010, help='for the group stop')
   add('--repeats', type=command_line.positive, default=3)
   add('--csv', default='', help='file to write; none by default')
   arguments = parser.parse_args()

@@ -340,7 +340,7 @@ def main() -> None:
     nargs='*',
     type=command_line.one_of(PEERS),
     default=PEERS,
-    help=f'of {", ".join(PEERS)}; those installed by default',
+    help=f'any of {", ".join(PEERS)}; those installed by default',
   )
   arguments = parser.parse_args()
   groups = arguments.names or GROUPS

@@ -72,7 +72,7 @@ def add_names(
     'names',
     nargs='*',
     type=one_of(names),
-    help=f'of {", ".join(names)}; {about or "all by default"}',
+    help=f'any of {", ".join(names)}; {about or "all by default"}',
   )
 
 

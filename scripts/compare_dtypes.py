@@ -131,7 +131,7 @@ def main() -> None:
     '--max_characters',
     type=command_line.positive,
     default=1200,
-    help='a prompt has fewer',
+    help='only prompts with fewer',
   )
   add(
     '--num_new',
@@ -144,7 +144,7 @@ def main() -> None:
     '--repeats',
     type=command_line.positive,
     default=1,
-    help='after the first, which compiles',
+    help='calls after the first, which compiles',
   )
   add('--csv', default='', help='file to write; none by default')
   add('--dtype', choices=DTYPES, help='score only with this')

@@ -1,4 +1,4 @@
-"""Two controls: a study finds a real difference, and none where there is none.
+"""Two controls: a study must find a real difference, and no other.
 
   python scripts/controls.py planted --model=HF_DIR --pool=... --heldout=...
   python scripts/controls.py null --model=HF_DIR --pool=... --heldout=...
@@ -103,7 +103,7 @@ def planted(
   yield {
     **difference(compared.curves['useful_half']),
     **{
-      name: 'cannot be told' if saved[name] is None else f'{saved[name]:.0%}'
+      name: 'undetermined' if saved[name] is None else f'{saved[name]:.0%}'
       for name in ('saving', 'saving_low', 'saving_high')
     },
     'method': saved['method'],
@@ -212,11 +212,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   add('--model', required=True, help='a Hugging Face directory or name')
   for option in ('--pool', '--heldout'):
     add(option, type=command_line.existing, required=True)
-  add('--repetitions', type=command_line.positive, default=20, help='of null')
+  add('--repetitions', type=command_line.positive, default=20, help='for null')
   add(
     '--num_prompts',
     type=command_line.positive,
-    help='of the pool; only this many, to try a control',
+    help='use only this many prompts of the pool, to try a control',
   )
   add('--folder', type=pathlib.Path, default=pathlib.Path('runs/controls'))
   arguments = parser.parse_args(argv)

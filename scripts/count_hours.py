@@ -2,12 +2,13 @@
 
   python scripts/count_hours.py bhatt2024_flan
 
-A count, not a measurement: the operations and bytes of all tokens without
-padding, divided by what a device achieves. On an H100 with this shape of model,
-README has half of the peak FLOP/s while reading and 0.6 of the peak bandwidth
-while decoding; finetuning was not measured, and 0.4 is assumed. Several devices
-divide the work evenly; loading and compiling are left out. Mean lengths (DATA,
-BENCHMARKS) are rounded guesses. `plan` measures scoring on the machine itself.
+A calculation, not a measurement: the operations and bytes of all tokens without
+padding, divided by what a device achieves. README.md has the measured shares on
+an H100 for this shape of model: half of the peak FLOP/s while reading and 0.6
+of the peak bandwidth while decoding. Finetuning was not measured, and 0.4 is
+assumed. Several devices divide the work evenly; loading and compiling are left
+out. Mean lengths (DATA, BENCHMARKS) are rounded guesses. `plan` measures
+scoring on the machine itself.
 """
 
 from collections.abc import Iterator

@@ -12,8 +12,8 @@ Tables:
               two that finetuning.micro_batch_size can be, or nothing if not
               even one row per card fits.
   residuals   of LoRA at the widths of 7B with 16 x 2,048 tokens, in GiB.
-  compiled    what a micro-batch needs, by count and as XLA allocates it on this
-              CPU, for four layers of SmolLM2-135M's shape in float32.
+  compiled    what a micro-batch needs, calculated and as XLA allocates it on
+              this CPU, for four layers of SmolLM2-135M's shape in float32.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -201,7 +201,7 @@ def main() -> None:
       choices=names,
       default=names,
       metavar='NAME',
-      help=f'of the table finetuning: {", ".join(names)}; all by default',
+      help=f'for the table finetuning: {", ".join(names)}; all by default',
     )
   arguments = parser.parse_args()
   # Of a mesh only the sizes matter here.

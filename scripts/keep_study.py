@@ -27,7 +27,7 @@ def keep(
   """Writes the folder.
 
   Raises:
-    InputError: the study is not finished, or not what it says.
+    InputError: the study is not finished, or does not match its records.
   """
   kept.write(workdir, folder)
   output = io.StringIO()
@@ -60,7 +60,7 @@ def main() -> None:
     keep(workdir, arguments.folder, arguments.log)
   if different := kept.differences(arguments.folder):
     raise errors.InputError('; '.join(different))
-  print(f'{arguments.folder}: its tables are what its items give')
+  print(f'{arguments.folder}: its tables follow from its items')
 
 
 if __name__ == '__main__':

@@ -58,8 +58,8 @@ def main() -> None:
   """Runs the round trip; exits with an error if anything differs."""
   parser = command_line.parser(__doc__)
   add = parser.add_argument
-  add('--url', required=True, help='of the server')
-  add('--token', required=True, help="of the server's user")
+  add('--url', required=True, help='address of the server')
+  add('--token', required=True, help='API token of a user')
   add('--work', type=pathlib.Path, required=True, help='a new folder')
   add('--keep', type=pathlib.Path, help='folder for the exports')
   arguments = parser.parse_args()

@@ -4,7 +4,7 @@
 
 Took 24 minutes on 2 cores, which other jobs used too; the final loss was 0.94
 nats per token, and the files take 1.76 MiB. The no-finetuning line of the
-quickstart's report shows what the model can do of the built-in pool.
+quickstart's report shows how well the model does on the built-in pool.
 
 The text is generated here: repeating words, counting, comparing, small sums,
 spelling, facts as sentences, short scenes. It shares words and facts with the
@@ -292,7 +292,7 @@ def main() -> None:
     help='folder to write the model into; the package by default',
   )
   parser.add_argument(
-    '--steps', type=command_line.positive, default=3000, help='of the optimizer'
+    '--steps', type=command_line.positive, default=3000, help='optimizer steps'
   )
   arguments = parser.parse_args()
   start = time.monotonic()

@@ -233,7 +233,7 @@ def main() -> None:
     choices=CASES,
     default=CASES,
     metavar='CASE',
-    help='of scripts/golden_cases.py; all by default',
+    help='cases of scripts/golden_cases.py; all by default',
   )
   arguments = parser.parse_args()
   for name in arguments.only:

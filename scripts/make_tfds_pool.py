@@ -203,8 +203,8 @@ def main() -> None:
   """Prepares the named file and prints how to read it."""
   parser = command_line.parser(__doc__)
   add = parser.add_argument
-  add('file', type=command_line.existing_file, help='of prompts')
-  add('--name', required=True, help="of the dataset: letters, digits, '_'")
+  add('file', type=command_line.existing_file, help='file of prompts')
+  add('--name', required=True, help="dataset name: letters, digits, '_'")
   add('--data_dir', help='folder of datasets; TFDS_DATA_DIR by default')
   add('--version', default='1.0.0')
   add('--split', default='train', help='name of its only split')

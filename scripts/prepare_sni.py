@@ -115,7 +115,7 @@ def main() -> None:
     '--num_prompts',
     type=command_line.positive,
     default=1600,
-    help='of the pool',
+    help='prompts of the pool',
   )
   add(
     '--per_task',

@@ -85,7 +85,7 @@ def main() -> None:
   """Scores a file of prompts."""
   parser = command_line.parser(__doc__)
   add = parser.add_argument
-  add('model', type=command_line.existing_folder, help='of a chat model')
+  add('model', type=command_line.existing_folder, help='folder of a chat model')
   add('prompts', type=command_line.existing_file, help='JSONL with "prompt"')
   add('out', type=pathlib.Path, help='NPZ to write')
   add('--batch_size', type=command_line.positive, default=32)

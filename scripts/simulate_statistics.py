@@ -1,12 +1,12 @@
-"""Simulates whole studies, to see what the report's statistics get wrong.
+"""Simulates whole studies, to see how often the report's statistics are wrong.
 
   python scripts/simulate_statistics.py                # 20,000 studies per case
   python scripts/simulate_statistics.py --studies=500  # a first look
 
 Each study has random and five strategies, three nested budgets and 300 items.
 A prompt of the pool has a worth; a strategy ranks its seed's part of the pool
-by a score that knows nothing of the worth, and random by the order in which the
-pool was shuffled. A cell's result is
+by a score that is independent of the worth, and random by the order in which
+the pool was shuffled. A cell's result is
 
   its place on the curve + the strategy's gap + the mean worth of its prompts
   + its initialisation's error + what its items add

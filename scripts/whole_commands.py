@@ -1,4 +1,4 @@
-"""Times the score command, and a script in transformers, both from start.
+"""Times the score command and a script in transformers, including start-up.
 
 Each side is a separate process, so that imports, loading, tokenising and
 compilation count, as they do for a user.

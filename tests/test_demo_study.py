@@ -239,7 +239,7 @@ def test_verify_makes_again_what_could_be_forged(demo, tmp_path, capsys):
   table.write_text(changed)
   store.record_checksums(workdir)
   assert store.checksum_differences(workdir) == []
-  with pytest.raises(errors.InputError, match='is not what it says'):
+  with pytest.raises(errors.InputError, match='does not match its records'):
     pipeline.run(quickstart.get_config(), workdir, ['verify'])
   out = capsys.readouterr().out
   assert 'files: as recorded' in out

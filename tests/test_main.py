@@ -41,7 +41,7 @@ def test_help_is_one_screen_and_no_error():
     assert max(map(len, lines)) <= 80
     for name in pipeline.COMMANDS:
       assert any(line.startswith(f'  {name} ') for line in lines)
-    assert 'configs/default.py' in result.stdout
+    assert 'edsft_jax/config.py' in result.stdout
 
 
 def test_the_options_that_help_names_are_there():

@@ -159,7 +159,7 @@ class _Faults:
     remedies = [_REMEDIES.get(f, _GENERAL_REMEDY) for f in self._found]
     raise errors.InputError(
       f'{self._path} does not match the prompts to be answered: {listed}: '
-      f'nothing is taken; {", and ".join(dict.fromkeys(remedies))}'
+      f'no row is accepted; {", and ".join(dict.fromkeys(remedies))}'
     )
 
 

@@ -202,8 +202,8 @@ def _say_delivery(
   if outdated := study.outdated(workdir):
     console.say(
       _STAGE,
-      f'{console.count(len(outdated), "cell")} made from old answers, which '
-      'the finetune stage makes again: '
+      f'{console.count(len(outdated), "cell")} made from old answers, to be '
+      'finetuned again by the finetune stage: '
       f'{_listed([cell.name for cell in outdated])}',
     )
 

@@ -15,9 +15,9 @@ import urllib.request
 from edsft_jax import errors, store
 
 KEY = 'OPENAI_API_KEY'
-# Statuses that may pass: the server is busy, restarting or overloaded.
+# Temporary problems: the server is busy, restarting or overloaded.
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-# Statuses that all requests would get: key, rights, address.
+# Every request would get these: the key, its rights or the address is wrong.
 _FATAL = frozenset({401, 403, 404, 405})
 # What reading a malformed answer raises.
 _DAMAGED = (
@@ -28,7 +28,7 @@ _DAMAGED = (
   IndexError,
   AttributeError,
 )
-# A server can make a request wait for this many seconds at most.
+# The longest wait, in seconds, that a server can ask for by Retry-After.
 _LONGEST_WAIT = 60.0
 
 
@@ -60,7 +60,7 @@ class Endpoint:
     timeout: float = 60.0,
     backoff: float = 1.0,
   ):
-    """Connects to nothing yet.
+    """Stores the address; sends nothing yet.
 
     Args:
       base_url: up to /v1, as http://localhost:8000/v1.
@@ -179,7 +179,7 @@ class Endpoint:
     return choice, num_tokens
 
   def _reason(self, error: urllib.error.HTTPError) -> str:
-    """Status and message, which a server may fill with the key."""
+    """Status and message; the key is removed, since a server may repeat it."""
     try:
       text = error.read().decode('utf-8', 'replace')
       message = json.loads(text)['error']['message']

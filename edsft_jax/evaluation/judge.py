@@ -91,7 +91,7 @@ _JUDGE = flags.DEFINE_string(
 )
 _BASE_URL = flags.DEFINE_string('base_url', '', 'The server, up to /v1.')
 _MODEL = flags.DEFINE_string('model', '', "The judge's name on the server.")
-_DTYPE = flags.DEFINE_string('dtype', 'float32', 'Of a model directory.')
+_DTYPE = flags.DEFINE_string('dtype', 'float32', 'For a model directory.')
 _PROMPT = flags.DEFINE_string('prompt', '', "A file with the judge's prompt.")
 _SEED = flags.DEFINE_integer(
   'seed', 0, 'Decides which output comes first, if only one order is asked.'

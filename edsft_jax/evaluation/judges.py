@@ -224,11 +224,11 @@ class EndpointJudge:
       pool.shutdown(cancel_futures=True)
 
 
-# --- A model of our own.
+# --- A model directory.
 
 # Questions whose answers are kept together: an interrupted run repeats fewer.
 _CHUNK = 512
-# What chat templates take for today, whenever the judge is asked.
+# Today's date for chat templates: answers must not depend on the day.
 _DATE = '2024-07-26'
 
 

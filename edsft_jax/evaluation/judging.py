@@ -126,8 +126,8 @@ def _read(workdir: store.Workdir, todo: Mapping[study.Cell, Match]) -> _Judged:
     console.say(
       _SAY,
       f'{console.count(len(lacking), "cell")} without annotations.json (the '
-      f'first is {lacking[0]}): make it by alpaca_eval, with outputs.json next '
-      'to it as --model_outputs',
+      f'first is {lacking[0]}): make it with alpaca_eval, with outputs.json '
+      'next to it as --model_outputs',
     )
   return dataclasses.replace(judged, judge=' and '.join(names))
 

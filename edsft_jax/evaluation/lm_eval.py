@@ -55,7 +55,7 @@ class EdsftLM(TemplateLM):
 
     Args:
       pretrained: see `models.resolve`.
-      dtype: 'float32' | 'bfloat16' | 'float16'.
+      dtype: see model.dtype.
       adapter: a PEFT adapter to apply; '' for none.
       batch_tokens: tokens per batch, padding included.
       max_length: tokens of a row at most; 0: the model's context.

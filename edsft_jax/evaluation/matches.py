@@ -54,7 +54,7 @@ def pending(
   workdir: store.Workdir,
   cells: Sequence[study.Cell],
 ) -> dict[study.Cell, Match]:
-  """The cells that have outputs and a reference, but no win rates that stay.
+  """The cells that have outputs and a reference, but no win rates to keep.
 
   Raises:
     InputError: one was judged by other means.

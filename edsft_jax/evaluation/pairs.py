@@ -60,7 +60,7 @@ def by_instruction(
   """Instruction -> output.
 
   Raises:
-    InputError: an entry lacks one of both, or has the instruction of another.
+    InputError: an entry lacks a field, or repeats an instruction.
   """
   result: dict[str, str] = {}
   for number, row in enumerate(rows):
@@ -88,7 +88,7 @@ def join(
   Args:
     outputs: instruction -> the model's output.
     reference: instruction -> the output to compare with.
-    names: what messages call both.
+    names: what messages call the two.
 
   Raises:
     InputError: an instruction is missing in the reference.
@@ -135,7 +135,7 @@ def annotations(
 def read_annotations(
   path: pathlib.Path, pairs: Sequence[Pair], option: str
 ) -> tuple[list[float | None], str]:
-  """Preferences in an annotations.json, also one that alpaca_eval wrote.
+  """Preferences in an annotations.json, ours or one that alpaca_eval wrote.
 
   Args:
     path: the file.

@@ -20,7 +20,7 @@ class Requests(NamedTuple):
   Attributes:
     items: the items.
     generate: requests of one kind, and where they are.
-    likelihood: the same of the other.
+    likelihood: those of the other kind, and where they are.
     joint: for each request of `generate`, the likelihood request that is
       answered along with it, if any; these are not in `likelihood`.
   """

@@ -1,4 +1,4 @@
-"""A cell's items on a task in shards, so that a run can resume and be divided.
+"""A cell's items on a task, in shards: a run can resume and be divided.
 
 A shard is a range of the task's items. Its rows of items.jsonl are written as
 soon as they are computed, by whatever process did it, and joined when all are
@@ -45,7 +45,7 @@ def divide(task: Task, batch_tokens: int, num_processes: int) -> list[int]:
 
 
 def _num_tokens(item: Item, max_new_tokens: int) -> int:
-  """Tokens of the longest request; the others have most of them in common."""
+  """Tokens of the longest request; the others share most of its tokens."""
   lengths = [
     len(request.tokens)
     + (max_new_tokens if isinstance(request, Generate) else 0)

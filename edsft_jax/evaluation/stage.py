@@ -282,7 +282,7 @@ def _pending(
     cell_hash = store.hash_json(_made_from(config, run))
     path = results.marker(run, task)
     if path.exists():
-      # Left if a kill came just before they were removed.
+      # A command that was killed may have left them.
       shutil.rmtree(run.evaluation_shards(task), ignore_errors=True)
       store.refuse_change(
         f'the evaluation of {cell.name} on {task}',

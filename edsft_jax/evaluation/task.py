@@ -74,7 +74,7 @@ class Generated:
     text: the decoded text, without the end token or stop string.
     num_tokens: number of new tokens, including the one that ended it.
     finish: 'stop', or 'length' if it reached the limit on new tokens.
-    is_finite: whether the logits that its tokens were chosen from are numbers.
+    is_finite: whether the logits that its tokens were chosen from are finite.
   """
 
   text: str
@@ -99,7 +99,7 @@ class Scored:
 
   @property
   def is_finite(self) -> bool:
-    """Whether the likelihood is a number."""
+    """Whether the likelihood is finite."""
     return math.isfinite(self.nll)
 
 

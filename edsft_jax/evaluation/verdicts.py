@@ -133,7 +133,7 @@ def _verdict(
   answers: Answers,
   reasons: Mapping[str, str],
 ) -> Verdict:
-  """The mean preference over orders; one that failed is missing altogether."""
+  """The mean preference over orders; None if any order failed."""
   preferences, num_tokens = [], 0
   for key, switched in orders:
     answer = answers.get(key)
@@ -164,7 +164,7 @@ def agreement(num_consistent: int, num_pairs: int) -> str:
     f'the same winner in both orders for {num_consistent:,} of '
     f'{console.count(num_pairs, "pair")}'
   )
-  # A coin agrees with itself as often.
+  # Two tosses of a coin agree as often.
   if num_consistent <= num_pairs / 2:
     text += ', so its choices depend on the order more than on the outputs'
   return text

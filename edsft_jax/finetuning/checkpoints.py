@@ -57,7 +57,7 @@ class Checkpoints:
     return self
 
   def __exit__(self, exception: type[BaseException] | None, *_: Any) -> None:
-    """Waits for the save under way; its error matters less than another's."""
+    """Waits for a pending save; hides its error if another one was raised."""
     try:
       with (
         contextlib.suppress(errors.InputError)

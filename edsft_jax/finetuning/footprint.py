@@ -1,6 +1,6 @@
 """Counts the device memory that finetuning needs, from its arrays' shapes.
 
-A count, not a measurement: it leaves out what the compiler adds and the
+A calculation, not a measurement: it leaves out what the compiler adds and the
 programs themselves.
 """
 

@@ -10,9 +10,9 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning.batches import Layout
 
 REMAT = ('none', 'layer')
-# Tokens and padding of a micro-batch per device, by default. Larger
+# Default tokens, padding included, of a micro-batch per device. Larger
 # micro-batches do not make products faster, but full finetuning adds the
-# gradients of all weights once per micro-batch.
+# gradients of all weights once per micro-batch, so it uses larger ones on CPUs.
 SLOTS_ON_CPU = {'lora': 1024, 'full': 2048}
 SLOTS = 4096
 

@@ -121,7 +121,7 @@ class Runner:
       for cell in todo:
         with store.locked_together(self._workdir, cell.name) as is_free:
           if not is_free:
-            console.say('finetune', f'{cell.name}: another command makes it')
+            console.say('finetune', f'{cell.name}: another command trains it')
             bar.update(self._steps[cell])
           elif is_done(cell):
             self._complete(cell, trainer, mesh)

@@ -231,7 +231,7 @@ def _remove_outdated(
       continue
     with store.locked(workdir, cell.name) as is_free:
       if is_free:
-        console.say('finetune', f'{cell.name}: corrected answers, made again')
+        console.say('finetune', f'{cell.name}: corrected answers, starts again')
         shutil.rmtree(workdir.run(cell.name).root)
 
 

@@ -274,7 +274,7 @@ class Trainer:
     self._layout, self._halved = halved, True
     console.say(
       'finetune',
-      f'out of memory with micro-batches of {now} rows: going on with '
+      f'out of memory with micro-batches of {now} rows: continuing with '
       f'{halved.rows(longest)}',
     )
 

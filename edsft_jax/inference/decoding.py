@@ -176,7 +176,7 @@ class GreedyDecoding:
       state: the rows in their present slots.
       slot_M: for each of the M new slots, the present slot of its row; a
         negative number leaves it empty.
-      prompt_length: entries before the ring, no fewer than at present.
+      prompt_length: entries before the ring, at least as many as now.
     """
     ring = self.max_new_tokens
     more = prompt_length - state.prompt_length

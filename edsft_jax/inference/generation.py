@@ -28,12 +28,12 @@ _PREFIX_SHARE = 0.25
 
 
 def _is_finite(logits_BxV: jax.Array, token_B: jax.Array) -> jax.Array:
-  """Bool [B], whether the best logit is a number; the step hook."""
+  """Bool [B], whether the best logit is finite; the step hook."""
   return jnp.isfinite(jnp.max(logits_BxV, axis=-1))
 
 
 def _are_finite(finite_BxT: jax.Array, step_BxT: jax.Array) -> jax.Array:
-  """Bool [B], whether it was a number in every step; the row hook."""
+  """Bool [B], whether it was finite in every step; the row hook."""
   return jnp.all(finite_BxT | ~step_BxT, axis=1)
 
 

@@ -1,7 +1,7 @@
 """Counts the device memory that scoring needs, from the shapes of its arrays.
 
-A count, not a measurement: it leaves out what the compiler adds, and programs
-themselves.
+A calculation, not a measurement: it leaves out what the compiler adds and the
+programs themselves.
 """
 
 from collections.abc import Sequence

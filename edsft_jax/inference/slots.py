@@ -73,7 +73,7 @@ class Ended:
 
 
 class Slots:
-  """A DecodeState on the device, and on the host which prompt is in which slot.
+  """A DecodeState on the device; the host knows which slot has which prompt.
 
   `reserve`, `insert` and `decode_until` work on the slots in place.
   """

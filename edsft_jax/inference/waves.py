@@ -1,4 +1,4 @@
-"""Groups rows by common prefixes, into waves that read theirs together."""
+"""Groups rows by common prefixes, in waves that read prefixes together."""
 
 from collections.abc import Sequence
 import dataclasses

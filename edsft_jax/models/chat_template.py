@@ -51,7 +51,7 @@ class ChatTemplate:
       text: the template, in Jinja.
       tokens: texts of special tokens by name, such as 'bos_token'.
       arguments: further variables; they take precedence.
-      date: what the template takes for today, at midnight.
+      date: the date that the template takes as today's, at midnight.
 
     Raises:
       InputError: its syntax is wrong.

@@ -47,7 +47,7 @@ def load_prompt_format(
     template_arguments: a JSON object of variables for the template.
     control_tokens: what control tokens in the text of messages and responses
       are encoded as: 'text' | 'special'.
-    date: what the template takes for today, 'YYYY-MM-DD'.
+    date: the date that the template takes as today's, 'YYYY-MM-DD'.
     log: called with the format that 'auto' chose, what is not obvious about the
       template, and what the tokenizer lacks.
 

@@ -32,7 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Prints what is known before money is spent, and what would tell more.
 
   Raises:
-    InputError: a file is damaged, or the pilot shows no variances.
+    InputError: a file is damaged, or the pilot has too few results.
   """
   pool = store.read_prompts(workdir.pool)
   found = orders.read(config, workdir)

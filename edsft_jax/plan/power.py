@@ -291,8 +291,8 @@ def _of_study(
   )
   if level is None or not level.tests or not level.noise.drawn.freedom:
     raise errors.InputError(
-      f'{pilot.root} shows no variances: it needs random and another strategy, '
-      'with two seeds that have all budgets'
+      f'{pilot.root} has too few results to estimate variances: it needs '
+      'random and another strategy, with two seeds that have all budgets'
     )
   items = found.items[metric]
   num_items = len(items.weights)

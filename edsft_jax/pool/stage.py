@@ -195,7 +195,7 @@ def _has_new_file(
     return False
   if 'score' in manifest.stages and not manifest.is_done('score'):
     raise errors.InputError(
-      'pool.append: the present pool is not scored completely: finish the '
+      'pool.append: the current pool is not scored completely: finish the '
       'score stage with the old file first'
     )
   return True

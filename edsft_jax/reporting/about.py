@@ -22,7 +22,7 @@ MAX_ROWS = 100
 
 
 def variables(material: Material) -> dict[str, Any]:
-  """What was run, what is missing, and what the machine did."""
+  """What was run, what is missing, and how long it took."""
   config, workdir = material.config, material.workdir
   found, manifest = material.found, material.manifest
   confidence = material.confidence
@@ -125,11 +125,11 @@ def _interval_notes(
     )
   if fixed := [s for s in found.strategies if s in found.fixed]:
     sentences.append(
-      f'For {wording.listed(fixed)}, this is the result of this list of '
-      'prompts only: all seeds had the whole pool, so the list is always the '
-      'same. Intervals and tests add the variance of picks that random shows, '
-      'which more seeds do not reduce; study.pool_fraction gives each seed its '
-      'own part of the pool.'
+      f'For {wording.listed(fixed)}, this is the result of a single list of '
+      'prompts: all seeds had the whole pool, so the list is always the same. '
+      'Intervals and tests add the variance between picks, estimated from '
+      'random, which more seeds do not reduce; study.pool_fraction gives each '
+      'seed its own part of the pool.'
     )
   return [*sentences, not_covered]
 

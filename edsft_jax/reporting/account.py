@@ -81,7 +81,7 @@ class Choosing:
   Attributes:
     what: a strategy, or the scoring of the pool.
     seconds: of the machine, for all seeds.
-    needs_scoring: whether it could not have chosen without scoring.
+    needs_scoring: whether choosing needs the score stage.
     money: the price of these seconds; None if an hour has no price.
   """
 

@@ -9,8 +9,8 @@ import numpy as np
 from edsft_jax.reporting import procedure, results, savings, statistics
 from edsft_jax.strategies.registry import LENGTH_MATCHED, RANDOM
 
-# Numbers of seeds for which the detectable difference is told, besides those
-# that were run.
+# Numbers of seeds to give the detectable difference for, besides those that
+# were run.
 PLANNED_SEEDS = (5, 10)
 
 

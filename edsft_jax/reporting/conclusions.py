@@ -76,7 +76,7 @@ def _sentence(
   if saving is None:
     return f'{sentence}.'
   if not saving.known:
-    return f'{sentence}; how many answers that is cannot be told.'
+    return f'{sentence}; how many answers that saves is undetermined.'
   sentence += (
     f': for what random reaches with {saving.budget:,} answers, it needs '
     f'{wording.answers_interval(saving, budgets)}'
@@ -122,7 +122,7 @@ def about_lists(found: results.Results) -> list[str]:
     return []
   return [
     f'All seeds of {wording.listed(fixed)} have the same list of prompts: '
-    'another pool would give another list, and maybe another verdict.'
+    'another pool would give another list, and perhaps another verdict.'
   ]
 
 
@@ -191,16 +191,16 @@ def about_savings(compared: Comparisons, confidence: float) -> str:
       'of the difference allows.'
     )
   tested = (
-    f'curvature does not show, p {_probability(compared.curvature_p)}'
+    f'no curvature was found, p {_probability(compared.curvature_p)}'
     if compared.curvature_p is not None
     else 'two budgets cannot show whether that is so'
     if len(compared.levels) == 2
     else 'whether that is so could not be tested'
   )
   return (
-    'Savings come from parallel curves: quality is taken to be a line in the '
-    'logarithm of the number of answers, at another height for each strategy '
-    f"({tested}); the intervals are Fieller's, {confidence:.0%}."
+    'Savings come from parallel curves: quality is taken to be linear in the '
+    'logarithm of the number of answers, with the same slope for all '
+    f"strategies ({tested}); the intervals are Fieller's, {confidence:.0%}."
   )
 
 

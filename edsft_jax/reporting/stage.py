@@ -59,8 +59,8 @@ def _read_results(
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   """Writes report/index.html, and next to it images and csv of every plot.
 
-  The page is only made again if something that it shows has changed, according
-  to the hashes in report/inputs.json.
+  The page is rendered again only if something that it shows has changed,
+  according to the hashes in report/inputs.json.
 
   Raises:
     InputError: as in check; or a file is damaged.

@@ -1,4 +1,4 @@
-"""What became of the cells that the page does not show."""
+"""The state of the cells that the page does not show."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -16,7 +16,7 @@ class Group:
     strategy: the strategy, or the reference.
     budget: the budget.
     seeds: the seeds of the cells.
-    state: what became of them, in words.
+    state: why they are missing, in words.
   """
 
   strategy: str

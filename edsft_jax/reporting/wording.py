@@ -58,7 +58,7 @@ def answers(value: float, budgets: Sequence[int]) -> str:
 def answers_interval(saving: savings.Saving, budgets: Sequence[int]) -> str:
   """The number of answers that a strategy needs, with its interval."""
   if not saving.known:
-    return 'cannot be told'
+    return 'undetermined'
   ends = answers(saving.low, budgets), answers(saving.high, budgets)
   best = answers(saving.answers, budgets)
   if ends[0] == ends[1]:
@@ -93,7 +93,7 @@ def _saved(
 ) -> str:
   """What is saved, with its interval, from the text for a number of answers."""
   if not saving.known:
-    return 'cannot be told'
+    return 'undetermined'
 
   def words(count: float) -> str:
     if count == 0:

@@ -349,13 +349,13 @@ def _within_memory(
       )
       if len(sizes) == 1 or alone:
         raise errors.InputError(
-          f'the device has no memory for {sizes[0]} tokens per batch: lower '
-          'scoring.batch_tokens, or remove the longest prompts (here of '
+          f'the device runs out of memory with {sizes[0]} tokens per batch: '
+          'lower scoring.batch_tokens, or remove the longest prompts (here of '
           f'{max(map(len, tokens))} tokens)'
         ) from e
       console.say(
         'score',
-        f'no memory for scoring.batch_tokens={sizes.pop(0)}: continuing with '
-        f'{sizes[0]}',
+        f'out of memory with scoring.batch_tokens={sizes.pop(0)}: continuing '
+        f'with {sizes[0]}',
       )
       rate.rewind(before)

@@ -7,7 +7,7 @@ from edsft_jax.store.manifest import Manifest
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-  """An earlier pool; its prompts are the first ones of the present pool.
+  """An earlier pool; its prompts are the first ones of the current pool.
 
   Attributes:
     prompts: how many it had.

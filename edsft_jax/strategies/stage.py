@@ -357,7 +357,7 @@ def _say_memory(name: str, use: selection.MemoryUse, by_default: bool) -> None:
   """Says what the memory limit is, and what it cost."""
   limit = f'{name}: memory limit {use.limit / 2**30:.2f} GiB'
   if by_default:
-    limit += ' (from what is free; selection.memory_limit sets it)'
+    limit += ' (from the free memory; selection.memory_limit sets it)'
   if use.enough:
     console.say('select', f'{limit}: enough')
     return

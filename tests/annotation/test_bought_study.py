@@ -108,7 +108,7 @@ def test_a_study_in_parts(tmp_path, options, capsys):
   store.write_jsonl(path, [{'prompt_id': new, 'response': 'w50 w51'}])
   said = run('evaluate', 'report', answers_path=str(path), amend=True)
   assert '1 cell made from old answers' in said
-  assert 'random-k4-seed0: corrected answers, made again' in said
+  assert 'random-k4-seed0: corrected answers, starts again' in said
   changed = {
     p.parts[-3] for p, data in adapters.items() if p.read_bytes() != data
   }

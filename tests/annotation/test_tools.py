@@ -255,7 +255,7 @@ def test_a_column_next_to_verdicts(tmp_path):
 )
 def test_malformed_records_of_argilla(tmp_path, broken):
   records = [broken, argilla(1, {'response': by('A 1')})]
-  with pytest.raises(errors.InputError, match='nothing is taken') as e:
+  with pytest.raises(errors.InputError, match='no row is accepted') as e:
     deliver(tmp_path, records)
   assert '\n' not in str(e.value)
 
@@ -279,7 +279,7 @@ def annotated(annotations, **others):
   ],
 )
 def test_malformed_tasks_of_label_studio(tmp_path, broken):
-  with pytest.raises(errors.InputError, match='nothing is taken') as e:
+  with pytest.raises(errors.InputError, match='no row is accepted') as e:
     deliver(tmp_path, [broken, task(1, text('A 1'))])
   assert '\n' not in str(e.value)
 

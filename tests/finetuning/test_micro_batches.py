@@ -229,7 +229,7 @@ def test_out_of_memory_halves_micro_batches_once(decoder, capsys):
   trainer.gradients = scarce
   state = trainer.init_state(0)
   state, _ = trainer.step(state, _examples(), np.float32(1e-3))
-  assert 'going on with 2' in capsys.readouterr().out
+  assert 'continuing with 2' in capsys.readouterr().out
   most_rows = 1
   with pytest.raises(
     errors.InputError, match=r'2 rows of 96 tokens.*micro_batch_size=1, .*remat'

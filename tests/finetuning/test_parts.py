@@ -90,7 +90,7 @@ def test_a_cell_of_another_command_is_left_to_it(workdir, capsys):
     'random-k5-seed1',
     'random-k9-seed1',
   }
-  assert f'{name}: another command makes it' in capsys.readouterr().out
+  assert f'{name}: another command trains it' in capsys.readouterr().out
 
 
 _HOLDER = """

@@ -356,7 +356,7 @@ def test_a_curve_that_does_not_rise_cannot_tell_savings():
   assert one.answers < 200
   unsure = savings.Slope(-0.5, statistics.Error(0.4, 8), 0.5)
   one = savings.by_parallel_curves(-0.2, error, unsure, BUDGETS, False, LEVEL)
-  assert wording.answers_interval(one, BUDGETS) == 'cannot be told'
+  assert wording.answers_interval(one, BUDGETS) == 'undetermined'
 
 
 def _win_rates(rng, seeds, gap, num_studies):

@@ -297,8 +297,8 @@ def test_what_was_run_is_on_the_page(reported):
     in text
   )
   assert (
-    'For min_margin and facility_location, this is the result of this list of '
-    'prompts only' in text
+    'For min_margin and facility_location, this is the result of a single list '
+    'of prompts' in text
   )
   assert (
     'All seeds of min_margin and facility_location have the same list' in text
@@ -320,7 +320,7 @@ def test_parts_of_the_pool_are_on_the_page(tmp_path, quick):
   workdir = synthetic.write(tmp_path, options)
   reporting.run(options, workdir)
   text = html(workdir)
-  assert 'this list of prompts only' not in text
+  assert 'a single list of prompts' not in text
   assert 'have the same list of prompts' not in text
   assert 'Each seed has its own part of the pool (25%)' in text
   assert '25% of the pool for each seed, without overlap' in text
@@ -471,7 +471,7 @@ def test_a_control_is_a_test_of_its_own(tmp_path, quick):
   assert f'minus {MATCHED}: {wording.signed(wanted)}' in text
   prose = ' '.join(text.split())
   assert 'its savings. The comparison with' in prose
-  assert 'which the correction for several strategies leaves out' in prose
+  assert 'not part of the correction for several strategies' in prose
   (row,) = [
     row
     for row in read_csv(workdir.report.with_name('comparisons.csv'))
@@ -514,7 +514,7 @@ def test_without_a_control_none_is_mentioned(reported):
       'less than −120.00 (less than −120.00 to −30.00)',
     ),
     ((0.0, 0.0, 0.0), 'more than 50%', 'more than 0.00'),
-    ((30.0, 0.0, float('inf')), 'cannot be told', 'cannot be told'),
+    ((30.0, 0.0, float('inf')), 'undetermined', 'undetermined'),
   ],
 )
 def test_savings_and_losses_are_open_where_answers_are(needed, share, amount):

@@ -640,8 +640,8 @@ def test_a_strategy_may_read_what_is_there_without_generation(
   [
     (
       selection.MemoryUse(2**30, 0, 5, 0.0),
-      'memory limit 1.00 GiB (from what is free; selection.memory_limit sets '
-      'it): enough\n',
+      'memory limit 1.00 GiB (from the free memory; selection.memory_limit '
+      'sets it): enough\n',
     ),
     (
       selection.MemoryUse(2**30, 3 * 2**30, 38, 71.25),

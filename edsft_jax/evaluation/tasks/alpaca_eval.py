@@ -112,8 +112,8 @@ class AlpacaEval:
       whole = len(read(c.path, 0))
       if whole != count:
         raise errors.InputError(
-          f'evaluation.alpaca_eval.gamed_path is about {count:,} instructions, '
-          f'and {c.path} has {whole:,}: leave it empty, unless these are '
+          f'evaluation.alpaca_eval.gamed_path has {count:,} instructions, and '
+          f'{c.path} has {whole:,}: leave the option empty, unless these are '
           "AlpacaEval's own, in their order"
         )
 
@@ -154,8 +154,8 @@ def read(path: str, limit: int) -> list[dict[str, Any]]:
     place = f'{_PATH}: {path}, {record["id"]!r}'
     if instruction in seen:
       raise errors.InputError(
-        f'{place} has the instruction of another row: outputs are joined by '
-        'it, so remove one of them'
+        f'{place} has the instruction of another row: outputs are matched by '
+        'instruction, so remove one of them'
       )
     seen.add(instruction)
     if record['dataset'] is not None:

@@ -121,7 +121,7 @@ class HarnessTask:
     if kind != 'generate_until':
       raise errors.InputError(
         f'{self.name} makes requests of the kind {kind}: only likelihoods and '
-        'greedy text are supported'
+        'greedy decoding are supported'
       )
     self._set_generation(instance.args[1])
     tokens = self._format.encode_text(text)
@@ -135,7 +135,7 @@ class HarnessTask:
     found = normalize_gen_kwargs(dict(options), _MAX_NEW_TOKENS)
     if found.get('do_sample'):
       raise errors.InputError(
-        f'{self.name} asks for sampled text: only greedy text is supported'
+        f'{self.name} samples its text: only greedy decoding is supported'
       )
     settings = (tuple(filter(None, found['until'])), found['max_gen_toks'])
     if self._settings not in (None, settings):

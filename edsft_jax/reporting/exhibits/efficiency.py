@@ -109,8 +109,8 @@ def cost_efficiency(
   return Exhibit(
     name=f'cost_efficiency_{metric}',
     caption=f'{about.axis_label} against what the answers and the machine '
-    'cost: means over seeds, and medians of seconds, since the first cell '
-    'waits for compilation.',
+    'cost: means over seeds, but medians of seconds, since the first cell '
+    'includes compilation.',
     alt=f'{about.label} against costs. {listed}.',
     draw=functools.partial(plots.cost_efficiency, about.axis_label, panels),
     columns=('strategy', 'budget', metric, *axes),

@@ -57,8 +57,9 @@ def task_allocation(
   return Exhibit(
     name='task_allocation',
     caption=f'Share of each task among the {budget:,} prompts that a strategy '
-    'bought, mean over seeds. The bar is its share of the pool: to the right '
-    'of its end, a strategy bought more of the task than random would.',
+    "bought, mean over seeds. A bar is the task's share of the pool: a mark to "
+    'the right of its end means that the strategy bought more of the task than '
+    'random would.',
     alt=f'Share of each task among the first {budget:,} picks: '
     + _listed(groups, {'pool': of_pool, **shares}, '{:.0f}%'),
     draw=functools.partial(
