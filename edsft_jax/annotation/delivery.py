@@ -72,7 +72,7 @@ def take(
     rules: what it may do.
 
   Raises:
-    InputError: naming the ids of all rows that do not fit.
+    InputError: naming the rows that do not fit, up to 100 for each fault.
   """
   faults = _Faults(path)
   finder = _Finder(pool, faults)

@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
       pairs_lib.by_instruction(some, name) for name, some in rows.items()
     )
     pairs = pairs_lib.join(outputs, reference)
-    prompt = JudgePrompt.read(_PROMPT.value)
+    prompt = JudgePrompt.read(_PROMPT.value, '--prompt')
     folder = pathlib.Path(_FOLDER.value)
     judge = _judge(prompt)
     with console.bar('judge', None, 'answers') as bar:

@@ -50,15 +50,21 @@ class JudgePrompt:
     self._turns = _turns(text)
 
   @classmethod
-  def read(cls, path: str) -> 'JudgePrompt':
-    """Reads a template from a file; '' for the default one.
+  def read(
+    cls, path: str, option: str = 'evaluation.alpaca_eval.prompt_path'
+  ) -> 'JudgePrompt':
+    """Reads a template from a file.
+
+    Args:
+      path: the file; '' for the default template.
+      option: where the path was given, for messages.
 
     Raises:
       InputError: it cannot be read or lacks a place.
     """
     if not path:
       return cls()
-    place = f'evaluation.alpaca_eval.prompt_path={path}'
+    place = f'{option}={path}'
     try:
       return cls(pathlib.Path(path).read_text(encoding='utf-8'), place)
     except (OSError, UnicodeDecodeError) as error:

@@ -31,6 +31,7 @@ def template(package: str, name: str) -> jinja2.Template:
     'signed': wording.signed,
     'probability': lambda p: wording.probability(p).removeprefix('= '),
     'percent': lambda share: f'{100 * share:g}%',
+    'sentence': lambda text: text[:1].upper() + text[1:],
     'plain': _plain,
   }
   environment.globals['style'] = _style()
