@@ -30,6 +30,10 @@ Stated before the run:
 - The learning rate is the default of LoRA, 1e-3. On 120 other prompts of the
   same tasks, the loss of 80 other held-out answers was 2.55 after 10 steps,
   2.49 after 20 and 2.44 after 30, the last. Other rates were not tried.
+
+docs/sni_smollm2 has the result. It took 1 hour 22 minutes on two CPU cores: 4.5
+minutes of scoring, 45 of finetuning at 185 tokens/s, and 33 of evaluation. With
+its own variances, four of five such studies find a difference of 0.09.
 """
 
 import ml_collections

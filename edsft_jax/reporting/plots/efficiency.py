@@ -41,7 +41,7 @@ def label_efficiency(
     if strategy is None:
       for name in strategies:
         _curve(axes, name, budgets, {}, intervals)
-      axes.set_title('All strategies: means over seeds', color=palette.INK)
+      axes.set_title('All: means over seeds', color=palette.INK)
     else:
       for name in dict.fromkeys([*base, strategy]):
         _curve(axes, name, budgets, dots, intervals)
