@@ -144,7 +144,7 @@ def test_verify_makes_it_again_and_finds_a_change(workdir, capsys):
   verify.run(config, workdir)
   path = workdir.selection(MATCHED, 1)
   store.write_jsonl(path, store.read_jsonl(path)[::-1])
-  with pytest.raises(errors.InputError, match='not what it says'):
+  with pytest.raises(errors.InputError, match='does not match its records'):
     verify.run(config, workdir)
   assert f'{path} has ' in capsys.readouterr().out
 
