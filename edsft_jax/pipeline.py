@@ -317,8 +317,8 @@ def _run_stages(
       run_stage(config, workdir, part)
     else:
       run_stage(config, workdir)
-    # Engines and trainers refer to themselves by their programs, and hold
-    # gigabytes until they are collected.
+    # Engines and trainers are in reference cycles: their arrays stay in memory
+    # until the next garbage collection.
     gc.collect()
     if name == 'annotate' and 'select' in stages and _picks_missing(workdir):
       _replace_rejected(config, workdir)

@@ -1,4 +1,4 @@
-"""A task's requests by kind, and which two are answered at once."""
+"""Sorts a task's requests by kind, and pairs those that one pass answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -57,8 +57,8 @@ class Memory:
     residuals: what the forward pass of a micro-batch keeps for the backward
       pass.
     recomputed: what one layer keeps when remat computes it again.
-    stacked: the copy of the layers' weights that a loop over them reads, and
-      the gradients of those that are trained.
+    stacked: the copies of weights that a scan over layers reads, and the
+      gradients of the trained ones.
     logits: those that exist at once, with their gradient.
   """
 
@@ -135,7 +135,7 @@ def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
 
 def _stacked(num_layers: int, frozen: int, trained: int) -> int:
   """See `Memory.stacked`, from the bytes of a layer's weights."""
-  if not layer_loop.takes_loop(num_layers, num_layers * (frozen + trained)):
+  if not layer_loop.is_scanned(num_layers, num_layers * (frozen + trained)):
     return 0
   return num_layers * (frozen + 2 * trained)
 

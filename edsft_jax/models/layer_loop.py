@@ -1,7 +1,7 @@
-"""Runs the layers of a model, with one compiled loop for those that are alike.
+"""Runs a model's layers: those that are alike in a scan, the others unrolled.
 
-A program with a loop is compiled in a fraction of the time that one with a copy
-of its body for every layer takes, and computes the same numbers.
+A scan compiles its body once, where unrolled layers compile a copy each. The
+results are the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from edsft_jax.models.attention import AttentionInputs
 from edsft_jax.models.remat import remat as remat_call
 
-# A loop pays off from this many layers in a row.
+# Fewer consecutive layers are not worth a scan.
 FEWEST_LAYERS = 8
-# It reads the layers' weights from one array, a copy that takes memory. In
-# models with more bytes of weights, layers are written out.
+# A scan reads stacked weights, which are a copy. Layers with more bytes of
+# weights are unrolled to save memory.
 MOST_BYTES = 2**31
 
 
@@ -41,8 +41,8 @@ def run(
     alike, (inputs, *_) = zip(*group, strict=True)
     graphs, states = zip(*map(nnx.split, alike), strict=True)
     hidden = _function(graphs[0], inputs)
-    if takes_loop(len(alike), _num_bytes(states)) and len({*graphs}) == 1:
-      x_BxLxD = _loop(hidden, states, x_BxLxD, remat)
+    if is_scanned(len(alike), _num_bytes(states)) and len({*graphs}) == 1:
+      x_BxLxD = _scan(hidden, states, x_BxLxD, remat)
       continue
     for graph, state in zip(graphs, states, strict=True):
       hidden = _function(graph, inputs)
@@ -53,11 +53,11 @@ def run(
   return x_BxLxD
 
 
-def takes_loop(num_layers: int, num_bytes: int) -> bool:
-  """Whether these layers are run by a loop, if they are alike.
+def is_scanned(num_layers: int, num_bytes: int) -> bool:
+  """Whether layers are scanned, if they are alike.
 
   Args:
-    num_layers: in a row.
+    num_layers: consecutive layers.
     num_bytes: of their weights, together.
   """
   return num_layers >= FEWEST_LAYERS and num_bytes <= MOST_BYTES
@@ -75,14 +75,14 @@ def _function(graph: nnx.GraphDef, inputs: AttentionInputs) -> _Hidden:
   return hidden
 
 
-def _loop(
+def _scan(
   hidden: _Hidden,
   states: Sequence[nnx.State],
   x_BxLxD: jax.Array,
   remat: bool,
 ) -> jax.Array:
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-  # The backward pass is a loop as well, so nothing is computed again early.
+  # The backward pass is a scan as well, so no layer is recomputed early.
   body = jax.checkpoint(hidden, prevent_cse=False) if remat else hidden
 
   def step(x_BxLxD: jax.Array, state: nnx.State) -> tuple[jax.Array, None]:

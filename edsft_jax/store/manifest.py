@@ -28,8 +28,8 @@ class StageRecord:
     done: whether it finished.
     seconds: wall time so far, over all runs.
     counts: its counts when it finished.
-    made_with: versions of libraries, and the devices, of the commands that did
-      its work; each combination once.
+    made_with: library versions and devices of the commands that worked on it,
+      each combination once.
   """
 
   fingerprint: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -186,7 +186,7 @@ class Manifest:
       self._change(stage, time.monotonic() - start)
 
   def record_versions(self, stage: str) -> None:
-    """Records what the stage is about to make results with."""
+    """Records the versions and devices that the stage runs with."""
     used = made_with()
     with self._changing():
       record = self._stages.get(stage, StageRecord())

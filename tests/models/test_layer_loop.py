@@ -1,4 +1,4 @@
-"""A loop over layers computes what layers written out compute."""
+"""A scan over layers gives the same results as unrolled layers."""
 
 import dataclasses
 import functools
@@ -60,7 +60,7 @@ def _program(decoder, remat, trained, dropout=False):
   return functools.partial(program, params, others), program, (params, others)
 
 
-def _num_loops(program, weights) -> int:
+def _num_scans(program, weights) -> int:
   return str(jax.make_jaxpr(program)(*weights)).count(' scan[')
 
 
@@ -72,12 +72,12 @@ def _assert_same(found, expected):
 
 
 @pytest.fixture
-def written_out(monkeypatch):
+def unrolled(monkeypatch):
   def of(*args, **options):
     with monkeypatch.context() as patch:
       patch.setattr(layer_loop, 'FEWEST_LAYERS', 100)
       run, program, weights = _program(*args, **options)
-      assert _num_loops(program, weights) == 0
+      assert _num_scans(program, weights) == 0
       return run()
 
   return of
@@ -86,42 +86,42 @@ def written_out(monkeypatch):
 @pytest.mark.parametrize('remat', [False, True])
 @pytest.mark.parametrize('trained', [models.LoRAParam, nnx.Param])
 @pytest.mark.parametrize('config', [CONFIG, WINDOWED], ids=['alike', 'window'])
-def test_same_loss_and_gradients(config, trained, remat, written_out):
+def test_same_loss_and_gradients(config, trained, remat, unrolled):
   decoder = _decoder(config)
   run, program, weights = _program(decoder, remat, trained)
   # One forward and one backward.
-  assert _num_loops(program, weights) == 2
-  _assert_same(run(), written_out(decoder, remat, trained))
+  assert _num_scans(program, weights) == 2
+  _assert_same(run(), unrolled(decoder, remat, trained))
 
 
-def test_same_dropout(written_out):
+def test_same_dropout(unrolled):
   decoder = _decoder(CONFIG)
   args = decoder, True, models.LoRAParam
   run, program, weights = _program(*args, dropout=True)
-  assert _num_loops(program, weights) == 2
+  assert _num_scans(program, weights) == 2
   found = run()
-  _assert_same(found, written_out(*args, dropout=True))
-  assert not np.allclose(found[0], written_out(*args)[0])
+  _assert_same(found, unrolled(*args, dropout=True))
+  assert not np.allclose(found[0], unrolled(*args)[0])
 
 
-def test_same_on_a_mesh(written_out):
+def test_same_on_a_mesh(unrolled):
   mesh = make_mesh(data=2, fsdp=2, tensor=2)
   found = _program(_decoder(CONFIG, mesh), True, models.LoRAParam)[0]()
-  _assert_same(found, written_out(_decoder(CONFIG), True, models.LoRAParam))
+  _assert_same(found, unrolled(_decoder(CONFIG), True, models.LoRAParam))
 
 
 @pytest.mark.parametrize(
   ('name', 'value'), [('FEWEST_LAYERS', 11), ('MOST_BYTES', 100_000)]
 )
-def test_few_or_large_layers_are_written_out(name, value, monkeypatch):
+def test_few_or_large_layers_are_unrolled(name, value, monkeypatch):
   monkeypatch.setattr(layer_loop, name, value)
   _, program, weights = _program(_decoder(CONFIG), False, models.LoRAParam)
-  assert _num_loops(program, weights) == 0
+  assert _num_scans(program, weights) == 0
 
 
-def test_layers_with_adapters_in_some_are_written_out():
+def test_layers_with_adapters_in_some_are_unrolled():
   decoder = _decoder(CONFIG)
   decoder.layers[4].mlp.down_proj.lora_a = None
   decoder.layers[4].mlp.down_proj.lora_b = None
   _, program, weights = _program(decoder, False, models.LoRAParam)
-  assert _num_loops(program, weights) == 0
+  assert _num_scans(program, weights) == 0
