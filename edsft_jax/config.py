@@ -174,7 +174,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.annotation.answers_path = ''
   # What an answer costs, in your currency: a price per answer, and a price per
   # word of its prompt, for annotators who are paid by the text that they read.
-  # They change no result: annotate, plan and report show what answers cost.
+  # Results do not depend on them; annotate, plan and report show the costs.
   c.annotation.price_per_answer = 0.0
   c.annotation.price_per_word = 0.0
   # Ask only for the picks of this strategy for the first seed: exactly the

@@ -214,7 +214,7 @@ def _ours(side: _Side) -> list[Answer]:
 
 
 def _margins(side: _Side) -> list[float]:
-  """The lead of the best token at the place where two texts begin to differ.
+  """The best token's margin at the place where two texts begin to differ.
 
   The side is given the number of each item, and both texts.
   """

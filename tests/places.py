@@ -21,12 +21,12 @@ def run(
 def run_python(
   *words: str | pathlib.Path, cwd: pathlib.Path = REPOSITORY
 ) -> subprocess.CompletedProcess[str]:
-  """Runs Python with these words, whatever its exit code."""
+  """Runs Python with these arguments, whatever its exit code."""
   return run(sys.executable, *words, cwd=cwd)
 
 
 def python_output(*words: str | pathlib.Path) -> str:
-  """What Python prints with these words; it has to succeed."""
+  """Python's output with these arguments; its exit code must be 0."""
   done = run_python(*words)
   assert done.returncode == 0, done.stderr
   return done.stdout

@@ -23,9 +23,9 @@ TASKS = {
 }
 POOL_SIZE = sum(TASKS.values())
 IDS = [f'p{i}' for i in range(POOL_SIZE)]
-# What the study says that it was made on.
+# The devices in the manifest.
 DEVICES = '8 x cpu'
-# Of each prompt, its task.
+# The task of each prompt.
 LABELS = [task for task, count in TASKS.items() for _ in range(count)]
 # How much better than random a strategy is, in units of ROUGE-L.
 EFFECTS = {

@@ -164,7 +164,7 @@ def agreement(num_consistent: int, num_pairs: int) -> str:
     f'the same winner in both orders for {num_consistent:,} of '
     f'{console.count(num_pairs, "pair")}'
   )
-  # Two tosses of a coin agree as often.
+  # Two coin tosses agree that often.
   if num_consistent <= num_pairs / 2:
     text += ', so its choices depend on the order more than on the outputs'
   return text

@@ -21,8 +21,8 @@ CONFIG = models.DecoderConfig(
   num_kv_heads=1,
   head_dim=16,
 )
-# The first and the last layer see everything, the eight between them three
-# tokens.
+# The first and the last layer have full attention, the eight between them a
+# window of three tokens.
 WINDOWED = dataclasses.replace(CONFIG, window=3, full_layers=(0, 9))
 TOKENS = np.random.default_rng(0).integers(3, 64, (4, 24)).astype(np.int32)
 SEGMENTS = np.repeat([1, 2, 0], [10, 12, 2])[None].repeat(4, axis=0)
@@ -33,7 +33,7 @@ def _decoder(config, mesh=None):
   if mesh is not None:
     models.shard_decoder(decoder, mesh)
   models.add_lora(decoder, 4, 8.0, ('q_proj', 'down_proj'), rngs=nnx.Rngs(1))
-  # B is zero at the start, and A would get no gradient.
+  # With B at its initial zeros, A would get no gradient.
   for number, (_, linear) in enumerate(models.lora.projections(decoder)):
     if linear.lora_b is not None:
       key = jax.random.key(number)

@@ -167,7 +167,7 @@ def test_two_processes_pick_what_one_device_picks():
 
 
 def _arrays():
-  """Points and their norms, flat and in one tile, and their numbers."""
+  """Points and their norms, flat and in one tile, and their indices."""
   points, norms = np.ones((64, 3), np.float32), np.ones(64, np.float32)
   row = np.arange(64, dtype=np.int32)
   return points, norms, points.reshape(1, 64, 3), norms.reshape(1, 64), row

@@ -183,7 +183,7 @@ def test_a_stage_has_made_results_on_two_machines(tmp_path, monkeypatch):
   workdir = store.Workdir(tmp_path)
   here = {'jax': '1', 'devices': '2 x cpu'}
   there = {'jax': '2', 'devices': '8 x TPU v5e'}
-  # Read before the other machine wrote, as with --cells.
+  # It was read before the other machine wrote, as happens with --cells.
   manifest = store.Manifest(workdir)
   for machine in (here, there, here):
     monkeypatch.setattr(store.manifest, 'made_with', lambda m=machine: m)
