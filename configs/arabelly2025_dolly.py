@@ -19,5 +19,5 @@ def get_config() -> ml_collections.ConfigDict:
   c = arabelly2025_flan.get_config()
   c.pool.path = 'data/databricks-dolly-15k.jsonl'
   c.study.budgets = (750, 1_500, 3_000)
-  c.report.title = 'Arabelly et al. (2025): Dolly, LLaMA-2 7B'
+  c.report.title = 'Arabelly et al. (2025): Dolly, Llama 2 7B'
   return c

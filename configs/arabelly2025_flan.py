@@ -6,7 +6,7 @@
 
 scripts/reproduce_arabelly2025.sh does the same stage by stage, the plan first.
 
-Published: LLaMA-2 7B; FLAN V2, and Dolly (configs/arabelly2025_dolly.py); task
+Published: Llama 2 7B; FLAN V2, and Dolly (configs/arabelly2025_dolly.py); task
 diversity, and task diversity weighted by inverse confidence, against random,
 strategies of Bhatt et al. (2024) and determinantal point processes; MMLU, BBH
 and AlpacaEval. Weighted task diversity is better than the full pool by 4% on
@@ -40,5 +40,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.study.budgets = (7_500, 15_000, 30_000)
   # The paper claims results above the full pool's: compare over all seeds.
   c.study.full_pool_seeds = ()
-  c.report.title = 'Arabelly et al. (2025): FLAN V2, LLaMA-2 7B'
+  c.report.title = 'Arabelly et al. (2025): FLAN V2, Llama 2 7B'
   return c

@@ -6,7 +6,7 @@
 
 scripts/reproduce_bhatt2024.sh does the same stage by stage, the plan first.
 
-Published: LLaMA-2 7B with LoRA; a pool of 99K prompts of FLAN V2; uncertainty
+Published: Llama 2 7B with LoRA; a pool of 99K prompts of FLAN V2; uncertainty
 (the least margin, its mean, mean entropy, least confidence), k-center, and
 facility location with a tuned RBF kernel, each against random; MMLU, BBH, and
 answers judged by GPT-4. On generative tasks, half as many answers do as well as
@@ -53,5 +53,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.study.full_pool_seeds = (0,)
   c.finetuning.remat = 'layer'
   open_instruct.set_benchmarks(c)
-  c.report.title = 'Bhatt et al. (2024): FLAN V2, LLaMA-2 7B'
+  c.report.title = 'Bhatt et al. (2024): FLAN V2, Llama 2 7B'
   return c

@@ -1,4 +1,4 @@
-"""The finetuning recipe of open-instruct's first version, for LLaMA-2 7B.
+"""The finetuning recipe of open-instruct's first version, for Llama 2 7B.
 
   python -m edsft_jax.main --config=configs/open_instruct.py \
       --workdir=runs/flan --config.pool.path=flan_v2.jsonl \

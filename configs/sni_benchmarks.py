@@ -19,7 +19,7 @@ from configs import benchmarks, sni_smollm2
 def get_config() -> ml_collections.ConfigDict:
   """Seven models, three benchmarks."""
   c = sni_smollm2.get_config()
-  c.selection.strategies = ('random', 'facility_location')
+  c.selection.strategies = ('random', 'k_center')
   c.study.budgets = (max(c.study.budgets),)
   c.study.seeds = (0, 1, 2)
   c.study.random_seeds = ()

@@ -15,7 +15,7 @@ Cases:
                tokens, half of them prompt.
   gpu_smollm2  LoRA on a random model of SmolLM2-135M's shape in bfloat16, 16 x
                2,048 tokens. Needs no files.
-  gpu_7b       the same at the shape of LLaMA-2 7B.
+  gpu_7b       the same at the shape of Llama 2 7B.
 """
 
 import argparse

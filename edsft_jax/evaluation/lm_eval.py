@@ -216,7 +216,7 @@ class EdsftLM(TemplateLM):
       self._decoder, self._mesh, [targets], batch_tokens=self._batch_tokens
     )
     found = engine(self._weights)
-    self._refuse_overflow(np.isfinite(found.nll))
+    self._refuse_not_finite(np.isfinite(found.nll))
     return found
 
   def _continue(
@@ -239,13 +239,13 @@ class EdsftLM(TemplateLM):
     )
     stop = inference.Stop(tuple(filter(None, until)), self._format.decode)
     found = engine(self._weights, stop=stop if stop.strings else None)
-    self._refuse_overflow(found.row_results)
+    self._refuse_not_finite(found.row_results)
     return [
       stop.cut(self._format.decode_response(ids.tolist()))
       for ids in found.tokens
     ]
 
-  def _refuse_overflow(self, is_finite: np.ndarray) -> None:
+  def _refuse_not_finite(self, is_finite: np.ndarray) -> None:
     if not is_finite.all():
       requests = console.count(int((~is_finite).sum()), 'request')
       raise errors.InputError(

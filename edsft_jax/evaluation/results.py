@@ -69,7 +69,7 @@ def make_rows(
   """
   for item, given in zip(items, responses, strict=True):
     if not all(response.is_finite for response in given):
-      raise _overflow(cell, task.name, f'the logits for {item.id!r} are')
+      raise _not_finite(cell, task.name, f'the logits for {item.id!r} are')
   metrics = {} if task.name in JUDGED else task.metrics
   rows = [
     {
@@ -103,13 +103,13 @@ def check_rows(
       raise TypeError(f'the rows of task {task} have no {lacking}')
     for name in columns:
       if not np.isfinite(row[name]):
-        raise _overflow(cell, task, f'the {name} of {row["id"]!r} is')
+        raise _not_finite(cell, task, f'the {name} of {row["id"]!r} is')
 
 
-def _overflow(cell: study.Cell, task: str, what: str) -> errors.InputError:
+def _not_finite(cell: study.Cell, task: str, what: str) -> errors.InputError:
   return errors.InputError(
-    f"evaluating {cell.name} on {task}: {what} not finite: the model's numbers "
-    'overflow; check model.dtype'
+    f'evaluating {cell.name} on {task}: {what} not finite: check the '
+    "model's weights and model.dtype"
   )
 
 

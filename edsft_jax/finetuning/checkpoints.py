@@ -11,6 +11,7 @@ import logging
 import pathlib
 import shutil
 import sys
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +44,16 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-  """The checkpoints of a cell; opens the folder only when needed."""
+  """The checkpoints of a cell; opens the folder only when needed.
+
+  Threads can each have their own. A save then waits for those of all others,
+  because orbax mixes up saves of one process that run at the same time.
+  """
+
+  # Held by the thread that uses orbax.
+  _orbax = threading.RLock()
+  # The one whose save may still be running.
+  _saving: 'Checkpoints | None' = None
 
   def __init__(self, directory: pathlib.Path):
     """Takes the checkpoint folder, which need not exist."""
@@ -51,9 +61,6 @@ class Checkpoints:
     self._manager: ocp.CheckpointManager | None = None
 
   def __enter__(self) -> 'Checkpoints':
-    logging.getLogger('absl').addFilter(_is_not_by_orbax)
-    self._hook = sys.unraisablehook
-    sys.unraisablehook = self._report_unraisable
     return self
 
   def __exit__(self, exception: type[BaseException] | None, *_: Any) -> None:
@@ -67,8 +74,6 @@ class Checkpoints:
         self.wait()
     finally:
       self._close()
-      logging.getLogger('absl').removeFilter(_is_not_by_orbax)
-      sys.unraisablehook = self._hook
 
   @property
   def last_step(self) -> int | None:
@@ -94,13 +99,14 @@ class Checkpoints:
     processes.barrier('checkpoint verified')
     abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_disk(shapes))
     try:
-      found = self._open().restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract),
-          progress=ocp.args.JsonRestore(),
-        ),
-      )
+      with self._orbax:
+        found = self._open().restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract),
+            progress=ocp.args.JsonRestore(),
+          ),
+        )
     except Exception as error:  # orbax has no error of its own.
       raise self._damaged(step, str(error)) from error
     saved = State(found['state']['params'], found['state']['optimizer'])
@@ -112,7 +118,10 @@ class Checkpoints:
     Raises:
       InputError: the disk was full during this save or the one before.
     """
-    with self._reporting_full_disk():
+    with self._orbax, self._reporting_full_disk():
+      if Checkpoints._saving is not None:
+        Checkpoints._saving.wait()
+      Checkpoints._saving = self
       self._open().save(
         step,
         args=ocp.args.Composite(
@@ -127,9 +136,10 @@ class Checkpoints:
     Raises:
       InputError: the disk was full.
     """
-    if self._manager is not None:
-      with self._reporting_full_disk():
-        self._manager.wait_until_finished()
+    with self._orbax:
+      if self._manager is not None:
+        with self._reporting_full_disk():
+          self._manager.wait_until_finished()
 
   def remove(self) -> None:
     """Removes all checkpoints."""
@@ -139,14 +149,12 @@ class Checkpoints:
     processes.barrier('checkpoints removed')
 
   def _close(self) -> None:
-    if self._manager is not None:
-      self._manager.close()
-      self._manager = None
-
-  def _report_unraisable(self, found: 'sys.UnraisableHookArgs') -> None:
-    """Drops what follows from a failed save: writes that no one waits for."""
-    if str(found.exc_value) != 'Event loop is closed':
-      self._hook(found)
+    with self._orbax:
+      if Checkpoints._saving is self:
+        Checkpoints._saving = None
+      if self._manager is not None:
+        self._manager.close()
+        self._manager = None
 
   def _open(self) -> ocp.CheckpointManager:
     if self._manager is None:
@@ -211,6 +219,25 @@ class Checkpoints:
       for folder in self._directory.glob(f'*{_PARTIAL}'):
         shutil.rmtree(folder, ignore_errors=True)
       raise
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Hides what orbax reports about a failed save besides raising its error."""
+  hook = sys.unraisablehook
+
+  def report(found: 'sys.UnraisableHookArgs') -> None:
+    # Writes that no one waits for any more.
+    if str(found.exc_value) != 'Event loop is closed':
+      hook(found)
+
+  logging.getLogger('absl').addFilter(_is_not_by_orbax)
+  sys.unraisablehook = report
+  try:
+    yield
+  finally:
+    logging.getLogger('absl').removeFilter(_is_not_by_orbax)
+    sys.unraisablehook = hook
 
 
 def _multiprocessing() -> MultiprocessingOptions:

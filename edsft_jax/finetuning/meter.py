@@ -1,6 +1,6 @@
 """Measures a run: tokens per second, share of the peak, memory in use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import pathlib
 import time
 
@@ -22,23 +22,26 @@ class Meter:
     self,
     config: models.DecoderConfig,
     method: str,
-    devices: Sequence[jax.Device],
+    mesh: jax.sharding.Mesh,
+    clock: Callable[[], float] = time.monotonic,
   ):
-    """Starts the clock.
+    """Starts at zero tokens.
 
     Args:
       config: the model's config.
       method: 'lora' or 'full'.
-      devices: those of the mesh.
+      mesh: the mesh of the weights.
+      clock: see `train_loop.Watchers`.
     """
+    self._clock = clock
     self._costs = Costs(config, item_bytes=4)
     self._passes = _PASSES[method]
-    self._devices = devices
+    self._devices = mesh.devices.ravel().tolist()
     self.restart()
 
   def restart(self) -> None:
-    """Starts the clock again, from zero tokens."""
-    self._start = time.monotonic()
+    """Starts again at zero tokens."""
+    self._start = self._clock()
     self._tokens = 0
     self._flops = 0.0
 
@@ -56,7 +59,7 @@ class Meter:
     utilization is the share of the devices' peak in bfloat16, and only there
     if that is known; memory_gib only if the system tells.
     """
-    seconds = time.monotonic() - self._start
+    seconds = self._clock() - self._start
     result = {'tokens_per_second': round(self._tokens / seconds, 1)}
     peak = PEAKS.get(self._devices[0].device_kind)
     if peak is not None:

@@ -1,6 +1,6 @@
 """Logs a cell's training: metrics.jsonl, timing.jsonl, TensorBoard, wandb."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import pathlib
@@ -32,11 +32,14 @@ class Log(Protocol):
 
 
 def open_log(
-  run: store.Run, step: int, tracker: Tracker | None = None
+  run: store.Run,
+  step: int,
+  clock: Callable[[], float],
+  tracker: Tracker | None,
 ) -> contextlib.AbstractContextManager[Log]:
   """The log of the first process, or one of the others, which drops lines."""
   if processes.is_first():
-    return MetricsLog(run, step, tracker)
+    return MetricsLog(run, step, clock, tracker)
   return contextlib.nullcontext(_NoLog())
 
 
@@ -55,8 +58,14 @@ class MetricsLog:
   goes to timing.jsonl, whose lines have the same steps.
   """
 
-  def __init__(self, run: store.Run, step: int, tracker: Tracker | None = None):
-    """Drops what an interrupted run wrote after `step`.
+  def __init__(
+    self,
+    run: store.Run,
+    step: int,
+    clock: Callable[[], float],
+    tracker: Tracker | None,
+  ):
+    """Drops what an interrupted run wrote after `step`; see `Watchers`.
 
     Raises:
       InputError: the disk is full.
@@ -67,7 +76,8 @@ class MetricsLog:
     timing = _lines_until(run.timing, step)
     self._tokens = kept[-1]['tokens'] if kept else 0
     before = timing[-1]['seconds'] if timing else 0.0
-    self._start = time.monotonic() - before
+    self._clock = clock
+    self._start = clock() - before
     store.write_jsonl(run.metrics, kept)
     store.write_jsonl(run.timing, timing)
     if run.tensorboard.exists():
@@ -108,7 +118,7 @@ class MetricsLog:
       InputError: the disk is full.
     """
     self._tokens += num_tokens
-    seconds = round(time.monotonic() - self._start, 3)
+    seconds = round(self._clock() - self._start, 3)
     lines = (
       {'step': step, **metrics, 'tokens': self._tokens},
       {'step': step, 'seconds': seconds, **timing},

@@ -18,7 +18,9 @@ class CellProgress:
 
   def advance(self, steps: int) -> None:
     """Counts steps as done, first those of a checkpoint."""
-    self._bar.update(steps)
+    # Other threads may show their cells on the same bar.
+    with self._bar.get_lock():
+      self._bar.update(steps)
 
   def show(
     self, metrics: Mapping[str, float], timing: Mapping[str, float]

@@ -1,9 +1,10 @@
-"""Finetunes cells one after the other with one trainer."""
+"""Finetunes cells with one trainer, those of a small model two at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import pathlib
 import shutil
+import time
 
 from flax import nnx
 import jax
@@ -21,6 +22,7 @@ from edsft_jax import (
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import (
   batches,
+  checkpoints,
   export,
   footprint,
   options,
@@ -32,6 +34,7 @@ from edsft_jax.finetuning import trainer as trainer_lib
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.meter import Meter
 from edsft_jax.finetuning.progress import CellProgress
+from edsft_jax.inference import workers
 from edsft_jax.models import responses
 
 # A cell's examples: id, prompt and answer.
@@ -98,16 +101,12 @@ class Runner:
       KeyboardInterrupt: after Ctrl-C, once what was done is saved.
       interrupts.Terminated: the same after SIGTERM.
     """
-    if self.counts['with_control_tokens']:
-      examples = console.count(self.counts['with_control_tokens'], 'example')
-      console.say(
-        'finetune',
-        f'{examples} with control tokens, {self._format.control_note}',
-      )
+    self._say_control_tokens()
     c = self._config
     mesh = mesh_lib.make_mesh(**c.mesh)
     memory = MemoryOptions.of(c.finetuning)
-    self._say_memory(memory, mesh)
+    needed = self._say_memory(memory, mesh)
+    at_once = max(min(self._cells_at_once(needed, mesh), len(todo)), 1)
     adapter = c.finetuning.adapter_path
     trainer = trainer_lib.Trainer(
       lambda: models.load_decoder(self._path, c.model.dtype, mesh),
@@ -116,27 +115,64 @@ class Runner:
       memory,
       pathlib.Path(adapter) if adapter else None,
     )
+    if at_once > 1:
+      # The longest first, so that the threads end at nearly the same time.
+      todo = sorted(todo, key=lambda cell: -self._steps[cell])
+    # Slower, so that the seconds of all cells add up to those of the stage.
+    clock = lambda: time.monotonic() / at_once
+    # Threads can share the iterator of a list.
+    waiting = iter(todo)
     total = sum(self._steps[cell] for cell in todo)
-    with console.bar('finetune', total, 'steps') as bar:
-      for cell in todo:
-        with store.locked_together(self._workdir, cell.name) as is_free:
-          if not is_free:
-            console.say('finetune', f'{cell.name}: another command trains it')
-            bar.update(self._steps[cell])
-          elif is_done(cell):
-            self._complete(cell, trainer, mesh)
-            bar.update(self._steps[cell])
-          else:
-            meter = Meter(
-              trainer.config,
-              self._hyperparameters.method,
-              mesh.devices.ravel().tolist(),
-            )
-            progress = CellProgress(bar, cell.name)
-            with interrupts.delayed() as signals:
-              self._finetune(cell, trainer, progress, meter, signals)
+    with (
+      console.bar('finetune', total, 'steps') as bar,
+      checkpoints.quiet(),
+      interrupts.delayed() as signals,
+    ):
 
-  def _say_memory(self, memory: MemoryOptions, mesh: jax.sharding.Mesh) -> None:
+      def work(_: int, unless_stopped: workers.UnlessStopped) -> None:
+        stopping = lambda: _is_stopping(signals) or unless_stopped.is_stopped
+        for cell in unless_stopped(waiting):
+          if stopping():
+            return
+          progress = CellProgress(bar, cell.name)
+          method = self._hyperparameters.method
+          meter = Meter(trainer.config, method, mesh, clock)
+          watchers = train_loop.Watchers(progress, meter, stopping, clock)
+          with store.locked_together(self._workdir, cell.name) as is_free:
+            if not is_free:
+              console.say('finetune', f'{cell.name}: another command trains it')
+              progress.advance(self._steps[cell])
+            elif is_done(cell):
+              self._complete(cell, trainer, mesh)
+              progress.advance(self._steps[cell])
+            else:
+              self._finetune(cell, trainer, watchers)
+
+      workers.run(work, at_once)
+
+  def _say_control_tokens(self) -> None:
+    if self.counts['with_control_tokens']:
+      examples = console.count(self.counts['with_control_tokens'], 'example')
+      console.say(
+        'finetune',
+        f'{examples} with control tokens, {self._format.control_note}',
+      )
+
+  def _cells_at_once(
+    self, needed: footprint.Memory, mesh: jax.sharding.Mesh
+  ) -> int:
+    """Most cells to finetune at the same time: 1 unless the model is small.
+
+    The products of a small model do not keep all cores busy.
+    """
+    # Weights & Biases has one run at a time.
+    if needed.total > _SMALL_BYTES or self._config.finetuning.wandb_project:
+      return 1
+    return workers.num_workers(mesh)
+
+  def _say_memory(
+    self, memory: MemoryOptions, mesh: jax.sharding.Mesh
+  ) -> footprint.Memory:
     """Says what the largest micro-batch needs, and what the device has."""
     setup = footprint.Setup(
       models.read_config(self._path),
@@ -158,14 +194,13 @@ class Runner:
       counted[shape], footprint.available(mesh), setup, shape
     ):
       console.say('finetune', line)
+    return counted[shape]
 
   def _finetune(
     self,
     cell: study.Cell,
     trainer: trainer_lib.Trainer,
-    progress: CellProgress,
-    meter: Meter,
-    signals: interrupts.Delayed,
+    watchers: train_loop.Watchers,
   ) -> None:
     c = self._config.finetuning
     run = self._workdir.run(cell.name)
@@ -182,14 +217,12 @@ class Runner:
         schedule=train_loop.Schedule(
           c.checkpoint_steps, c.log_steps, c.eval_steps
         ),
-        watchers=train_loop.Watchers(
-          progress, meter, tracker, lambda: _is_stopping(signals)
-        ),
+        watchers=watchers._replace(tracker=tracker),
         validation=self._validation(trainer, run),
       )
     if result is None:
       return
-    progress.advance(self._steps[cell] - result.facts['steps'])
+    watchers.progress.advance(self._steps[cell] - result.facts['steps'])
     facts = processes.from_first('facts', lambda: result.facts)
     if 'loss_rise' in facts:
       start, end = facts['loss_rise']
@@ -300,6 +333,10 @@ def _remove_checkpoints(run: store.Run) -> None:
   for folder in (run.checkpoints, run.best_checkpoint):
     if folder.exists():
       shutil.rmtree(folder)
+
+
+# Finetuning that needs less memory is that of a small model.
+_SMALL_BYTES = 2**28
 
 
 def needs_work(run: store.Run, kind: str) -> bool:

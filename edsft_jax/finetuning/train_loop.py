@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -59,14 +60,16 @@ class Watchers(NamedTuple):
   Attributes:
     progress: the bar.
     meter: measures speed and memory.
+    stopping: whether the run should save a checkpoint and stop.
+    clock: the seconds that the run took are differences between its values.
     tracker: a service that shows metrics, or None.
-    stopping: whether the user has asked to stop.
   """
 
   progress: CellProgress
   meter: Meter
-  tracker: Tracker | None = None
   stopping: Callable[[], bool] = lambda: False
+  clock: Callable[[], float] = time.monotonic
+  tracker: Tracker | None = None
 
 
 class Result(NamedTuple):
@@ -126,7 +129,7 @@ def train(
     if validation is not None:
       validation.restore(saved.get('validation', {}))
     loop = _Loop(model, examples, seed, schedule, watchers, validation, losses)
-    with open_log(run, first, watchers.tracker) as log:
+    with open_log(run, first, watchers.clock, watchers.tracker) as log:
       return loop.run(first, state, checkpoints, log)
 
 

@@ -5,6 +5,7 @@ from concurrent import futures
 import dataclasses
 import functools
 import pathlib
+import threading
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -62,7 +63,8 @@ class Trainer:
 
   Cells share the compiled programs: the learning rate is an argument, and the
   base weights are the same for all. Full finetuning keeps no base weights next
-  to those that it trains, and loads them again for each cell.
+  to those that it trains, and loads them again for each cell. Threads can train
+  cells at the same time.
 
   Attributes:
     hyperparameters: those of every cell.
@@ -99,6 +101,7 @@ class Trainer:
     self._layout = memory.layout(mesh, hyperparameters.method)
     self._halved = False
     self._seen: set[tuple[bool, tuple[int, ...]]] = set()
+    self._compiling = threading.RLock()
     self._adapter = adapter
     self._load = load
     self._base: models.Decoder | None = load()
@@ -169,13 +172,16 @@ class Trainer:
       InputError: there is not enough memory for half the rows either.
     """
     num_targets = max(sum(e.num_response for e in examples), 1)
-    if self._seen:
-      sums = self._fitting(state.params, examples, dropout_key)
-    else:
-      with futures.ThreadPoolExecutor(1) as ahead:
-        ahead.submit(self._compile_update)
-        sums = self._fitting(state.params, examples, dropout_key)
+    sums_of = self._fitting if self._seen else self._first_sums
+    sums = sums_of(state.params, examples, dropout_key)
     return self._update(state, *sums, np.float32(num_targets), learning_rate)
+
+  def _first_sums(self, *args: Any) -> tuple[jax.Array, list[jax.Array]]:
+    """`_fitting` of the first step, while the update is compiled."""
+    with self._compiling, futures.ThreadPoolExecutor(1) as ahead:
+      if not self._seen:
+        ahead.submit(self._compile_update)
+      return self._fitting(*args)
 
   def _compile_update(self) -> None:
     """Compiles the update while the gradients are compiled and computed.
@@ -246,10 +252,12 @@ class Trainer:
       program = alone, batch.tokens.shape
       batch = mesh_lib.shard_batch(self._mesh, batch)
       args = sums, params, self.frozen, batch, dropout_key
-      if program not in self._seen:
+      if program in self._seen:
+        sums = self.gradients(*args)
+        continue
+      with self._compiling:
         mesh_lib.compile_together(self.gradients, *args)
-      sums = self.gradients(*args)
-      if program not in self._seen:
+        sums = self.gradients(*args)
         # Only its first run can find that there is too little memory.
         jax.block_until_ready(sums)
         self._seen.add(program)

@@ -33,9 +33,14 @@ class UnlessStopped:
   def __call__(self, items: Iterable[T]) -> Iterator[T]:
     """Yields the items until `stop` is called."""
     for item in items:
-      if self._stopped.is_set():
+      if self.is_stopped:
         return
       yield item
+
+  @property
+  def is_stopped(self) -> bool:
+    """Whether `stop` was called."""
+    return self._stopped.is_set()
 
   def stop(self) -> None:
     """Ends every iteration at its next item."""

@@ -87,8 +87,8 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
   model spans them; each writes one file of features.
 
   Raises:
-    InputError: the workdir was scored from other inputs, the model's numbers
-      overflow, the device has too little memory, or some process cannot see
+    InputError: the workdir was scored from other inputs, scores or features are
+      not finite, the device has too little memory, or some process cannot see
       the workdir.
   """
   check(config, workdir, frozenset())
@@ -242,7 +242,7 @@ def _score_shards(
         rate,
         mesh.is_multi_process,
       )
-      table.refuse_overflow(scores, pool.ids[part], encoded.lengths[part])
+      table.refuse_not_finite(scores, pool.ids[part], encoded.lengths[part])
       if i in mine:
         columns = {
           'id': pool.ids[part],

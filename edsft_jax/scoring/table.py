@@ -11,10 +11,10 @@ from edsft_jax import errors, models, store
 from edsft_jax.scoring.scorer import Scores
 
 
-def refuse_overflow(
+def refuse_not_finite(
   scores: Scores, ids: Sequence[str], lengths: Sequence[int]
 ) -> None:
-  """Rejects scores and features that overflowed.
+  """Rejects scores and features that are not finite.
 
   Raises:
     InputError: naming the first prompt with a number that is not finite.
@@ -30,8 +30,7 @@ def refuse_overflow(
   if not finite.all():
     raise errors.InputError(
       f'prompt {ids[int(np.argmin(finite))]!r} has scores or features that '
-      "are not finite: the model's numbers overflow; check its weights or "
-      'model.dtype'
+      "are not finite: check the model's weights and model.dtype"
     )
 
 

@@ -17,7 +17,6 @@ os.environ['XLA_FLAGS'] = (
 )
 sys.path[:0] = [str(path) for path in pathlib.Path(__file__).parents[1:3]]
 
-import jax
 import numpy as np
 import tiny_study
 
@@ -52,7 +51,7 @@ def main() -> None:
       run = workdir.run('random-k4-seed0')
       with console.bar('finetune', STEPS, 'steps') as bar:
         watchers = train_loop.Watchers(
-          CellProgress(bar, 'test'), Meter(config, 'lora', jax.devices()[:4])
+          CellProgress(bar, 'test'), Meter(config, 'lora', mesh)
         )
         train_loop.train(
           trainer, run, examples, 0, schedule=schedule, watchers=watchers
