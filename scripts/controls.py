@@ -6,10 +6,11 @@
 --pool and --heldout as in scripts/prepare_sni.py. The same command resumes a
 control that was stopped; its workdirs and its table are in --folder.
 
-planted: half of the pool's prompts are useless, because their families of tasks
-are not those of the held-out prompts. A strategy that chooses at random from
-the useful half has as many useful prompts as random has with twice the answers,
-so the study should find that it saves half of them.
+planted: half of the pool's prompts are useless. The others and the held-out
+ones are from other families of tasks, and their answers are in capitals, which
+the useless half does not teach. A strategy that chooses at random from the
+useful half has as many useful prompts as random has with twice the answers, so
+the study should find that it saves half of them.
 
 null: random against random with other seeds. Each repetition has its own pool;
 at a level of .05, one repetition in 20 may find a difference.
@@ -39,7 +40,8 @@ from edsft_jax.strategies import registry
 from edsft_jax.strategies.view import View
 
 # Families of tasks whose answers follow from the prompt, and families whose
-# answers have to be composed.
+# answers have to be composed. Without capitals, the latter are not useless: 20
+# prompts of any kind lower the held-out loss of SmolLM2-135M from 2.25 to 1.66.
 USEFUL = (
   'Named Entity Recognition',
   'Basic Sentiment Analysis',
@@ -78,6 +80,7 @@ def config(
   c.selection.strategies = (registry.RANDOM, strategy)
   c.study.random_seeds = ()
   c.study.full_pool = False
+  c.evaluation.max_new_tokens = 4
   return c
 
 
@@ -85,13 +88,13 @@ def planted(
   pool: Rows, heldout: Rows, arguments: argparse.Namespace
 ) -> Iterator[dict[str, str]]:
   """Rows of the table: the curve's difference and the answers saved."""
-  useful = [row for row in pool if row['category'] in USEFUL]
+  useful = _in_capitals(pool)
   useless = [row for row in pool if row['category'] in USELESS]
   size = min(len(useful), len(useless))
   folder = _write(
     arguments.folder / 'planted',
     pool=[*useful[:size], *useless[:size]],
-    heldout=[row for row in heldout if row['category'] in USEFUL],
+    heldout=_in_capitals(heldout),
   )
   c = config(folder, arguments.model, 'useful_half')
   c.study.seeds = (0, 1, 2, 3)
@@ -126,7 +129,6 @@ def null(
     c.study.pool_fraction = 0.33
     c.study.budgets = (7, 14, 28)
     c.finetuning.epochs = 2
-    c.evaluation.max_new_tokens = 4
     compared = run(c, folder)
     yield {
       'repetition': str(i),
@@ -155,6 +157,15 @@ def difference(curve: comparison.Comparison) -> dict[str, str]:
     'p': f'{curve.p_value:.3f}',
     'verdict': curve.verdict.value,
   }
+
+
+def _in_capitals(rows: Rows) -> Rows:
+  """The rows of useful families, with their answers in capitals."""
+  return [
+    {**row, 'response': row['response'].upper()}
+    for row in rows
+    if row['category'] in USEFUL
+  ]
 
 
 def _write(folder: pathlib.Path, **files: Rows) -> pathlib.Path:
