@@ -20,6 +20,8 @@ MAX_SCORES = 2**26
 KEPT_SCORES_LENGTH = 512
 # See AttentionInputs.query_block.
 QUERY_BLOCK = 128
+# Without a query_block, so that long prompts do not take long to compile.
+_MOST_BLOCKS = 16
 
 
 def positions(segments_BxL: jax.Array) -> jax.Array:
@@ -163,7 +165,8 @@ def attend(
 ) -> jax.Array:
   """Softmax attention, [B, K, G, L, A].
 
-  Works in blocks of queries if there would be more than `max_scores` scores.
+  Works in blocks of queries if there would be more than `max_scores` scores, and
+  on a CPU if there are many queries.
   """
   if inputs.query_block is not None:
     return _attend_causally(
@@ -172,7 +175,9 @@ def attend(
   *heads, length, head_dim = q_BxKxGxLxA.shape
   most = max(max_scores // (math.prod(heads) * k_BxKxAxS.shape[-1]), 1)
   if length <= most:
-    return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
+    on_cpu = jax.default_backend() == 'cpu'
+    size = max(QUERY_BLOCK, -(-length // _MOST_BLOCKS)) if on_cpu else length
+    return _attend_causally(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs, size)
   size = next(n for n in range(most, 0, -1) if length % n == 0)
 
   # The backward pass recomputes scores instead of keeping them.
@@ -193,8 +198,8 @@ def attend(
 
 def _attend_causally(
   q_BxKxGxLxA: jax.Array,
-  k_BxKxAxL: jax.Array,
-  v_BxKxLxA: jax.Array,
+  k_BxKxAxS: jax.Array,
+  v_BxKxSxA: jax.Array,
   inputs: AttentionInputs,
   size: int,
 ) -> jax.Array:
@@ -203,14 +208,21 @@ def _attend_causally(
   Nearly half of the scores are never computed, and XLA runs the blocks, which
   do not depend on each other, on several CPU cores: it gives each batch of
   small products only one.
+
+  The queries' own keys come last, but for entries of a cache that are still
+  free: with those, blocks have more keys than they need.
   """
   length = q_BxKxGxLxA.shape[3]
+  if length <= size:
+    return _attend_block(q_BxKxGxLxA, k_BxKxAxS, v_BxKxSxA, inputs)
+  num_before = k_BxKxAxS.shape[-1] - length
   attended = []
   for start in range(0, length, size):
     end = min(start + size, length)
+    last = num_before + end
     block = inputs._replace(
       position_BxL=inputs.position_BxL[:, start:end],
-      position_BxS=inputs.position_BxS[:, :end],
+      position_BxS=inputs.position_BxS[:, :last],
     )
     run: Callable[..., jax.Array]
     run = functools.partial(_attend_block, inputs=block)
@@ -220,8 +232,8 @@ def _attend_causally(
     attended.append(
       run(
         q_BxKxGxLxA[:, :, :, start:end],
-        k_BxKxAxL[..., :end],
-        v_BxKxLxA[:, :, :end],
+        k_BxKxAxS[..., :last],
+        v_BxKxSxA[:, :, :last],
       )
     )
   return jnp.concatenate(attended, axis=3)

@@ -128,7 +128,11 @@ def dying_step(*args):
 
 trainer.Trainer.step = dying_step
 with tiny_study.on_one_device():
-  finetuning.run(tiny_study.config(), workdir)
+  config = tiny_study.config()
+  # One cell after the other.
+  for budgets in ((5,), (5, 9)):
+    config.study.budgets = budgets
+    finetuning.run(config, workdir)
 """
 
 
@@ -247,6 +251,7 @@ def test_other_answers_are_refused_where_a_cell_is_done(finished, no_training):
 
 def test_a_loss_that_is_not_finite_names_cell_and_step(workdir):
   config = tiny_study.config()
+  config.study.budgets = (5,)
   config.finetuning.learning_rate = 1e30
   with pytest.raises(
     errors.InputError,
@@ -259,7 +264,6 @@ def test_a_loss_that_is_not_finite_names_cell_and_step(workdir):
   # And the remedy helps.
   shutil.rmtree(workdir.runs)
   config.finetuning.learning_rate = 0.01
-  config.study.budgets = (5,)
   finetuning.run(config, workdir)
   assert all(
     math.isfinite(line['loss']) for line in _metrics(workdir, CELLS[0])

@@ -18,6 +18,7 @@ import scipy.special
 
 from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh, shard_batch
+from edsft_jax.models import attention
 from edsft_jax.models import rope as rope_lib
 
 
@@ -634,6 +635,41 @@ def test_queries_in_blocks_change_nothing(goldens):
   ):
     atol = 2e-5 * np.max(np.abs(b))
     np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize('num_before', [0, 30])
+@pytest.mark.parametrize('num_free', [0, 7])
+def test_long_prompts_attend_in_blocks_on_a_cpu(
+  goldens, monkeypatch, num_before, num_free
+):
+  """After other tokens of a cache, and before entries that are still free."""
+  decoder = goldens['mistral_v4'].decoder
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(3, 45, size) for size in (300 + num_before, 45)]
+  tokens, mask = inference.pad_left(rows, 300 + num_before)
+
+  def run():
+    parts = [slice(0, num_before), slice(num_before, None)]
+    cache = decoder.init_cache(2, 300 + num_before + num_free)
+    for part in parts:
+      if tokens[:, part].shape[1]:
+        output = decoder(tokens[:, part], mask[:, part], cache=cache)
+        cache = output.kv_cache
+    hidden = output.hidden_BxLxD
+    return np.where(mask[:, parts[1], None], hidden, 0.0)
+
+  blocks = []
+  attend = attention._attend_block
+
+  def watched(q, *args, **kwargs):
+    blocks.append(q.shape[3])
+    return attend(q, *args, **kwargs)
+
+  monkeypatch.setattr(attention, '_attend_block', watched)
+  found = run()
+  assert set(blocks) == {num_before, 128, 44} - {0}
+  monkeypatch.setattr(attention, 'QUERY_BLOCK', 300)
+  np.testing.assert_allclose(found, run(), rtol=0, atol=2e-5)
 
 
 def test_memory_grows_with_a_prompt_not_with_its_square(goldens):
