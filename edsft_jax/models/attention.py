@@ -165,8 +165,8 @@ def attend(
 ) -> jax.Array:
   """Softmax attention, [B, K, G, L, A].
 
-  Works in blocks of queries if there would be more than `max_scores` scores, and
-  on a CPU if there are many queries.
+  Works in blocks of queries if there would be more than `max_scores` scores,
+  and on a CPU if there are many queries.
   """
   if inputs.query_block is not None:
     return _attend_causally(
