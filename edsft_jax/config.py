@@ -193,8 +193,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.preview.strategy = ''
 
   c.plan = ml_collections.ConfigDict()
-  # The workdir of an evaluated study, whose variances tell what this one could
-  # find; '': those below, or of this workdir if it has evaluations.
+  # The workdir of an evaluated study, whose variances are used to estimate what
+  # this one could find; '': those below, or this workdir's if it is evaluated.
   c.plan.pilot = ''
   # Standard deviation of report.metric over seeds, and over evaluation items of
   # a difference between two strategies; 0.0: unknown.

@@ -92,7 +92,7 @@ def test(rows, tables, name, fixed, weights, clusters, confidence):
 
 
 def detectable(rows, one, name, fixed, seeds, alpha, num_tests):
-  """The smallest difference found with power .8, with so many seeds."""
+  """The smallest difference found with power .8 by this many seeds."""
   error, freedom = one['error'], one['freedom']
   if seeds is not None:
     drawn = pooled([r for s, r in rows.items() if s not in fixed])[0]

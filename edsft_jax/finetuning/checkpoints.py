@@ -46,13 +46,13 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of a cell; opens the folder only when needed.
 
-  Threads can each have their own. A save then waits for those of all others,
-  because orbax mixes up saves of one process that run at the same time.
+  Each thread can have its own. A save first waits for any other one, because
+  orbax confuses saves that run at the same time in one process.
   """
 
-  # Held by the thread that uses orbax.
+  # Held while a thread uses orbax.
   _orbax = threading.RLock()
-  # The one whose save may still be running.
+  # The instance whose save may still be running.
   _saving: 'Checkpoints | None' = None
 
   def __init__(self, directory: pathlib.Path):
@@ -223,11 +223,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Hides what orbax reports about a failed save besides raising its error."""
+  """Hides orbax's reports of a failed save, whose error is also raised."""
   hook = sys.unraisablehook
 
   def report(found: 'sys.UnraisableHookArgs') -> None:
-    # Writes that no one waits for any more.
+    # A write that was abandoned when the save failed.
     if str(found.exc_value) != 'Event loop is closed':
       hook(found)
 

@@ -13,7 +13,7 @@ from edsft_jax.models import Decoder, DecoderConfig
 from edsft_jax.models.decoder import logits_of_product, output_product
 from edsft_jax.models.modules import precision_of
 
-# How many logits to compute at once; on a CPU few, so that they stay in its
+# How many logits to compute at once; fewer on a CPU, so that they stay in its
 # caches.
 MAX_LOGITS = 2**26
 MAX_LOGITS_ON_CPU = 2**24

@@ -56,8 +56,8 @@ class Meter:
   def take(self) -> dict[str, float]:
     """tokens_per_second, utilization and memory_gib since the last call.
 
-    utilization is the share of the devices' peak in bfloat16, and only there
-    if that is known; memory_gib only if the system tells.
+    utilization is the share of the devices' peak in bfloat16; it is left out if
+    the peak is unknown, and memory_gib if the memory in use is.
     """
     seconds = self._clock() - self._start
     result = {'tokens_per_second': round(self._tokens / seconds, 1)}
@@ -74,7 +74,7 @@ class Meter:
 def _memory_in_use(devices: Sequence[jax.Device]) -> int:
   """Bytes in use on the fullest device, or by this process on a CPU.
 
-  0 if the system does not tell. Devices of other processes do not tell.
+  0 if it is unknown. Devices of other processes are not counted.
   """
   own = [d for d in devices if d.process_index == jax.process_index()]
   stats = [device.memory_stats() for device in own]

@@ -106,7 +106,7 @@ class Runner:
     mesh = mesh_lib.make_mesh(**c.mesh)
     memory = MemoryOptions.of(c.finetuning)
     needed = self._say_memory(memory, mesh)
-    at_once = max(min(self._cells_at_once(needed, mesh), len(todo)), 1)
+    at_once = min(self._most_at_once(needed, mesh), len(todo))
     adapter = c.finetuning.adapter_path
     trainer = trainer_lib.Trainer(
       lambda: models.load_decoder(self._path, c.model.dtype, mesh),
@@ -116,9 +116,9 @@ class Runner:
       pathlib.Path(adapter) if adapter else None,
     )
     if at_once > 1:
-      # The longest first, so that the threads end at nearly the same time.
+      # The longest first, so that no thread ends long before the others.
       todo = sorted(todo, key=lambda cell: -self._steps[cell])
-    # Slower, so that the seconds of all cells add up to those of the stage.
+    # Slower, so that the seconds of the cells add up to those of the stage.
     clock = lambda: time.monotonic() / at_once
     # Threads can share the iterator of a list.
     waiting = iter(todo)
@@ -158,12 +158,12 @@ class Runner:
         f'{examples} with control tokens, {self._format.control_note}',
       )
 
-  def _cells_at_once(
+  def _most_at_once(
     self, needed: footprint.Memory, mesh: jax.sharding.Mesh
   ) -> int:
-    """Most cells to finetune at the same time: 1 unless the model is small.
+    """How many cells to finetune at the same time at most.
 
-    The products of a small model do not keep all cores busy.
+    More than one only of a small model, whose products leave cores idle.
     """
     # Weights & Biases has one run at a time.
     if needed.total > _SMALL_BYTES or self._config.finetuning.wandb_project:
@@ -335,7 +335,7 @@ def _remove_checkpoints(run: store.Run) -> None:
       shutil.rmtree(folder)
 
 
-# Finetuning that needs less memory is that of a small model.
+# A model is small if finetuning needs at most this much memory by count.
 _SMALL_BYTES = 2**28
 
 

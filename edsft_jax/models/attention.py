@@ -20,7 +20,8 @@ MAX_SCORES = 2**26
 KEPT_SCORES_LENGTH = 512
 # See AttentionInputs.query_block.
 QUERY_BLOCK = 128
-# Without a query_block, so that long prompts do not take long to compile.
+# Limits the number of blocks, each of which is compiled, if there is no
+# query_block.
 _MOST_BLOCKS = 16
 
 
@@ -209,8 +210,8 @@ def _attend_causally(
   do not depend on each other, on several CPU cores: it gives each batch of
   small products only one.
 
-  The queries' own keys come last, but for entries of a cache that are still
-  free: with those, blocks have more keys than they need.
+  A cache has the queries' own keys last, except for free entries. Blocks then
+  include a few keys that are masked.
   """
   length = q_BxKxGxLxA.shape[3]
   if length <= size:

@@ -1,8 +1,8 @@
 """Keeps control tokens in users' texts apart from those of the template.
 
 A text such as '<|im_end|>' in a prompt would otherwise end the user's turn. It
-is marked before the template is rendered; whatever the template does to the
-text around it, the marks tell afterwards which control tokens are only text.
+is marked before the template is rendered. The marks then show which control
+tokens are only text, whatever the template has put around them.
 """
 
 from collections.abc import Collection, Iterator, Mapping

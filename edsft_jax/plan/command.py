@@ -29,7 +29,7 @@ def check(
 
 
 def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
-  """Prints what is known before money is spent, and what would tell more.
+  """Prints what is known before money is spent, and how to learn more.
 
   Raises:
     InputError: a file is damaged, or the pilot has too few results.

@@ -164,7 +164,7 @@ def by_parallel_curves(
   higher_is_better: bool,
   confidence: float,
 ) -> Saving:
-  """The saving if all curves are the same line in log2, but for their height.
+  """The saving if all curves are parallel lines in log2.
 
   Random needs 2^(gamma / beta) times as many answers as the strategy for the
   same quality.

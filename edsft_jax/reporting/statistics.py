@@ -285,11 +285,11 @@ class Noise:
 
 
 def num_independent(count: int) -> float:
-  """How many variances tell as much as those of `count` strategies.
+  """The effective number of independent variances among `count` strategies.
 
-  Of a metric that is relative to random: random is half of the variance of
-  each, so that two of them have a correlation of 1/2, and S variances tell as
-  much as S / (1 + (S - 1) / 4).
+  For a metric relative to random: random contributes half of each variance, so
+  two of them have a correlation of 1/2, and S variances are worth
+  S / (1 + (S - 1) / 4) independent ones.
   """
   return 4 * count / (count + 3)
 
@@ -315,8 +315,8 @@ def mean_interval(
 def difference(mean: Numbers, error: Error, confidence: float) -> Difference:
   """Tests a difference by Student's t.
 
-  Without degrees of freedom, nothing is tested, nor if the standard error is 0
-  but the difference is not: it cannot be judged without any spread. A
+  There is no test without degrees of freedom, or if the standard error is 0 but
+  the difference is not: it cannot be judged without any spread. A
   difference of 0 with an error of 0 has a p-value of 1.
   """
   from scipy import special

@@ -22,7 +22,7 @@ from edsft_jax.selection.similarity import DEFAULT, Rbf
 # From no prompt similar to another, to all similar.
 WIDTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
-# Gains are in units of prompts: 1 is one prompt fully covered, as by itself.
+# Gains are in units of prompts: 1 is what a prompt gains by covering itself.
 _ENOUGH = 1.0
 _FLAT = 0.1
 _COLLAPSED = 0.01

@@ -56,8 +56,8 @@ class Options:
       computes all gains. Later picks lower few gains.
     min_guess_rows: minimum number of rows in the sample for guesses.
     max_guess_rows: maximum number of rows in the sample for guesses.
-    promising_one_in: a guess computes exact gains for the best candidate in
-      this many on the sample, but for at least `panel` candidates.
+    promising_one_in: a guess computes exact gains for one in this many
+      candidates, the best on the sample, and for at least `panel` of them.
     guess: function that guesses a pick; None: look_ahead.likely_pick.
     sampled_candidates: candidates in the sample that estimates how many entries
       can still count.

@@ -43,7 +43,7 @@ def generate(seed, count=40):
   ids = [*IDS, *(f'p{i}' for i in range(count - len(IDS)))]
   prompts = []
   for number in range(count):
-    # Numbered, so that no two are the same but for white space.
+    # Numbered, so that no two differ in white space only.
     prompt = text() + draw.choice([f'{number}?', f' {number}'])
     if number % 5 == 0:
       prompt = [

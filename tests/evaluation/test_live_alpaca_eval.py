@@ -128,7 +128,7 @@ def test_alpaca_eval_asks_and_counts_as_we_do(tmp_path):
       verdicts_lib.Answers(tmp_path / 'answers.jsonl'),
       both_orders=False,
     )
-  # The same questions in the same order of outputs, but for the probe.
+  # The same questions in the same order of outputs, except for the probe.
   assert {*asked} - theirs == {asked[0]}
   assert theirs <= {*asked}
   found, name = pairs_lib.read_annotations(

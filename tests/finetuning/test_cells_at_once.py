@@ -54,7 +54,7 @@ _LONGEST = ('random-k9-seed0', 'random-k9-seed1')
 
 
 def _results(workdir: store.Workdir) -> dict[str, bytes]:
-  """What every cell left, but for the files that depend on the machine."""
+  """The files of every cell, except those that depend on the machine."""
   patterns = ('metrics.jsonl', 'cell.json', 'model/*.safetensors')
   return {
     str(path.relative_to(workdir.runs)): path.read_bytes()

@@ -107,7 +107,7 @@ def test_with_remat_a_layer_keeps_its_input_alone():
 
 
 def test_residuals_hold_no_logits():
-  """Neither do they grow with the vocabulary, nor do the logits of a chunk."""
+  """Residuals and a chunk's logits do not grow with the vocabulary."""
   small, large = (
     footprint.count(_setup(vocab_size=size), SHAPE, most_logits=2**12)
     for size in (97, 9700)

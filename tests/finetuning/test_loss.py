@@ -79,7 +79,7 @@ def test_loss_is_that_of_the_responses_alone(
 
 
 def test_the_first_token_is_never_a_target(decoder, loss):
-  """Not even of a response without a prompt: nothing predicts it."""
+  """Even without a prompt, since no token predicts it."""
   example = Example([5, 6, 7, 8], 4, False, False)
   shorter = example._replace(num_response=3)
   one, other = (

@@ -159,7 +159,7 @@ def test_the_loop_stops_when_every_row_has_ended(clear):
 
   num_tokens = go(state)
   jax.effects_barrier()
-  # The rows that are padding alone generate nothing and hold nobody up.
+  # Rows of padding alone generate nothing and do not delay the others.
   assert num_tokens.tolist() == [greedy.index(end) + 1, 0, 0]
   assert len(steps) == greedy.index(end) + 1
 

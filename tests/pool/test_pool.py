@@ -585,7 +585,7 @@ def test_an_interrupted_run_leaves_no_pool_and_starts_over(study, monkeypatch):
     study.run(numbered(20), 0.3)
   assert not study.workdir.pool.exists()
   monkeypatch.undo()
-  # Not even the file need be the same: there is no part to go on with.
+  # The file may be another one, since nothing was kept to resume from.
   prompts = study.run(numbered(10), 0.3)
   heldout = store.read_prompts(study.workdir.heldout)
   assert len(prompts) + len(heldout) == 10

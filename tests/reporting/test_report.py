@@ -81,7 +81,7 @@ def test_the_page_loads_nothing(reported):
 
 
 def test_nothing_of_the_report_differs_from_what_its_inputs_give(reported):
-  """test_differences.py has reports in which something does."""
+  """test_differences.py has reports that do differ."""
   assert reporting.differences(*reported) == []
 
 
@@ -607,7 +607,7 @@ def test_cells_of_another_study_are_not_shown(tmp_path, quick):
 
 
 def test_a_random_budget_that_is_absent(tmp_path, quick):
-  """Strategies there are not compared, nor curves; other budgets still are."""
+  """Neither its cells nor whole curves are compared; other budgets are."""
   options = synthetic.config(
     selection__strategies=('random', 'facility_location')
   )

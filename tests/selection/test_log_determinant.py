@@ -77,7 +77,7 @@ def test_no_pick_misses_the_best_determinant(pool, similarity):
 def test_cuts_top_ups_scales_and_orders_change_nothing(
   row, seed, similarity, exponent, order
 ):
-  # Ties between equal rows, and no others but for the first pick.
+  # Ties only between equal rows, except for the first pick.
   features = np.random.default_rng(seed).normal(size=(10, 4))[row]
 
   def select(features, budget, initial=()):

@@ -268,8 +268,8 @@ def _verdict(
 ) -> Verdict | None:
   """What an annotator decided.
 
-  Without a status of the response, that of the record tells whether there is a
-  submitted one.
+  If the response has no status, that of the record says whether it was
+  submitted.
   """
   found = [verdicts.of_cell(q, one.values.get(q)) for q in questions.verdicts]
   status = one.status or str(values.get('status') or '')

@@ -125,7 +125,7 @@ def _number(text: str, value: int | float) -> Number:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-  """A cell of which a spreadsheet stores something else than it shows.
+  """A cell whose stored value differs from what the spreadsheet shows.
 
   Attributes:
     text: what it stores.

@@ -61,7 +61,7 @@ class Row:
     place: where it is in the file, for messages.
     id: the prompt's id as written; None if the file has none, and the prompt's
       text has to identify it.
-    prompt: the prompt as written; None if the file does not tell.
+    prompt: the prompt as written; None if it is not in the file.
     response: the answer; '' for none.
     verdict: what the annotator decided; None if the file does not say, and then
       a response is an answer.

@@ -38,8 +38,8 @@ FLAGS: Mapping[str, tuple[Verdict, Verdict | None]] = {
   'canceled': (Verdict.SKIPPED, None),
   'was_cancelled': (Verdict.SKIPPED, None),
 }
-# Names of further columns that say what became of an answer, and those of them
-# that tell when or by whom.
+# Names of other columns that may hold verdicts, and those among them that hold
+# dates or people.
 _SUGGESTIVE = re.compile(
   'status|verdict|(?<!e)state(?!ment)|approve|reject|accept|review',
   re.IGNORECASE,
