@@ -16,6 +16,7 @@ from edsft_jax.finetuning import batches, footprint
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.trainer import Trainer
 from edsft_jax.mesh import make_mesh
+from edsft_jax.models import layer_loop
 from edsft_jax.models.responses import Example
 
 LORA = tiny_study.LORA
@@ -120,12 +121,16 @@ def test_residuals_hold_no_logits():
 
 @pytest.mark.parametrize('num_layers', [5, 12])
 @pytest.mark.parametrize('remat', ['none', 'layer'])
-def test_the_compiled_step_needs_what_was_counted(remat, num_layers):
+@pytest.mark.parametrize('unrolled_on', [('cpu',), ()])
+def test_the_compiled_step_needs_what_was_counted(
+  remat, num_layers, unrolled_on, monkeypatch
+):
+  monkeypatch.setattr(layer_loop, 'UNROLLED_ON', unrolled_on)
   setup = _setup(remat=remat, num_layers=num_layers)
   program = _real(setup).lower(batches.fill([], SHAPE, groups=1)).compile()
   counted = footprint.count(setup, SHAPE)
   found = program.memory_analysis().temp_size_in_bytes
-  assert (counted.stacked > 0) == (num_layers == 12)
+  assert (counted.stacked > 0) == (num_layers == 12 and not unrolled_on)
   expected = sum(dataclasses.astuple(counted)) - counted.fixed
   assert found == pytest.approx(expected, rel=0.35)
 

@@ -71,6 +71,11 @@ def _assert_same(found, expected):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
 
 
+@pytest.fixture(autouse=True)
+def scans_on_a_cpu(monkeypatch):
+  monkeypatch.setattr(layer_loop, 'UNROLLED_ON', ())
+
+
 @pytest.fixture
 def unrolled(monkeypatch):
   def of(*args, **options):
@@ -111,7 +116,12 @@ def test_same_on_a_mesh(unrolled):
 
 
 @pytest.mark.parametrize(
-  ('name', 'value'), [('FEWEST_LAYERS', 11), ('MOST_BYTES', 100_000)]
+  ('name', 'value'),
+  [
+    ('FEWEST_LAYERS', 11),
+    ('MOST_BYTES', 100_000),
+    ('UNROLLED_ON', ('cpu',)),
+  ],
 )
 def test_few_or_large_layers_are_unrolled(name, value, monkeypatch):
   monkeypatch.setattr(layer_loop, name, value)
