@@ -13,10 +13,16 @@ answers judged by GPT-4. On generative tasks, half as many answers do as well as
 random ones.
 
 Our choices, since only the abstract and summaries were available: the budgets;
-three seeds, all of which choose from the whole pool; the finetuning of
-configs/open_instruct.py, which is the nearest public recipe; its protocols of
-MMLU (5 shots) and BBH (3 shots with reasoning); AlpacaEval for the judged
-answers; and greedy continuations of up to 64 tokens for the scores.
+three seeds, all of which choose from the whole pool, and one for the full pool;
+the finetuning of configs/open_instruct.py, which is the nearest public recipe;
+its protocols of MMLU (5 shots) and BBH (3 shots with reasoning); AlpacaEval for
+the judged answers; greedy continuations of up to 64 tokens for the scores; the
+mean of the last layer's hidden states over the prompt as features; the kernel's
+width by the gains curves (selection.kernel_width); and the prompt that k-center
+begins with.
+
+Answers for AlpacaEval are written, and judged once a judge is named:
+--config.evaluation.alpaca_eval.judge=JUDGE.
 
 Not run at this size: hours and memory in scripts/reproduce_bhatt2024.sh are
 counted. tests/test_papers.py runs every stage with a small model and a cut

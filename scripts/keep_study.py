@@ -2,11 +2,13 @@
 
   python scripts/keep_study.py keep WORKDIR FOLDER --log=log.txt
   python scripts/keep_study.py verify FOLDER
+  python scripts/keep_study.py benchmarks WORKDIR FILE
 
 keep copies the page, plots, tables and config, and adds the value of every
 item, the log of the study's commands and the output of `edsft-jax verify`.
 verify makes the tables again from the items, as a test does for each folder
-that is kept.
+that is kept. benchmarks writes a csv table of the benchmarks that some models
+were evaluated on; a study's own report only has those of its config.
 """
 
 import contextlib
@@ -16,9 +18,17 @@ import pathlib
 import command_line
 
 from edsft_jax import errors, pipeline, store, study
-from edsft_jax.reporting import kept
+from edsft_jax.reporting import kept, tables
 
 LOG, VERIFIED = 'log.txt', 'verify.txt'
+BENCHMARK_COLUMNS = (
+  'model',
+  'benchmark',
+  'metric',
+  'value',
+  'standard_error',
+  'items',
+)
 
 
 def keep(
@@ -44,8 +54,27 @@ def without_bars(text: str) -> str:
   return '\n'.join(line for line in lines if line) + '\n'
 
 
+def benchmark_rows(workdir: store.Workdir) -> list[tuple[str, ...]]:
+  """A row per model, benchmark and metric, without the held-out prompts."""
+  return [
+    (
+      path.parents[2].name,
+      path.parent.name,
+      name,
+      *(
+        '' if metric[field] is None else f'{metric[field]:.4f}'
+        for field in ('value', 'standard_error')
+      ),
+      str(metric['n']),
+    )
+    for path in sorted(workdir.runs.glob('*/evaluations/*/eval.json'))
+    if path.parent.name != 'heldout'
+    for name, metric in store.read_json(path)['metrics'].items()
+  ]
+
+
 def main() -> None:
-  """Keeps or verifies."""
+  """Keeps, verifies, or writes the table of benchmarks."""
   parser = command_line.parser(__doc__)
   commands = parser.add_subparsers(dest='command', required=True)
   keeping = commands.add_parser('keep')
@@ -54,7 +83,16 @@ def main() -> None:
   keeping.add_argument('--log', type=command_line.existing_file, required=True)
   verifying = commands.add_parser('verify')
   verifying.add_argument('folder', type=command_line.existing_folder)
+  listing = commands.add_parser('benchmarks')
+  listing.add_argument('workdir', type=command_line.existing_folder)
+  listing.add_argument('file', type=pathlib.Path, help='to write')
   arguments = parser.parse_args()
+  if arguments.command == 'benchmarks':
+    rows = benchmark_rows(store.Workdir(arguments.workdir))
+    table = tables.csv_text((BENCHMARK_COLUMNS, rows))
+    store.write_text(arguments.file, table)
+    print(f'{arguments.file}: {len(rows)} results')
+    return
   if arguments.command == 'keep':
     workdir = store.Workdir(arguments.workdir)
     keep(workdir, arguments.folder, arguments.log)

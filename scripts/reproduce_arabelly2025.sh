@@ -3,10 +3,10 @@
 #
 #   scripts/reproduce_arabelly2025.sh flan|dolly WORKDIR [OPTIONS]
 #
-# As scripts/reproduce_bhatt2024.sh, which explains STAGES, LAUNCH and the
-# options for a v5e-16. By count (python scripts/count_hours.py
-# arabelly2025_flan, and arabelly2025_dolly), not measured: 57 cells each, with
-# 1.25 million and 140 thousand examples, 5 epochs.
+# As scripts/reproduce_bhatt2024.sh, which explains STAGES, LAUNCH, the files in
+# data/, the judge and the options for a v5e-16. By count (python
+# scripts/count_hours.py arabelly2025_flan, and arabelly2025_dolly), not
+# measured: 57 cells each, with 1.25 million and 140 thousand examples, 5 epochs.
 #
 #           machine   score   finetune   evaluate   all     score, finetune
 #   flan    1 H100    1.1 h   133.7 h    6.3 h      141 h   53 GB, 23 GB

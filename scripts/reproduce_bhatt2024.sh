@@ -5,8 +5,10 @@
 #
 # Without STAGES it only shows the plan. STAGES="score select annotate" runs
 # these stages, STAGES=all all of them, and the same command resumes.
-# configs/bhatt2024_flan.py says what is published, what is ours, and which files
-# go into data/.
+# configs/bhatt2024_flan.py says what is published, what is ours, and how the
+# pool's file gets into data/; configs/benchmarks.py and configs/open_instruct.py
+# name the benchmarks' files. AlpacaEval needs a judge:
+# --config.evaluation.alpaca_eval.judge=JUDGE.
 #
 # By count (python scripts/count_hours.py bhatt2024_flan), not measured: 64
 # cells with 1.75 million examples, 5 epochs.

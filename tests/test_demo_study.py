@@ -270,3 +270,18 @@ def test_a_finished_study_can_be_kept(demo, tmp_path):
   done = run_python(script, 'verify', folder)
   assert done.returncode == 2
   assert 'savings.csv is not what items.csv.gz gives' in done.stderr
+
+
+def test_the_table_of_benchmarks_has_a_row_per_metric(tmp_path):
+  run = store.Workdir(tmp_path / 'study').run('random-k8-seed0')
+  for task, error in (('bbh', None), ('heldout', 0.1), ('mmlu', 0.25)):
+    metric = {'value': 0.5, 'standard_error': error, 'n': 4}
+    store.write_json(run.evaluation(task), {'metrics': {'accuracy': metric}})
+  script = REPOSITORY / 'scripts' / 'keep_study.py'
+  path = tmp_path / 'benchmarks.csv'
+  done = run_python(script, 'benchmarks', tmp_path / 'study', path)
+  assert done.returncode == 0, done.stderr
+  assert path.read_text().splitlines()[1:] == [
+    'random-k8-seed0,bbh,accuracy,0.5000,,4',
+    'random-k8-seed0,mmlu,accuracy,0.5000,0.2500,4',
+  ]

@@ -157,20 +157,30 @@ def test_every_stage_runs_with_a_small_model(name, tmp_path, shared):
 
 
 @pytest.mark.slow
-def test_a_script_names_the_hours_that_are_counted(tmp_path):
+@pytest.mark.parametrize(
+  ('config', 'script', 'rows'),
+  [
+    ('bhatt2024_flan', 'reproduce_bhatt2024.sh', slice(0, 3)),
+    ('arabelly2025_flan', 'reproduce_arabelly2025.sh', slice(0, 3)),
+    ('arabelly2025_dolly', 'reproduce_arabelly2025.sh', slice(3, 6)),
+  ],
+)
+def test_a_script_names_the_hours_that_are_counted(
+  tmp_path, config, script, rows
+):
   scripts = REPOSITORY / 'scripts'
   result = subprocess.run(
-    [sys.executable, scripts / 'count_hours.py', 'arabelly2025_dolly'],
+    [sys.executable, scripts / 'count_hours.py', config],
     cwd=tmp_path,
     capture_output=True,
     text=True,
     check=True,
   )
-  text = (scripts / 'reproduce_arabelly2025.sh').read_text(encoding='utf-8')
-  _, dolly = text.split('#   dolly ')
   hours_and_memory = re.compile(r'[\d.]+ (?:h|GB)')
+  lines = (scripts / script).read_text(encoding='utf-8').splitlines()
+  named = [found for line in lines if (found := hours_and_memory.findall(line))]
   counted = hours_and_memory.findall(result.stdout)
-  assert counted == hours_and_memory.findall(dolly)
+  assert counted == [number for row in named[rows] for number in row]
 
 
 def test_stages_run_one_after_the_other_by_the_launcher(tmp_path):

@@ -117,14 +117,24 @@ def test_the_commands_run(tmp_path, shared):
     {'instruction': text} for text in ('Say hello.', 'Name a dog.')
   ]
   (tmp_path / 'alpaca_eval.json').write_text(json.dumps(instructions))
+  for name in ('model', 'reference'):
+    answers = [
+      {**row, 'output': f'An answer of {name}.', 'generator': name}
+      for row in instructions
+    ]
+    (tmp_path / f'{name}.json').write_text(json.dumps(answers))
   commands = _commands('python -m edsft_jax.main')
   assert len(commands) == 5
   paths = [word for word in commands[0] if '.path=' in word]
+  # lm_eval's example is not run: the harness would fetch its data.
+  commands += _commands('python -m edsft_jax.evaluation.judge')
+  assert len(commands) == 6
   for command in commands:
     words = command[1:]
     if '--workdir=runs/mine' in words:
       words += paths
-    words += [f'--config.{name}={value}' for name, value in SMALL.items()]
+    if 'edsft_jax.main' in words:
+      words += [f'--config.{name}={value}' for name, value in SMALL.items()]
     for placeholder, name in names.items():
       words = [word.replace(placeholder, name) for word in words]
     result = subprocess.run(
@@ -136,6 +146,7 @@ def test_the_commands_run(tmp_path, shared):
       check=False,
     )
     assert result.returncode == 0, result.stderr
+  assert list((tmp_path / 'judged').iterdir())
   assert (tmp_path / 'runs' / 'trial' / 'report' / 'index.html').exists()
   mine = tmp_path / 'runs' / 'mine'
   cell = mine / 'runs' / 'min_margin-k4-seed0' / 'evaluations'

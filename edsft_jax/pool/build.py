@@ -63,7 +63,7 @@ def _build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
   columns = columns_lib.Columns(prompts=('prompt',))
   if names:
     columns = columns_lib.find(
-      source, names, rules.named, optional=rules.named_if_there
+      source, names, rules.named, optional=rules.for_heldout
     )
   form = _find_form(source, read, columns, rules.named)
   sorter = _Sorter(source, columns, form, rules)
@@ -370,12 +370,14 @@ class _Sorter:
       if item.task
     )
     num_tasks = len({item.task for item in self._items})
+    # A held-out file often has one prompt of each task.
+    all_differ = num_tasks == len(self._items) and not self._rules.for_heldout
     if num_equal and num_equal >= leaks.TASK_LEAK_SHARE * len(answered):
       reason = (
         f'it equals the response in {num_equal:,} of {len(answered):,} '
         'answered rows'
       )
-    elif num_tasks == len(self._items) >= _FEW_PROMPTS:
+    elif all_differ and num_tasks >= _FEW_PROMPTS:
       reason = f'each of the {num_tasks:,} prompts has its own task'
     else:
       return ''

@@ -17,7 +17,8 @@ class Rules:
 
   Attributes:
     named: column names.
-    named_if_there: whether to detect a column if the named one does not exist.
+    for_heldout: whether the rows are all held out: a column is detected if the
+      named one does not exist, and each prompt may have its own task.
     strict: whether to fail on a row that would be quarantined, or merged with
       a row that has other text in some column.
     answers_in_prompts: whether prompts may contain their responses.
@@ -28,7 +29,7 @@ class Rules:
   named: columns_lib.Named = dataclasses.field(
     default_factory=columns_lib.Named
   )
-  named_if_there: bool = False
+  for_heldout: bool = False
   strict: bool = False
   answers_in_prompts: bool = False
   heldout_fraction: float = 0.0

@@ -280,7 +280,7 @@ def _read_heldout(
   path = options.heldout_path
   if not path or (manifest.is_done('heldout') and workdir.heldout.exists()):
     return None
-  rules = dataclasses.replace(_rules(options), named_if_there=True)
+  rules = dataclasses.replace(_rules(options), for_heldout=True)
   built = build.build(path, _open_heldout(options).rows(0), rules)
   if not any(item.response for item in built.pool):
     number = f'{len(built.pool):,}'
@@ -326,6 +326,9 @@ def _run_heldout(
       f'{len(built.pool):,}, {counts["without_response"]:,} have no response '
       f'and {len(answered):,} are in the pool: name another file'
     )
+  if not built.with_tasks:
+    reason = built.dropped[built.columns.task or '']
+    console.say('pool', f'the held-out prompts have no tasks: {reason}')
   manifest.restart('heldout', fingerprint)
   quarantine = workdir.heldout.with_name('quarantine.jsonl')
   store.write_jsonl(quarantine, built.quarantine)

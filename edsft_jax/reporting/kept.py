@@ -57,7 +57,7 @@ def write(workdir: store.Workdir, folder: pathlib.Path) -> None:
     )
   folder.mkdir(parents=True, exist_ok=True)
   for path in workdir.report.parent.iterdir():
-    if path.suffix in ('.html', '.png', '.svg', '.csv'):
+    if path.suffix in ('.html', '.png', '.svg', '.pdf', '.csv', '.tex'):
       shutil.copyfile(path, folder / path.name)
   store.write_json(store.Workdir(folder).config, config.to_dict())
   described = {

@@ -712,6 +712,31 @@ def test_a_task_per_prompt_is_none(study, capsys):
     named.run(rows, task_column='task')
 
 
+def test_heldout_prompts_may_each_have_their_own_task(study):
+  rows, heldout = numbered(25), numbered(50)[25:]
+  for i, row in enumerate(rows):
+    row['task'] = f't{i % 5}'
+  for i, row in enumerate(heldout):
+    row['task'] = f't{i}'
+  path = study.folder / 'heldout.jsonl'
+  store.write_jsonl(path, heldout)
+  study.run(rows, heldout_path=str(path))
+  assert store.read_prompts(study.workdir.heldout).tasks == [
+    row['task'] for row in heldout
+  ]
+
+
+def test_heldout_tasks_that_are_answers_are_left_out(study, capsys):
+  heldout = numbered(50)[25:]
+  for row in heldout:
+    row['task'] = row['response']
+  path = study.folder / 'heldout.jsonl'
+  store.write_jsonl(path, heldout)
+  study.run(numbered(25), heldout_path=str(path))
+  assert store.read_prompts(study.workdir.heldout).tasks is None
+  assert 'have no tasks: it equals the response in' in capsys.readouterr().out
+
+
 def test_prompts_with_role_markers(study, capsys):
   rows = [
     {'text': f'### Human: Prompt {i}?### Assistant: Answer {i}.'}

@@ -7,7 +7,7 @@ from places import REPOSITORY
 import pytest
 import synthetic_study as synthetic
 
-from edsft_jax import errors, reporting, store
+from edsft_jax import errors, reporting, store, study
 from edsft_jax.reporting import kept
 
 # Every folder with the items of a study.
@@ -106,3 +106,17 @@ def test_a_study_that_is_not_finished_is_refused(tmp_path):
 def test_what_docs_say_follows_from_their_items(kept_study):
   assert kept.differences(kept_study) == []
   assert (kept_study / 'index.html').stat().st_size <= kept.MAX_PAGE
+
+
+@pytest.mark.parametrize('kept_study', KEPT, ids=lambda path: path.name)
+def test_no_finetuning_and_the_full_pool_bracket_the_loss(kept_study):
+  with (kept_study / 'cells.csv').open(encoding='utf-8') as file:
+    rows = [row for row in csv.DictReader(file) if row['metric'] == 'loss']
+  losses = {
+    name: [] for name in ('cells', study.FULL_POOL, study.NO_FINETUNING)
+  }
+  for row in rows:
+    name = row['strategy'] if row['strategy'] in losses else 'cells'
+    losses[name].append(float(row['value']))
+  assert max(losses[study.FULL_POOL]) < min(losses['cells'])
+  assert max(losses['cells']) < min(losses[study.NO_FINETUNING])
