@@ -319,6 +319,7 @@ def _run_heldout(
     'in_conversation': separated.in_conversation,
     'duplicates': built.num_merged,
     'quarantined': len(built.quarantine),
+    'columns': str(built.columns),
   }
   if not separated.kept:
     raise errors.InputError(
@@ -326,6 +327,8 @@ def _run_heldout(
       f'{len(built.pool):,}, {counts["without_response"]:,} have no response '
       f'and {len(answered):,} are in the pool: name another file'
     )
+  for note in built.notes:
+    console.say('pool', f'held-out file: {note}')
   if not built.with_tasks:
     reason = built.dropped[built.columns.task or '']
     console.say('pool', f'the held-out prompts have no tasks: {reason}')
@@ -413,10 +416,12 @@ def _pointed(count: int, what: str, path: pathlib.Path) -> str:
 
 
 def _say_heldout(path: str, counts: dict[str, Any]) -> None:
+  # Workdirs of older versions lack some of the counts.
+  if 'columns' in counts:
+    console.say('pool', f'held-out columns: {counts["columns"]}')
   left_out = [
     f'{counts["without_response"]:,} without a response',
     f'{counts["in_pool"]:,} in the pool',
-    # Workdirs of older versions do not count the next two.
     f'{counts.get("near_pool", 0):,} with the words of a prompt in the pool',
     f'{counts.get("in_conversation", 0):,} inside a conversation in the pool',
     f'{counts["duplicates"]:,} merged',

@@ -489,7 +489,9 @@ def test_heldout_file(study, capsys):
   assert heldout.prompts == ['New?']
   assert heldout.tasks == ['c']
   assert heldout.responses == ['Yes.']
-  assert store.Manifest(study.workdir).counts('heldout') == {
+  counts = store.Manifest(study.workdir).counts('heldout')
+  columns = counts.pop('columns')
+  assert counts == {
     'prompts': 1,
     'without_response': 1,
     'in_pool': 1,
@@ -498,7 +500,10 @@ def test_heldout_file(study, capsys):
     'duplicates': 1,
     'quarantined': 1,
   }
-  assert '1 held-out prompt from' in capsys.readouterr().out
+  assert columns.startswith('prompt question, context none, ')
+  out = capsys.readouterr().out
+  assert f'held-out columns: {columns}' in out
+  assert '1 held-out prompt from' in out
 
 
 def test_heldout_file_without_answers(study):

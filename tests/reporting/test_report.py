@@ -662,7 +662,7 @@ def test_no_random_no_tasks_no_curves_one_budget(tmp_path):
   text = html(workdir)
   assert 'Random is not among the strategies' in text
   assert 'The pool has no task labels' in text
-  assert 'The held-out prompts have no task labels' in text
+  assert 'The held-out prompts have no tasks on record' in text
   assert 'This study has no gains curves' in text
   assert SAME not in text
   assert 'class="wide cards"' not in text
