@@ -13,7 +13,7 @@ answers judged by GPT-4. On generative tasks, half as many answers do as well as
 random ones.
 
 Our choices, since only the abstract and summaries were available: the budgets;
-three seeds, all of which choose from the whole pool, and one for the full pool;
+three seeds, each choosing from the whole pool, and one for the full pool;
 the finetuning of configs/open_instruct.py, which is the nearest public recipe;
 its protocols of MMLU (5 shots) and BBH (3 shots with reasoning); AlpacaEval for
 the judged answers; greedy continuations of up to 64 tokens for the scores; the

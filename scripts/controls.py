@@ -40,8 +40,8 @@ from edsft_jax.strategies import registry
 from edsft_jax.strategies.view import View
 
 # Families of tasks whose answers follow from the prompt, and families whose
-# answers have to be composed. Without capitals, the latter are not useless, see
-# docs/statistics.md.
+# answers have to be composed. The latter help too, unless the answers of the
+# former are in capitals: see docs/statistics.md.
 USEFUL = (
   'Named Entity Recognition',
   'Basic Sentiment Analysis',
@@ -80,6 +80,7 @@ def config(
   c.selection.strategies = (registry.RANDOM, strategy)
   c.study.random_seeds = ()
   c.study.full_pool = False
+  # Only the loss is compared.
   c.evaluation.max_new_tokens = 4
   return c
 

@@ -89,6 +89,11 @@ def main() -> None:
   arguments = parser.parse_args()
   if arguments.command == 'benchmarks':
     rows = benchmark_rows(store.Workdir(arguments.workdir))
+    if not rows:
+      raise errors.InputError(
+        f'{arguments.workdir} has no results of benchmarks: run the evaluate '
+        'stage with configs/sni_benchmarks.py, or another config that has some'
+      )
     table = tables.csv_text((BENCHMARK_COLUMNS, rows))
     store.write_text(arguments.file, table)
     print(f'{arguments.file}: {len(rows)} results')

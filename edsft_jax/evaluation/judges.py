@@ -311,7 +311,9 @@ class ModelJudge:
 
   def _answer(self, first: float, second: float, num_tokens: int) -> Found:
     if not math.isfinite(first) or not math.isfinite(second):
-      return Failed('likelihoods that are not finite: check model.dtype')
+      return Failed(
+        "the judge's likelihoods are not finite: check its weights and dtype"
+      )
     # Relative to the likelier one, since both may be very unlikely.
     least = min(first, second)
     log_probs = {

@@ -4,7 +4,7 @@ A calculation, not a measurement: it leaves out what the compiler adds and the
 programs themselves.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import math
 import os
@@ -124,20 +124,30 @@ def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
     gradients=trained,
     residuals=of_all_layers(residuals(one), residuals(two)),
     recomputed=recomputed,
-    stacked=_stacked(
-      setup.config.num_layers,
-      frozen_of_each[1] - frozen_of_each[0],
-      trained_of_each[1] - trained_of_each[0],
-    ),
+    stacked=_stacked(setup, one, two),
     logits=2 * jnp.dtype(jnp.float32).itemsize * chunk * vocab_size,
   )
 
 
-def _stacked(num_layers: int, frozen: int, trained: int) -> int:
-  """See `Memory.stacked`, from the bytes of a layer's weights."""
-  if not layer_loop.is_scanned(num_layers, num_layers * (frozen + trained)):
+def _stacked(setup: Setup, one: Trainer, two: Trainer) -> int:
+  """See `Memory.stacked`, from trainers with one and with two layers."""
+  num_layers = setup.config.num_layers
+
+  def of_layers(count: Callable[[Trainer], int]) -> int:
+    return num_layers * (count(two) - count(one))
+
+  def whole(trainer: Trainer) -> int:
+    arrays = [*trainer.frozen, *trainer.state_shapes.params]
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+
+  platform = setup.mesh.devices.flat[0].platform
+  if not layer_loop.is_scanned(num_layers, of_layers(whole), platform):
     return 0
-  return num_layers * (frozen + 2 * trained)
+  return of_layers(
+    lambda trainer: (
+      _num_bytes(trainer.frozen) + 2 * _num_bytes(trainer.state_shapes.params)
+    )
+  )
 
 
 def shapes(

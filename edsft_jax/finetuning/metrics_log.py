@@ -65,7 +65,13 @@ class MetricsLog:
     clock: Callable[[], float],
     tracker: Tracker | None,
   ):
-    """Drops what an interrupted run wrote after `step`; see `Watchers`.
+    """Drops what an interrupted run wrote after `step`.
+
+    Args:
+      run: the cell's folder.
+      step: the last step whose lines stay.
+      clock: see `train_loop.Watchers`.
+      tracker: see `train_loop.Watchers`.
 
     Raises:
       InputError: the disk is full.

@@ -1,7 +1,48 @@
-"""The progress bar of the stage: all cells in one."""
+"""The progress of the stage: a bar over all cells, and their seconds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import threading
+import time
 from typing import Any
+
+
+class SharedClock:
+  """Seconds that the cells under way share.
+
+  While two are under way, it runs at half speed, so that the seconds of all
+  cells add up to those of the stage.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    """Takes the clock that shows real seconds."""
+    self._clock = clock
+    self._lock = threading.Lock()
+    self._num_cells = 0
+    self._seconds = 0.0
+    self._last = clock()
+
+  def __call__(self) -> float:
+    """The seconds so far."""
+    with self._lock:
+      now = self._clock()
+      self._seconds += (now - self._last) / max(self._num_cells, 1)
+      self._last = now
+      return self._seconds
+
+  @contextlib.contextmanager
+  def cell(self) -> Iterator[None]:
+    """A cell is under way within the block."""
+    self._change(1)
+    try:
+      yield
+    finally:
+      self._change(-1)
+
+  def _change(self, number: int) -> None:
+    self()
+    with self._lock:
+      self._num_cells += number
 
 
 class CellProgress:

@@ -1,10 +1,12 @@
-"""Finetunes cells with one trainer, those of a small model two at a time."""
+"""Finetunes cells with one trainer.
+
+On a CPU, those of a small model are finetuned two at a time.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import pathlib
 import shutil
-import time
 
 from flax import nnx
 import jax
@@ -33,10 +35,13 @@ from edsft_jax.finetuning import (
 from edsft_jax.finetuning import trainer as trainer_lib
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.meter import Meter
-from edsft_jax.finetuning.progress import CellProgress
+from edsft_jax.finetuning.progress import CellProgress, SharedClock
 from edsft_jax.inference import workers
 from edsft_jax.models import responses
 
+# A model is small if finetuning needs at most this much memory by count. The
+# products of larger ones keep all cores busy.
+SMALL_BYTES = 2**28
 # A cell's examples: id, prompt and answer.
 Triples = list[tuple[str, store.Prompt, str]]
 
@@ -54,6 +59,7 @@ class Runner:
     workdir: store.Workdir,
     cells: Mapping[study.Cell, Triples],
     path: pathlib.Path,
+    small_bytes: int = SMALL_BYTES,
   ):
     """Tokenises the examples; loads no model yet.
 
@@ -62,6 +68,7 @@ class Runner:
       workdir: where the cells are.
       cells: every cell that has its answers.
       path: the model's directory.
+      small_bytes: memory that finetuning a small model needs at most.
 
     Raises:
       InputError: the template rejects a prompt, naming it.
@@ -70,11 +77,16 @@ class Runner:
     self._workdir = workdir
     self._cells = cells
     self._path = path
+    self._small_bytes = small_bytes
     self._hyperparameters = options.hyperparameters(config.finetuning)
     self._format = models.load_prompt_format(path, **config.prompt)
     context = models.read_config(path).context
     self._max_length = self._hyperparameters.max_length or context
     self._examples = self._encode()
+    # Here, since threads may not share the format.
+    self._heldout = (
+      self._encode_heldout() if config.finetuning.eval_steps else []
+    )
     self._steps = {
       cell: batches.num_steps(
         len(triples),
@@ -118,8 +130,7 @@ class Runner:
     if at_once > 1:
       # The longest first, so that no thread ends long before the others.
       todo = sorted(todo, key=lambda cell: -self._steps[cell])
-    # Slower, so that the seconds of the cells add up to those of the stage.
-    clock = lambda: time.monotonic() / at_once
+    clock = SharedClock()
     # Threads can share the iterator of a list.
     waiting = iter(todo)
     total = sum(self._steps[cell] for cell in todo)
@@ -146,7 +157,8 @@ class Runner:
               self._complete(cell, trainer, mesh)
               progress.advance(self._steps[cell])
             else:
-              self._finetune(cell, trainer, watchers)
+              with clock.cell():
+                self._finetune(cell, trainer, watchers)
 
       workers.run(work, at_once)
 
@@ -161,12 +173,15 @@ class Runner:
   def _most_at_once(
     self, needed: footprint.Memory, mesh: jax.sharding.Mesh
   ) -> int:
-    """How many cells to finetune at the same time at most.
+    """The largest number of cells to finetune at the same time.
 
-    More than one only of a small model, whose products leave cores idle.
+    More than one only of a small model on a CPU, whose products leave a core
+    idle.
     """
     # Weights & Biases has one run at a time.
-    if needed.total > _SMALL_BYTES or self._config.finetuning.wandb_project:
+    if (
+      needed.total > self._small_bytes or self._config.finetuning.wandb_project
+    ):
       return 1
     return workers.num_workers(mesh)
 
@@ -275,8 +290,7 @@ class Runner:
       run.best_checkpoint,
     )
 
-  @functools.cached_property
-  def _heldout(self) -> list[responses.Example]:
+  def _encode_heldout(self) -> list[responses.Example]:
     """The held-out prompts with their reference answers."""
     prompts = store.read_prompts(self._workdir.heldout)
     answers = store.read_responses(self._workdir.heldout)
@@ -333,10 +347,6 @@ def _remove_checkpoints(run: store.Run) -> None:
   for folder in (run.checkpoints, run.best_checkpoint):
     if folder.exists():
       shutil.rmtree(folder)
-
-
-# A model is small if finetuning needs at most this much memory by count.
-_SMALL_BYTES = 2**28
 
 
 def needs_work(run: store.Run, kind: str) -> bool:

@@ -55,13 +55,13 @@ class Schedule:
 
 
 class Watchers(NamedTuple):
-  """Shows a run while it trains.
+  """What shows, times and may stop a run.
 
   Attributes:
     progress: the bar.
     meter: measures speed and memory.
     stopping: whether the run should save a checkpoint and stop.
-    clock: the seconds that the run took are differences between its values.
+    clock: returns seconds, of which only differences matter.
     tracker: a service that shows metrics, or None.
   """
 

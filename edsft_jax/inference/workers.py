@@ -1,4 +1,4 @@
-"""Worker threads, each with its own batch.
+"""Worker threads, each with its own batch or cell.
 
 On a CPU, the products of few rows and the attention of a decode step each use
 only one core, so two batches run at the same time.
@@ -18,7 +18,7 @@ T = TypeVar('T')
 
 
 def num_workers(mesh: jax.sharding.Mesh) -> int:
-  """Number of batches to run at the same time."""
+  """How many threads to run."""
   device = mesh.devices.flat[0]
   alone = mesh.size == 1 and device.platform == 'cpu'
   return 2 if alone and (os.cpu_count() or 1) > 1 else 1

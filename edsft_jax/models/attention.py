@@ -1,4 +1,4 @@
-"""Softmax attention, in blocks where the scores would take much memory."""
+"""Softmax attention, in blocks that save memory and, on a CPU, time."""
 
 from collections.abc import Callable
 import functools
@@ -51,7 +51,7 @@ class AttentionInputs(NamedTuple):
     score_divisor: divisor of the scores.
     score_cap: soft cap of the scores after that, if any.
     query_block: queries per block of which each attends only to keys up to its
-      own end, for keys in the order of the queries; None: all keys at once.
+      own end, for keys in the order of the queries; None: `attend` decides.
   """
 
   position_BxL: jax.Array
@@ -166,8 +166,9 @@ def attend(
 ) -> jax.Array:
   """Softmax attention, [B, K, G, L, A].
 
-  Works in blocks of queries if there would be more than `max_scores` scores,
-  and on a CPU if there are many queries.
+  Works in blocks of queries if there would be more than `max_scores` scores. On
+  a CPU, more than QUERY_BLOCK queries attend in blocks to the keys up to their
+  own: keys must be in the order of the queries, theirs last.
   """
   if inputs.query_block is not None:
     return _attend_causally(

@@ -1,6 +1,7 @@
-"""Runs a model's layers: those that are alike in a scan, the others unrolled.
+"""Runs a model's layers, one after the other or in a scan.
 
-A scan compiles its body once, where unrolled layers compile a copy each. The
+On accelerators, eight or more consecutive layers that are alike run in a scan,
+which compiles its body once, where unrolled layers compile a copy each. The
 results are the same.
 """
 
@@ -17,7 +18,7 @@ from edsft_jax.models.remat import remat as remat_call
 
 # Backends where all layers are unrolled. On a CPU, the copies of a scan cost
 # more than it saves: SmolLM2-135M compiles in 19 s instead of 26, but a step of
-# LoRA then takes 10 % longer, so that unrolled layers win after a few steps.
+# LoRA then takes 10% longer, so that unrolled layers win after about eight.
 UNROLLED_ON = ('cpu',)
 # Fewer consecutive layers are not worth a scan.
 FEWEST_LAYERS = 8
@@ -45,7 +46,8 @@ def run(
     alike, (inputs, *_) = zip(*group, strict=True)
     graphs, states = zip(*map(nnx.split, alike), strict=True)
     hidden = _function(graphs[0], inputs)
-    if is_scanned(len(alike), _num_bytes(states)) and len({*graphs}) == 1:
+    scanned = is_scanned(len(alike), _num_bytes(states), jax.default_backend())
+    if scanned and len({*graphs}) == 1:
       x_BxLxD = _scan(hidden, states, x_BxLxD, remat)
       continue
     for graph, state in zip(graphs, states, strict=True):
@@ -57,15 +59,16 @@ def run(
   return x_BxLxD
 
 
-def is_scanned(num_layers: int, num_bytes: int) -> bool:
+def is_scanned(num_layers: int, num_bytes: int, platform: str) -> bool:
   """Whether layers are scanned, if they are alike.
 
   Args:
     num_layers: consecutive layers.
-    num_bytes: of their weights, together.
+    num_bytes: of their weights, together, over all devices.
+    platform: that of the devices, such as 'cpu'.
   """
   return (
-    jax.default_backend() not in UNROLLED_ON
+    platform not in UNROLLED_ON
     and num_layers >= FEWEST_LAYERS
     and num_bytes <= MOST_BYTES
   )

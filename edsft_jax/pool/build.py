@@ -19,12 +19,13 @@ from edsft_jax.pool import (
   items,
   leaks,
   markers,
+  numeric,
   values,
 )
 from edsft_jax.pool.built import Built, Rules, of_places
 from edsft_jax.tables import readers
 
-# With at least this many prompts, one task per prompt is not a task.
+# A pool of at least this many prompts has no tasks if each has its own.
 _FEW_PROMPTS = 20
 # Number of prompts to detect their form from.
 _SAMPLE_SIZE = 2000
@@ -66,7 +67,8 @@ def _build(source: str, rows: Iterable[readers.Row], rules: Rules) -> Built:
       source, names, rules.named, optional=rules.for_heldout
     )
   form = _find_form(source, read, columns, rules.named)
-  sorter = _Sorter(source, columns, form, rules)
+  notes = numeric.restore(read, columns)
+  sorter = _Sorter(source, columns, form, rules, notes)
   for row in read:
     sorter.add(row)
   return sorter.finish()
@@ -111,11 +113,13 @@ class _Sorter:
     columns: columns_lib.Columns,
     form: markers.Form | None,
     rules: Rules,
+    notes: Sequence[str],
   ):
     self._source = source
     self._columns = columns
     self._reader = items.Reader(columns, form)
     self._rules = rules
+    self._first_notes = notes
     self._num_rows = 0
     # One entry per distinct prompt, in order of first occurrence.
     self._items: list[items.Item] = []
@@ -308,7 +312,7 @@ class _Sorter:
     return count
 
   def _notes(self) -> list[str]:
-    notes = []
+    notes = [*self._first_notes]
     form = self._reader.form
     if form is not None:
       count = sum(not isinstance(item.prompt, str) for item in self._items)

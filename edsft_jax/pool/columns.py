@@ -51,7 +51,16 @@ ANSWERS = (
   'targets',
 )
 # What a chat template would need besides the prompt, and is not text.
-NOT_TEXT = ('tools', 'functions', 'tool_calls', 'images', 'audio', 'videos')
+NOT_TEXT = (
+  'tools',
+  'functions',
+  'tool_calls',
+  'image',
+  'images',
+  'audio',
+  'video',
+  'videos',
+)
 TASKS = ('task', 'category')
 IDS = ('id', 'prompt_id')
 # A column with one of these words in its name is never kept in the pool,

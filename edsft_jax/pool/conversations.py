@@ -40,7 +40,10 @@ _NOT_TEXT = (
   'functions',
   'tools',
   'audio',
+  'image',
   'images',
+  'video',
+  'videos',
   'refusal',
 )
 _UNLEARNT = {

@@ -15,7 +15,7 @@ from edsft_jax.pool.values import UnusableRow
 _TEXT_FIELDS = ('text', 'content', 'value', 'answer', 'response')
 # A shorter text may be a part of another one by chance.
 _QUOTED_WORDS = 5
-_LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,10 @@ class Reader:
   def _response(self, row: Mapping[str, Any]) -> tuple[str, str]:
     """The column and text of the first answer in the row."""
     for name in self.columns.responses:
-      if text := _response_text(row.get(name)):
+      value = row.get(name)
+      if name.casefold() == _ANSWERS and isinstance(value, str):
+        value = _printed_answers(value)
+      if text := _response_text(value):
         return name, text
     return '', ''
 
@@ -156,7 +159,7 @@ class _Parts:
       whole = self._said()
       if name.casefold() in columns_lib.CHOICES:
         choices = _choices(name, value)
-        is_there = _lists_choices(whole, choices)
+        is_there = lists_choices(whole, choices)
         separator, text = '\n', _lines(choices)
       else:
         separator, text = '\n\n', values.text_of(value, name)
@@ -176,7 +179,7 @@ class _Parts:
       (columns_lib.choice_label(name), values.label_of(value, name))
       for name, value in present.items()
     ]
-    if not choices or _lists_choices(self._said(), choices):
+    if not choices or lists_choices(self._said(), choices):
       return
     if self._text is None:
       raise UnusableRow(
@@ -325,14 +328,14 @@ def _choices(name: str, value: Any) -> list[tuple[str, str]]:
       raise wrong from None
   if isinstance(value, Mapping) and isinstance(value.get('text'), list):
     texts = value['text']
-    labels = value.get('label') or value.get('labels') or _LETTERS
+    labels = value.get('label') or value.get('labels') or LETTERS
   elif isinstance(value, Mapping):
     labels, texts = list(value), list(value.values())
   elif all(isinstance(v, Mapping) for v in value):
-    labels = [v.get('label', letter) for v, letter in zip(value, _LETTERS)]  # noqa: B905
+    labels = [v.get('label', letter) for v, letter in zip(value, LETTERS)]  # noqa: B905
     texts = [v.get('text') for v in value]
   else:
-    labels, texts = _LETTERS, value
+    labels, texts = LETTERS, value
   plain = all(isinstance(v, str | int | float) for v in (*labels, *texts))
   if not plain or len(labels) < len(texts):
     raise wrong
@@ -346,11 +349,32 @@ def _lines(choices: Sequence[tuple[str, str]]) -> str:
   return '\n'.join(f'{label}. {text}' for label, text in choices)
 
 
-def _lists_choices(whole: str, choices: Sequence[tuple[str, str]]) -> bool:
+def lists_choices(whole: str, choices: Sequence[tuple[str, str]]) -> bool:
   """Whether a prompt already lists the choices, one after the other."""
   between = r'\W+(?:\w{1,2}\W+)?'
   listed = between.join(re.escape(text.strip()) for _, text in choices)
   return re.search(listed, whole) is not None
+
+
+# The column of SQuAD, a list of answers or {'text': [...], ...}.
+_ANSWERS = 'answers'
+
+
+def _printed_answers(text: str) -> Any:
+  """Answers that a program printed into a cell; other text as it is.
+
+  Raises:
+    UnusableRow: they cannot be read.
+  """
+  try:
+    return values.parse(text)
+  except ValueError:
+    if text.lstrip().startswith(("{'text'", '{"text"')):
+      raise UnusableRow(
+        'the response is a printed object that cannot be read: save the file '
+        'as JSON lines or parquet'
+      ) from None
+    return text
 
 
 def _response_text(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from edsft_jax import errors, store
 from edsft_jax.pool import columns as columns_lib
 from edsft_jax.pool import duplicates, items
-from edsft_jax.tables import typed
+from edsft_jax.tables import spreadsheet, typed
 
 # A column that equals the answer in this share of answered rows is not a task.
 TASK_LEAK_SHARE = 0.01
@@ -141,7 +141,7 @@ def other_columns(
   for name in names:
     if name in used or columns_lib.is_unnamed(name):
       continue
-    values = [row.get(name) for row in rows]
+    values = [spreadsheet.stored(row.get(name)) for row in rows]
     reason = _unfit_name(name) or _unfit(values, answers, read)
     if reason:
       columns.dropped[ascii(name) if store.damage(name) else name] = reason

@@ -330,8 +330,9 @@ def _run_heldout(
   for note in built.notes:
     console.say('pool', f'held-out file: {note}')
   if not built.with_tasks:
-    reason = built.dropped[built.columns.task or '']
-    console.say('pool', f'the held-out prompts have no tasks: {reason}')
+    task = built.columns.task or ''
+    reason = built.dropped[task]
+    console.say('pool', f'held-out column {task!r} is left out: {reason}')
   manifest.restart('heldout', fingerprint)
   quarantine = workdir.heldout.with_name('quarantine.jsonl')
   store.write_jsonl(quarantine, built.quarantine)

@@ -6,7 +6,7 @@ from typing import Any
 
 from edsft_jax import store
 from edsft_jax.pool import duplicates
-from edsft_jax.tables import typed
+from edsft_jax.tables import listed, spreadsheet, typed
 
 
 class UnusableRow(Exception):
@@ -31,6 +31,8 @@ def text_of(value: Any, what: str) -> str:
   """
   if value is typed.UNREADABLE:
     raise UnusableRow(f'{what} cannot be read')
+  if isinstance(value, spreadsheet.Converted):
+    raise UnusableRow(f'{what} is {value}')
   if not isinstance(value, str):
     raise UnusableRow(f'{what} is not text')
   if damage := store.damage(value):
@@ -46,7 +48,7 @@ def label_of(value: Any, what: str) -> str:
 
 
 def parse(text: str) -> Any:
-  """Parses a list or object, in JSON or as printed by Python.
+  """Parses a list or object, in JSON or as printed by Python or numpy.
 
   Raises:
     ValueError: it is neither.
@@ -55,9 +57,17 @@ def parse(text: str) -> Any:
     value = json.loads(text)
   except (ValueError, RecursionError):
     try:
-      value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-      raise ValueError('neither JSON nor a Python literal') from None
+      # Not as a literal, in which texts without commas become one.
+      value = listed.parse(text)
+    except ValueError:
+      value = _literal(text)
   if not isinstance(value, list | dict):
     raise ValueError('neither a list nor an object')
   return value
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text.strip())
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    raise ValueError('neither JSON nor a Python literal') from None

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import threading
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 # Disk full, quota exceeded, file too large.
+# Held while a thread changes the umask, which all threads share.
+_UMASK = threading.Lock()
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -81,8 +84,9 @@ def _remove(path: pathlib.Path) -> None:
 
 def _apply_umask(path: pathlib.Path) -> None:
   """Sets the permissions that plain writes have; safetensors writes 0600."""
-  mask = os.umask(0o077)  # The umask can only be read by setting it.
-  os.umask(mask)
+  with _UMASK:
+    mask = os.umask(0o077)  # The umask can only be read by setting it.
+    os.umask(mask)
   for each in [path, *path.rglob('*')]:
     mode = (0o777 if each.is_dir() else 0o666) & ~mask
     if each.stat().st_mode & 0o777 != mode:

@@ -207,20 +207,9 @@ def physical_lines(path: pathlib.Path, hint: str = '') -> Iterator[str]:
       raise errors.InputError(
         f'{path} is not text: it is full of NUL bytes: save it as UTF-8{hint}'
       )
-    first = io.StringIO(head, newline='')
-    pending = ''
-    for text in itertools.chain(first, ['']):
-      if text.endswith('\n'):
-        line[0] += 1
-        yield text
-      else:
-        pending = pending or text
     # The head may end within a line.
-    rest = f.readline()
-    if pending or rest:
-      line[0] += 1
-      yield pending + rest
-    for text in f:
+    first = io.StringIO(head + f.readline(), newline='')
+    for text in itertools.chain(first, f):
       line[0] += 1
       yield text
 
@@ -280,6 +269,7 @@ def _json_rows(path: pathlib.Path, text: str, hint: str) -> Iterator[Row]:
       return
     raise errors.InputError(f'{path} is not JSON ({e}): fix it{hint}') from None
   if isinstance(value, dict):
+    value.pop(_CANARY, None)
     lists = [n for n, v in value.items() if _is_object_list(v)]
     if lists and len(value) > 1:
       raise errors.InputError(
@@ -295,6 +285,10 @@ def _json_rows(path: pathlib.Path, text: str, hint: str) -> Iterator[Row]:
     )
   for number, item in enumerate(value, 1):
     yield _object_row(number, item)
+
+
+# A text in BIG-bench's files that shows whether a model has seen them.
+_CANARY = 'canary'
 
 
 def _is_object_list(value: Any) -> bool:

@@ -4,7 +4,7 @@ Each value is converted on its own, so a value without a Python equivalent, such
 as a date in the year 10000, does not affect other values.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import pathlib
 from typing import Any
 import zipfile
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from edsft_jax import errors, store
-from edsft_jax.tables import readers
+from edsft_jax.tables import readers, spreadsheet
 
 # Rows per batch.
 _BATCH_ROWS = 16384
@@ -73,7 +73,8 @@ def read_arrow(path: pathlib.Path, hint: str) -> Iterator[readers.Row]:
 def read_xlsx(
   path: pathlib.Path,
   hint: str,
-  value_of: Callable[[Any, Any], Any] | None = None,
+  value_of: Callable[[Any, Any], Any] = spreadsheet.shown,
+  fills_merged: bool = True,
 ) -> Iterator[readers.Row]:
   """Yields the rows of a workbook with one sheet, below its header.
 
@@ -81,7 +82,9 @@ def read_xlsx(
     path: the file.
     hint: added to the remedy in messages.
     value_of: makes a value of an openpyxl cell, which may be a formula, and the
-      cell's value; None: the value as it is.
+      cell's value.
+    fills_merged: whether all rows of a merged cell have its value; otherwise,
+      only the first has.
 
   Raises:
     InputError: it is not a workbook, or several of its sheets have rows.
@@ -94,7 +97,7 @@ def read_xlsx(
     with path.open('rb') as f:
       values = openpyxl.load_workbook(f, data_only=True)
       # Only a second copy has the formulas.
-      book = openpyxl.load_workbook(f) if value_of else values
+      book = openpyxl.load_workbook(f)
   except (zipfile.BadZipFile, KeyError, ValueError, OSError) as e:
     raise errors.InputError(
       f'{path} is not an .xlsx workbook ({e}): save it again{hint}'
@@ -106,19 +109,44 @@ def read_xlsx(
       f'({", ".join(sheet.title for sheet in sheets)}): keep one of them'
     )
   for sheet in sheets:
-    rows = zip(
-      sheet.iter_rows(),
-      values[sheet.title].iter_rows(values_only=True),
-      strict=True,
+    found = [
+      [_unescaped(value) for value in row]
+      for row in values[sheet.title].iter_rows(values_only=True)
+    ]
+    names = _unique(
+      path, ['' if v is None else str(v).strip() for v in found[0]]
     )
-    header = ['' if v is None else str(v).strip() for v in next(rows)[1]]
-    names = _unique(path, header)
-    for number, (cells, found) in enumerate(rows, 2):
-      row = list(found)
-      if value_of:
-        row = [value_of(c, v) for c, v in zip(cells, found, strict=True)]
+    rows = [
+      [value_of(c, v) for c, v in zip(cells, row, strict=True)]
+      for cells, row in zip(sheet.iter_rows(), found, strict=True)
+    ]
+    if fills_merged:
+      _fill_merged(rows, sheet.merged_cells.ranges)
+    for number, row in enumerate(rows[1:], 2):
       if any(value is not None for value in row):
         yield readers.Row(number, dict(zip(names, row, strict=True)))
+
+
+def _unescaped(value: Any) -> Any:
+  """A cell's value, with its line ends as they are.
+
+  Workbooks write a carriage return as _x000D_, which openpyxl leaves in.
+  """
+  if isinstance(value, str):
+    return value.replace('_x000D_\n', '\n').replace('_x000D_', '\n')
+  return value
+
+
+def _fill_merged(rows: list[list[Any]], ranges: Iterable[Any]) -> None:
+  """Gives all rows of merged cells below the header the value of the first.
+
+  Only in the first column: a cell over several columns may be a title.
+  """
+  for cells in ranges:
+    column = cells.min_col - 1
+    first = cells.min_row - 1
+    for row in rows[max(first, 1) : cells.max_row]:
+      row[column] = rows[first][column]
 
 
 def _rows(

@@ -378,6 +378,7 @@ def test_random_must_be_there_to_compare_with(answered):
   ('rows', 'message'),
   [
     ([{'instruction': 'a'}, {'instruction': 'a'}], 'of another row'),
+    ([{'instruction': 'Translate.', 'input': 'Hi'}], r"an input \('Hi'\)"),
     ([{'instruction': ' '}], 'has no text as instruction: fill it in'),
     ([{'instruction': 3}], 'has no text as instruction: fill it in'),
     ([{'instructions': 'a'}], "no field 'instruction'.*did you mean"),

@@ -243,6 +243,8 @@ def _mmlu_file(tmp_path, **changes):
     ({'choices': ['a', 'b', 'c', 'd', 'e']}, 'has 5 options: MMLU has four'),
     # Four characters are not four options.
     ({'choices': 'abcd'}, "has choices 'abcd': give a list of four"),
+    ({'choices': ['a', None, 'c', 'd']}, 'has no option B: write it'),
+    ({'choices': ['a', 'b', float('nan'), 'd']}, 'has no option C: write it'),
     ({'question': 12}, 'has no text as question: fill it in'),
     ({'question': ' '}, 'has no text as question: fill it in'),
   ],
@@ -270,6 +272,41 @@ def test_the_original_csv_files_are_read(tmp_path):
     'answer': 'D',
   }
   assert second['choices'][3] == 'd, e'
+  (tmp_path / '._high_school_biology_test.csv').write_bytes(b'\xb0')
+  file.write_bytes('\ufeffWho?,1,2,3,4,D\r\n'.encode())
+  assert [row['question'] for row in mmlu.read(str(tmp_path), 'path')] == [
+    'Who?'
+  ]
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('anatomy_dev.csv', 'has the splits dev and test: name a folder with one'),
+    ('high_school_biology.csv', 'not named after a subject and a split'),
+  ],
+)
+def test_other_files_in_the_folder_are_refused(tmp_path, name, message):
+  for each in ('anatomy_test.csv', name):
+    (tmp_path / each).write_text('What?,1,2,3,4,D\n')
+  with pytest.raises(errors.InputError, match=message):
+    mmlu.read(str(tmp_path), 'path')
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+  (tmp_path / 'anatomy_test.csv').write_bytes('Für?,1,2,3,4,D'.encode('latin1'))
+  with pytest.raises(errors.InputError, match='is not text: it cannot be read as'):
+    mmlu.read(str(tmp_path), 'path')
+
+
+def test_the_original_folder_of_bbh_is_read(tmp_path):
+  examples = [{'input': 'Where?', 'target': 'Yes'}]
+  (tmp_path / 'navigate.json').write_text(
+    json.dumps({'canary': 'Do not train.', 'examples': examples})
+  )
+  assert bbh.read(str(tmp_path), 'path') == [
+    {'task': 'navigate', **examples[0], 'id': 'navigate/0'}
+  ]
 
 
 @pytest.mark.parametrize(
@@ -277,6 +314,7 @@ def test_the_original_csv_files_are_read(tmp_path):
   [
     ('12', '\'0\' has no "#### NUMBER"'),
     ('It is twelve.\n#### twelve', '\'0\' has no "#### NUMBER"'),
+    ('It is twelve.\n#### 12 apples', '\'0\' has no "#### NUMBER"'),
     (12, 'line 1 has no text as answer'),
   ],
 )
@@ -285,6 +323,20 @@ def test_a_solution_without_a_number_is_refused(tmp_path, answer, message):
   path.write_text(json.dumps({'question': 'x', 'answer': answer}))
   with pytest.raises(errors.InputError, match=message):
     gsm8k.read(str(path), 'path')
+
+
+def test_space_after_a_solution_does_not_make_answers_wrong(tmp_path):
+  path = tmp_path / 'gsm8k.jsonl'
+  path.write_text(json.dumps({'question': 'x', 'answer': 'So: #### 12 \n'}))
+  (row,) = gsm8k.read(str(path), 'path')
+  assert gsm8k.is_correct('12', row['answer'])
+
+
+def test_worked_examples_that_are_no_text_are_refused(tmp_path):
+  path = tmp_path / 'shots.json'
+  path.write_text(json.dumps({'navigate': ['a', 'b']}))
+  with pytest.raises(errors.InputError, match='navigate must be text'):
+    bbh.read_worked(str(path))
 
 
 @pytest.mark.parametrize(

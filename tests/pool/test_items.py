@@ -376,3 +376,30 @@ def test_one_letter_is_no_choice():
 
 def test_an_invisible_response_is_none():
   assert item({'prompt': 'p', 'response': '\u200b'}).response == ''
+
+
+@pytest.mark.parametrize('name', ['image', 'video'])
+def test_a_prompt_with_an_image_is_unusable(name):
+  row = {name: 'a.jpg', 'prompt': 'What is it?', 'response': 'A cat.'}
+  with pytest.raises(values.UnusableRow, match=f'has {name}, which is not'):
+    item(row)
+
+
+def test_lists_that_numpy_prints():
+  row = {'question': 'Q?', 'choices': "['x' 'y'\n 'z']", 'answer': 'B'}
+  assert item(row).prompt == 'Q?\nA. x\nB. y\nC. z'
+
+
+@pytest.mark.parametrize(
+  'answers', ["{'text': ['Bo'], 'answer_start': [0]}", "['Bo' 'Al']", 'Bo']
+)
+def test_answers_that_a_program_printed(answers):
+  assert item({'question': 'Q?', 'answers': answers}).response == 'Bo'
+
+
+def test_printed_answers_that_cannot_be_read_are_unusable():
+  row = {'question': 'Q?', 'answers': "{'text': array(['Bo'], dtype=object)}"}
+  with pytest.raises(values.UnusableRow, match='a printed object that cannot'):
+    item(row)
+  # An answer may begin with a bracket.
+  assert item({'question': 'Q?', 'answer': '[1, 2]'}).response == '[1, 2]'

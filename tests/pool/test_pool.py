@@ -739,7 +739,8 @@ def test_heldout_tasks_that_are_answers_are_left_out(study, capsys):
   store.write_jsonl(path, heldout)
   study.run(numbered(25), heldout_path=str(path))
   assert store.read_prompts(study.workdir.heldout).tasks is None
-  assert 'have no tasks: it equals the response in' in capsys.readouterr().out
+  message = "held-out column 'task' is left out: it equals the response in 25"
+  assert message in capsys.readouterr().out
 
 
 def test_prompts_with_role_markers(study, capsys):

@@ -1,6 +1,7 @@
 """Files in every format give the same rows, and bad files name themselves."""
 
 import csv
+import datetime
 import gzip
 import json
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from edsft_jax import errors
-from edsft_jax.tables import readers, typed
+from edsft_jax.tables import readers, spreadsheet, typed
 
 ROWS = [
   {'id': 'a', 'prompt': 'Grüße,\n"zwei" Zeilen', 'response': 'ja'},
@@ -365,6 +366,87 @@ def test_json_with_lists_of_records_names_them(tmp_path):
     path.write_text(json.dumps(contents))
     with pytest.raises(errors.InputError, match='an object with data'):
       list(read(path))
+
+
+def test_the_canary_of_big_bench_is_no_second_list(tmp_path):
+  path = tmp_path / 'p.json'
+  path.write_text(json.dumps({'canary': 'Do not train.', 'examples': ROWS}))
+  assert [row.values for row in read(path)] == ROWS
+
+
+@pytest.mark.parametrize('end', ['\r', '\r\n', '\n'])
+def test_every_line_end_ends_a_line(tmp_path, end):
+  # More than the part of the file that is read first.
+  rows = [{'prompt': f'prompt {i}'} for i in range(500)]
+  path = tmp_path / 'p.jsonl'
+  path.write_bytes(''.join(json.dumps(row) + end for row in rows).encode())
+  found = read(path)
+  assert [row.values for row in found] == rows
+  assert [row.line for row in found] == list(range(1, 501))
+  path = tmp_path / 'p.csv'
+  text = ''.join(f'{i},"a\rb"{end}' for i in range(900))
+  path.write_bytes(f'prompt,response{end}{text}'.encode())
+  assert [row.values for row in read(path)] == [
+    {'prompt': str(i), 'response': 'a\rb'} for i in range(900)
+  ]
+
+
+def _workbook(tmp_path, rows):
+  """An openpyxl sheet of these rows, and a function that reads it."""
+  book = openpyxl.Workbook()
+  for row in rows:
+    book.active.append(row)
+
+  def saved():
+    path = tmp_path / 'p.xlsx'
+    book.save(path)
+    return read(path)
+
+  return book.active, saved
+
+
+def test_all_rows_of_a_merged_cell_have_its_value(tmp_path):
+  rows = [['Title', None], ['q', 'context'], ['a', 'C'], ['b', None]]
+  sheet, saved = _workbook(tmp_path, rows[1:])
+  sheet.merge_cells('B2:B3')
+  assert [row.values for row in saved()] == [
+    {'q': 'a', 'context': 'C'},
+    {'q': 'b', 'context': 'C'},
+  ]
+  # A title over several columns does not fill them.
+  sheet.append(['Part 2'])
+  sheet.merge_cells('A4:B5')
+  assert [row.values for row in saved()[2:]] == [
+    {'q': 'Part 2', 'context': None},
+    {'q': 'Part 2', 'context': None},
+  ]
+
+
+def test_cells_are_read_as_they_are_shown(tmp_path):
+  sheet, saved = _workbook(
+    tmp_path,
+    [
+      ['prompt', 'response'],
+      ['a_x000D_\nb', 7],
+      ['c', 0.5],
+      ['d', '#N/A'],
+      ['e', '=1+1'],
+      ['f', datetime.date(2020, 1, 2)],
+      ['g', True],
+    ],
+  )
+  sheet['B3'].number_format = '0%'
+  prompts, found = zip(*(row.values.values() for row in saved()), strict=True)
+  assert prompts == ('a\nb', 'c', 'd', 'e', 'f', 'g')
+  assert found[0] == '7'
+  assert spreadsheet.stored(found[0]) == 7
+  assert [str(value).partition(',')[0] for value in found[1:]] == [
+    'a number in the form 0% (0.5)',
+    'an error (#N/A)',
+    'a formula without a result',
+    'a date (2020-01-02T00:00:00)',
+    'TRUE',
+  ]
 
 
 def test_json_with_one_record(tmp_path):

@@ -72,7 +72,9 @@ def read(path: pathlib.Path) -> Delivered:
   """
   kind = _kind(path)
   if kind == 'xlsx':
-    records = list(typed.read_xlsx(path, '', cells.value))
+    records = list(
+      typed.read_xlsx(path, '', value_of=cells.value, fills_merged=False)
+    )
   else:
     records = list(readers.read(path, kind))
   if not records:

@@ -16,20 +16,16 @@ question `verdict` with the label `rejected` and a text question `reason` are
 optional. Discarding a record rejects its prompt.
 """
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import io
 import json
-import re
-import tokenize
 from typing import Any
 
 from edsft_jax import console
 from edsft_jax.annotation.formats import table, verdicts
 from edsft_jax.annotation.formats.format import Format, Row, Task, Verdict
-from edsft_jax.tables import readers
+from edsft_jax.tables import listed, readers
 
 _FLAT = '.responses'
 
@@ -244,23 +240,10 @@ def _listed(cell: Any, name: str) -> list[Any]:
     return []
   if isinstance(cell, list):
     return cell
-  values = []
   try:
-    inner = re.fullmatch(r'\[(.*)\]', str(cell).strip(), re.DOTALL)
-    if inner is None:
-      raise ValueError
-    # In brackets, so that line ends between the values mean nothing.
-    lines = io.StringIO(f'[{inner[1]}]').readline
-    for token in list(tokenize.generate_tokens(lines))[1:]:
-      if token.type in (tokenize.STRING, tokenize.NUMBER):
-        values.append(ast.literal_eval(token.string))
-      elif token.string in ('None', 'nan', 'null'):
-        values.append(None)
-      elif token.string.strip() not in ('', ',', ']'):
-        raise ValueError
-  except (ValueError, SyntaxError, tokenize.TokenError):
+    return listed.parse(str(cell))
+  except ValueError:
     raise table.NotText(f'{name} is not a list') from None
-  return values
 
 
 def _verdict(

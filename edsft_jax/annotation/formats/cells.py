@@ -13,10 +13,10 @@ Both are undone when a delivery is compared with the pool; text that was never
 changed is accepted, too. An answer is taken as it is.
 """
 
-import dataclasses
-import datetime
 import re
 from typing import Any
+
+from edsft_jax.tables import spreadsheet
 
 ID_PREFIX = 'id:'
 # Characters at the start of a formula, also in full width, and those after
@@ -106,41 +106,7 @@ def shortened_forms(prompt_id: str) -> set[str]:
   return forms - {prompt_id}
 
 
-class Number(str):
-  """A number of a workbook, as it is shown.
-
-  Attributes:
-    value: the number.
-  """
-
-  __slots__ = ('value',)
-  value: int | float
-
-
-def _number(text: str, value: int | float) -> Number:
-  number = Number(text)
-  number.value = value
-  return number
-
-
-@dataclasses.dataclass(frozen=True)
-class Converted:
-  """A cell whose stored value differs from what the spreadsheet shows.
-
-  Attributes:
-    text: what it stores.
-    kind: what that is.
-  """
-
-  text: str
-  kind: str
-
-  def __str__(self) -> str:
-    shown = f' ({self.text})' if self.text else ''
-    return f'{self.kind}{shown}, made by the spreadsheet'
-
-
-def value(cell: Any, found: Any) -> str | Converted | None:
+def value(cell: Any, found: Any) -> str | spreadsheet.Converted | None:
   """The value of a workbook's cell as its annotator saw it.
 
   Args:
@@ -148,21 +114,16 @@ def value(cell: Any, found: Any) -> str | Converted | None:
     found: its value; that of a formula may be missing.
 
   Returns:
-    Text; None for an empty cell; Converted if the program shows another text.
+    See `spreadsheet.shown`. A formula is Converted: an annotator's text looked
+    like one.
   """
   if cell.data_type == 'f':
     # Spreadsheets store a formula's result. Without one, another program wrote
     # text that only looks like a formula.
     if found is None and isinstance(cell.value, str):
       return cell.value
-    return Converted('' if found is None else str(found), 'a formula')
-  if found is None or isinstance(found, str):
-    return found
-  if isinstance(found, bool):
-    return str(found).upper()
-  if isinstance(found, datetime.datetime | datetime.date | datetime.time):
-    return Converted(found.isoformat(), 'a date')
-  text = f'{found:.15G}' if isinstance(found, float) else str(found)
-  if cell.number_format not in ('General', '@', '0'):
-    return Converted(text, f'a number in the form {cell.number_format}')
-  return _number(text, found)
+    return spreadsheet.Converted(
+      '' if found is None else str(found), 'a formula'
+    )
+  # `damage` names errors.
+  return found if isinstance(found, str) else spreadsheet.shown(cell, found)

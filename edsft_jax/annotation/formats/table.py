@@ -23,7 +23,7 @@ from typing import Any
 from edsft_jax import errors, store
 from edsft_jax.annotation.formats import cells, verdicts
 from edsft_jax.annotation.formats.format import Format, Row, Task, Verdict
-from edsft_jax.tables import readers
+from edsft_jax.tables import readers, spreadsheet
 
 ANNOTATORS = (
   'annotator',
@@ -273,7 +273,7 @@ def as_text(value: Any, what: str) -> str:
     return ''
   if isinstance(value, str):
     return value
-  if isinstance(value, cells.Converted):
+  if isinstance(value, spreadsheet.Converted):
     raise NotText(f'{what} is {value}')
   raise NotText(f'{what} is not text')
 
@@ -293,11 +293,11 @@ def as_id(value: Any) -> str:
 
 def as_scalar(value: Any) -> store.Scalar | None:
   """A further column's value; None if it is a list, an object or the like."""
-  if isinstance(value, cells.Number):
+  if isinstance(value, spreadsheet.Number):
     return value.value
   if isinstance(value, str | int | float | bool):
     return value
-  if isinstance(value, cells.Converted):
+  if isinstance(value, spreadsheet.Converted):
     return value.text
   if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
     return str(value)

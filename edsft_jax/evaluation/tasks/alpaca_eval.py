@@ -30,7 +30,7 @@ ENDPOINT, ANNOTATIONS = 'endpoint', 'annotations'
 RANDOM = registry.RANDOM
 _PATH = 'evaluation.alpaca_eval.path'
 _FIELDS: benchmarks.Fields = {'instruction': ('instruction', 'prompt')}
-_OPTIONAL: benchmarks.Fields = {'dataset': ('dataset',)}
+_OPTIONAL: benchmarks.Fields = {'dataset': ('dataset',), 'input': ('input',)}
 
 
 class AlpacaEval:
@@ -152,6 +152,12 @@ def read(path: str, limit: int) -> list[dict[str, Any]]:
     record.setdefault('id', str(number))
     instruction = record['instruction']
     place = f'{_PATH}: {path}, {record["id"]!r}'
+    # Outputs are matched by instruction alone.
+    if given := record.pop('input'):
+      raise errors.InputError(
+        f'{place} has an input ({str(given)[:40]!r}): write it into the '
+        'instruction'
+      )
     if instruction in seen:
       raise errors.InputError(
         f'{place} has the instruction of another row: outputs are matched by '

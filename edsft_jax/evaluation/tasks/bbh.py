@@ -341,6 +341,11 @@ def read_worked(path: str) -> dict[str, Worked]:
       raise errors.InputError(
         f'{option}: {path} must be an object with the prompt of each task'
       )
+  for task, text in texts.items():
+    if not isinstance(text, str):
+      raise errors.InputError(
+        f'{option}: {path}, {task} must be text: a description and examples'
+      )
   return {
     task: parse(text, f'{option}: {path}, {task}')
     for task, text in texts.items()

@@ -142,7 +142,8 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
   for number, record in enumerate(records):
     record.setdefault('id', str(number))
     place = f'{option}: {path}, {record["id"]!r}'
-    if not re.search(_STRICT, record['answer']):
+    record['answer'] = record['answer'].rstrip()
+    if not re.search(rf'{_STRICT}\Z', record['answer']):
       raise errors.InputError(
         f'{place} has no "#### NUMBER" at the end of its answer: add it or '
         'remove the question'

@@ -10,6 +10,7 @@ Protocols, which differ in the text before the questions and in what is scored:
 from collections.abc import Iterator, Mapping, Sequence
 import csv
 import pathlib
+import re
 from typing import Any, ClassVar
 
 import ml_collections
@@ -26,7 +27,7 @@ from edsft_jax.evaluation.task import (
   TaskInputs,
 )
 from edsft_jax.evaluation.tasks.mmlu_subjects import category
-from edsft_jax.tables import hub_dataset
+from edsft_jax.tables import hub_dataset, readers
 
 LETTERS = ('A', 'B', 'C', 'D')
 PROTOCOLS = ('original', 'open_instruct', 'lm_eval')
@@ -217,6 +218,9 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
         f'{place} has {len(record["choices"])} options: MMLU has four; remove '
         'the question'
       )
+    for letter, choice in zip(LETTERS, record['choices'], strict=True):
+      if choice is None or choice != choice:  # pandas reads "None" as NaN.
+        raise errors.InputError(f'{place} has no option {letter}: write it')
     record['choices'] = [str(choice) for choice in record['choices']]
     record['answer'] = _letter(record['answer'], place)
   benchmarks.refuse_duplicates(records, f'{option}: {path}')
@@ -239,24 +243,39 @@ def _letter(answer: Any, place: str) -> str:
 
 def _read_folder(folder: pathlib.Path, option: str) -> Iterator[dict[str, Any]]:
   """Reads the original CSV files: no header, SUBJECT_SPLIT.csv."""
-  files = sorted(folder.glob('*.csv'))
+  files = sorted(f for f in folder.glob('*.csv') if not f.name.startswith('.'))
   if not files:
     raise errors.InputError(f'{option}: {folder} has no CSV files')
-  for file in files:
-    with file.open(encoding='utf-8', newline='') as f:
-      for number, cells in enumerate(csv.reader(f)):
-        if len(cells) != len(LETTERS) + 2:
-          raise errors.InputError(
-            f'{option}: {file}, record {number + 1} has {len(cells)} cells: '
-            'it must have question, four options and answer'
-          )
-        question, *choices, answer = cells
-        yield {
-          'subject': file.stem.rpartition('_')[0],
-          'question': question,
-          'choices': choices,
-          'answer': answer,
-        }
+  names = {file: _SUBJECT_SPLIT.fullmatch(file.stem) for file in files}
+  splits = sorted({name[2] for name in names.values() if name})
+  if len(splits) > 1:
+    raise errors.InputError(
+      f'{option}: {folder} has the splits {" and ".join(splits)}: name a '
+      'folder with one of them'
+    )
+  for file, name in names.items():
+    if name is None:
+      raise errors.InputError(
+        f'{option}: {file} is not named after a subject and a split, such as '
+        'anatomy_test.csv: rename it'
+      )
+    lines = readers.physical_lines(file)
+    for number, cells in enumerate(csv.reader(lines)):
+      if len(cells) != len(LETTERS) + 2:
+        raise errors.InputError(
+          f'{option}: {file}, record {number + 1} has {len(cells)} cells: '
+          'it must have question, four options and answer'
+        )
+      question, *choices, answer = cells
+      yield {
+        'subject': name[1],
+        'question': question,
+        'choices': choices,
+        'answer': answer,
+      }
+
+
+_SUBJECT_SPLIT = re.compile('(.+)_(test|dev|val|train)')
 
 
 def _shots(

@@ -1,0 +1,83 @@
+"""Numbers that stand for something else: whole ones as floats, and indices.
+
+Both can only be seen in a whole column, so its rows are changed before any is
+read.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edsft_jax.pool import columns as columns_lib
+from edsft_jax.pool import items, values
+from edsft_jax.tables import readers
+
+
+def restore(
+  rows: Sequence[readers.Row], columns: columns_lib.Columns
+) -> list[str]:
+  """Restores answers and choices that are numbers, in place.
+
+  - A column that has gaps and whole numbers as floats had integers, which
+    pandas converts: 3.0 becomes 3.
+  - If a list of choices has no labels, it gets letters. An answer that is an
+    index into this list becomes its letter.
+
+  Returns:
+    What the user should know.
+  """
+  found = [row.values for row in rows if row.values is not None]
+  for name in (*columns.responses, *columns.choices):
+    if _had_integers([row.get(name) for row in found]):
+      for row in found:
+        if not values.is_missing(row.get(name)):
+          row[name] = int(row[name])
+  notes = []
+  for name in columns.contexts:
+    if name.casefold() in columns_lib.CHOICES and columns.responses:
+      letters = _letters(found, name, columns)
+      for number, letter in letters.items():
+        found[number][columns.responses[0]] = letter
+      if letters:
+        notes.append(
+          f'{len(letters):,} answers that number their {name} from 0 are read '
+          'as letters'
+        )
+  return notes
+
+
+def _had_integers(column: Sequence[Any]) -> bool:
+  """Whether a column of floats had integers and gaps."""
+  present = [value for value in column if not values.is_missing(value)]
+  return len(present) < len(column) and all(
+    isinstance(value, float) and value.is_integer() for value in present
+  )
+
+
+def _letters(
+  rows: Sequence[Mapping[str, Any]], name: str, columns: columns_lib.Columns
+) -> dict[int, str]:
+  """Row -> the letter of its answer, if all answers are indices from 0.
+
+  They are not if all of them are among the choices, or if the prompts list the
+  choices already, perhaps with other labels.
+  """
+  found: dict[int, str] = {}
+  num_equal = 0
+  has_first = False
+  for number, row in enumerate(rows):
+    answer, choices = row.get(columns.responses[0]), row.get(name)
+    if values.is_missing(answer):
+      continue
+    if not isinstance(choices, list) or isinstance(answer, bool):
+      return {}
+    if not isinstance(answer, int) or answer not in range(len(choices)):
+      return {}
+    if not all(isinstance(x, str | int | float) for x in choices):
+      return {}
+    prompt = '\n'.join(str(row.get(n)) for n in columns.prompts)
+    if items.lists_choices(prompt, [('', str(x)) for x in choices]):
+      return {}
+    num_equal += str(answer) in map(str, choices)
+    has_first |= answer == 0
+    found[number] = items.LETTERS[answer]
+  return found if has_first and num_equal < len(found) else {}
