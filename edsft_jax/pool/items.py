@@ -10,6 +10,7 @@ from edsft_jax import store
 from edsft_jax.pool import columns as columns_lib
 from edsft_jax.pool import conversations, duplicates, markers, values
 from edsft_jax.pool.values import UnusableRow
+from edsft_jax.tables import spreadsheet
 
 # Fields that may hold the text of an answer that is an object.
 _TEXT_FIELDS = ('text', 'content', 'value', 'answer', 'response')
@@ -70,7 +71,10 @@ class Reader:
       UnusableRow: with the reason.
     """
     given_id = self.id_of(row)
-    if not given_id and not values.is_missing(self._get(row, self.columns.id)):
+    found = self._get(row, self.columns.id)
+    if isinstance(found, spreadsheet.Converted):
+      raise UnusableRow(f'the id is {found}')
+    if not given_id and not values.is_missing(found):
       raise UnusableRow('the id is neither text nor a whole number')
     for name in self.columns.not_text:
       if not values.is_missing(row.get(name)):

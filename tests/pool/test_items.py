@@ -5,6 +5,7 @@ import json
 import pytest
 
 from edsft_jax.pool import columns, items, markers, values
+from edsft_jax.tables import spreadsheet
 
 USER = {'role': 'user', 'content': 'Hi?'}
 BOT = {'role': 'assistant', 'content': 'Ho.'}
@@ -403,3 +404,11 @@ def test_printed_answers_that_cannot_be_read_are_unusable():
     item(row)
   # An answer may begin with a bracket.
   assert item({'question': 'Q?', 'answer': '[1, 2]'}).response == '[1, 2]'
+
+
+@pytest.mark.parametrize('name', ['id', 'response', 'task'])
+def test_what_a_spreadsheet_converted_is_unusable(name):
+  row = {'id': 'a', 'prompt': 'p', 'response': 'r', 'task': 't'}
+  row[name] = spreadsheet.Converted('1', 'a number in the form 000')
+  with pytest.raises(values.UnusableRow, match=f'the {name} is a number in'):
+    item(row)
