@@ -152,11 +152,10 @@ def read(path: str, limit: int) -> list[dict[str, Any]]:
     record.setdefault('id', str(number))
     instruction = record['instruction']
     place = f'{_PATH}: {path}, {record["id"]!r}'
-    # Outputs are matched by instruction alone.
-    if given := record.pop('input'):
+    given = str(record.pop('input') or '').strip()
+    if given:  # Outputs are matched by instruction alone.
       raise errors.InputError(
-        f'{place} has an input ({str(given)[:40]!r}): write it into the '
-        'instruction'
+        f'{place} has an input ({given[:40]!r}): write it into the instruction'
       )
     if instruction in seen:
       raise errors.InputError(
