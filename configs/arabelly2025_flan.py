@@ -13,11 +13,11 @@ and AlpacaEval. Weighted task diversity is better than the full pool by 4% on
 MMLU with up to 80% less annotation, and best on BBH with 30K answers.
 
 Our choices, since only the abstract and summaries were available: the smaller
-budgets; which earlier strategies to compare; LoRA; the confidence of a task,
-and how its prompts take turns with those of others (edsft_jax/strategies); the
-kernel of the determinants; clusters of the features as tasks where rows have no
-label; and the rest as in configs/bhatt2024_flan.py, which also says how to name
-a judge for AlpacaEval.
+budgets; which earlier strategies to compare; LoRA; how the confidence of a task
+is computed and how the picks of tasks are interleaved (edsft_jax/strategies);
+the kernel of the determinants; clusters of the features as tasks for rows
+without a label; and the rest as in configs/bhatt2024_flan.py, which also says
+how to name a judge for AlpacaEval.
 
 Not run at this size: hours and memory in scripts/reproduce_arabelly2025.sh are
 counted. tests/test_papers.py runs every stage with a small model and a cut

@@ -18,10 +18,10 @@ the finetuning of configs/open_instruct.py, which is the nearest public recipe;
 its protocols of MMLU (5 shots) and BBH (3 shots with reasoning); AlpacaEval for
 the judged answers; greedy continuations of up to 64 tokens for the scores; the
 mean of the last layer's hidden states over the prompt as features; the kernel's
-width by the gains curves (selection.kernel_width); and the prompt that k-center
-begins with.
+width from the gains curves (selection.kernel_width); and k-center's first
+prompt.
 
-Answers for AlpacaEval are written, and judged once a judge is named:
+AlpacaEval's answers are only written, unless you name a judge with
 --config.evaluation.alpaca_eval.judge=JUDGE.
 
 Not run at this size: hours and memory in scripts/reproduce_bhatt2024.sh are

@@ -48,7 +48,7 @@ and of no finetuning (2.89). It took 1 hour 22 minutes on two CPU cores: 4.5
 minutes of scoring, 44 of finetuning at 180 tokens/s (median of the log), and 33
 of evaluation. It has not been run on an accelerator, nor with a larger pool
 (--num_prompts of prepare_sni.py, without --ids). Held-out tasks of one prompt
-were not recorded then, so its page does not show quality by task.
+were not recorded then, so the page has no quality by task.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""The progress of the stage: a bar over all cells, and their seconds."""
+"""Progress over all cells: a bar, and a clock that they share."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class SharedClock:
-  """Seconds that the cells under way share.
+  """A clock that divides time equally between the cells that are running.
 
-  While two are under way, it runs at half speed, so that the seconds of all
-  cells add up to those of the stage.
+  While two are running, it runs at half speed, so that the times of all cells
+  add up to that of the stage.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
-    """Takes the clock that shows real seconds."""
+    """Starts at zero; `clock` returns real seconds."""
     self._clock = clock
     self._lock = threading.Lock()
     self._num_cells = 0
@@ -23,7 +23,7 @@ class SharedClock:
     self._last = clock()
 
   def __call__(self) -> float:
-    """The seconds so far."""
+    """Seconds since the start."""
     with self._lock:
       now = self._clock()
       self._seconds += (now - self._last) / max(self._num_cells, 1)
@@ -32,7 +32,7 @@ class SharedClock:
 
   @contextlib.contextmanager
   def cell(self) -> Iterator[None]:
-    """A cell is under way within the block."""
+    """Counts a cell as running within the block."""
     self._change(1)
     try:
       yield

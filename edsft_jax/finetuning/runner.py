@@ -83,7 +83,7 @@ class Runner:
     context = models.read_config(path).context
     self._max_length = self._hyperparameters.max_length or context
     self._examples = self._encode()
-    # Here, since threads may not share the format.
+    # Not when it is first needed, since threads cannot share the format.
     self._heldout = (
       self._encode_heldout() if config.finetuning.eval_steps else []
     )
@@ -173,10 +173,9 @@ class Runner:
   def _most_at_once(
     self, needed: footprint.Memory, mesh: jax.sharding.Mesh
   ) -> int:
-    """The largest number of cells to finetune at the same time.
+    """How many cells to finetune at the same time.
 
-    More than one only of a small model on a CPU, whose products leave a core
-    idle.
+    On a CPU, the products of a small model leave a core idle, so two cells run.
     """
     # Weights & Biases has one run at a time.
     if (

@@ -167,8 +167,9 @@ def attend(
   """Softmax attention, [B, K, G, L, A].
 
   Works in blocks of queries if there would be more than `max_scores` scores. On
-  a CPU, more than QUERY_BLOCK queries attend in blocks to the keys up to their
-  own: keys must be in the order of the queries, theirs last.
+  a CPU it also does for more than QUERY_BLOCK queries, where each block reads
+  only the keys up to its own end: the queries' own keys must come last, in the
+  same order.
   """
   if inputs.query_block is not None:
     return _attend_causally(

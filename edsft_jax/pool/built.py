@@ -17,8 +17,8 @@ class Rules:
 
   Attributes:
     named: column names.
-    for_heldout: whether the rows are all held out: a column is detected if the
-      named one does not exist, and each prompt may have its own task.
+    for_heldout: whether all rows are held out. If so, a column is detected if
+      the named one does not exist, and each prompt may have its own task.
     strict: whether to fail on a row that would be quarantined, or merged with
       a row that has other text in some column.
     answers_in_prompts: whether prompts may contain their responses.

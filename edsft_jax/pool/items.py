@@ -360,12 +360,12 @@ def lists_choices(whole: str, choices: Sequence[tuple[str, str]]) -> bool:
   return re.search(listed, whole) is not None
 
 
-# The column of SQuAD, a list of answers or {'text': [...], ...}.
+# A list of answers, or {'text': [...], ...} as in SQuAD.
 _ANSWERS = 'answers'
 
 
 def _printed_answers(text: str) -> Any:
-  """Answers that a program printed into a cell; other text as it is.
+  """Parses answers that a program printed into a cell; keeps other text.
 
   Raises:
     UnusableRow: they cannot be read.

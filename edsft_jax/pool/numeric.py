@@ -1,7 +1,7 @@
-"""Numbers that stand for something else: whole ones as floats, and indices.
+"""Integers stored as floats, and answers that are indices of choices.
 
-Both can only be seen in a whole column, so its rows are changed before any is
-read.
+Only a whole column shows which numbers are meant so, which is why they are
+converted before the rows are read one by one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from edsft_jax.tables import readers
 def restore(
   rows: Sequence[readers.Row], columns: columns_lib.Columns
 ) -> list[str]:
-  """Restores answers and choices that are numbers, in place.
+  """Converts such answers and choices, in place.
 
   - A column that has gaps and whole numbers as floats had integers, which
     pandas converts: 3.0 becomes 3.
@@ -23,7 +23,7 @@ def restore(
     index into this list becomes its letter.
 
   Returns:
-    What the user should know.
+    Messages for the user.
   """
   found = [row.values for row in rows if row.values is not None]
   for name in (*columns.responses, *columns.choices):
@@ -39,8 +39,8 @@ def restore(
         found[number][columns.responses[0]] = letter
       if letters:
         notes.append(
-          f'{len(letters):,} answers that number their {name} from 0 are read '
-          'as letters'
+          f'{len(letters):,} answers that are indices of their {name} are '
+          'read as letters'
         )
   return notes
 
@@ -56,10 +56,10 @@ def _had_integers(column: Sequence[Any]) -> bool:
 def _letters(
   rows: Sequence[Mapping[str, Any]], name: str, columns: columns_lib.Columns
 ) -> dict[int, str]:
-  """Row -> the letter of its answer, if all answers are indices from 0.
+  """Maps rows to letters, if all answers are indices of choices, from 0.
 
-  They are not if all of them are among the choices, or if the prompts list the
-  choices already, perhaps with other labels.
+  Answers that are all among the choices are taken for choices. If a prompt
+  lists its choices itself, the answers may refer to labels used there.
   """
   found: dict[int, str] = {}
   num_equal = 0

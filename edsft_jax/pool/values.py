@@ -57,7 +57,7 @@ def parse(text: str) -> Any:
     value = json.loads(text)
   except (ValueError, RecursionError):
     try:
-      # Not as a literal, in which texts without commas become one.
+      # A Python literal would join texts that no comma separates.
       value = listed.parse(text)
     except ValueError:
       value = _literal(text)

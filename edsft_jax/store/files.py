@@ -48,7 +48,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 # Disk full, quota exceeded, file too large.
-# Held while a thread changes the umask, which all threads share.
+# The umask belongs to the whole process: one thread at a time may change it.
 _UMASK = threading.Lock()
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

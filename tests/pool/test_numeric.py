@@ -45,7 +45,7 @@ def test_indices_of_choices_are_letters():
   unanswered = {'question': 'And?', 'choices': CITIES, 'answer': None}
   assert responses(*rows, unanswered) == ['A', 'B', 'C', 'A', 'B', '']
   assert read(*rows).notes == [
-    '5 answers that number their choices from 0 are read as letters'
+    '5 answers that are indices of their choices are read as letters'
   ]
 
 

@@ -114,8 +114,8 @@ def value(cell: Any, found: Any) -> str | spreadsheet.Converted | None:
     found: its value; that of a formula may be missing.
 
   Returns:
-    See `spreadsheet.shown`. A formula is Converted: an annotator's text looked
-    like one.
+    See `spreadsheet.shown`. A formula is Converted, because the spreadsheet
+    took the annotator's text for one.
   """
   if cell.data_type == 'f':
     # Spreadsheets store a formula's result. Without one, another program wrote
@@ -125,5 +125,5 @@ def value(cell: Any, found: Any) -> str | spreadsheet.Converted | None:
     return spreadsheet.Converted(
       '' if found is None else str(found), 'a formula'
     )
-  # `damage` names errors.
+  # `damage` recognises the text of errors.
   return found if isinstance(found, str) else spreadsheet.shown(cell, found)
