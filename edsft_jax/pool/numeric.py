@@ -26,12 +26,17 @@ def restore(
     Messages for the user.
   """
   found = [row.values for row in rows if row.values is not None]
+  notes = []
   for name in (*columns.responses, *columns.choices):
     if _had_integers([row.get(name) for row in found]):
-      for row in found:
-        if not values.is_missing(row.get(name)):
-          row[name] = int(row[name])
-  notes = []
+      filled = [row for row in found if not values.is_missing(row.get(name))]
+      for row in filled:
+        row[name] = int(row[name])
+      if filled:
+        notes.append(
+          f'{len(filled):,} whole numbers in {name} are read as integers, '
+          'without .0'
+        )
   for name in columns.contexts:
     if name.casefold() in columns_lib.CHOICES and columns.responses:
       letters = _letters(found, name, columns)

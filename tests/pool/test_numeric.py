@@ -24,6 +24,9 @@ def test_whole_numbers_of_a_column_with_gaps_are_integers():
   gap = {'question': 'And?', 'answer': None}
   assert responses(*rows, gap) == ['3', '1969', '']
   assert responses(*rows, {**gap, 'answer': float('nan')})[:2] == ['3', '1969']
+  assert read(*rows, gap).notes == [
+    '2 whole numbers in answer are read as integers, without .0'
+  ]
   # Without a gap, somebody wrote them as they are.
   assert responses(*rows) == ['3.0', '1969.0']
   half = {'question': 'Half?', 'answer': 0.5}
