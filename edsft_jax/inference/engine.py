@@ -16,8 +16,8 @@ import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
+from edsft_jax.inference import packing, throughput, workers
 from edsft_jax.inference import shapes as shapes_lib
-from edsft_jax.inference import throughput, workers
 from edsft_jax.inference.choices import read_tokens
 from edsft_jax.inference.collect import (
   Collector,
@@ -134,22 +134,34 @@ class Engine:
     scored = self._programs.scores_prompt
     wave = self._one_wave(prompts)
     prefixes = self._read_prefixes(weights, wave, report)
+    own = [row.own for row in wave.rows]
 
-    def collect(chunk: shapes_lib.Chunk, result: Any) -> None:
-      found.put(chunk.indices, jax.device_get(result))
-      rows = [wave.rows[i] for i in chunk.indices]
-      report.prefilled(
-        [row.span(scored * len(row.own)) for row in rows],
-        num_finished=len(rows),
+    def dispatch(packed: packing.Packed) -> Any:
+      return self._programs.read(
+        weights,
+        prefixes,
+        *mesh_lib.shard_batch(self._mesh, packing.fill(packed, own)),
+        packing.most_sequences(packed.length),
       )
 
-    self._run_chunks(
-      [len(row.own) for row in wave.rows],
-      lambda chunk: self._programs.read(
-        weights, prefixes, *self._pad(chunk, wave.rows)
-      ),
-      collect,
+    def collect(packed: packing.Packed, result: Any) -> None:
+      places = packed.places
+      result = jax.tree.map(lambda x: x[places], jax.device_get(result))
+      found.put(packed.indices, result)
+      report.prefilled(
+        [wave.rows[i].span(scored * len(own[i])) for i in packed.indices],
+        num_finished=len(packed.indices),
+      )
+
+    calls = packing.pack(
+      [len(ids) for ids in own], self._shapes.row_lengths, self._to_pack
     )
+    queue = workers.Queue(calls)
+
+    def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
+      workers.pipeline(unless_stopped(queue.take(number)), dispatch, collect)
+
+    workers.run(work, self._num_workers)
     return found.tree
 
   def generate(
@@ -304,6 +316,10 @@ class Engine:
       queue = [step._replace(cache_length=longest) for step in queue]
     return queue
 
+  def _to_pack(self, length: int, num_rows: int) -> int:
+    """Packed rows per call, of `num_rows` for all workers."""
+    return self._sizes.to_pack(length, -(-num_rows // self._num_workers))
+
   def _to_prefill(self, prefix_length: int, length: int) -> int:
     """Rows per prefill of this padded length, after a prefix."""
     cache_length = self._cache_length(prefix_length + length)
@@ -346,23 +362,6 @@ class Engine:
         # After decoding, so that the device does not wait for the host.
         while pending:
           result.add_prompts(*pending.pop())
-
-  def _run_chunks(
-    self,
-    lengths: Sequence[int],
-    dispatch: Callable[[shapes_lib.Chunk], Any],
-    collect: Callable[[shapes_lib.Chunk, Any], None],
-  ) -> None:
-    """Runs chunks of all rows through a program that keeps no state."""
-    chunks = shapes_lib.chunks(
-      lengths, range(len(lengths)), self._shapes, self._sizes.to_read
-    )
-
-    def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      mine = unless_stopped(chunks[number :: self._num_workers])
-      workers.pipeline(mine, dispatch, collect)
-
-    workers.run(work, self._num_workers)
 
   def _pad(
     self, chunk: shapes_lib.Chunk, rows: Sequence[Row]

@@ -87,10 +87,12 @@ class GenerationEngine:
       min_saved = _PROGRAMS_PER_LENGTH * per_pass
     if references is None:
       references = [[()] * len(prompts) for prompts in parts]
+    rows = [*map(_rows, parts, references)]
     self._waves = waves.plan(
       decoder,
       mesh,
-      [*map(_rows, parts, references)],
+      rows,
+      waves.find(decoder, rows),
       num_passes=num_passes,
       max_prefix_tokens=int(_PREFIX_SHARE * batch_tokens),
       min_saved=min_saved,

@@ -8,9 +8,10 @@ question, are scored from one row.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import itertools
 import threading
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -18,16 +19,16 @@ import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
-from edsft_jax.inference import shapes as shapes_lib
-from edsft_jax.inference import throughput, waves, workers
-from edsft_jax.inference.choices import read_tokens
+from edsft_jax.inference import packing, throughput, waves, workers
 from edsft_jax.inference.collect import Progress, Reporter
+from edsft_jax.inference.planner import Planned, Planner
 from edsft_jax.inference.prefixes import Prefixes
-from edsft_jax.inference.programs import cache_after, row_likelihood
+from edsft_jax.inference.programs import (
+  cache_after,
+  row_likelihood,
+  sequence_masks,
+)
 from edsft_jax.inference.waves import Row, Wave
-
-# Prefix tokens that are read, and kept, at a time.
-_MAX_PREFIX_TOKENS = 2048
 
 
 class Target(NamedTuple):
@@ -114,21 +115,15 @@ class LikelihoodEngine:
     self._mesh = mesh
     self._num_workers = workers.num_workers(mesh)
     self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
-    self._batch_tokens = batch_tokens // self._num_workers
-    self._read_tokens = read_tokens(decoder, mesh)
     self._sizes = [len(part) for part in parts]
     rows = [_rows(part) for part in parts]
     self._max_choices = max(
       (len(row.last) for part in rows for row in part), default=1
     )
-    self._waves = waves.plan(
-      decoder,
-      mesh,
-      rows,
-      num_passes=num_passes,
-      max_prefix_tokens=_MAX_PREFIX_TOKENS,
-      num_shares=self._num_workers,
+    planner = Planner(
+      decoder, mesh, rows, batch_tokens // self._num_workers, num_passes
     )
+    self._plan = planner.cheapest()
     graph, _ = nnx.split(decoder)
     self._programs = _Programs(graph, mesh)
 
@@ -153,69 +148,78 @@ class LikelihoodEngine:
     """
     found = _Found(self._sizes[part])
     report = Reporter(self._costs, progress)
-    mine = self._waves[part]
+    calls = [
+      (planned, prefixes, packed)
+      for planned in self._plan[part]
+      for prefixes in (
+        workers.Shared(
+          functools.partial(self._read_prefixes, weights, planned.wave, report),
+          len(planned.calls),
+        ),
+      )
+      for packed in planned.calls
+    ]
+    queue = workers.Queue(calls)
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      for wave in unless_stopped(mine[number :: self._num_workers]):
-        self._run(weights, wave, found, report, unless_stopped)
+      workers.pipeline(
+        unless_stopped(queue.take(number)),
+        lambda call: self._score(weights, *call),
+        lambda call, result: found.put(call[0], call[2], result, report),
+      )
 
     workers.run(work, self._num_workers)
     return Likelihoods(found.nll, found.is_greedy)
 
-  def _run(
+  def _read_prefixes(
+    self, weights: nnx.State, wave: Wave, report: Reporter
+  ) -> Prefixes | None:
+    """Reads the prefixes of a wave, if it has any."""
+    if not wave.prefixes:
+      return None
+    prefixes = self._programs.read(
+      weights, *mesh_lib.shard_batch(self._mesh, wave.padded_prefixes())
+    )
+    report.prefilled([throughput.Span(0, len(ids), 0) for ids in wave.prefixes])
+    return prefixes
+
+  def _score(
     self,
     weights: nnx.State,
-    wave: Wave,
-    found: '_Found',
-    report: Reporter,
-    unless_stopped: workers.UnlessStopped,
-  ) -> None:
-    """Reads the prefixes of a wave, then scores its rows."""
-    prefixes = None
-    if wave.prefixes:
-      prefixes = self._programs.read(
-        weights, *mesh_lib.shard_batch(self._mesh, wave.padded_prefixes())
-      )
-      report.prefilled(
-        [throughput.Span(0, len(ids), 0) for ids in wave.prefixes]
-      )
-    sizes = shapes_lib.BatchSizes(
-      self._batch_tokens,
-      wave.length,
-      mesh_lib.batch_multiple(self._mesh),
-      len(wave.rows),
-      self._read_tokens,
+    planned: Planned,
+    prefixes: workers.Shared[Prefixes | None],
+    packed: packing.Packed,
+  ) -> dict[str, jax.Array]:
+    """Starts the computation of `row_likelihood` for packed rows."""
+    rows = planned.wave.rows
+    num_segments = packing.most_sequences(packed.length, planned.shortest)
+    inputs = (
+      *packing.fill(packed, [row.own for row in rows]),
+      *self._scored(packed, rows, num_segments),
     )
-    chunks = shapes_lib.chunks(
-      [len(row.own) for row in wave.rows],
-      range(len(wave.rows)),
-      wave.shapes,
-      lambda length: sizes.to_prefill(length, length),
-    )
-    workers.pipeline(
-      unless_stopped(chunks),
-      lambda chunk: self._programs.score(
-        weights, prefixes, *self._pad(chunk, wave.rows)
-      ),
-      lambda chunk, result: found.put(
-        [wave.rows[i] for i in chunk.indices], result, report
-      ),
+    return self._programs.score(
+      weights, prefixes.take(), *mesh_lib.shard_batch(self._mesh, inputs)
     )
 
-  def _pad(
-    self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
-  ) -> tuple[jax.Array, ...]:
-    """Arguments of `score`, padded to the chunk's shape."""
-    some = [rows[i] for i in chunk.indices]
-    tokens_BxL, mask_BxL = shapes_lib.pad_left(
-      [row.own for row in some], chunk.length, chunk.num_rows
-    )
-    prefix_B = np.zeros(chunk.num_rows, np.int32)
-    prefix_B[: len(some)] = [row.prefix_index for row in some]
-    scored = waves.pad_scored(some, chunk.num_rows, self._max_choices)
-    return mesh_lib.shard_batch(
-      self._mesh, (prefix_B, tokens_BxL, mask_BxL, *scored)
-    )
+  def _scored(
+    self, packed: packing.Packed, rows: Sequence[Row], num_segments: int
+  ) -> tuple[np.ndarray, ...]:
+    """The prefix of each packed row, and what is scored of its sequences.
+
+    Returns:
+      prefix_B, num_scored_BxS and last_BxSxC; see `row_likelihood`.
+    """
+    shape = packed.num_rows, num_segments
+    prefix_B = np.zeros(packed.num_rows, np.int32)
+    num_scored_BxS = np.zeros(shape, np.int32)
+    last_BxSxC = np.zeros((*shape, self._max_choices), np.int32)
+    for number, indices in enumerate(packed.rows):
+      some = [rows[i] for i in indices]
+      prefix_B[number] = some[0].prefix_index
+      num_scored_BxS[number, : len(some)], last_BxSxC[number, : len(some)] = (
+        waves.pad_scored(some, len(some), self._max_choices)
+      )
+    return prefix_B, num_scored_BxS, last_BxSxC
 
 
 class _Found:
@@ -228,15 +232,21 @@ class _Found:
     self._lock = threading.Lock()
 
   def put(
-    self, rows: Sequence[Row], result: dict[str, Any], report: Reporter
+    self,
+    planned: Planned,
+    packed: packing.Packed,
+    result: dict[str, jax.Array],
+    report: Reporter,
   ) -> None:
-    """Waits for the results of rows, and stores them."""
-    result = jax.device_get(result)
+    """Waits for the results of packed rows, and stores them."""
+    places = packed.places
+    found = {k: x[places] for k, x in jax.device_get(result).items()}
+    rows = [planned.wave.rows[i] for i in packed.indices]
     with self._lock:
       for number, row in enumerate(rows):
         for choice, index in enumerate(row.indices):
-          self.nll[index] = result['nll'][number, choice]
-          self.is_greedy[index] = result['is_greedy'][number, choice]
+          self.nll[index] = found['nll'][number, choice]
+          self.is_greedy[index] = found['is_greedy'][number, choice]
     report.prefilled(
       [row.span(row.num_scored + 1) for row in rows],
       num_finished=sum(len(row.indices) for row in rows),
@@ -271,15 +281,23 @@ class _Programs:
     def score(
       weights: nnx.State,
       prefixes: Prefixes | None,
-      prefix_B: jax.Array,
       tokens_BxL: jax.Array,
-      mask_BxL: jax.Array,
-      *scored: jax.Array,
+      segments_BxL: jax.Array,
+      prefix_B: jax.Array,
+      num_scored_BxS: jax.Array,
+      last_BxSxC: jax.Array,
     ) -> dict[str, jax.Array]:
       decoder = nnx.merge(graph, weights)
       cache = cache_after(prefixes, prefix_B, tokens_BxL)
-      output = decoder(tokens_BxL, mask_BxL, cache=cache)
-      found = row_likelihood(decoder, output.hidden_BxLxD, tokens_BxL, *scored)
+      output = decoder.packed(tokens_BxL, segments_BxL, cache)
+      found = row_likelihood(
+        decoder,
+        output.hidden_BxLxD,
+        tokens_BxL,
+        sequence_masks(segments_BxL, num_scored_BxS.shape[1]),
+        num_scored_BxS,
+        last_BxSxC,
+      )
       return jax.lax.with_sharding_constraint(found, replicated)
 
     self.read = workers.Compiled(jax.jit(read))

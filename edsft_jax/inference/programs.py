@@ -33,9 +33,11 @@ class Hooks:
   Attributes:
     prefix: (decoder, output of the forward pass, tokens [1, P]) -> a pytree,
       for the one prefix that all prompts share.
-    prompt: (decoder, output of the forward pass, tokens [B, L], mask [B, L],
-      the result of `prefix`) -> a pytree of [B, ...] arrays. With a prefix,
-      output and tokens are those after it; without one, its result is None.
+    prompt: (decoder, output of the forward pass, tokens [B, L], mask [B, S, L],
+      the result of `prefix`) -> a pytree of [B, S, ...] arrays, for rows of S
+      prompts each. The mask is true at the tokens of a prompt; some prompts of
+      a row may have none. With a prefix, output and tokens are those after it;
+      without one, its result is None.
     step: see `GreedyDecoding.step_hook`.
     row: (results of `step` as [B, T] arrays, bool [B, T] mask of a row's steps)
       -> a pytree of [B, ...] arrays.
@@ -78,16 +80,24 @@ class Programs:
     self,
     weights: nnx.State,
     prefixes: Prefixes | None,
-    prefix_B: jax.Array,
     tokens_BxL: jax.Array,
-    mask_BxL: jax.Array,
+    segments_BxL: jax.Array,
+    num_segments: int,
   ) -> Any:
-    """Returns the results of the prompt hook."""
+    """Returns the results of the prompt hook for packed rows, see `packing`.
+
+    All rows follow the first prefix, if there is one.
+    """
     decoder = nnx.merge(self.graph, weights)
-    cache = cache_after(prefixes, prefix_B, tokens_BxL)
-    output = decoder(tokens_BxL, mask_BxL, cache, layer=self.decoding.layer)
+    cache = cache_after(
+      prefixes, jnp.zeros(len(tokens_BxL), jnp.int32), tokens_BxL
+    )
+    output = decoder.packed(
+      tokens_BxL, segments_BxL, cache, layer=self.decoding.layer
+    )
+    mask_BxSxL = sequence_masks(segments_BxL, num_segments)
     return self._run_prompt_hook(
-      decoder, output, tokens_BxL, mask_BxL, prefixes
+      decoder, output, tokens_BxL, mask_BxSxL, prefixes
     )
 
   def prefill(
@@ -109,13 +119,23 @@ class Programs:
     state, output = self.decoding.prefill(
       decoder, tokens_BxL, mask_BxL, cache, scored[0] if scored else None
     )
+    mask_Bx1xL = mask_BxL[:, None]
     if scored:
-      found = row_likelihood(decoder, output.hidden_BxLxD, tokens_BxL, *scored)
-      return self._placed(state), self._replicated(found)
-    found = self._run_prompt_hook(
-      decoder, output, tokens_BxL, mask_BxL, prefixes
-    )
-    return self._placed(state), found
+      num_scored_B, last_Bx1 = scored
+      found = row_likelihood(
+        decoder,
+        output.hidden_BxLxD,
+        tokens_BxL,
+        mask_Bx1xL,
+        num_scored_B[:, None],
+        last_Bx1[:, None],
+      )
+      found = self._replicated(found)
+    else:
+      found = self._run_prompt_hook(
+        decoder, output, tokens_BxL, mask_Bx1xL, prefixes
+      )
+    return self._placed(state), jax.tree.map(lambda x_Bx1: x_Bx1[:, 0], found)
 
   def init_state(
     self, weights: nnx.State, num_slots: int, prompt_length: int
@@ -178,14 +198,14 @@ class Programs:
     decoder: Decoder,
     output: Output,
     tokens_BxL: jax.Array,
-    mask_BxL: jax.Array,
+    mask_BxSxL: jax.Array,
     prefixes: Prefixes | None,
   ) -> Any:
     if self.hooks.prompt is None:
       return None
     before = prefixes.found if prefixes else None
     return self._replicated(
-      self.hooks.prompt(decoder, output, tokens_BxL, mask_BxL, before)
+      self.hooks.prompt(decoder, output, tokens_BxL, mask_BxSxL, before)
     )
 
   def _placed(self, state: T) -> T:
@@ -230,7 +250,7 @@ class CompiledPrograms:
     self.end_ids = frozenset(programs.decoding.end_ids)
     self.scores_prompt = programs.hooks.scores_prompt
     self.read_prefixes = Compiled(jax.jit(programs.read_prefixes))
-    self.read = Compiled(jax.jit(programs.read))
+    self.read = Compiled(jax.jit(programs.read, static_argnums=4))
     self.prefill = Compiled(jax.jit(programs.prefill))
     self.decode_until = Compiled(
       jax.jit(programs.decode_until, donate_argnums=1)
@@ -248,92 +268,127 @@ class CompiledPrograms:
     return sum(function.num_programs for function in compiled)
 
 
+def sequence_masks(segments_BxL: jax.Array, num_segments: int) -> jax.Array:
+  """Bool [B, S, L], true at the tokens of each sequence of packed rows."""
+  segment_S = 1 + jnp.arange(num_segments)
+  return segments_BxL[:, None] == segment_S[:, None]
+
+
 def target_likelihood(
   decoder: Decoder,
   hidden_BxLxD: jax.Array,
   tokens_BxL: jax.Array,
-  num_targets_B: jax.Array,
+  is_target_BxL: jax.Array,
   max_logits: int = MAX_LOGITS,
 ) -> dict[str, jax.Array]:
-  """Scores the last tokens of each row, given those before them.
+  """Scores tokens, given those before them.
 
-  Logits are computed for a block of positions at a time, from the end of the
-  rows until every target is scored: [B, L, V] never exists.
+  Logits are computed for a block of each row's targets at a time, until every
+  target is scored: [B, L, V] never exists.
 
   Args:
     decoder: the model.
     hidden_BxLxD: its hidden states.
-    tokens_BxL: the rows, padded on the left.
-    num_targets_B: how many last tokens of each row to score; the first token of
-      a row cannot be scored, since nothing predicts it.
+    tokens_BxL: the rows.
+    is_target_BxL: the tokens to score; not a row's first, which nothing
+      predicts.
     max_logits: limit on the logits held at once, in floats.
 
   Returns:
-    nll: float32 [B], the negative log-likelihood of a row's targets in nats.
-    is_greedy: bool [B], whether each target is the likeliest token.
+    nll: float32 [B, L], the negative log-likelihood of each target in nats, 0
+      for other tokens.
+    is_greedy: bool [B, L], whether a target is the likeliest token; true for
+      other tokens.
   """
   batch, length = tokens_BxL.shape
-  floats = batch * decoder.config.vocab_size
-  size = min(max(max_logits // floats, 1), length - 1)
+  size = min(max(max_logits // (batch * decoder.config.vocab_size), 1), length)
+  num_blocks = -(-jnp.max(jnp.sum(is_target_BxL, axis=1)) // size)
+  # Each row's targets, then its other tokens, in blocks of one size.
+  place_BxL = jnp.argsort(~is_target_BxL, axis=1, stable=True)
+  place_BxT = jnp.pad(place_BxL, ((0, 0), (0, -length % size)), mode='edge')
+  row_Bx1 = jnp.arange(batch)[:, None]
 
   def add_block(
-    block: jax.Array, sums: tuple[jax.Array, jax.Array]
+    block: jax.Array, found: tuple[jax.Array, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
-    nll_B, is_greedy_B = sums
-    # Position p predicts the token at p + 1.
-    end = length - 1 - block * size
-    start = jnp.maximum(end - size, 0)
-    slice_block = jax.lax.dynamic_slice_in_dim
-    hidden_BxPxD = slice_block(hidden_BxLxD, start, size, axis=1)
-    target_BxP = slice_block(tokens_BxL, start + 1, size, axis=1)
-    position_P = start + jnp.arange(size)
-    first_B = length - 1 - num_targets_B
-    counts_BxP = (position_P < end) & (position_P >= first_B[:, None])
-    logits_BxPxV = decoder.logits(hidden_BxPxD)
-    chosen_BxP = jnp.take_along_axis(
-      logits_BxPxV, target_BxP[..., None], axis=-1
-    )[..., 0]
-    nll_BxP = jax.nn.logsumexp(logits_BxPxV, axis=-1) - chosen_BxP
-    is_best_BxP = chosen_BxP >= jnp.max(logits_BxPxV, axis=-1)
+    nll_BxL, is_greedy_BxL = found
+    place_BxP = jax.lax.dynamic_slice_in_dim(
+      place_BxT, block * size, size, axis=1
+    )
+    # The token before a target predicts it.
+    logits_BxPxV = decoder.logits(hidden_BxLxD[row_Bx1, place_BxP - 1])
+    token_BxP = tokens_BxL[row_Bx1, place_BxP]
+    nll_BxP, is_best_BxP = _likelihood(logits_BxPxV, token_BxP[..., None])
     return (
-      nll_B + jnp.sum(jnp.where(counts_BxP, nll_BxP, 0.0), axis=1),
-      is_greedy_B & jnp.all(is_best_BxP | ~counts_BxP, axis=1),
+      nll_BxL.at[row_Bx1, place_BxP].set(nll_BxP[..., 0]),
+      is_greedy_BxL.at[row_Bx1, place_BxP].set(is_best_BxP[..., 0]),
     )
 
-  num_blocks = -(-jnp.max(num_targets_B) // size)
-  nothing = jnp.zeros(batch, jnp.float32), jnp.ones(batch, bool)
-  nll_B, is_greedy_B = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
-  return {'nll': nll_B, 'is_greedy': is_greedy_B}
+  nothing = jnp.zeros(place_BxL.shape), jnp.ones(place_BxL.shape, bool)
+  nll_BxL, is_greedy_BxL = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
+  return {
+    'nll': jnp.where(is_target_BxL, nll_BxL, 0.0),
+    'is_greedy': is_greedy_BxL | ~is_target_BxL,
+  }
 
 
 def row_likelihood(
   decoder: Decoder,
   hidden_BxLxD: jax.Array,
   tokens_BxL: jax.Array,
-  num_scored_B: jax.Array,
-  last_BxC: jax.Array,
+  mask_BxSxL: jax.Array,
+  num_scored_BxS: jax.Array,
+  last_BxSxC: jax.Array,
 ) -> dict[str, jax.Array]:
-  """Scores each row's last tokens, followed by each of C tokens.
+  """Scores each sequence's last tokens, followed by each of C tokens.
 
   Args:
     decoder: the model.
     hidden_BxLxD: its hidden states.
-    tokens_BxL: the rows, padded on the left.
-    num_scored_B: how many last tokens of each row to score.
-    last_BxC: tokens that may follow the row.
+    tokens_BxL: the rows.
+    mask_BxSxL: the tokens of each sequence, which follow each other.
+    num_scored_BxS: how many last tokens of each sequence to score; fewer than
+      all, except after a prefix that ends with the token before them.
+    last_BxSxC: tokens that may follow the sequence.
 
   Returns:
-    nll: float32 [B, C], in nats.
-    is_greedy: bool [B, C], whether each token is the likeliest one.
+    nll: float32 [B, S, C], in nats.
+    is_greedy: bool [B, S, C], whether each token is the likeliest one.
   """
-  logits_BxV = decoder.logits(hidden_BxLxD[:, -1])
-  chosen_BxC = jnp.take_along_axis(logits_BxV, last_BxC, axis=-1)
-  nll_BxC = jax.nn.logsumexp(logits_BxV, axis=-1)[:, None] - chosen_BxC
-  is_best_BxC = chosen_BxC >= jnp.max(logits_BxV, axis=-1)[:, None]
-  if tokens_BxL.shape[1] == 1:  # Nothing comes before a target.
-    return {'nll': nll_BxC, 'is_greedy': is_best_BxC}
-  before = target_likelihood(decoder, hidden_BxLxD, tokens_BxL, num_scored_B)
+  position_L = jnp.arange(tokens_BxL.shape[1])
+  end_BxSx1 = jnp.max(
+    jnp.where(mask_BxSxL, position_L, 0), axis=-1, keepdims=True
+  )
+  logits_BxSxV = decoder.logits(
+    jnp.take_along_axis(hidden_BxLxD, end_BxSx1, axis=1)
+  )
+  nll_BxSxC, is_best_BxSxC = _likelihood(logits_BxSxV, last_BxSxC)
+  is_target_BxSxL = mask_BxSxL & (
+    position_L > end_BxSx1 - num_scored_BxS[..., None]
+  )
+  before = target_likelihood(
+    decoder, hidden_BxLxD, tokens_BxL, jnp.any(is_target_BxSxL, axis=1)
+  )
+  nll_BxSx1 = jnp.sum(
+    jnp.where(is_target_BxSxL, before['nll'][:, None], 0.0),
+    axis=-1,
+    keepdims=True,
+  )
+  is_greedy_BxSx1 = jnp.all(
+    before['is_greedy'][:, None] | ~is_target_BxSxL, axis=-1, keepdims=True
+  )
   return {
-    'nll': before['nll'][:, None] + nll_BxC,
-    'is_greedy': before['is_greedy'][:, None] & is_best_BxC,
+    'nll': nll_BxSx1 + nll_BxSxC,
+    'is_greedy': is_greedy_BxSx1 & is_best_BxSxC,
   }
+
+
+def _likelihood(
+  logits_xV: jax.Array, tokens_xC: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Of each token, [..., C]: nats, and whether none is likelier."""
+  chosen_xC = jnp.take_along_axis(logits_xV, tokens_xC, axis=-1)
+  total_x1 = jax.nn.logsumexp(logits_xV, axis=-1, keepdims=True)
+  return total_x1 - chosen_xC, chosen_xC >= jnp.max(
+    logits_xV, axis=-1, keepdims=True
+  )

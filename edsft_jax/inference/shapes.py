@@ -9,6 +9,8 @@ import dataclasses
 
 import numpy as np
 
+from edsft_jax.inference import packing
+
 
 @dataclasses.dataclass(frozen=True)
 class ShapeOptions:
@@ -21,12 +23,16 @@ class ShapeOptions:
     max_lengths: limit on padded lengths. Each needs one program to read
       prompts, or two if only some of the prompts are continued.
     max_cache_lengths: limit on cache lengths, each with a program to decode.
+    row_length: tokens of the shortest packed rows, about.
+    key_cost: see `packing.row_lengths`.
   """
 
   compile_tokens: float
   step: int = 8
   max_lengths: int = 8
   max_cache_lengths: int = 4
+  row_length: int = 256
+  key_cost: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +43,13 @@ class Shapes:
     lengths: padded numbers of prompt tokens, ascending.
     cache_lengths: cache entries for the prompt while decoding, ascending; a
       subset of `lengths` that includes the last.
+    row_lengths: tokens per packed row, ascending; the last is at least that of
+      `lengths`.
   """
 
   lengths: tuple[int, ...]
   cache_lengths: tuple[int, ...]
+  row_lengths: tuple[int, ...]
 
   @classmethod
   def of(
@@ -57,7 +66,14 @@ class Shapes:
       np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)
     )
     caches = _choose(chosen, counts, options.max_cache_lengths, cost)
-    return cls(tuple(chosen.tolist()), tuple(caches.tolist()))
+    rows = packing.row_lengths(
+      lengths,
+      shortest=options.row_length,
+      step=options.step,
+      key_cost=options.key_cost,
+      compile_tokens=cost,
+    )
+    return cls(tuple(chosen.tolist()), tuple(caches.tolist()), rows)
 
   def length(self, num_tokens: int) -> int:
     """The padded length of a prompt.
@@ -119,6 +135,17 @@ class BatchSizes:
     # Spread evenly over the calls, so that the last is not mostly padding.
     num_calls = -(-self.total_rows // rows)
     return self._up(-(-self.total_rows // num_calls))
+
+  def to_pack(self, length: int, num_rows: int) -> int:
+    """Packed rows per call.
+
+    Args:
+      length: tokens per row.
+      num_rows: number of rows; few are rounded up, so that few programs differ.
+    """
+    tokens = min(self.read_tokens, self.batch_tokens // 4)
+    rows = max(round(tokens / (length * self.multiple)), 1) * self.multiple
+    return min(rows, self._up(1 << (num_rows - 1).bit_length()))
 
   def _fit(self, rows: int) -> int:
     most = self._up(self.total_rows)

@@ -103,6 +103,13 @@ class Costs:
     """Number of weights of the output layer, for tokens with logits."""
     return self.config.width * self.config.vocab_size
 
+  @property
+  def key_share(self) -> float:
+    """Operations to attend to one more key, as a share of a token's others."""
+    c = self.config
+    attention = 4 * c.num_layers * c.num_heads * c.head_dim
+    return attention / (2 * self.num_layer_weights)
+
   def flops(self, first: int, end: int, num_scored: int) -> float:
     """Operations for a row's tokens, given as in `Span`."""
     c = self.config

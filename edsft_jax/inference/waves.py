@@ -1,6 +1,6 @@
 """Groups rows by common prefixes, in waves that read prefixes together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 
@@ -86,6 +86,14 @@ class Wave:
   rows: list[Row]
   shapes: shapes_lib.Shapes
 
+  @property
+  def groups(self) -> list[list[int]]:
+    """The rows that follow each prefix, or all, by their place in `rows`."""
+    groups: list[list[int]] = [[] for _ in range(max(len(self.prefixes), 1))]
+    for place, row in enumerate(self.rows):
+      groups[row.prefix_index].append(place)
+    return groups
+
   def padded_prefixes(self) -> tuple[np.ndarray, np.ndarray]:
     """The prefixes' tokens [N, P] and mask; see `pad_left`."""
     return shapes_lib.pad_left(self.prefixes, self.length, self.num_prefixes)
@@ -107,11 +115,11 @@ def plan(
   decoder: models.Decoder,
   mesh: jax.sharding.Mesh,
   parts: Sequence[list[Row]],
+  groups: Sequence[Sequence[Group]],
   *,
   num_passes: int,
   max_prefix_tokens: int,
   min_saved: float = 0.0,
-  num_shares: int = 1,
 ) -> list[list[Wave]]:
   """The waves of each part; sets the rows' prefixes.
 
@@ -121,27 +129,25 @@ def plan(
     decoder: the model.
     mesh: the devices.
     parts: rows that are run by one call.
+    groups: the rows of each part that may share a prefix, see `find`.
     num_passes: see `choose_shapes`.
     max_prefix_tokens: prefix tokens per wave, more for one that is longer.
     min_saved: tokens that prefixes must save for each of their padded lengths;
       otherwise, nothing is shared.
-    num_shares: waves that the rows without a prefix are divided into.
   """
 
   def choose(lengths: list[int]) -> shapes_lib.Shapes:
     return choose_shapes(decoder, mesh, lengths, num_passes)
 
-  shared = _shared(decoder, parts)
-  prefixes = [g for groups in shared for g in groups if g.length]
+  prefixes = [group for part in groups for group in part if group.length]
   shapes = choose([group.length for group in prefixes] or [1])
   num_saved = sum(group.num_saved for group in prefixes)
   if num_saved < min_saved * len(shapes.lengths):
-    shared = [_alone(rows) for rows in parts]
+    groups = [_alone(rows) for rows in parts]
   grouped = [
-    _with_lengths(rows, groups)
-    for rows, groups in zip(parts, shared, strict=True)
+    _with_lengths(rows, some) for rows, some in zip(parts, groups, strict=True)
   ]
-  by_length = [_by_prefix_length(groups, shapes) for groups in grouped]
+  by_length = [_by_prefix_length(part, shapes) for part in grouped]
   waves: list[list[Wave]] = [[] for _ in parts]
   for length in sorted(set().union(*by_length)):
     some = [found.get(length, []) for found in by_length]
@@ -151,15 +157,15 @@ def plan(
       most = min(max(max_prefix_tokens // length, 1), max(map(len, some)))
       multiple = mesh_lib.batch_multiple(mesh)
       size = -(-most // multiple) * multiple
-      new = [_with_prefixes(length, groups, shapes, size) for groups in some]
+      new = [_with_prefixes(length, part, shapes, size) for part in some]
     else:
-      new = [_without_prefixes(groups, shapes, num_shares) for groups in some]
+      new = [_without_prefixes(part, shapes) for part in some]
     for of_part, more in zip(waves, new, strict=True):
       of_part += more
   return waves
 
 
-def _shared(
+def find(
   decoder: models.Decoder, parts: Sequence[list[Row]]
 ) -> list[list[Group]]:
   """Groups of each part's rows, by what they may read as a prefix."""
@@ -172,6 +178,19 @@ def _shared(
   ]
 
 
+def without(
+  groups: Sequence[Group], is_dropped: Callable[[Group], bool]
+) -> list[Group]:
+  """The groups, of which the dropped ones share nothing."""
+  result: list[Group] = []
+  for group in groups:
+    if is_dropped(group):
+      result += [Group([i], 0) for i in group.indices]
+    else:
+      result.append(group)
+  return result
+
+
 def _alone(rows: Sequence[Row]) -> list[Group]:
   return [Group([i], 0) for i in range(len(rows))]
 
@@ -179,10 +198,11 @@ def _alone(rows: Sequence[Row]) -> list[Group]:
 def _with_lengths(
   rows: Sequence[Row], groups: Sequence[Group]
 ) -> list[list[Row]]:
-  """The rows of each group; sets their `prefix_length`."""
+  """The rows of each group; sets their `prefix_length`, and no prefix yet."""
   for group in groups:
     for i in group.indices:
       rows[i].prefix_length = group.length
+      rows[i].prefix_index = 0
   return [[rows[i] for i in group.indices] for group in groups]
 
 
@@ -199,13 +219,11 @@ def _by_prefix_length(
 
 
 def _without_prefixes(
-  groups: list[list[Row]], shapes: shapes_lib.Shapes, num_shares: int
+  groups: list[list[Row]], shapes: shapes_lib.Shapes
 ) -> list[Wave]:
-  """A wave for each share."""
-  # Strided, so that each share has long rows and short ones.
-  rows = sorted(itertools.chain(*groups), key=lambda row: len(row.own))
-  shares = [rows[n::num_shares] for n in range(num_shares)]
-  return [Wave([], 0, 0, share, shapes) for share in shares if share]
+  """One wave, if there are any rows."""
+  rows = [*itertools.chain(*groups)]
+  return [Wave([], 0, 0, rows, shapes)] if rows else []
 
 
 def _with_prefixes(

@@ -4,6 +4,7 @@ On a CPU, the products of few rows and the attention of a decode step each use
 only one core, so two batches run at the same time.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 import os
@@ -88,6 +89,27 @@ def pipeline(
     collect(*pending)
 
 
+class Queue(Generic[T]):
+  """Items that threads share; each goes to one of them.
+
+  Every other thread starts at the end, so that they compile different programs
+  at the same time if neighbours run the same one.
+  """
+
+  def __init__(self, items: Iterable[T]):
+    self._items = collections.deque(items)
+
+  def take(self, number: int) -> Iterator[T]:
+    """Yields the items that this thread gets."""
+    take = self._items.pop if number % 2 else self._items.popleft
+    while True:
+      try:
+        item = take()
+      except IndexError:
+        return
+      yield item
+
+
 class Shared(Generic[T]):
   """A value that threads share, freed once each of them has taken it."""
 
@@ -117,8 +139,9 @@ class Compiled:
 
   def __init__(self, function: jax.stages.Wrapped):
     self._function = function
-    self._lock = threading.Lock()
     self._known: set[tuple[Any, ...]] = set()
+    # A lock for each combination of shapes.
+    self._locks: dict[tuple[Any, ...], threading.Lock] = {}
 
   @property
   def num_programs(self) -> int:
@@ -134,7 +157,7 @@ class Compiled:
     shapes = tuple(getattr(x, 'shape', x) for x in jax.tree.leaves(args))
     if shapes in self._known:
       return self._function(*args)
-    with self._lock:
+    with self._locks.setdefault(shapes, threading.Lock()):
       mesh_lib.compile_together(self._function, *args)
       result = self._function(*args)
       self._known.add(shapes)

@@ -1,9 +1,10 @@
 """Softmax attention, in blocks that save memory and, on a CPU, time."""
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
@@ -39,7 +40,14 @@ def lengths(segments_BxL: jax.Array, position_BxL: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(same_BxLxL, position_BxL[:, None], 0), axis=-1) + 1
 
 
-class AttentionInputs(NamedTuple):
+def _static() -> Any:
+  """A field that is part of a compiled program."""
+  return dataclasses.field(metadata={'static': True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
   """Inputs that the attention of all layers of a kind shares.
 
   Attributes:
@@ -47,6 +55,8 @@ class AttentionInputs(NamedTuple):
     position_BxS: positions of the keys; -1 for padding and empty entries.
     rotation: cosines and sines to rotate queries and keys by; None: no rope.
     cache_index: cache entry of the first new key; 0 without a cache.
+    segment_BxL: the sequence of each query, from 1; None: a row is a sequence.
+    segment_BxS: the sequence of each key; 0 for those that all share.
     window: number of tokens a query attends to, including itself; None for all.
     score_divisor: divisor of the scores.
     score_cap: soft cap of the scores after that, if any.
@@ -58,19 +68,43 @@ class AttentionInputs(NamedTuple):
   position_BxS: jax.Array
   rotation: tuple[jax.Array, jax.Array] | None
   cache_index: jax.Array | int
-  window: int | None
-  score_divisor: float
-  score_cap: float | None
-  query_block: int | None = None
+  segment_BxL: jax.Array | None
+  segment_BxS: jax.Array | None
+  window: int | None = _static()
+  score_divisor: float = _static()
+  score_cap: float | None = _static()
+  query_block: int | None = _static()
 
   def mask(self) -> jax.Array:
     """Bool [B, L, S], true where a query attends to a key."""
     # Positions count tokens, so padding takes up no part of a window.
     back_BxLxS = self.position_BxL[:, :, None] - self.position_BxS[:, None, :]
     mask_BxLxS = (back_BxLxS >= 0) & (self.position_BxS >= 0)[:, None, :]
+    if self.segment_BxL is not None and self.segment_BxS is not None:
+      of_key_Bx1xS = self.segment_BxS[:, None, :]
+      mask_BxLxS &= (of_key_Bx1xS == self.segment_BxL[:, :, None]) | (
+        of_key_Bx1xS == 0
+      )
     if self.window is None:
       return mask_BxLxS
     return mask_BxLxS & (back_BxLxS < self.window)
+
+  def of_queries(
+    self, start: int, end: int, num_keys: int
+  ) -> 'AttentionInputs':
+    """For the queries from `start` to `end`, and the first keys."""
+    part = dataclasses.replace(
+      self,
+      position_BxL=self.position_BxL[:, start:end],
+      position_BxS=self.position_BxS[:, :num_keys],
+    )
+    if self.segment_BxL is None or self.segment_BxS is None:
+      return part
+    return dataclasses.replace(
+      part,
+      segment_BxL=self.segment_BxL[:, start:end],
+      segment_BxS=self.segment_BxS[:, :num_keys],
+    )
 
 
 class Attention(nnx.Module):
@@ -185,16 +219,26 @@ def attend(
 
   # The backward pass recomputes scores instead of keeping them.
   @jax.checkpoint
-  def attend_block(part: tuple[jax.Array, jax.Array]) -> jax.Array:
-    q_BxKxGxPxA, position_BxP = part
-    block = inputs._replace(position_BxL=position_BxP)
+  def attend_block(part: tuple[jax.Array, Any, Any]) -> jax.Array:
+    q_BxKxGxPxA, position_BxP, segment_BxP = part
+    block = dataclasses.replace(
+      inputs, position_BxL=position_BxP, segment_BxL=segment_BxP
+    )
     return _attend_block(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, block)
 
+  def blocks(x_BxL: jax.Array | None) -> jax.Array | None:
+    if x_BxL is None:
+      return None
+    return x_BxL.reshape(heads[0], -1, size).swapaxes(0, 1)
+
   q_BxKxGxNxPxA = q_BxKxGxLxA.reshape(*heads, -1, size, head_dim)
-  position_BxNxP = inputs.position_BxL.reshape(heads[0], -1, size)
   attended_NxBxKxGxPxA = jax.lax.map(
     attend_block,
-    (jnp.moveaxis(q_BxKxGxNxPxA, 3, 0), position_BxNxP.swapaxes(0, 1)),
+    (
+      jnp.moveaxis(q_BxKxGxNxPxA, 3, 0),
+      blocks(inputs.position_BxL),
+      blocks(inputs.segment_BxL),
+    ),
   )
   return jnp.moveaxis(attended_NxBxKxGxPxA, 0, 3).reshape(q_BxKxGxLxA.shape)
 
@@ -223,10 +267,7 @@ def _attend_causally(
   for start in range(0, length, size):
     end = min(start + size, length)
     last = num_before + end
-    block = inputs._replace(
-      position_BxL=inputs.position_BxL[:, start:end],
-      position_BxS=inputs.position_BxS[:, :last],
-    )
+    block = inputs.of_queries(start, end, last)
     run: Callable[..., jax.Array]
     run = functools.partial(_attend_block, inputs=block)
     if length > KEPT_SCORES_LENGTH:

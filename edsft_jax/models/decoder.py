@@ -6,6 +6,7 @@ precision if that is float32), which is that of the weights, or float32 over
 bfloat16 weights. Norms, rope and softmax are always float32.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
@@ -149,14 +150,71 @@ class Decoder(nnx.Module):
     Raises:
       ValueError: the model does not have this layer.
     """
+    inputs = self._attention_inputs(mask.astype(bool), cache)
+    return self._run(tokens, self._inputs_of_layers(inputs), cache, layer)
+
+  def packed(
+    self,
+    tokens: jax.Array,
+    segments: jax.Array,
+    cache: KVCache | None = None,
+    layer: int = -1,
+  ) -> Output:
+    """Runs the layers on rows of several sequences.
+
+    No token attends to another sequence, and positions count from the start of
+    each, so that a sequence has the hidden states that it has alone.
+
+    Args:
+      tokens: [B, L] ids.
+      segments: int32 [B, L], the number of the sequence of each token, from 1
+        and rising; 0: padding, at the end.
+      cache: keys and values of what all sequences of a row start with, with L
+        free entries at its end; None: nothing.
+      layer: see `__call__`.
+
+    Raises:
+      ValueError: the model does not have this layer.
+    """
+    inputs, length_BxL = self._packed_inputs(segments, cache)
+    inputs_of_layers = self._inputs_of_layers(inputs, length_BxL)
+    return self._run(tokens, inputs_of_layers, cache, layer)
+
+  def hidden_of_packed(
+    self, tokens: jax.Array, segments: jax.Array, remat: bool
+  ) -> jax.Array:
+    """The hidden states of `packed` after the final norm, [B, L, D].
+
+    Args:
+      tokens: [B, L] ids.
+      segments: see `packed`.
+      remat: keep only the inputs of layers for the backward pass, which then
+        computes them again.
+    """
+    inputs, length_BxL = self._packed_inputs(segments, None)
+    inputs = dataclasses.replace(inputs, query_block=QUERY_BLOCK)
+    x_BxLxD = layer_loop.run(
+      self.layers,
+      self._inputs_of_layers(inputs, length_BxL),
+      self.embed_tokens(tokens),
+      remat,
+    )
+    return self.norm(x_BxLxD)
+
+  def _run(
+    self,
+    tokens: jax.Array,
+    inputs_of_layers: Sequence[AttentionInputs],
+    cache: KVCache | None,
+    layer: int,
+  ) -> Output:
+    """Runs the layers; see `__call__`."""
     num_states = self.config.num_layers + 1
     if not -num_states <= layer < num_states:
       raise ValueError(
         f'layer is {layer}: this model has {-num_states} to {num_states - 1}'
       )
     layer %= num_states
-    inputs = self._attention_inputs(mask.astype(bool), cache)
-    inputs_of_layers = self._inputs_of_layers(inputs, inputs.position_BxL)
     x_BxLxD = self.embed_tokens(tokens)
     features_BxLxD = x_BxLxD
     keys, values = [], []
@@ -164,8 +222,8 @@ class Decoder(nnx.Module):
       kv_cache = None
       if cache is not None:
         kv_cache = (cache.keys[number], cache.values[number])
-      x_BxLxD, k_BxKxAxS, v_BxKxSxA = block(
-        x_BxLxD, inputs_of_layers[number], kv_cache
+      x_BxLxD, k_BxKxAxS, v_BxKxSxA = layer_loop.run_layer(
+        *nnx.split(block), x_BxLxD, inputs_of_layers[number], kv_cache
       )
       keys.append(k_BxKxAxS)
       values.append(v_BxKxSxA)
@@ -178,7 +236,7 @@ class Decoder(nnx.Module):
       cache = KVCache(
         tuple(keys),
         tuple(values),
-        inputs.position_BxS,
+        inputs_of_layers[0].position_BxS,
         cache.cache_index + tokens.shape[1],
       )
     return Output(hidden_BxLxD, features_BxLxD, cache)
@@ -186,112 +244,96 @@ class Decoder(nnx.Module):
   def _attention_inputs(
     self, mask_BxL: jax.Array, cache: KVCache | None
   ) -> AttentionInputs:
-    cache_index: jax.Array | int = 0
-    num_before_B = jnp.zeros(mask_BxL.shape[0], jnp.int32)
-    if cache is not None:
-      cache_index = cache.cache_index
-      num_before_B = jnp.max(cache.position_BxS, axis=1) + 1
+    """Inputs of a layer without a window, for rows of one sequence each."""
+    num_before_Bx1 = _num_before(cache)
     position_BxL = jnp.maximum(
-      num_before_B[:, None] + jnp.cumsum(mask_BxL, axis=1) - 1, 0
+      num_before_Bx1 + jnp.cumsum(mask_BxL, axis=1) - 1, 0
     )
-    position_BxS = jnp.where(mask_BxL, position_BxL, -1)
-    if cache is not None:
-      position_BxS = jax.lax.dynamic_update_slice(
-        cache.position_BxS, position_BxS, (0, cache_index)
-      )
     return self._shared_inputs(
-      position_BxL, position_BxL, position_BxS, cache_index
+      position_BxL, jnp.where(mask_BxL, position_BxL, -1), cache
     )
+
+  def _packed_inputs(
+    self, segments_BxL: jax.Array, cache: KVCache | None
+  ) -> tuple[AttentionInputs, jax.Array | None]:
+    """Inputs of a layer without a window, and lengths if rope needs them."""
+    position_BxL = _num_before(cache) + positions(segments_BxL)
+    length_BxL = None
+    ropes = self.config.window_rope, self.config.rope
+    if any(rope is not None and rope.kind in LENGTH_KINDS for rope in ropes):
+      length_BxL = lengths(segments_BxL, position_BxL)
+    inputs = self._shared_inputs(
+      position_BxL,
+      jnp.where(segments_BxL > 0, position_BxL, -1),
+      cache,
+      length_BxL,
+    )
+    num_shared = inputs.position_BxS.shape[1] - segments_BxL.shape[1]
+    inputs = dataclasses.replace(
+      inputs,
+      segment_BxL=segments_BxL,
+      segment_BxS=jnp.pad(segments_BxL, ((0, 0), (num_shared, 0))),
+    )
+    return inputs, length_BxL
 
   def _shared_inputs(
     self,
-    rope_position_BxL: jax.Array,
     position_BxL: jax.Array,
-    position_BxS: jax.Array,
-    cache_index: jax.Array | int,
+    new_BxL: jax.Array,
+    cache: KVCache | None,
     length_BxL: jax.Array | None = None,
   ) -> AttentionInputs:
-    """Inputs of a layer without a window."""
+    """Inputs of a layer without a window.
+
+    Args:
+      position_BxL: positions of the tokens.
+      new_BxL: the same, but -1 for padding.
+      cache: what the rows have read before.
+      length_BxL: lengths of the tokens' sequences; None: those of the rows.
+    """
     config = self.config
+    position_BxS = new_BxL
+    if cache is not None:
+      position_BxS = jax.lax.dynamic_update_slice(
+        cache.position_BxS, new_BxL, (0, cache.cache_index)
+      )
     return AttentionInputs(
       position_BxL=position_BxL,
       position_BxS=position_BxS,
       rotation=rotations(
-        config.rope, config.head_dim, rope_position_BxL, length_BxL
+        config.rope, config.head_dim, position_BxL, length_BxL
       ),
-      cache_index=cache_index,
+      cache_index=0 if cache is None else cache.cache_index,
+      segment_BxL=None,
+      segment_BxS=None,
       window=None,
       score_divisor=1 / config.score_scale
       if config.score_scale
       else math.sqrt(config.head_dim),
       score_cap=config.score_cap,
+      query_block=None,
     )
 
   def _inputs_of_layers(
-    self,
-    full: AttentionInputs,
-    rope_position_BxL: jax.Array,
-    length_BxL: jax.Array | None = None,
+    self, full: AttentionInputs, length_BxL: jax.Array | None = None
   ) -> list[AttentionInputs]:
     """Each layer's inputs, from those of a layer without a window."""
     config = self.config
     windowed = full
     if config.window is not None:
-      windowed = full._replace(window=config.window)
+      windowed = dataclasses.replace(full, window=config.window)
     if config.window_rope is not None:
-      windowed = windowed._replace(
-        rotation=rotations(
-          config.window_rope, config.head_dim, rope_position_BxL, length_BxL
-        )
+      rotation = rotations(
+        config.window_rope, config.head_dim, full.position_BxL, length_BxL
       )
+      windowed = dataclasses.replace(windowed, rotation=rotation)
     inputs = [
       full if number in config.full_layers else windowed
       for number in range(config.num_layers)
     ]
     for number in config.no_rope_layers:
-      inputs[number] = inputs[number]._replace(rotation=None)
+      inputs[number] = dataclasses.replace(inputs[number], rotation=None)
     return inputs
-
-  def hidden_of_packed(
-    self, tokens: jax.Array, segments: jax.Array, remat: bool
-  ) -> jax.Array:
-    """Hidden states after the final norm, of rows of several sequences.
-
-    No token attends to another sequence, and positions count from the start of
-    each, so that a sequence has the hidden states that it has alone.
-
-    Args:
-      tokens: [B, L] ids.
-      segments: int32 [B, L], the number of the sequence of each token, from 1
-        and rising; 0: padding, at the end.
-      remat: keep only the inputs of layers for the backward pass, which then
-        computes them again.
-
-    Returns:
-      [B, L, D].
-    """
-    rope = self.config.window_rope, self.config.rope
-    position_BxL = positions(segments)
-    length_BxL = None
-    if any(r is not None and r.kind in LENGTH_KINDS for r in rope):
-      length_BxL = lengths(segments, position_BxL)
-    # Sequences are further apart than the window reaches.
-    length = tokens.shape[1]
-    apart_BxL = position_BxL + segments * (2 * length)
-    shared = self._shared_inputs(
-      position_BxL,
-      apart_BxL,
-      jnp.where(segments > 0, apart_BxL, -1),
-      cache_index=0,
-      length_BxL=length_BxL,
-    )._replace(window=length, query_block=QUERY_BLOCK)
-    x_BxLxD = layer_loop.run(
-      self.layers,
-      self._inputs_of_layers(shared, position_BxL, length_BxL),
-      self.embed_tokens(tokens),
-      remat,
-    )
-    return self.norm(x_BxLxD)
 
   @property
   def output_weight(self) -> jax.Array:
@@ -342,6 +384,13 @@ def logits_of_product(config: DecoderConfig, logits: jax.Array) -> jax.Array:
   if config.logit_divisor != 1.0:
     logits = logits / config.logit_divisor
   return capped(logits, config.logit_cap)
+
+
+def _num_before(cache: KVCache | None) -> jax.Array | int:
+  """How many tokens each row has read before, [B, 1]."""
+  if cache is None:
+    return 0
+  return jnp.max(cache.position_BxS, axis=1, keepdims=True) + 1
 
 
 # DecoderConfig.norms -> names, in checkpoints, of a layer's norms: before

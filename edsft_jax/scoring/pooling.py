@@ -9,23 +9,24 @@ POOLINGS = ('mean', 'last', 'weighted')
 def pool_features(
   features: jax.Array, mask: jax.Array, pooling: str
 ) -> jax.Array:
-  """Pools [B, L, D] over the tokens of mask [B, L] to float32 [B, D].
+  """Pools [B, L, D] over the tokens of masks [B, S, L] to float32 [B, S, D].
 
   'mean' is what P1 uses. 'last' takes the last token; 'weighted' is a mean
   whose weights grow linearly with the position (1, 2, ... n), as in SGPT.
-  Padding never counts, on either side.
+  Other tokens of a row never count, whether padding or not. A mask without
+  tokens gives 0.
   """
-  position_BxL = jnp.cumsum(mask, axis=-1) * mask
-  num_Bx1 = jnp.sum(mask, axis=-1, keepdims=True)
-  weight_BxL = {
+  position_BxSxL = jnp.cumsum(mask, axis=-1) * mask
+  num_BxSx1 = jnp.sum(mask, axis=-1, keepdims=True)
+  weight_BxSxL = {
     'mean': mask,
-    'last': position_BxL == num_Bx1,
-    'weighted': position_BxL,
+    'last': mask & (position_BxSxL == num_BxSx1),
+    'weighted': position_BxSxL,
   }[pooling].astype(jnp.float32)
-  weight_BxL /= jnp.sum(weight_BxL, axis=-1, keepdims=True)
+  total_BxSx1 = jnp.sum(weight_BxSxL, axis=-1, keepdims=True)
   return jnp.einsum(
-    'bl,bld->bd',
-    weight_BxL,
+    'bsl,bld->bsd',
+    weight_BxSxL / jnp.maximum(total_BxSx1, 1.0),
     features.astype(jnp.float32),
     precision='highest',
   )

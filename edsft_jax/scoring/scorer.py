@@ -205,14 +205,17 @@ class _SharedPrefix:
 
   Attributes:
     features_1xPxD: their hidden states.
-    statistics: of each of them given those before, fields [1, P - 1]; None if
-      the prompts' own tokens are not scored.
-    next_logits_1xV: logits of the token after them; None likewise.
+    of_prefix: statistics of each of them given those before, fields [1, P - 1];
+      None if the prompts' own tokens are not scored.
+    of_next: those of the token after them, whatever it is, fields [1, 1]; None
+      likewise.
+    next_log_prob_1xV: log probability of each token to be it; None likewise.
   """
 
   features_1xPxD: jax.Array
-  statistics: statistics.TokenStatistics | None
-  next_logits_1xV: jax.Array | None
+  of_prefix: statistics.TokenStatistics | None
+  of_next: statistics.TokenStatistics | None
+  next_log_prob_1xV: jax.Array | None
 
 
 def _read_prefix(
@@ -225,11 +228,13 @@ def _read_prefix(
   """The prefix hook."""
   hidden_1xPxD = output.hidden_BxLxD
   if not with_scores:
-    return _SharedPrefix(output.features_BxLxD, None, None)
+    return _SharedPrefix(output.features_BxLxD, None, None, None)
+  logits_1x1xV = decoder.logits(hidden_1xPxD[:, -1:])
   return _SharedPrefix(
     output.features_BxLxD,
     _prompt_statistics(decoder, hidden_1xPxD, tokens_1xP),
-    decoder.logits(hidden_1xPxD[:, -1]),
+    statistics.token_statistics(logits_1x1xV, tokens_1xP[:, -1:]),
+    jax.nn.log_softmax(logits_1x1xV[:, 0]),
   )
 
 
@@ -237,7 +242,7 @@ def _prompt_results(
   decoder: models.Decoder,
   output: models.Output,
   tokens_BxL: jax.Array,
-  mask_BxL: jax.Array,
+  mask_BxSxL: jax.Array,
   prefix: _SharedPrefix | None,
   *,
   with_scores: bool,
@@ -248,43 +253,63 @@ def _prompt_results(
   scores = {}
   features_BxLxD = output.features_BxLxD
   if with_scores:
-    found = _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL)
-    valid_BxT = mask_BxL[:, :-1] & mask_BxL[:, 1:]
+    found = jax.tree.map(
+      lambda x_BxT: x_BxT[:, None],
+      _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL),
+    )
+    valid_BxSxT = mask_BxSxL[..., :-1] & mask_BxSxL[..., 1:]
     if prefix is not None:
-      before = _statistics_before(prefix, tokens_BxL, mask_BxL)
+      before = _statistics_before(prefix, tokens_BxL, mask_BxSxL)
       found = jax.tree.map(_along_tokens, before, found)
-      valid_BxT = jnp.pad(
-        valid_BxT, ((0, 0), (before.entropy.shape[1], 0)), constant_values=True
-      )
-    scores = statistics.sequence_scores(found, valid_BxT, length_normalized)
+      valid_BxSxT = _with_prefix(valid_BxSxT, before.entropy.shape[-1])
+    scores = statistics.sequence_scores(found, valid_BxSxT, length_normalized)
   if prefix is not None:
     num_before = prefix.features_1xPxD.shape[1]
-    features_BxLxD = _along_tokens(prefix.features_1xPxD, features_BxLxD)
-    mask_BxL = jnp.pad(
-      mask_BxL, ((0, 0), (num_before, 0)), constant_values=True
+    features_BxLxD = jnp.concatenate(
+      [
+        jnp.repeat(prefix.features_1xPxD, len(features_BxLxD), axis=0),
+        features_BxLxD,
+      ],
+      axis=1,
     )
-  features = pool_features(features_BxLxD, mask_BxL, pooling)
+    mask_BxSxL = _with_prefix(mask_BxSxL, num_before)
+  features = pool_features(features_BxLxD, mask_BxSxL, pooling)
   return {'scores': scores, 'features': features}
 
 
-def _along_tokens(before: jax.Array, after_BxLx: jax.Array) -> jax.Array:
-  """[1 or B, P, ...] and [B, L, ...] -> [B, P + L, ...]."""
-  shape = (after_BxLx.shape[0], *before.shape[1:])
-  return jnp.concatenate([jnp.broadcast_to(before, shape), after_BxLx], axis=1)
+def _with_prefix(mask_BxSxL: jax.Array, num_before: int) -> jax.Array:
+  """The mask, true at the tokens before each row."""
+  widths = ((0, 0), (0, 0), (num_before, 0))
+  return jnp.pad(mask_BxSxL, widths, constant_values=True)
+
+
+def _along_tokens(first: jax.Array, second: jax.Array) -> jax.Array:
+  """[B, S, P] and [B, S or 1, T] -> [B, S, P + T]."""
+  shape = (*first.shape[:2], second.shape[2])
+  return jnp.concatenate([first, jnp.broadcast_to(second, shape)], axis=2)
 
 
 def _statistics_before(
-  prefix: _SharedPrefix, tokens_BxL: jax.Array, mask_BxL: jax.Array
+  prefix: _SharedPrefix, tokens_BxL: jax.Array, mask_BxSxL: jax.Array
 ) -> statistics.TokenStatistics:
-  """Statistics of the prefix and of each row's first token, fields [B, P]."""
-  assert prefix.next_logits_1xV is not None
-  first_Bx1 = jnp.argmax(mask_BxL, axis=1, keepdims=True)
-  token_Bx1 = jnp.take_along_axis(tokens_BxL, first_Bx1, axis=1)
-  logits_Bx1xV = jnp.broadcast_to(
-    prefix.next_logits_1xV, (*token_Bx1.shape, prefix.next_logits_1xV.shape[1])
+  """Of the prefix's tokens and each prompt's first, fields [B, S, P]."""
+  assert prefix.of_prefix is not None
+  assert prefix.of_next is not None
+  assert prefix.next_log_prob_1xV is not None
+  first_BxS = jnp.argmax(mask_BxSxL, axis=2)
+  token_BxS = jnp.take_along_axis(tokens_BxL, first_BxS, axis=1)
+  first = prefix.of_next._replace(
+    log_prob=prefix.next_log_prob_1xV[0, token_BxS][..., None]
   )
-  first = statistics.token_statistics(logits_Bx1xV, token_Bx1)
-  return jax.tree.map(_along_tokens, prefix.statistics, first)
+
+  def along_tokens(before_1xT: jax.Array, x: jax.Array) -> jax.Array:
+    shape = (*token_BxS.shape, before_1xT.shape[1])
+    x_BxSx1 = jnp.broadcast_to(x, (*token_BxS.shape, 1))
+    return jnp.concatenate(
+      [jnp.broadcast_to(before_1xT, shape), x_BxSx1], axis=2
+    )
+
+  return jax.tree.map(along_tokens, prefix.of_prefix, first)
 
 
 def _prompt_statistics(

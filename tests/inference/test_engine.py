@@ -9,7 +9,7 @@ from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh
 
 NUM_NEW = 9
-SHAPES = inference.Shapes((16, 48), (16, 48))
+SHAPES = inference.Shapes((16, 48), (16, 48), (48,))
 
 
 @pytest.fixture(scope='module')
@@ -99,8 +99,8 @@ def test_hooks_see_each_row_alone(decoder, prompts):
   end_ids = tuple(range(0, decoder.config.vocab_size, 5))
   hooks = inference.Hooks(
     prompt=lambda decoder, output, tokens, mask, prefix: {
-      'first': tokens[jax.numpy.arange(len(tokens)), mask.argmax(1)],
-      'length': mask.sum(1),
+      'first': jax.numpy.take_along_axis(tokens, mask.argmax(2), 1),
+      'length': mask.sum(2),
     },
     step=lambda logits, token: token,
     row=lambda observed, steps: (observed * steps).sum(1),
@@ -115,3 +115,4 @@ def test_hooks_see_each_row_alone(decoder, prompts):
   assert found.row_results.tolist() == sums
   read = engine.read(weights, prompts)
   assert read['first'].tolist() == firsts
+  assert read['length'].tolist() == lengths

@@ -79,8 +79,9 @@ def targets(decoder, prompts, log_probs) -> list[inference.Target]:
 
 def _score(decoder, targets, devices=1, progress=lambda work: None):
   mesh = make_mesh(devices=jax.devices()[:devices])
+  # So many passes that compiling costs nothing: what is common is shared.
   engine = inference.LikelihoodEngine(
-    decoder, mesh, [targets], batch_tokens=300
+    decoder, mesh, [targets], batch_tokens=300, num_passes=10**6
   )
   return engine(nnx.split(decoder)[1], progress)
 
@@ -110,6 +111,7 @@ def test_parts_are_scored_in_the_shapes_of_all(decoder, targets):
     make_mesh(devices=jax.devices()[:1]),
     [targets[:5], [], targets[5:]],
     batch_tokens=300,
+    num_passes=10**6,
   )
   weights = nnx.split(decoder)[1]
   parts = [engine(weights, part=part).nll for part in range(3)]
@@ -158,20 +160,25 @@ def test_likelihood_does_not_depend_on_blocks_of_logits(
 ):
   rows = [ids for ids in prompts if len(ids) > 20][:4]
   num_targets = np.array([0, 1, 16, 12], np.int32)
-  tokens, mask = inference.pad_left(rows, 40)
+  tokens, mask = map(jax.numpy.asarray, inference.pad_left(rows, 40))
   hidden = decoder(tokens, mask).hidden_BxLxD
+  is_target = np.arange(40) >= 40 - num_targets[:, None]
   found = inference.target_likelihood(
     decoder,
     hidden,
     tokens,
-    num_targets,
+    is_target,
     max_logits=4 * decoder.config.vocab_size * block,
   )
   expected = [
     _expected(log_probs, inference.Target(ids, int(num)))[0]
     for ids, num in zip(rows, num_targets, strict=True)
   ]
-  np.testing.assert_allclose(found['nll'], expected, rtol=1e-4, atol=1e-4)
+  assert not found['nll'][~is_target].any()
+  assert found['is_greedy'][~is_target].all()
+  np.testing.assert_allclose(
+    found['nll'].sum(1), expected, rtol=1e-4, atol=1e-4
+  )
 
 
 @pytest.mark.parametrize('num_targets', [-1, 3, 5])
@@ -194,3 +201,19 @@ def test_rolling_windows_score_each_token_once():
   ]
   assert inference.rolling_targets([], 99, 4) == []
   assert inference.rolling_targets([7], 99, 4) == [([99, 7], 1)]
+
+
+def test_nothing_is_shared_if_compiling_takes_longer(decoder):
+  rng = np.random.default_rng(4)
+  shots = rng.integers(3, 60, 40).tolist()
+  targets = [inference.Target([*shots, 3 + n, 5], 1) for n in range(9)]
+  mesh = make_mesh(devices=jax.devices()[:1])
+  num_tokens = []
+  for num_passes in (1, 10**6):
+    seen = []
+    engine = inference.LikelihoodEngine(
+      decoder, mesh, [targets], batch_tokens=300, num_passes=num_passes
+    )
+    engine(nnx.split(decoder)[1], seen.append)
+    num_tokens.append(sum(seen, inference.Work()).tokens)
+  assert num_tokens == [9 * 41, 40 + 9]

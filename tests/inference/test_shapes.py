@@ -38,7 +38,7 @@ def test_shapes_waste_least():
 def test_a_small_pool_is_not_worth_many_programs():
   options = inference.ShapeOptions(compile_tokens=2**13)
   few = Shapes.of([3, 20, 40, 100], options)
-  assert few == Shapes((104,), (104,))
+  assert few == Shapes((104,), (104,), (168,))
   many = Shapes.of([3, 20, 40, 100, 400] * 4000, options)
   assert many.lengths == (8, 24, 40, 104, 400)
   assert 1 < len(many.cache_lengths) <= 4
@@ -48,7 +48,7 @@ def test_a_small_pool_is_not_worth_many_programs():
 def test_programs_pay_sooner_for_many_passes_and_large_models(goldens):
   decoder = goldens['tied_v4'].decoder
   mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-  lengths = [3, 20, 40, 100]
+  lengths = [3, 20, 40, 100] * 2
 
   def chosen(decoder, num_passes):
     shapes = inference.choose_shapes(decoder, mesh, lengths, num_passes)
@@ -68,7 +68,7 @@ def test_programs_pay_sooner_for_many_passes_and_large_models(goldens):
 def test_chunks_hold_every_prompt_once():
   rng = np.random.default_rng(2)
   lengths = rng.integers(1, 100, 77)
-  shapes = Shapes((16, 64, 112), (112,))
+  shapes = Shapes((16, 64, 112), (112,), (112,))
   wanted = np.flatnonzero(rng.random(77) < 0.7)
   chunks = inference.chunks(
     lengths, wanted, shapes, lambda length: 200 // length

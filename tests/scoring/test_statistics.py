@@ -94,14 +94,18 @@ def test_pooling_ignores_padding_on_either_side(name, left, right):
     [np.repeat(garbage, left, 0), hidden_LxD, np.repeat(garbage, right, 0)]
   )
   mask = np.array([False] * left + [True] * 4 + [False] * right)
+  masks = np.stack([mask, np.zeros_like(mask), np.arange(len(mask)) == left])
   got = pool_features(
-    jnp.asarray(padded[None], jnp.float32), jnp.asarray(mask[None]), name
+    jnp.asarray(padded[None], jnp.float32), jnp.asarray(masks[None]), name
   )
-  np.testing.assert_allclose(got[0], expected[name], rtol=1e-5)
+  alone = hidden_LxD[0]
+  np.testing.assert_allclose(
+    got[0], [expected[name], np.zeros(3), alone], rtol=1e-5
+  )
 
 
 def test_pooling_of_bfloat16_is_float32():
   hidden = jnp.full([1, 300, 2], 1.0, jnp.bfloat16)
-  got = pool_features(hidden, jnp.ones([1, 300], bool), 'mean')
+  got = pool_features(hidden, jnp.ones([1, 1, 300], bool), 'mean')
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, 1.0, rtol=1e-6)

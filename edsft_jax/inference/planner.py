@@ -1,0 +1,150 @@
+"""Plans how rows are read that are all known before the first one runs.
+
+Sharing a prefix saves its tokens, but costs programs of its own, and padding,
+since rows that follow different prefixes are packed apart. So the time of a few
+plans is estimated by counting tokens, keys and programs.
+"""
+
+from collections.abc import Sequence
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+
+from edsft_jax import mesh as mesh_lib
+from edsft_jax import models
+from edsft_jax.inference import packing, waves
+from edsft_jax.inference import shapes as shapes_lib
+from edsft_jax.inference.choices import (
+  compile_tokens,
+  key_cost,
+  read_tokens,
+)
+from edsft_jax.inference.prefixes import Group
+from edsft_jax.inference.waves import Row, Wave
+
+# Tokens that a prefix must save to be shared; the best of these is chosen.
+_MIN_SAVED = (0.0, 256.0, 1024.0, 4096.0, math.inf)
+# Prefix tokens that are read, and kept, at a time.
+_MAX_PREFIX_TOKENS = 2048
+
+
+class Planned(NamedTuple):
+  """A wave with its packed rows.
+
+  Attributes:
+    wave: the prefixes and the rows that follow them.
+    calls: the rows, packed.
+    shortest: see `packing.most_sequences`; the same for all waves whose
+      prefixes have the same padded length, so that they share programs.
+  """
+
+  wave: Wave
+  calls: list[packing.Packed]
+  shortest: int
+
+
+class Planner:
+  """Decides which prefixes to share, and packs the rows after them."""
+
+  def __init__(
+    self,
+    decoder: models.Decoder,
+    mesh: jax.sharding.Mesh,
+    parts: Sequence[list[Row]],
+    batch_tokens: int,
+    num_passes: int,
+  ):
+    self._decoder = decoder
+    self._mesh = mesh
+    self._parts = parts
+    self._batch_tokens = batch_tokens
+    self._num_passes = num_passes
+    self._read_tokens = read_tokens(decoder, mesh)
+    self._key_cost = key_cost(decoder)
+    self._compile_tokens = compile_tokens(decoder, mesh) / num_passes
+    self._groups = waves.find(decoder, parts)
+
+  def cheapest(self) -> list[list[Planned]]:
+    """The plan of each part that takes the least time, by count."""
+    groups = min(map(self._saving, _MIN_SAVED), key=self._cost_of)
+    # Each padded length of prefixes needs programs of its own.
+    lengths = {p.wave.length for part in self._plan(groups) for p in part}
+    for shorter, length in itertools.pairwise([0, *sorted(lengths)]):
+      fewer = [_without_lengths(part, shorter, length) for part in groups]
+      groups = min(groups, fewer, key=self._cost_of)
+    # Last, since it decides what the rows take as their prefixes.
+    return self._plan(groups)
+
+  def _saving(self, least: float) -> list[list[Group]]:
+    """The groups whose prefixes save at least so many tokens."""
+    return [
+      waves.without(part, lambda group: group.num_saved < least)
+      for part in self._groups
+    ]
+
+  def _plan(self, groups: Sequence[Sequence[Group]]) -> list[list[Planned]]:
+    """The plan in which these groups share prefixes."""
+    planned = waves.plan(
+      self._decoder,
+      self._mesh,
+      self._parts,
+      groups,
+      num_passes=self._num_passes,
+      max_prefix_tokens=_MAX_PREFIX_TOKENS,
+    )
+    shortest: dict[int, int] = {}
+    for wave in itertools.chain(*planned):
+      own = min(len(row.own) for row in wave.rows)
+      shortest[wave.length] = min(shortest.get(wave.length, own), own)
+    return [
+      [self._pack(wave, shortest[wave.length]) for wave in of_part]
+      for of_part in planned
+    ]
+
+  def _pack(self, wave: Wave, shortest: int) -> Planned:
+    sizes = shapes_lib.BatchSizes(
+      self._batch_tokens,
+      wave.length,
+      mesh_lib.batch_multiple(self._mesh),
+      len(wave.rows),
+      self._read_tokens,
+    )
+    calls = packing.pack(
+      [len(row.own) for row in wave.rows],
+      wave.shapes.row_lengths,
+      lambda length, num_rows: min(
+        sizes.to_pack(length, num_rows), sizes.num_slots(length)
+      ),
+      wave.groups,
+      shortest,
+    )
+    return Planned(wave, calls, shortest)
+
+  def _cost_of(self, groups: Sequence[Sequence[Group]]) -> float:
+    """Time to compile and run everything once, in tokens without attention."""
+    programs: set[tuple[int, ...]] = set()
+    cost = 0.0
+    for wave, calls, _ in itertools.chain(*self._plan(groups)):
+      prefixes = wave.num_prefixes, wave.length
+      if wave.prefixes:
+        programs.add(prefixes)
+        cost += self._cost_of_rows(wave.num_prefixes, wave.length, 0)
+      for packed in calls:
+        shape = packed.num_rows, packed.length
+        programs.add((*prefixes, *shape))
+        cost += self._cost_of_rows(*shape, wave.length)
+    return cost + len(programs) * self._compile_tokens
+
+  def _cost_of_rows(self, num_rows: int, length: int, num_before: int) -> float:
+    # On average, half of a row's keys come before a token.
+    num_keys = num_before + length / 2
+    return num_rows * length * (1 + self._key_cost * num_keys)
+
+
+def _without_lengths(
+  groups: Sequence[Group], above: int, up_to: int
+) -> list[Group]:
+  """The groups, of which those with prefixes of these lengths share nothing."""
+  return waves.without(groups, lambda group: above < group.length <= up_to)

@@ -1,0 +1,106 @@
+"""Packed rows: each sequence once, little padding, and seen alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from edsft_jax import models
+from edsft_jax.inference import packing
+from edsft_jax.inference.prefixes import Prefixes
+
+LENGTHS = np.random.default_rng(1).integers(1, 130, 90).tolist()
+SHAPES = (48, 136)
+
+
+def _at_once(length: int, num_rows: int) -> int:
+  del num_rows
+  return 2 if length == 136 else 3
+
+
+@pytest.mark.parametrize('shortest', [1, 20])
+def test_every_sequence_is_in_one_row_with_room_for_it(shortest):
+  calls = packing.pack(LENGTHS, SHAPES, _at_once, shortest=shortest)
+  assert sorted(i for c in calls for i in c.indices) == list(range(90))
+  slots = 0
+  for call in calls:
+    assert call.num_rows == _at_once(call.length, 0)
+    assert len(call.rows) <= call.num_rows
+    slots += call.num_rows * call.length
+    for row in call.rows:
+      assert sum(LENGTHS[i] for i in row) <= call.length
+      assert len(row) <= packing.most_sequences(call.length, shortest)
+    rows, places = call.places
+    assert [call.rows[r][p] for r, p in zip(rows, places, strict=True)] == (
+      call.indices
+    )
+  assert slots < 1.1 * sum(LENGTHS)
+  assert [call.length for call in calls] == sorted(
+    (call.length for call in calls), reverse=True
+  )
+
+
+def test_groups_do_not_share_rows():
+  groups = [list(range(30)), list(range(30, 90))]
+  calls = packing.pack(LENGTHS, SHAPES, _at_once, groups)
+  assert sorted(i for c in calls for i in c.indices) == list(range(90))
+  for call in calls:
+    for row in call.rows:
+      assert len({i < 30 for i in row}) == 1
+
+
+def test_a_sequence_longer_than_every_row_is_refused():
+  with pytest.raises(ValueError, match='a prompt has 137 tokens'):
+    packing.pack([3, 137], SHAPES, _at_once)
+
+
+def _row_lengths(lengths, compile_tokens):
+  return packing.row_lengths(
+    lengths, shortest=256, step=8, key_cost=1e-3, compile_tokens=compile_tokens
+  )
+
+
+def test_rows_are_as_long_as_needed_and_shorter_where_that_pays():
+  assert _row_lengths([3, 20], 0) == (24,)  # No more than there is.
+  assert _row_lengths([20] * 1000, 0) == (256,)
+  lengths = [20] * 1000 + [1000]
+  assert _row_lengths([*lengths, 400], 0) == (256, 504, 1000)
+  assert _row_lengths(lengths, 0) == (256, 1000)
+  # 20,000 tokens attend to 124 keys more in rows of 504, 248 more in 1,000.
+  assert _row_lengths(lengths, 20_000 * 0.123) == (256, 1000)
+  assert _row_lengths(lengths, 20_000 * 0.125) == (504, 1000)
+  assert _row_lengths(lengths, 20_000 * 0.249) == (1000,)
+
+
+@pytest.mark.parametrize(
+  'case', ['mistral_v4', 'gemma3_v4', 'phi3_v5', 'dynamic_v5']
+)
+@pytest.mark.parametrize('num_before', [0, 5])
+def test_a_sequence_in_a_packed_row_is_as_alone(goldens, case, num_before):
+  decoder = goldens[case].decoder
+  rng = np.random.default_rng(2)
+  before, *sequences = (
+    rng.integers(3, decoder.config.vocab_size, size).tolist()
+    for size in (num_before, 9, 13, 1, 14)
+  )
+  packed = packing.Packed([[1, 0], [3, 2]], 32, 3)
+  tokens, segments = map(jnp.asarray, packing.fill(packed, sequences))
+  cache = None
+  if before:
+    prefix = jnp.asarray([before])
+    read = Prefixes.read(decoder, prefix, prefix >= 0)
+    cache = read.extended(jnp.zeros(3, jnp.int32), 32)
+  found = jax.jit(models.Decoder.packed, static_argnums=4)(
+    decoder, tokens, segments, cache, 1
+  )
+  for index, (row, start) in enumerate([(0, 13), (0, 0), (1, 14), (1, 0)]):
+    ids = jnp.asarray([[*before, *sequences[index]]])
+    alone = decoder(ids, ids >= 0, layer=1)
+    here = slice(start, start + len(sequences[index]))
+    for name in ('hidden_BxLxD', 'features_BxLxD'):
+      np.testing.assert_allclose(
+        getattr(found, name)[row, here],
+        getattr(alone, name)[0, len(before) :],
+        rtol=1e-4,
+        atol=1e-5,
+      )
