@@ -15,6 +15,9 @@ from edsft_jax.inference.prefixes import MIN_LENGTH, can_share, common_prefix
 # accelerator. Only the order of magnitude matters.
 _FLOPS = {'cpu': 1.5e11}
 _ACCELERATOR_FLOPS = 1e14
+# Bytes/s that a decode step reads, likewise.
+_BYTES = {'cpu': 1.5e10}
+_ACCELERATOR_BYTES = 1e12
 # Seconds to compile a program, and the overhead of calling one.
 _COMPILE_SECONDS = 1.5
 _CALL_SECONDS = 0.01
@@ -22,9 +25,9 @@ _CALL_SECONDS = 0.01
 # at most a tenth of the time of the products: ten times FLOP/s over bytes/s.
 _READ_TOKENS = {'cpu': 512}
 _ACCELERATOR_READ_TOKENS = 4096
-# Tokens of the shortest packed rows, by platform. With SmolLM2-135M on two CPU
-# cores, a token takes 5% longer in rows of 256 than in shorter ones, 17% in rows
-# of 512 and 38% in rows of 1,024.
+# Tokens of the shortest packed rows, by platform. With SmolLM2-135M on two
+# cores, a token takes 5% longer in rows of 256 than in shorter ones, 17% in
+# rows of 512 and 38% in rows of 1,024.
 _ROW_LENGTHS = {'cpu': 256}
 _ACCELERATOR_ROW_LENGTH = 512
 # How much longer an operation of attention takes than one of other products; a
@@ -92,6 +95,14 @@ def _row_length(mesh: jax.sharding.Mesh) -> int:
   """Tokens of the shortest packed rows, about."""
   platform = mesh.devices.flat[0].platform
   return _ROW_LENGTHS.get(platform, _ACCELERATOR_ROW_LENGTH)
+
+
+def compile_bytes(mesh: jax.sharding.Mesh) -> float:
+  """Bytes that are read from memory while a program is compiled, about."""
+  platform = mesh.devices.flat[0].platform
+  return (
+    _COMPILE_SECONDS * _BYTES.get(platform, _ACCELERATOR_BYTES) * mesh.size
+  )
 
 
 def read_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:

@@ -18,7 +18,7 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import packing, throughput, workers
 from edsft_jax.inference import shapes as shapes_lib
-from edsft_jax.inference.choices import read_tokens
+from edsft_jax.inference.choices import compile_bytes, read_tokens
 from edsft_jax.inference.collect import (
   Collector,
   Generations,
@@ -91,6 +91,7 @@ class Engine:
     self._num_workers = workers.num_workers(mesh)
     # Each part of a split batch reads all weights.
     self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
+    self._compile_bytes = compile_bytes(mesh)
     self._sizes = shapes_lib.BatchSizes(
       batch_tokens // self._num_workers,
       max_new_tokens,
@@ -225,7 +226,9 @@ class Engine:
     ]
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
-      slots = Slots(self._programs, weights, self._sizes, stop)
+      slots = Slots(
+        self._programs, weights, self._sizes, stop, self._fewer_slots_pay_off
+      )
       if number and queues[number]:
         # While another worker compiles the program that reads prompts.
         slots.reserve(queues[number][0].cache_length)
@@ -238,6 +241,14 @@ class Engine:
 
     workers.run(work, self._num_workers)
     return result.finish()
+
+  def _fewer_slots_pay_off(
+    self, num_slots: int, fewer: int, cache_length: int, num_steps: int
+  ) -> bool:
+    """See `Slots`; two programs have to be compiled."""
+    saved = self._costs.step_bytes(num_slots, cache_length)
+    saved -= self._costs.step_bytes(fewer, cache_length)
+    return num_steps * saved > 2 * self._compile_bytes
 
   def _prefill(
     self,
@@ -349,19 +360,22 @@ class Engine:
       in_flight.add(prefilled.last_token_B)
       pending.append((step.chunk, found))
 
-      max_active = 0
-      if number + 1 < len(queue):
+      if number + 1 == len(queue):
+        all_ended = slots.finish()
+      else:
         # The rows left active and the next chunk must fit into the slots, of
         # which there are fewer if its cache is longer.
         following = queue[number + 1]
         num_slots = self._sizes.num_slots(following.cache_length)
         max_active = num_slots - len(following.chunk.indices)
-      if slots.num_active > max_active:
-        for ended in slots.decode_until(max_active):
-          result.add_ended(ended)
-        # After decoding, so that the device does not wait for the host.
-        while pending:
-          result.add_prompts(*pending.pop())
+        if slots.num_active <= max_active:
+          continue
+        all_ended = slots.decode_until(max_active)
+      for ended in all_ended:
+        result.add_ended(ended)
+      # After decoding, so that the device does not wait for the host.
+      while pending:
+        result.add_prompts(*pending.pop())
 
   def _pad(
     self, chunk: shapes_lib.Chunk, rows: Sequence[Row]

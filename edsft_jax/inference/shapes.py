@@ -125,6 +125,10 @@ class BatchSizes:
     """Number of slots for decoding."""
     return self._fit(self.batch_tokens // (cache_length + self.num_new))
 
+  def fewer_slots(self, num_slots: int) -> int:
+    """A quarter as many slots, for the last rows."""
+    return max(num_slots // (4 * self.multiple), 1) * self.multiple
+
   def to_prefill(self, length: int, cache_length: int) -> int:
     """Rows per prefill, for decoding with this cache length."""
     return min(self.to_read(length), self.num_slots(cache_length))

@@ -84,22 +84,41 @@ class Slots:
     weights: nnx.State,
     sizes: BatchSizes,
     stop: Stop | None = None,
+    pays_off: Callable[[int, int, int, int], bool] = lambda *_: False,
   ):
-    """Allocates nothing yet."""
+    """Allocates nothing yet.
+
+    Args:
+      programs: the compiled programs.
+      weights: weights of the model.
+      sizes: the number of slots.
+      stop: strings that end a continuation.
+      pays_off: (slots, fewer slots, cache entries per slot, steps left at most)
+        -> whether moving to fewer slots takes less time than it saves.
+    """
     self._programs = programs
     self._weights = weights
     self._sizes = sizes
     self._stop = stop
+    self._pays_off = pays_off
     self._state: DecodeState | None = None
     self._cache_length = 0
     self._occupant = np.zeros(0, int)
     # Rows that the host has ended but the device still considers active.
     self._stopped = np.zeros(0, bool)
+    # New tokens of each slot's row when the host last looked.
+    self._num_tokens = np.zeros(0, int)
 
   @property
   def num_active(self) -> int:
     """Rows that have not ended."""
     return int(np.sum(self._occupant != _EMPTY))
+
+  @property
+  def _steps_left(self) -> int:
+    """Steps until the last active row ends, at most."""
+    most = self._programs.max_new_tokens
+    return most - int(self._num_tokens[self._occupant != _EMPTY].min())
 
   def reserve(self, cache_length: int) -> None:
     """Makes slots for prompts up to this length; active rows move there."""
@@ -114,13 +133,21 @@ class Slots:
       )
       self._occupant = np.full(num_slots, _EMPTY)
       self._stopped = np.zeros(num_slots, bool)
+      self._num_tokens = np.zeros(num_slots, int)
       return
+    self._move(num_slots)
+
+  def _move(self, num_slots: int) -> None:
+    """Moves the active rows to this many slots of the present length."""
     source = np.full(num_slots, _EMPTY, np.int32)
     occupied = np.flatnonzero(self._occupant != _EMPTY)
     source[: len(occupied)] = occupied
     self._occupant = np.where(source != _EMPTY, self._occupant[source], _EMPTY)
     self._stopped = np.zeros(num_slots, bool)
-    self._state = self._programs.resize(self._state, source, cache_length)
+    self._num_tokens = np.where(
+      source != _EMPTY, self._num_tokens[source], 0
+    )
+    self._state = self._programs.resize(self._state, source, self._cache_length)
 
   def insert(self, chunk: Chunk, prefilled: DecodeState) -> None:
     """Puts the rows of a chunk into free slots."""
@@ -129,6 +156,7 @@ class Slots:
     slot_P[: len(chunk.indices)] = free
     self._state = self._programs.insert(self._state, prefilled, slot_P)
     self._occupant[free] = chunk.indices
+    self._num_tokens[free] = 1
     self._stopped[free] = False
 
   def compile(self) -> None:
@@ -144,10 +172,38 @@ class Slots:
     """
     result = []
     while self.num_active > num_active:
-      now = jax.device_get(self._decode(num_active))
-      self._find_stops(now)
-      result.append(self._remove_ended(now))
+      result.append(self._decode_some(num_active))
     return result
+
+  def finish(self) -> list[Ended]:
+    """Decodes until all rows have ended, the last ones in fewer slots.
+
+    Empty slots are computed as active ones are. One row that takes many more
+    steps than the others would make them take as long as for a full batch.
+
+    Returns:
+      The rows that have ended.
+    """
+    result = []
+    while self.num_active:
+      num_slots = len(self._occupant)
+      fewer = self._sizes.fewer_slots(num_slots)
+      cache_length = self._cache_length + self._programs.max_new_tokens
+      if not self._pays_off(num_slots, fewer, cache_length, self._steps_left):
+        fewer = 0
+      elif self.num_active <= fewer:
+        self._move(fewer)
+        continue
+      result.append(self._decode_some(fewer))
+    return result
+
+  def _decode_some(self, num_active: int) -> Ended:
+    """Decodes until few rows are active, or it is time to look for stops."""
+    now = jax.device_get(self._decode(num_active))
+    self._find_stops(now)
+    ended = self._remove_ended(now)
+    self._num_tokens = np.array(now['num_tokens'])
+    return ended
 
   def _decode(self, num_active: int) -> dict[str, Any]:
     self._state, now = self._programs.decode_until(
