@@ -100,9 +100,7 @@ def _row_length(mesh: jax.sharding.Mesh) -> int:
 def compile_bytes(mesh: jax.sharding.Mesh) -> float:
   """Bytes that are read from memory while a program is compiled, about."""
   platform = mesh.devices.flat[0].platform
-  return (
-    _COMPILE_SECONDS * _BYTES.get(platform, _ACCELERATOR_BYTES) * mesh.size
-  )
+  return _COMPILE_SECONDS * _BYTES.get(platform, _ACCELERATOR_BYTES) * mesh.size
 
 
 def read_tokens(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:

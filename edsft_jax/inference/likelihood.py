@@ -148,17 +148,13 @@ class LikelihoodEngine:
     """
     found = _Found(self._sizes[part])
     report = Reporter(self._costs, progress)
-    calls = [
-      (planned, prefixes, packed)
-      for planned in self._plan[part]
-      for prefixes in (
-        workers.Shared(
-          functools.partial(self._read_prefixes, weights, planned.wave, report),
-          len(planned.calls),
-        ),
+    calls = []
+    for planned in self._plan[part]:
+      read = functools.partial(
+        self._read_prefixes, weights, planned.wave, report
       )
-      for packed in planned.calls
-    ]
+      prefixes = workers.Shared(read, len(planned.calls))
+      calls += [(planned, prefixes, packed) for packed in planned.calls]
     queue = workers.Queue(calls)
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
@@ -191,11 +187,10 @@ class LikelihoodEngine:
     packed: packing.Packed,
   ) -> dict[str, jax.Array]:
     """Starts the computation of `row_likelihood` for packed rows."""
-    rows = planned.wave.rows
     num_segments = packing.most_sequences(packed.length, planned.shortest)
     inputs = (
-      *packing.fill(packed, [row.own for row in rows]),
-      *self._scored(packed, rows, num_segments),
+      *packing.fill(packed, planned.own),
+      *self._scored(packed, planned.wave.rows, num_segments),
     )
     return self._programs.score(
       weights, prefixes.take(), *mesh_lib.shard_batch(self._mesh, inputs)

@@ -35,12 +35,14 @@ class Planned(NamedTuple):
 
   Attributes:
     wave: the prefixes and the rows that follow them.
+    own: the rows' tokens after their prefixes.
     calls: the rows, packed.
     shortest: see `packing.most_sequences`; the same for all waves whose
       prefixes have the same padded length, so that they share programs.
   """
 
   wave: Wave
+  own: list[tuple[int, ...]]
   calls: list[packing.Packed]
   shortest: int
 
@@ -111,8 +113,9 @@ class Planner:
       len(wave.rows),
       self._read_tokens,
     )
+    own = [row.own for row in wave.rows]
     calls = packing.pack(
-      [len(row.own) for row in wave.rows],
+      [len(ids) for ids in own],
       wave.shapes.row_lengths,
       lambda length, num_rows: min(
         sizes.to_pack(length, num_rows), sizes.num_slots(length)
@@ -120,13 +123,13 @@ class Planner:
       wave.groups,
       shortest,
     )
-    return Planned(wave, calls, shortest)
+    return Planned(wave, own, calls, shortest)
 
   def _cost_of(self, groups: Sequence[Sequence[Group]]) -> float:
     """Time to compile and run everything once, in tokens without attention."""
     programs: set[tuple[int, ...]] = set()
     cost = 0.0
-    for wave, calls, _ in itertools.chain(*self._plan(groups)):
+    for wave, _, calls, _ in itertools.chain(*self._plan(groups)):
       prefixes = wave.num_prefixes, wave.length
       if wave.prefixes:
         programs.add(prefixes)

@@ -144,9 +144,7 @@ class Slots:
     source[: len(occupied)] = occupied
     self._occupant = np.where(source != _EMPTY, self._occupant[source], _EMPTY)
     self._stopped = np.zeros(num_slots, bool)
-    self._num_tokens = np.where(
-      source != _EMPTY, self._num_tokens[source], 0
-    )
+    self._num_tokens = np.where(source != _EMPTY, self._num_tokens[source], 0)
     self._state = self._programs.resize(self._state, source, self._cache_length)
 
   def insert(self, chunk: Chunk, prefilled: DecodeState) -> None:

@@ -21,9 +21,9 @@ MAX_SCORES = 2**26
 KEPT_SCORES_LENGTH = 512
 # See AttentionInputs.query_block.
 QUERY_BLOCK = 128
-# Without a query_block, blocks of long prompts grow up to this, since each block
-# is compiled: SmolLM2-135M reads prompts of 912 tokens at the same rate, and
-# compiles in half of the time.
+# Without a query_block, blocks of long prompts grow up to this, since each is
+# compiled: SmolLM2-135M reads prompts of 912 tokens at the same rate, and its
+# program compiles in half of the time.
 _LARGEST_QUERY_BLOCK = 256
 # They grow further only if there would be more blocks than this.
 _MOST_BLOCKS = 16

@@ -253,9 +253,7 @@ def _score_shards(
           columns['confidence_sample'] = in_sample[part]
         rows = table.make_table(columns, scores, prompt_format)
         shards.write(plan.folders[i], rows, scores.features)
-  _say_programs(
-    scorer_of(sizes[0]).num_programs, loaded.shapes, bool(generate.any())
-  )
+  _say_programs(scorer_of(sizes[0]).num_programs, loaded.shapes, generate)
   return notes, with_control
 
 
@@ -298,7 +296,7 @@ def _to_generate(
 
 
 def _say_programs(
-  num_programs: int, shapes: inference.Shapes, generated: bool
+  num_programs: int, shapes: inference.Shapes, generate: np.ndarray
 ) -> None:
   if not num_programs:
     return
@@ -306,11 +304,17 @@ def _say_programs(
   def listed(numbers: Sequence[int]) -> str:
     return ', '.join(map(str, numbers))
 
+  parts = []
+  if generate.any():
+    parts.append(
+      f'prompts padded to {listed(shapes.lengths)} tokens, decoded at '
+      f'{listed(shapes.cache_lengths)}'
+    )
+  if not generate.all():
+    parts.append(f'packed into rows of {listed(shapes.row_lengths)} tokens')
   console.say(
     'score',
-    f'{console.count(num_programs, "program")} compiled: prompts padded to '
-    f'{listed(shapes.lengths)} tokens'
-    + (f', decoded at {listed(shapes.cache_lengths)}' if generated else ''),
+    f'{console.count(num_programs, "program")} compiled: {"; ".join(parts)}',
   )
 
 

@@ -116,3 +116,30 @@ def test_hooks_see_each_row_alone(decoder, prompts):
   read = engine.read(weights, prompts)
   assert read['first'].tolist() == firsts
   assert read['length'].tolist() == lengths
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_the_last_rows_move_to_fewer_slots(
+  goldens, prompts, monkeypatch, devices
+):
+  mesh = make_mesh(devices=jax.devices()[:devices])
+  placed = models.load_decoder(goldens['mistral_v4'].path, 'float32', mesh)
+  options = {
+    'devices': devices,
+    'batch_tokens': 240 * 8,
+    'end_ids': tuple(range(0, placed.config.vocab_size, 2)),
+  }
+  usual, weights = _engine(placed, **options)
+  longest = max(usual.generate(weights, prompts).tokens, key=len)
+  stop = inference.Stop((f'<{longest[-2]}>',), _text)
+  expected = usual.generate(weights, prompts, stop=stop)
+  # Compiling costs nothing: every move pays off.
+  monkeypatch.setattr(
+    'edsft_jax.inference.engine.compile_bytes', lambda mesh: 0.0
+  )
+  moving, _ = _engine(placed, **options)
+  found = moving.generate(weights, prompts, stop=stop)
+  assert moving.num_resizes > usual.num_resizes
+  assert found.stopped.tolist() == expected.stopped.tolist()
+  for ids, other in zip(found.tokens, expected.tokens, strict=True):
+    assert ids.tolist() == other.tolist()
