@@ -40,6 +40,7 @@ def choose_shapes(
   mesh: jax.sharding.Mesh,
   lengths: Sequence[int],
   num_passes: int = 1,
+  most_together: int | None = None,
 ) -> shapes_lib.Shapes:
   """Chooses the shapes for prompts of these lengths and this model.
 
@@ -51,10 +52,11 @@ def choose_shapes(
     mesh: the devices.
     lengths: tokens of each prompt.
     num_passes: how often the prompts will run, for example once per model.
+    most_together: tokens of prompts that may share a packed row; None: of all.
   """
   options = shapes_lib.ShapeOptions(
     compile_tokens=compile_tokens(decoder, mesh) / num_passes,
-    row_length=_row_length(mesh),
+    row_length=min(_row_length(mesh), most_together or sum(lengths)),
     key_cost=key_cost(decoder),
   )
   return shapes_lib.Shapes.of(lengths, options)

@@ -69,6 +69,7 @@ class Engine:
     hooks: Hooks | None = None,
     layer: int = -1,
     prefix: Sequence[int] = (),
+    num_passes: int = 1,
   ):
     """Compiles nothing yet.
 
@@ -83,6 +84,7 @@ class Engine:
       hooks: functions to compute for each row.
       layer: layer of the prompt hook's features, see Decoder.__call__.
       prefix: tokens that all rows start with, read once per call.
+      num_passes: how often the rows will run, for example once per model.
     """
     self.batch_tokens = batch_tokens
     self._mesh = mesh
@@ -91,7 +93,7 @@ class Engine:
     self._num_workers = workers.num_workers(mesh)
     # Each part of a split batch reads all weights.
     self._costs = throughput.Costs.of(decoder, mesh_lib.batch_multiple(mesh))
-    self._compile_bytes = compile_bytes(mesh)
+    self._compile_bytes = compile_bytes(mesh) / num_passes
     self._sizes = shapes_lib.BatchSizes(
       batch_tokens // self._num_workers,
       max_new_tokens,
@@ -154,10 +156,8 @@ class Engine:
         num_finished=len(packed.indices),
       )
 
-    calls = packing.pack(
-      [len(ids) for ids in own], self._shapes.row_lengths, self._to_pack
-    )
-    queue = workers.Queue(calls)
+    rows = packing.pack([len(ids) for ids in own], self._shapes.row_lengths)
+    queue = workers.Queue(packing.calls(rows, self._sizes.to_pack))
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       workers.pipeline(unless_stopped(queue.take(number)), dispatch, collect)
@@ -326,10 +326,6 @@ class Engine:
       longest = queue[-1].cache_length
       queue = [step._replace(cache_length=longest) for step in queue]
     return queue
-
-  def _to_pack(self, length: int, num_rows: int) -> int:
-    """Packed rows per call, of `num_rows` for all workers."""
-    return self._sizes.to_pack(length, -(-num_rows // self._num_workers))
 
   def _to_prefill(self, prefix_length: int, length: int) -> int:
     """Rows per prefill of this padded length, after a prefix."""

@@ -111,6 +111,7 @@ class GenerationEngine:
       batch_tokens=batch_tokens,
       max_rows=max(1, *map(len, parts)),
       hooks=Hooks(step=_is_finite, row=_are_finite),
+      num_passes=num_passes,
     )
 
   @property

@@ -8,12 +8,14 @@ longer ones are only for sequences that need them.
 import bisect
 from collections.abc import Callable, Sequence
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-# Sequences per row at most, as a share of its length: shorter ones leave some
-# of the row empty.
+# A row has at most one sequence for each so many tokens, and at most so many:
+# for every one that there may be, results and a mask of the row are computed.
 _MIN_LENGTH = 8
+_MOST_SEQUENCES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ def most_sequences(row_length: int, shortest: int = 1) -> int:
     row_length: tokens per row.
     shortest: tokens of the shortest sequence.
   """
-  return max(row_length // max(shortest, _MIN_LENGTH), 1)
+  most = row_length // max(shortest, _MIN_LENGTH)
+  return min(max(most, 1), _MOST_SEQUENCES)
 
 
 def row_lengths(
@@ -98,50 +101,60 @@ def row_lengths(
   return (*chosen, candidates[-1])
 
 
+class Row(NamedTuple):
+  """A packed row: tokens, padding included, and the sequences by index."""
+
+  length: int
+  sequences: list[int]
+
+
 def pack(
   lengths: Sequence[int],
-  shapes: Sequence[int],
-  num_rows: Callable[[int, int], int],
+  row_lengths: Sequence[int],
   groups: Sequence[Sequence[int]] | None = None,
   shortest: int = 1,
-) -> list[Packed]:
+) -> list[Row]:
   """Packs sequences, the longest first, where they leave the least room.
 
   Args:
     lengths: tokens of each sequence.
-    shapes: tokens per row to choose from, ascending.
-    num_rows: (tokens per row, number of such rows) -> rows per call.
+    row_lengths: tokens per row to choose from, ascending.
     groups: indices of sequences that may share a row; None: all may.
     shortest: see `most_sequences`.
-
-  Returns:
-    The calls, those with the longest rows first.
 
   Raises:
     ValueError: a sequence is longer than every row.
   """
-  rows: list[tuple[int, list[int]]] = []
+  rows: list[Row] = []
   for group in [range(len(lengths))] if groups is None else groups:
-    rows += _pack_group(lengths, group, shapes, shortest)
-  calls = []
-  for length in reversed(shapes):
-    some = [row for size, row in rows if size == length]
-    at_once = num_rows(length, len(some))
-    calls += [
-      Packed(some[start : start + at_once], length, at_once)
-      for start in range(0, len(some), at_once)
-    ]
-  return calls
+    rows += _pack_group(lengths, group, row_lengths, shortest)
+  return rows
+
+
+def calls(rows: Sequence[Row], num_rows: Callable[[int], int]) -> list[Packed]:
+  """The calls that read rows, those with the longest ones first.
+
+  Args:
+    rows: packed rows.
+    num_rows: tokens per row -> rows per call.
+  """
+  by_length: dict[int, list[list[int]]] = {}
+  for row in sorted(rows, key=lambda row: -row.length):
+    by_length.setdefault(row.length, []).append(row.sequences)
+  return [
+    Packed(some[start : start + num_rows(length)], length, num_rows(length))
+    for length, some in by_length.items()
+    for start in range(0, len(some), num_rows(length))
+  ]
 
 
 def _pack_group(
   lengths: Sequence[int],
   group: Sequence[int],
-  shapes: Sequence[int],
+  row_lengths: Sequence[int],
   shortest: int,
-) -> list[tuple[int, list[int]]]:
-  """Tokens per row, and the sequences of each row."""
-  rows: list[tuple[int, list[int]]] = []
+) -> list[Row]:
+  rows: list[Row] = []
   # (room, number) of the rows that take more sequences.
   has_room: list[tuple[int, int]] = []
   for index in sorted(group, key=lambda i: -lengths[i]):
@@ -150,16 +163,17 @@ def _pack_group(
     if at < len(has_room):
       room, number = has_room.pop(at)
     else:
-      place = bisect.bisect_left(shapes, size)
-      if place == len(shapes):
+      place = bisect.bisect_left(row_lengths, size)
+      if place == len(row_lengths):
         raise ValueError(
-          f'a prompt has {size} tokens, the shapes are for at most {shapes[-1]}'
+          f'a prompt has {size} tokens, the shapes are for at most '
+          f'{row_lengths[-1]}'
         )
-      room, number = shapes[place], len(rows)
-      rows.append((shapes[place], []))
-    length, row = rows[number]
-    row.append(index)
-    if len(row) < most_sequences(length, shortest):
+      room, number = row_lengths[place], len(rows)
+      rows.append(Row(room, []))
+    row = rows[number]
+    row.sequences.append(index)
+    if len(row.sequences) < most_sequences(row.length, shortest):
       bisect.insort(has_room, (room - size, number))
   return rows
 

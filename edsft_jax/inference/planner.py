@@ -5,7 +5,9 @@ since rows that follow different prefixes are packed apart. So the time of a few
 plans is estimated by counting tokens, keys and programs.
 """
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Mapping, Sequence
+import functools
 import itertools
 import math
 from typing import NamedTuple
@@ -70,12 +72,17 @@ class Planner:
 
   def cheapest(self) -> list[list[Planned]]:
     """The plan of each part that takes the least time, by count."""
-    groups = min(map(self._saving, _MIN_SAVED), key=self._cost_of)
+    candidates = map(self._saving, _MIN_SAVED)
+    cost, groups = min(
+      ((self._cost_of(groups), groups) for groups in candidates),
+      key=lambda found: found[0],
+    )
     # Each padded length of prefixes needs programs of its own.
-    lengths = {p.wave.length for part in self._plan(groups) for p in part}
+    lengths = {p.wave.length for part in self._plan(groups) for p in part} - {0}
     for shorter, length in itertools.pairwise([0, *sorted(lengths)]):
       fewer = [_without_lengths(part, shorter, length) for part in groups]
-      groups = min(groups, fewer, key=self._cost_of)
+      if (of_fewer := self._cost_of(fewer)) < cost:
+        cost, groups = of_fewer, fewer
     # Last, since it decides what the rows take as their prefixes.
     return self._plan(groups)
 
@@ -96,34 +103,55 @@ class Planner:
       num_passes=self._num_passes,
       max_prefix_tokens=_MAX_PREFIX_TOKENS,
     )
+    # Waves whose prefixes have one length have the same shapes.
     shortest: dict[int, int] = {}
     for wave in itertools.chain(*planned):
       own = min(len(row.own) for row in wave.rows)
       shortest[wave.length] = min(shortest.get(wave.length, own), own)
+    most_rows: dict[tuple[int, int], int] = {}
+    rows: list[list[packing.Row]] = []
+    for wave in itertools.chain(*planned):
+      rows.append(
+        packing.pack(
+          [len(row.own) for row in wave.rows],
+          wave.shapes.row_lengths,
+          wave.groups,
+          shortest[wave.length],
+        )
+      )
+      for length, num in collections.Counter(
+        r.length for r in rows[-1]
+      ).items():
+        shape = wave.length, length
+        most_rows[shape] = max(most_rows.get(shape, 0), num)
+    packed = iter(rows)
     return [
-      [self._pack(wave, shortest[wave.length]) for wave in of_part]
+      [
+        Planned(
+          wave,
+          [row.own for row in wave.rows],
+          packing.calls(
+            next(packed), functools.partial(self._at_once, most_rows, wave)
+          ),
+          shortest[wave.length],
+        )
+        for wave in of_part
+      ]
       for of_part in planned
     ]
 
-  def _pack(self, wave: Wave, shortest: int) -> Planned:
+  def _at_once(
+    self, most_rows: Mapping[tuple[int, int], int], wave: Wave, length: int
+  ) -> int:
+    """Rows of this length per call, of at most so many in a wave."""
     sizes = shapes_lib.BatchSizes(
       self._batch_tokens,
       wave.length,
       mesh_lib.batch_multiple(self._mesh),
-      len(wave.rows),
+      most_rows[wave.length, length],
       self._read_tokens,
     )
-    own = [row.own for row in wave.rows]
-    calls = packing.pack(
-      [len(ids) for ids in own],
-      wave.shapes.row_lengths,
-      lambda length, num_rows: min(
-        sizes.to_pack(length, num_rows), sizes.num_slots(length)
-      ),
-      wave.groups,
-      shortest,
-    )
-    return Planned(wave, own, calls, shortest)
+    return min(sizes.to_pack(length), sizes.num_slots(length))
 
   def _cost_of(self, groups: Sequence[Sequence[Group]]) -> float:
     """Time to compile and run everything once, in tokens without attention."""

@@ -290,8 +290,8 @@ def target_likelihood(
     decoder: the model.
     hidden_BxLxD: its hidden states.
     tokens_BxL: the rows.
-    is_target_BxL: the tokens to score; not a row's first, which nothing
-      predicts.
+    is_target_BxL: the tokens to score; not the first one of a sequence, which
+      nothing predicts.
     max_logits: limit on the logits held at once, in floats.
 
   Returns:
@@ -316,8 +316,11 @@ def target_likelihood(
       place_BxT, block * size, size, axis=1
     )
     # The token before a target predicts it.
-    logits_BxPxV = decoder.logits(hidden_BxLxD[row_Bx1, place_BxP - 1])
-    token_BxP = tokens_BxL[row_Bx1, place_BxP]
+    before_BxPx1 = jnp.maximum(place_BxP - 1, 0)[..., None]
+    logits_BxPxV = decoder.logits(
+      jnp.take_along_axis(hidden_BxLxD, before_BxPx1, axis=1)
+    )
+    token_BxP = jnp.take_along_axis(tokens_BxL, place_BxP, axis=1)
     nll_BxP, is_best_BxP = _likelihood(logits_BxPxV, token_BxP[..., None])
     return (
       nll_BxL.at[row_Bx1, place_BxP].set(nll_BxP[..., 0]),
@@ -348,7 +351,7 @@ def row_likelihood(
     tokens_BxL: the rows.
     mask_BxSxL: the tokens of each sequence, which follow each other.
     num_scored_BxS: how many last tokens of each sequence to score; fewer than
-      all, except after a prefix that ends with the token before them.
+      all.
     last_BxSxC: tokens that may follow the sequence.
 
   Returns:
@@ -359,10 +362,23 @@ def row_likelihood(
   end_BxSx1 = jnp.max(
     jnp.where(mask_BxSxL, position_L, 0), axis=-1, keepdims=True
   )
-  logits_BxSxV = decoder.logits(
-    jnp.take_along_axis(hidden_BxLxD, end_BxSx1, axis=1)
+
+  def score_last(
+    ends: tuple[jax.Array, jax.Array],
+  ) -> tuple[jax.Array, jax.Array]:
+    hidden_BxD, last_BxC = ends
+    return _likelihood(decoder.logits(hidden_BxD), last_BxC)
+
+  batch, num_sequences, _ = last_BxSxC.shape
+  most = max(MAX_LOGITS // (batch * decoder.config.vocab_size), 1)
+  ends_SxBx = jax.tree.map(
+    lambda x_BxSx: x_BxSx.swapaxes(0, 1),
+    (jnp.take_along_axis(hidden_BxLxD, end_BxSx1, axis=1), last_BxSxC),
   )
-  nll_BxSxC, is_best_BxSxC = _likelihood(logits_BxSxV, last_BxSxC)
+  nll_BxSxC, is_best_BxSxC = jax.tree.map(
+    lambda x_SxBx: x_SxBx.swapaxes(0, 1),
+    jax.lax.map(score_last, ends_SxBx, batch_size=min(most, num_sequences)),
+  )
   is_target_BxSxL = mask_BxSxL & (
     position_L > end_BxSx1 - num_scored_BxS[..., None]
   )

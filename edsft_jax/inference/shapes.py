@@ -20,8 +20,8 @@ class ShapeOptions:
     compile_tokens: compiling a program takes about as long as running it on
       this many tokens.
     step: padded lengths are multiples of this.
-    max_lengths: limit on padded lengths. Each needs one program to read
-      prompts, or two if only some of the prompts are continued.
+    max_lengths: limit on padded lengths. Each needs a program to read prompts
+      that are continued.
     max_cache_lengths: limit on cache lengths, each with a program to decode.
     row_length: tokens of the shortest packed rows, about.
     key_cost: see `packing.row_lengths`.
@@ -134,22 +134,16 @@ class BatchSizes:
     return min(self.to_read(length), self.num_slots(cache_length))
 
   def to_read(self, length: int) -> int:
-    """Rows per call for prompts that are not continued."""
+    """Rows of padded prompts per call."""
     rows = self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
     # Spread evenly over the calls, so that the last is not mostly padding.
     num_calls = -(-self.total_rows // rows)
     return self._up(-(-self.total_rows // num_calls))
 
-  def to_pack(self, length: int, num_rows: int) -> int:
-    """Packed rows per call.
-
-    Args:
-      length: tokens per row.
-      num_rows: number of rows; few are rounded up, so that few programs differ.
-    """
+  def to_pack(self, length: int) -> int:
+    """Packed rows of this length per call."""
     tokens = min(self.read_tokens, self.batch_tokens // 4)
-    rows = max(round(tokens / (length * self.multiple)), 1) * self.multiple
-    return min(rows, self._up(1 << (num_rows - 1).bit_length()))
+    return self._fit(tokens // length)
 
   def _fit(self, rows: int) -> int:
     most = self._up(self.total_rows)

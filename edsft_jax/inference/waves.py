@@ -136,11 +136,11 @@ def plan(
       otherwise, nothing is shared.
   """
 
-  def choose(lengths: list[int]) -> shapes_lib.Shapes:
-    return choose_shapes(decoder, mesh, lengths, num_passes)
+  def choose(lengths: list[int], most_together: int) -> shapes_lib.Shapes:
+    return choose_shapes(decoder, mesh, lengths, num_passes, most_together)
 
   prefixes = [group for part in groups for group in part if group.length]
-  shapes = choose([group.length for group in prefixes] or [1])
+  shapes = choose([group.length for group in prefixes] or [1], 1)
   num_saved = sum(group.num_saved for group in prefixes)
   if num_saved < min_saved * len(shapes.lengths):
     groups = [_alone(rows) for rows in parts]
@@ -151,7 +151,10 @@ def plan(
   waves: list[list[Wave]] = [[] for _ in parts]
   for length in sorted(set().union(*by_length)):
     some = [found.get(length, []) for found in by_length]
-    shapes = choose([len(row.own) for gs in some for g in gs for row in g])
+    own = [[len(row.own) for row in group] for part in some for group in part]
+    # Rows that follow different prefixes do not share a packed row.
+    together = max(map(sum, own)) if length else sum(map(sum, own))
+    shapes = choose([*itertools.chain(*own)], together)
     if length:
       # Parts share programs only if their waves have equally many prefixes.
       most = min(max(max_prefix_tokens // length, 1), max(map(len, some)))

@@ -178,7 +178,9 @@ class Decoder(nnx.Module):
     """
     inputs, length_BxL = self._packed_inputs(segments, cache)
     inputs_of_layers = self._inputs_of_layers(inputs, length_BxL)
-    return self._run(tokens, inputs_of_layers, cache, layer)
+    output = self._run(tokens, inputs_of_layers, cache, layer)
+    # A cache is for rows of one sequence.
+    return dataclasses.replace(output, kv_cache=None)
 
   def hidden_of_packed(
     self, tokens: jax.Array, segments: jax.Array, remat: bool

@@ -81,12 +81,12 @@ def sequence_scores(
   """The uncertainty scores of each row of tokens; README.md names the papers.
 
   Args:
-    statistics: fields [B, T].
-    valid: bool [B, T], the steps that count.
+    statistics: fields [B, T], or [B, 1 or S, T] for S sequences in each row.
+    valid: bool [B, T] or [B, S, T], the steps that count.
     length_normalized: divide least_confidence by the number of steps.
 
   Returns:
-    float32 [B] by name; NaN where a row has no valid step.
+    float32 [B] or [B, S] by name; NaN where there is no valid step.
   """
   num_B = jnp.sum(valid, axis=-1)
   none_B = num_B == 0

@@ -17,7 +17,8 @@ def refuse_not_finite(
   """Rejects scores and features that are not finite.
 
   Raises:
-    InputError: naming the first prompt with a number that is not finite.
+    InputError: naming the first prompt with a number that is not finite, which
+      may be that of another prompt in its packed row.
   """
   finite = np.isfinite(scores.features).all(axis=1)
   if scores.scores:
@@ -29,8 +30,9 @@ def refuse_not_finite(
     )
   if not finite.all():
     raise errors.InputError(
-      f'prompt {ids[int(np.argmin(finite))]!r} has scores or features that '
-      "are not finite: check the model's weights and model.dtype"
+      f'prompt {ids[int(np.argmin(finite))]!r} (or one that was read with it) '
+      'has scores or features that are not finite: check the weights of the '
+      'model and model.dtype'
     )
 
 

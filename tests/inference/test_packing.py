@@ -13,18 +13,21 @@ LENGTHS = np.random.default_rng(1).integers(1, 130, 90).tolist()
 SHAPES = (48, 136)
 
 
-def _at_once(length: int, num_rows: int) -> int:
-  del num_rows
+def _at_once(length: int) -> int:
   return 2 if length == 136 else 3
+
+
+def _calls(**options) -> list[packing.Packed]:
+  return packing.calls(packing.pack(LENGTHS, SHAPES, **options), _at_once)
 
 
 @pytest.mark.parametrize('shortest', [1, 20])
 def test_every_sequence_is_in_one_row_with_room_for_it(shortest):
-  calls = packing.pack(LENGTHS, SHAPES, _at_once, shortest=shortest)
+  calls = _calls(shortest=shortest)
   assert sorted(i for c in calls for i in c.indices) == list(range(90))
   slots = 0
   for call in calls:
-    assert call.num_rows == _at_once(call.length, 0)
+    assert call.num_rows == _at_once(call.length)
     assert len(call.rows) <= call.num_rows
     slots += call.num_rows * call.length
     for row in call.rows:
@@ -42,7 +45,7 @@ def test_every_sequence_is_in_one_row_with_room_for_it(shortest):
 
 def test_groups_do_not_share_rows():
   groups = [list(range(30)), list(range(30, 90))]
-  calls = packing.pack(LENGTHS, SHAPES, _at_once, groups)
+  calls = _calls(groups=groups)
   assert sorted(i for c in calls for i in c.indices) == list(range(90))
   for call in calls:
     for row in call.rows:
@@ -51,7 +54,14 @@ def test_groups_do_not_share_rows():
 
 def test_a_sequence_longer_than_every_row_is_refused():
   with pytest.raises(ValueError, match='a prompt has 137 tokens'):
-    packing.pack([3, 137], SHAPES, _at_once)
+    packing.pack([3, 137], SHAPES)
+
+
+def test_the_number_of_sequences_does_not_grow_with_the_row():
+  assert packing.most_sequences(256) == 32
+  assert packing.most_sequences(100_000) == 64
+  rows = packing.pack([1] * 200, (100_000,))
+  assert [len(row.sequences) for row in rows] == [64, 64, 64, 8]
 
 
 def _row_lengths(lengths, compile_tokens):

@@ -18,7 +18,7 @@ import scipy.special
 
 from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh, shard_batch
-from edsft_jax.models import attention
+from edsft_jax.models import attention, layer_loop
 from edsft_jax.models import rope as rope_lib
 
 
@@ -667,10 +667,14 @@ def test_long_prompts_attend_in_blocks_on_a_cpu(
     return attend(q, *args, **kwargs)
 
   monkeypatch.setattr(attention, '_attend_block', watched)
+  layer_loop.run_layer.clear_cache()
   found = run()
   assert set(blocks) == {num_before, 128, 44} - {0}
-  monkeypatch.setattr(attention, 'QUERY_BLOCK', 300)
+  monkeypatch.setattr(attention, '_query_block', lambda length: length)
+  layer_loop.run_layer.clear_cache()
+  blocks.clear()
   np.testing.assert_allclose(found, run(), rtol=0, atol=2e-5)
+  assert set(blocks) == {num_before, 300} - {0}
 
 
 def test_memory_grows_with_a_prompt_not_with_its_square(goldens):

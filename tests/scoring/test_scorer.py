@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edsft_jax import inference, models
-from edsft_jax.inference import Shapes, throughput, workers
+from edsft_jax.inference import Shapes, throughput
 from edsft_jax.mesh import make_mesh
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.scorer import Scorer
@@ -272,5 +272,4 @@ def test_only_what_is_computed_counts(decoder):
     scorer(tokens, np.zeros(8, bool), seen.append)
     work = sum(seen, throughput.Work())
     assert work.flops == 8 * costs.flops(0, 16, 0)
-    num_parts = devices * workers.num_workers(mesh)
-    assert work.bytes == num_parts * costs.read_bytes(scored=False)
+    assert work.bytes == devices * costs.read_bytes(scored=False)
