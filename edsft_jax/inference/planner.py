@@ -108,36 +108,28 @@ class Planner:
     for wave in itertools.chain(*planned):
       own = min(len(row.own) for row in wave.rows)
       shortest[wave.length] = min(shortest.get(wave.length, own), own)
+    packed = [
+      [(wave, _packed(wave, shortest[wave.length])) for wave in part]
+      for part in planned
+    ]
     most_rows: dict[tuple[int, int], int] = {}
-    rows: list[list[packing.Row]] = []
-    for wave in itertools.chain(*planned):
-      rows.append(
-        packing.pack(
-          [len(row.own) for row in wave.rows],
-          wave.shapes.row_lengths,
-          wave.groups,
-          shortest[wave.length],
-        )
-      )
-      for length, num in collections.Counter(
-        r.length for r in rows[-1]
-      ).items():
+    for wave, rows in itertools.chain(*packed):
+      for length, num in collections.Counter(r.length for r in rows).items():
         shape = wave.length, length
         most_rows[shape] = max(most_rows.get(shape, 0), num)
-    packed = iter(rows)
     return [
       [
         Planned(
           wave,
           [row.own for row in wave.rows],
           packing.calls(
-            next(packed), functools.partial(self._at_once, most_rows, wave)
+            rows, functools.partial(self._at_once, most_rows, wave)
           ),
           shortest[wave.length],
         )
-        for wave in of_part
+        for wave, rows in part
       ]
-      for of_part in planned
+      for part in packed
     ]
 
   def _at_once(
@@ -172,6 +164,16 @@ class Planner:
     # On average, half of a row's keys come before a token.
     num_keys = num_before + length / 2
     return num_rows * length * (1 + self._key_cost * num_keys)
+
+
+def _packed(wave: Wave, shortest: int) -> list[packing.Row]:
+  """The rows of a wave, packed after their prefixes."""
+  return packing.pack(
+    [len(row.own) for row in wave.rows],
+    wave.shapes.row_lengths,
+    wave.groups,
+    shortest,
+  )
 
 
 def _without_lengths(
