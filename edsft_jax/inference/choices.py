@@ -15,7 +15,7 @@ from edsft_jax.inference.prefixes import MIN_LENGTH, can_share, common_prefix
 # accelerator. Only the order of magnitude matters.
 _FLOPS = {'cpu': 1.5e11}
 _ACCELERATOR_FLOPS = 1e14
-# Bytes/s that a decode step reads, likewise.
+# Bytes/s that a decode step reads, by platform.
 _BYTES = {'cpu': 1.5e10}
 _ACCELERATOR_BYTES = 1e12
 # Seconds to compile a program, and the overhead of calling one.
@@ -52,11 +52,15 @@ def choose_shapes(
     mesh: the devices.
     lengths: tokens of each prompt.
     num_passes: how often the prompts will run, for example once per model.
-    most_together: tokens of prompts that may share a packed row; None: of all.
+    most_together: tokens of the largest group of prompts that may share packed
+      rows; None: all may.
   """
+  row_length = _row_length(mesh)
+  if most_together is not None:
+    row_length = min(row_length, most_together)
   options = shapes_lib.ShapeOptions(
     compile_tokens=compile_tokens(decoder, mesh) / num_passes,
-    row_length=min(_row_length(mesh), most_together or sum(lengths)),
+    row_length=row_length,
     key_cost=key_cost(decoder),
   )
   return shapes_lib.Shapes.of(lengths, options)

@@ -76,7 +76,7 @@ class Engine:
     Args:
       decoder: gives the structure; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      shapes: the padded lengths, without the prefix.
+      shapes: the padded lengths and row lengths, without the prefix.
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
@@ -122,7 +122,7 @@ class Engine:
     prompts: Tokens,
     progress: Progress = lambda work: None,
   ) -> Any:
-    """Applies the prompt hook to prompts that are not continued.
+    """Applies the prompt hook to prompts that are not continued, packed.
 
     Args:
       weights: weights of a decoder with the constructor's structure.

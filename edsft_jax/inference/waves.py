@@ -136,11 +136,13 @@ def plan(
       otherwise, nothing is shared.
   """
 
-  def choose(lengths: list[int], most_together: int) -> shapes_lib.Shapes:
+  def choose(
+    lengths: list[int], most_together: int | None = None
+  ) -> shapes_lib.Shapes:
     return choose_shapes(decoder, mesh, lengths, num_passes, most_together)
 
   prefixes = [group for part in groups for group in part if group.length]
-  shapes = choose([group.length for group in prefixes] or [1], 1)
+  shapes = choose([group.length for group in prefixes] or [1])
   num_saved = sum(group.num_saved for group in prefixes)
   if num_saved < min_saved * len(shapes.lengths):
     groups = [_alone(rows) for rows in parts]
@@ -153,7 +155,7 @@ def plan(
     some = [found.get(length, []) for found in by_length]
     own = [[len(row.own) for row in group] for part in some for group in part]
     # Rows that follow different prefixes do not share a packed row.
-    together = max(map(sum, own)) if length else sum(map(sum, own))
+    together = max(map(sum, own)) if length else None
     shapes = choose([*itertools.chain(*own)], together)
     if length:
       # Parts share programs only if their waves have equally many prefixes.
@@ -201,7 +203,7 @@ def _alone(rows: Sequence[Row]) -> list[Group]:
 def _with_lengths(
   rows: Sequence[Row], groups: Sequence[Group]
 ) -> list[list[Row]]:
-  """The rows of each group; sets their `prefix_length`, and no prefix yet."""
+  """The rows of each group; sets their `prefix_length`, resets the index."""
   for group in groups:
     for i in group.indices:
       rows[i].prefix_length = group.length

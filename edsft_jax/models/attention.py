@@ -222,16 +222,14 @@ def attend(
 
   # The backward pass recomputes scores instead of keeping them.
   @jax.checkpoint
-  def attend_block(part: tuple[jax.Array, Any, Any]) -> jax.Array:
-    q_BxKxGxPxA, position_BxP, segment_BxP = part
+  def attend_block(part: tuple[jax.Array, Any]) -> jax.Array:
+    q_BxKxGxPxA, (position_BxP, segment_BxP) = part
     block = dataclasses.replace(
       inputs, position_BxL=position_BxP, segment_BxL=segment_BxP
     )
     return _attend_block(q_BxKxGxPxA, k_BxKxAxS, v_BxKxSxA, block)
 
-  def blocks(x_BxL: jax.Array | None) -> jax.Array | None:
-    if x_BxL is None:
-      return None
+  def blocks(x_BxL: jax.Array) -> jax.Array:
     return x_BxL.reshape(heads[0], -1, size).swapaxes(0, 1)
 
   q_BxKxGxNxPxA = q_BxKxGxLxA.reshape(*heads, -1, size, head_dim)
@@ -239,8 +237,7 @@ def attend(
     attend_block,
     (
       jnp.moveaxis(q_BxKxGxNxPxA, 3, 0),
-      blocks(inputs.position_BxL),
-      blocks(inputs.segment_BxL),
+      jax.tree.map(blocks, (inputs.position_BxL, inputs.segment_BxL)),
     ),
   )
   return jnp.moveaxis(attended_NxBxKxGxPxA, 0, 3).reshape(q_BxKxGxLxA.shape)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -198,24 +198,30 @@ def _row_results(
   }
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _SharedPrefix:
-  """What rows of P + L tokens need to know about the P that they share.
+class _PrefixStatistics(NamedTuple):
+  """What scores of a prompt need to know about its prefix of P tokens.
 
   Attributes:
-    features_1xPxD: their hidden states.
-    of_prefix: statistics of each of them given those before, fields [1, P - 1];
-      None if the prompts' own tokens are not scored.
-    of_next: those of the token after them, whatever it is, fields [1, 1]; None
-      likewise.
-    next_log_prob_1xV: log probability of each token to be it; None likewise.
+    tokens: of each of its tokens given those before, fields [1, P - 1].
+    next: of the token after it, whichever that is, fields [1, 1].
+    next_log_prob_1xV: log probability of each token to be the next.
+  """
+
+  tokens: statistics.TokenStatistics
+  next: statistics.TokenStatistics
+  next_log_prob_1xV: jax.Array
+
+
+class _SharedPrefix(NamedTuple):
+  """What the prompt hook needs to know about the prefix of all prompts.
+
+  Attributes:
+    features_1xPxD: its hidden states.
+    scored: None if the prompts' own tokens are not scored.
   """
 
   features_1xPxD: jax.Array
-  of_prefix: statistics.TokenStatistics | None
-  of_next: statistics.TokenStatistics | None
-  next_log_prob_1xV: jax.Array | None
+  scored: _PrefixStatistics | None
 
 
 def _read_prefix(
@@ -228,14 +234,14 @@ def _read_prefix(
   """The prefix hook."""
   hidden_1xPxD = output.hidden_BxLxD
   if not with_scores:
-    return _SharedPrefix(output.features_BxLxD, None, None, None)
+    return _SharedPrefix(output.features_BxLxD, None)
   logits_1x1xV = decoder.logits(hidden_1xPxD[:, -1:])
-  return _SharedPrefix(
-    output.features_BxLxD,
+  scored = _PrefixStatistics(
     _prompt_statistics(decoder, hidden_1xPxD, tokens_1xP),
     statistics.token_statistics(logits_1x1xV, tokens_1xP[:, -1:]),
     jax.nn.log_softmax(logits_1x1xV[:, 0]),
   )
+  return _SharedPrefix(output.features_BxLxD, scored)
 
 
 def _prompt_results(
@@ -250,66 +256,58 @@ def _prompt_results(
   pooling: str,
 ) -> dict[str, Any]:
   """The prompt hook."""
-  scores = {}
   features_BxLxD = output.features_BxLxD
+  num_before = 0
+  if prefix is not None:
+    before_1xPxD = prefix.features_1xPxD
+    num_before = before_1xPxD.shape[1]
+    before_BxPxD = jnp.repeat(before_1xPxD, len(tokens_BxL), axis=0)
+    features_BxLxD = jnp.concatenate([before_BxPxD, features_BxLxD], axis=1)
+
+  def with_prefix(mask_BxSxL: jax.Array) -> jax.Array:
+    widths = ((0, 0), (0, 0), (num_before, 0))
+    return jnp.pad(mask_BxSxL, widths, constant_values=True)
+
+  scores = {}
   if with_scores:
     found = jax.tree.map(
       lambda x_BxT: x_BxT[:, None],
       _prompt_statistics(decoder, output.hidden_BxLxD, tokens_BxL),
     )
+    if prefix is not None and prefix.scored is not None:
+      found = _after_prefix(prefix.scored, found, tokens_BxL, mask_BxSxL)
     valid_BxSxT = mask_BxSxL[..., :-1] & mask_BxSxL[..., 1:]
-    if prefix is not None:
-      before = _statistics_before(prefix, tokens_BxL, mask_BxSxL)
-      found = jax.tree.map(_along_tokens, before, found)
-      valid_BxSxT = _with_prefix(valid_BxSxT, before.entropy.shape[-1])
-    scores = statistics.sequence_scores(found, valid_BxSxT, length_normalized)
-  if prefix is not None:
-    num_before = prefix.features_1xPxD.shape[1]
-    features_BxLxD = jnp.concatenate(
-      [
-        jnp.repeat(prefix.features_1xPxD, len(features_BxLxD), axis=0),
-        features_BxLxD,
-      ],
-      axis=1,
+    scores = statistics.sequence_scores(
+      found, with_prefix(valid_BxSxT), length_normalized
     )
-    mask_BxSxL = _with_prefix(mask_BxSxL, num_before)
-  features = pool_features(features_BxLxD, mask_BxSxL, pooling)
+  features = pool_features(features_BxLxD, with_prefix(mask_BxSxL), pooling)
   return {'scores': scores, 'features': features}
 
 
-def _with_prefix(mask_BxSxL: jax.Array, num_before: int) -> jax.Array:
-  """The mask, true at the tokens before each row."""
-  widths = ((0, 0), (0, 0), (num_before, 0))
-  return jnp.pad(mask_BxSxL, widths, constant_values=True)
-
-
-def _along_tokens(first: jax.Array, second: jax.Array) -> jax.Array:
-  """[B, S, P] and [B, S or 1, T] -> [B, S, P + T]."""
-  shape = (*first.shape[:2], second.shape[2])
-  return jnp.concatenate([first, jnp.broadcast_to(second, shape)], axis=2)
-
-
-def _statistics_before(
-  prefix: _SharedPrefix, tokens_BxL: jax.Array, mask_BxSxL: jax.Array
+def _after_prefix(
+  prefix: _PrefixStatistics,
+  found: statistics.TokenStatistics,
+  tokens_BxL: jax.Array,
+  mask_BxSxL: jax.Array,
 ) -> statistics.TokenStatistics:
-  """Of the prefix's tokens and each prompt's first, fields [B, S, P]."""
-  assert prefix.of_prefix is not None
-  assert prefix.of_next is not None
-  assert prefix.next_log_prob_1xV is not None
+  """Of the prefix, each prompt's first token and its others [B, 1, T].
+
+  Returns:
+    Fields [B, S, P + T].
+  """
   first_BxS = jnp.argmax(mask_BxSxL, axis=2)
   token_BxS = jnp.take_along_axis(tokens_BxL, first_BxS, axis=1)
-  first = prefix.of_next._replace(
+  first = prefix.next._replace(
     log_prob=prefix.next_log_prob_1xV[0, token_BxS][..., None]
   )
 
-  def along_tokens(before_1xT: jax.Array, x: jax.Array) -> jax.Array:
-    shape = (*token_BxS.shape, before_1xT.shape[1])
-    x_BxSx1 = jnp.broadcast_to(x, (*token_BxS.shape, 1))
+  def along_tokens(*parts: jax.Array) -> jax.Array:
     return jnp.concatenate(
-      [jnp.broadcast_to(before_1xT, shape), x_BxSx1], axis=2
+      [jnp.broadcast_to(x, (*token_BxS.shape, x.shape[-1])) for x in parts],
+      axis=2,
     )
 
-  return jax.tree.map(along_tokens, prefix.of_prefix, first)
+  return jax.tree.map(along_tokens, prefix.tokens, first, found)
 
 
 def _prompt_statistics(

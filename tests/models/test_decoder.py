@@ -649,9 +649,11 @@ def test_long_prompts_attend_in_blocks_on_a_cpu(
   rows = [rng.integers(3, 45, size) for size in (300 + num_before, 45)]
   tokens, mask = inference.pad_left(rows, 300 + num_before)
 
-  def run():
+  num_entries = 300 + num_before + num_free
+
+  def run(decoder):
     parts = [slice(0, num_before), slice(num_before, None)]
-    cache = decoder.init_cache(2, 300 + num_before + num_free)
+    cache = decoder.init_cache(2, num_entries)
     for part in parts:
       if tokens[:, part].shape[1]:
         output = decoder(tokens[:, part], mask[:, part], cache=cache)
@@ -667,14 +669,15 @@ def test_long_prompts_attend_in_blocks_on_a_cpu(
     return attend(q, *args, **kwargs)
 
   monkeypatch.setattr(attention, '_attend_block', watched)
-  layer_loop.run_layer.clear_cache()
-  found = run()
+  layer_loop.run_layer.clear_cache()  # What was traced before is not watched.
+  found = run(decoder)
   assert set(blocks) == {num_before, 128, 44} - {0}
-  monkeypatch.setattr(attention, '_query_block', lambda length: length)
-  layer_loop.run_layer.clear_cache()
   blocks.clear()
-  np.testing.assert_allclose(found, run(), rtol=0, atol=2e-5)
-  assert set(blocks) == {num_before, 300} - {0}
+  # Blocks that save memory read the keys of all entries.
+  most_scores = 2 * decoder.config.num_heads * num_entries * 150
+  expected = run(nnx.merge(*_with_most_scores(decoder, most_scores)))
+  assert set(blocks) == {num_before, 150} - {0}
+  np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
 def test_memory_grows_with_a_prompt_not_with_its_square(goldens):
