@@ -5,7 +5,7 @@
 
 It shows whether your files are read as you mean, what a report looks like, and
 by `plan` how long a whole study would take. Its budgets and seeds are too small
-to tell strategies apart.
+to distinguish strategies.
 """
 
 import ml_collections

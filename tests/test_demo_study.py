@@ -209,7 +209,7 @@ def test_verify_finds_a_byte_changed_anywhere(demo, tmp_path):
     path.write_bytes(content[:middle] + changed + content[middle + 1 :])
     try:
       lines = store.checksum_differences(workdir)
-    except errors.InputError as error:  # manifest.json is no longer JSON.
+    except errors.InputError as error:  # manifest.json has become invalid JSON.
       lines = [str(error)]
     assert str(path) in lines[0]
     # In manifest.json, it may be the hash of another file.

@@ -1,6 +1,6 @@
 """Packs sequences into rows of few lengths, which need little padding.
 
-A row holds several sequences, one after the other, that do not see each other.
+A row holds several sequences, one after the other. None attends to another.
 Rows are short, since every token's attention is computed over a whole row;
 longer ones are only for sequences that need them.
 """
@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# A row has at most one sequence for each so many tokens, and at most so many:
-# for every one that there may be, results and a mask of the row are computed.
+# Limits on the sequences of a row: its length divided by the first, and the
+# second. Results and a mask of the row are computed for the limit, however few
+# sequences it has.
 _MIN_LENGTH = 8
 _MOST_SEQUENCES = 64
 

@@ -1,8 +1,8 @@
 """Plans how rows are read that are all known before the first one runs.
 
-Sharing a prefix saves its tokens, but costs programs of its own, and padding,
-since rows that follow different prefixes are packed apart. So the time of a few
-plans is estimated by counting tokens, keys and programs.
+Sharing a prefix saves its tokens, but needs more programs, and more padding,
+since rows that follow different prefixes cannot share a packed row. So the time
+of a few plans is estimated by counting tokens, keys and programs.
 """
 
 import collections
@@ -77,7 +77,7 @@ class Planner:
       ((self._cost_of(groups), groups) for groups in candidates),
       key=lambda found: found[0],
     )
-    # Each padded length of prefixes needs programs of its own.
+    # Each padded length of prefixes adds programs: drop those that do not pay.
     lengths = {p.wave.length for part in self._plan(groups) for p in part} - {0}
     for shorter, length in itertools.pairwise([0, *sorted(lengths)]):
       fewer = [_without_lengths(part, shorter, length) for part in groups]
@@ -87,7 +87,7 @@ class Planner:
     return self._plan(groups)
 
   def _saving(self, least: float) -> list[list[Group]]:
-    """The groups whose prefixes save at least so many tokens."""
+    """The groups whose prefixes save at least this many tokens."""
     return [
       waves.without(part, lambda group: group.num_saved < least)
       for part in self._groups
@@ -135,7 +135,7 @@ class Planner:
   def _at_once(
     self, most_rows: Mapping[tuple[int, int], int], wave: Wave, length: int
   ) -> int:
-    """Rows of this length per call, of at most so many in a wave."""
+    """Rows of this length per call; `most_rows`: the most in any wave."""
     sizes = shapes_lib.BatchSizes(
       self._batch_tokens,
       wave.length,

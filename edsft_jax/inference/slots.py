@@ -176,8 +176,8 @@ class Slots:
   def finish(self) -> list[Ended]:
     """Decodes until all rows have ended, the last ones in fewer slots.
 
-    Empty slots are computed as active ones are. One row that takes many more
-    steps than the others would make them take as long as for a full batch.
+    A decode step also computes empty slots. If one row takes many more steps
+    than the others, these would cost as much as those of a full batch.
 
     Returns:
       The rows that have ended.

@@ -9,7 +9,7 @@ from edsft_jax.models.json_fields import Fields
 
 
 class LayerKinds(NamedTuple):
-  """The fields of DecoderConfig that tell layers apart."""
+  """The fields of DecoderConfig in which layers differ."""
 
   window: int | None
   full_layers: tuple[int, ...]

@@ -97,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: store.Workdir) -> None:
     for name, content in contents.items():
       _write(folder / name, content)
     files = list(contents)
-    # Removes plots that are no longer part of the study.
+    # Removes plots that the study had before and lacks now.
     for name in before.get('files', []):
       if name not in files:
         (folder / name).unlink(missing_ok=True)

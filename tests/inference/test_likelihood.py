@@ -79,7 +79,7 @@ def targets(decoder, prompts, log_probs) -> list[inference.Target]:
 
 def _score(decoder, targets, devices=1, progress=lambda work: None):
   mesh = make_mesh(devices=jax.devices()[:devices])
-  # So many passes that compiling costs nothing: what is common is shared.
+  # With this many passes, compiling costs nothing, so prefixes are shared.
   engine = inference.LikelihoodEngine(
     decoder, mesh, [targets], batch_tokens=300, num_passes=10**6
   )

@@ -23,7 +23,7 @@ def adapted(golden, rank=3, alpha=6.0, targets=TARGETS, seed=0):
 
 
 def trained(golden, **options):
-  """Adapters whose B is no longer zero."""
+  """Adapters whose B is not zero."""
   decoder = adapted(golden, **options)
   graphdef, lora, rest = nnx.split(decoder, models.LoRAParam, ...)
   rng = np.random.default_rng(1)
