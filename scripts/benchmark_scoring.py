@@ -101,15 +101,16 @@ class Waiting:
 
   def __init__(self, decoder: models.Decoder, tokens: list[np.ndarray]):
     self._graph, self._weights = nnx.split(decoder)
-    self._tokens = tokens
     shapes = shapes_of(decoder, tokens)
-    rows = inference.BatchSizes(
-      BATCH_TOKENS, NUM_NEW, 1, len(tokens), BATCH_TOKENS
-    )
-    lengths = [len(ids) for ids in tokens]
-    self._chunks = inference.chunks(
-      lengths, range(len(tokens)), shapes, rows.num_slots
-    )
+    self._batches: dict[int, list[list[np.ndarray]]] = {}
+    by_length: dict[int, list[np.ndarray]] = {}
+    for ids in tokens:
+      by_length.setdefault(shapes.cache_length(len(ids)), []).append(ids)
+    for length, rows in by_length.items():
+      size = max(BATCH_TOKENS // (length + NUM_NEW), 1)
+      self._batches[length] = [
+        rows[start : start + size] for start in range(0, len(rows), size)
+      ]
 
   def generate(self, end_ids: Sequence[int]) -> Contestant:
     """Continuations and their statistics; counts new tokens."""
@@ -127,10 +128,10 @@ class Waiting:
 
     def run() -> int:
       total = 0
-      for chunk in self._chunks:
-        rows = [self._tokens[i] for i in chunk.indices]
-        batch = inference.pad_left(rows, chunk.length, chunk.num_rows)
-        total += int(run_batch(self._weights, *batch).num_tokens_B.sum())
+      for length, batches in self._batches.items():
+        for rows in batches:
+          batch = inference.pad_left(rows, length, len(batches[0]))
+          total += int(run_batch(self._weights, *batch).num_tokens_B.sum())
       return total
 
     return run

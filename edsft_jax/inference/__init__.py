@@ -21,13 +21,12 @@ from edsft_jax.inference.likelihood import (
   Target,
   rolling_targets,
 )
-from edsft_jax.inference.programs import Hooks, target_likelihood
+from edsft_jax.inference.logits import target_likelihood
+from edsft_jax.inference.programs import Hooks
 from edsft_jax.inference.shapes import (
   BatchSizes,
-  Chunk,
   ShapeOptions,
   Shapes,
-  chunks,
   pad_left,
 )
 from edsft_jax.inference.slots import Stop
@@ -35,7 +34,6 @@ from edsft_jax.inference.throughput import Work
 
 __all__ = [
   'BatchSizes',
-  'Chunk',
   'DecodeState',
   'Engine',
   'Generation',
@@ -54,7 +52,6 @@ __all__ = [
   'argmax',
   'choose_prefix',
   'choose_shapes',
-  'chunks',
   'generate',
   'pad_left',
   'rolling_targets',

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from edsft_jax.inference import throughput
-from edsft_jax.inference.shapes import Chunk
+from edsft_jax.inference.packing import Packed
 from edsft_jax.inference.slots import Ended
 from edsft_jax.inference.waves import Row
 
@@ -54,6 +54,13 @@ class Rows:
         all_rows[indices] = rows[: len(indices)]
 
       jax.tree.map(put, self.tree, tree)
+
+  def put_packed(self, packed: Packed, tree: Any) -> None:
+    """Waits for the results of packed rows, [B, S, ...], and stores them."""
+    places = packed.places
+    self.put(
+      packed.indices, jax.tree.map(lambda x: x[places], jax.device_get(tree))
+    )
 
 
 class Reporter:
@@ -132,10 +139,10 @@ class Collector:
     self._tokens = [np.zeros(0, np.int32) for _ in rows]
     self._stopped = np.zeros(len(rows), bool)
 
-  def add_prompts(self, chunk: Chunk, found: Any) -> None:
-    """Waits for what was computed of a chunk's prompts, and stores it."""
-    self._prompt_results.put(chunk.indices, jax.device_get(found))
-    rows = [self._rows[i] for i in chunk.indices]
+  def add_prompts(self, packed: Packed, found: Any) -> None:
+    """Waits for what was computed of packed prompts, and stores it."""
+    self._prompt_results.put_packed(packed, found)
+    rows = [self._rows[i] for i in packed.indices]
     self._report.prefilled(
       [
         # The last token always has logits, for the first new token.

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from edsft_jax.inference.logits import of_sequences
+from edsft_jax.inference.packing import sequence_masks
 from edsft_jax.models import Decoder, KVCache, Output
 
 StepHook = Callable[[jax.Array, jax.Array], Any]
@@ -17,10 +20,10 @@ StepHook = Callable[[jax.Array, jax.Array], Any]
 class DecodeState:
   """The rows being continued, in the B slots of a batch.
 
-  Prompts occupy the start of the cache, padded on the left. The last T entries
-  of the cache are a ring buffer: each decode step writes the same entry for all
-  rows. No row is active for more than T steps, so none overwrites itself,
-  whenever it was inserted.
+  Prompts are somewhere in the first entries of the cache. The last T entries
+  are a ring buffer: each decode step writes the same entry for all rows. No row
+  is active for more than T steps, so none overwrites itself, whenever it was
+  inserted.
 
   Attributes:
     kv_cache: keys, values and positions; its cache_index is the ring entry
@@ -44,6 +47,30 @@ class DecodeState:
   def prompt_length(self) -> int:
     """Cache entries before the ring."""
     return self.kv_cache.length - self.tokens_BxT.shape[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+  """Prompts in packed rows, up to S in each, with their first new tokens.
+
+  Attributes:
+    kv_cache: keys, values and positions of the rows: what all prompts of a row
+      start with, then its L tokens.
+    segments_BxL: the prompt of each token, from 1; 0: of none.
+    token_BxS: the first new token of each prompt.
+    observed: what the step hook returned for it, [B, S] arrays.
+  """
+
+  kv_cache: KVCache
+  segments_BxL: jax.Array
+  token_BxS: jax.Array
+  observed: Any
+
+  @property
+  def num_shared(self) -> int:
+    """Cache entries of what the prompts of a row start with."""
+    return self.kv_cache.length - self.segments_BxL.shape[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,102 +97,112 @@ class GreedyDecoding:
     self,
     decoder: Decoder,
     tokens: jax.Array,
-    mask: jax.Array,
+    segments: jax.Array,
+    num_prompts: int = 1,
     cache: KVCache | None = None,
     num_scored: jax.Array | None = None,
-  ) -> tuple[DecodeState, Output]:
-    """Reads prompts and chooses each one's first new token.
+  ) -> tuple[Prefilled, Output]:
+    """Reads packed prompts and chooses each one's first new token.
 
     Args:
       decoder: the model.
-      tokens: [B, L] ids, padded on the left, so that the last column holds each
-        row's last token.
-      mask: [B, L], true at tokens. A row of padding alone ends before its first
-        new token.
+      tokens: [B, L] ids.
+      segments: [B, L], see `Decoder.packed`.
+      num_prompts: S, prompts per row at most.
       cache: what the rows have read before, with L free entries at its end;
         None: nothing.
-      num_scored: [B], how many last tokens of each row are not part of its
-        prompt: they are read, but not continued. None: none of them.
+      num_scored: [B, S], how many last tokens of each sequence are not part of
+        its prompt: they are read, but not continued. None: none of them.
 
     Returns:
-      A state whose cache ends with these L entries and has no ring yet, and the
-      output of the forward pass over the tokens, without its cache.
+      The prompts, of which those beyond the last one of a row are meaningless,
+      and the output of the forward pass over the tokens, without its cache.
     """
-    batch, length = tokens.shape
     if cache is None:
-      cache = decoder.init_cache(batch, length)
-    prompt = decoder(tokens, mask, cache=cache, layer=self.layer)
-    assert prompt.kv_cache is not None
-    kv_cache, last_BxD = prompt.kv_cache, prompt.hidden_BxLxD[:, -1]
+      cache = decoder.init_cache(*tokens.shape)
+    output = decoder.packed(tokens, segments, cache, layer=self.layer)
+    assert output.kv_cache is not None
+    mask_BxSxL = sequence_masks(segments, num_prompts)
+    position_L = jnp.arange(tokens.shape[1])
+    end_BxS = jnp.max(jnp.where(mask_BxSxL, position_L, 0), axis=-1)
     if num_scored is not None:
-      end_B = length - num_scored
-      last_BxD = jnp.take_along_axis(
-        prompt.hidden_BxLxD, end_B[:, None, None] - 1, axis=1
-      )[:, 0]
-      kv_cache = _without_entries(kv_cache, kv_cache.length - num_scored)
-    logits_BxV = decoder.logits(last_BxD)
-    shape = (batch, self.max_new_tokens)
-    observed = jax.eval_shape(self._choose, logits_BxV)[1]
-    state = DecodeState(
-      kv_cache=kv_cache,
-      last_token_B=jnp.zeros(batch, jnp.int32),
-      active_B=jnp.any(mask.astype(bool), axis=1),
-      num_tokens_B=jnp.zeros(batch, jnp.int32),
-      tokens_BxT=jnp.zeros(shape, jnp.int32),
-      observed=jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), observed),
+      end_BxS = end_BxS - num_scored
+      mask_BxSxL &= position_L <= end_BxS[..., None]
+      segments = jnp.where(jnp.any(mask_BxSxL, axis=1), segments, 0)
+    ends_BxSxD = jnp.take_along_axis(
+      output.hidden_BxLxD, end_BxS[..., None], axis=1
+    )
+    token_BxS, observed = of_sequences(
+      decoder,
+      lambda hidden_BxD: self._choose(decoder.logits(hidden_BxD)),
+      ends_BxSxD,
     )
     return (
-      self._append(state, logits_BxV),
-      dataclasses.replace(prompt, kv_cache=None),
+      Prefilled(output.kv_cache, segments, token_BxS, observed),
+      dataclasses.replace(output, kv_cache=None),
     )
 
   def init_state(
     self, decoder: Decoder, num_slots: int, prompt_length: int
   ) -> DecodeState:
     """Empty slots for prompts of up to `prompt_length` tokens."""
-    none = jnp.zeros((num_slots, prompt_length), jnp.int32)
-    like = jax.eval_shape(lambda: self.prefill(decoder, none, none)[0])
-    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    logits_BxV = jax.ShapeDtypeStruct(
+      (num_slots, decoder.config.vocab_size), jnp.float32
+    )
+    observed = jax.eval_shape(self._choose, logits_BxV)[1]
+    shape = (num_slots, self.max_new_tokens)
     cache = decoder.init_cache(num_slots, prompt_length + self.max_new_tokens)
-    cache = dataclasses.replace(cache, cache_index=jnp.int32(prompt_length))
-    return dataclasses.replace(state, kv_cache=cache)
+    return DecodeState(
+      kv_cache=dataclasses.replace(cache, cache_index=jnp.int32(prompt_length)),
+      last_token_B=jnp.zeros(num_slots, jnp.int32),
+      active_B=jnp.zeros(num_slots, bool),
+      num_tokens_B=jnp.zeros(num_slots, jnp.int32),
+      tokens_BxT=jnp.zeros(shape, jnp.int32),
+      observed=jax.tree.map(lambda x: jnp.zeros(shape, x.dtype), observed),
+    )
 
   def insert(
-    self, state: DecodeState, prefilled: DecodeState, slot_P: jax.Array
+    self, state: DecodeState, prefilled: Prefilled, slot_BxS: jax.Array
   ) -> DecodeState:
-    """Puts prefilled rows into slots, replacing what was there.
+    """Puts prefilled prompts into slots, replacing what was there.
 
     Args:
-      state: the slots; the cache must have at least as many entries before the
-        ring as `prefilled` has.
-      prefilled: P rows.
-      slot_P: the slot of each row; rows with an index beyond the last slot are
-        dropped.
+      state: the slots; a slot must have room for each prompt and what it starts
+        with, before the ring.
+      prefilled: the prompts.
+      slot_BxS: the slot of each prompt; those with a number beyond the last
+        slot are left out.
     """
-    cache, new = state.kv_cache, prefilled.kv_cache
-    none_PxS = jnp.full((len(slot_P), cache.length), -1)
-    position_PxS = none_PxS.at[:, : new.length].set(new.position_BxS)
-
-    def put(old_Bx: jax.Array, new_Px: jax.Array) -> jax.Array:
-      return old_Bx.at[slot_P].set(new_Px, mode='drop')
-
-    def put_keys(old_BxKxAxS: jax.Array, new_PxKxAxS: jax.Array) -> jax.Array:
-      here = old_BxKxAxS.at[slot_P, :, :, : new.length]
-      return here.set(new_PxKxAxS, mode='drop')
-
-    def put_values(old_BxKxSxA: jax.Array, new_PxKxSxA: jax.Array) -> jax.Array:
-      here = old_BxKxSxA.at[slot_P, :, : new.length]
-      return here.set(new_PxKxSxA, mode='drop')
-
-    return dataclasses.replace(
-      jax.tree.map(put, _without_cache(state), _without_cache(prefilled)),
-      kv_cache=KVCache(
-        keys=jax.tree.map(put_keys, cache.keys, new.keys),
-        values=jax.tree.map(put_values, cache.values, new.values),
-        position_BxS=put(cache.position_BxS, position_PxS),
-        cache_index=cache.cache_index,
-      ),
+    slot_N = slot_BxS.reshape(-1)
+    rows = _without_cache(state)
+    started = jax.tree.map(
+      lambda x_Bx: jnp.zeros((len(slot_N), *x_Bx.shape[1:]), x_Bx.dtype), rows
     )
+    started = self._append(
+      dataclasses.replace(started, active_B=jnp.ones(len(slot_N), bool)),
+      prefilled.token_BxS.reshape(-1),
+      jax.tree.map(lambda x_BxS: x_BxS.reshape(-1), prefilled.observed),
+    )
+    rows = jax.tree.map(
+      lambda old_Bx, new_Nx: old_Bx.at[slot_N].set(new_Nx, mode='drop'),
+      rows,
+      started,
+    )
+    # The prompts with a slot come first.
+    order_N = jnp.argsort(slot_N)
+
+    def put(number: jax.Array, cache: KVCache) -> KVCache:
+      place = order_N[number]
+      row, prompt = jnp.divmod(place, slot_BxS.shape[1])
+      return _put(
+        cache, state.prompt_length, slot_N[place], prefilled, row, prompt
+      )
+
+    num_slots = len(state.active_B)
+    cache = jax.lax.fori_loop(
+      0, jnp.sum(slot_N < num_slots), put, state.kv_cache
+    )
+    return dataclasses.replace(rows, kv_cache=cache)
 
   def resize(
     self, state: DecodeState, slot_M: jax.Array, prompt_length: int
@@ -240,16 +277,19 @@ class GreedyDecoding:
     )
     cache = dataclasses.replace(cache, cache_index=index)
     logits_BxV = decoder.logits(output.hidden_BxLxD[:, 0])
-    return self._append(dataclasses.replace(state, kv_cache=cache), logits_BxV)
+    return self._append(
+      dataclasses.replace(state, kv_cache=cache), *self._choose(logits_BxV)
+    )
 
   def _choose(self, logits_BxV: jax.Array) -> tuple[jax.Array, Any]:
     token_B = argmax(logits_BxV)
     hook = self.step_hook
     return token_B, hook(logits_BxV, token_B) if hook else None
 
-  def _append(self, state: DecodeState, logits_BxV: jax.Array) -> DecodeState:
-    """Gives each active row its next token."""
-    token_B, observed = self._choose(logits_BxV)
+  def _append(
+    self, state: DecodeState, token_B: jax.Array, observed: Any
+  ) -> DecodeState:
+    """Gives each active row its next token; see `_choose`."""
     step_T = jnp.arange(self.max_new_tokens)
     now_BxT = (step_T == state.num_tokens_B[:, None]) & state.active_B[:, None]
 
@@ -268,11 +308,52 @@ class GreedyDecoding:
     )
 
 
-def _without_entries(cache: KVCache, end_B: jax.Array) -> KVCache:
-  """Empties the entries of each row from `end` on."""
-  is_kept_BxS = jnp.arange(cache.length) < end_B[:, None]
+def _put(
+  cache: KVCache,
+  prompt_length: int,
+  slot: jax.Array,
+  prefilled: Prefilled,
+  row: jax.Array,
+  prompt: jax.Array,
+) -> KVCache:
+  """Copies what one prompt has read into a slot of the cache.
+
+  A window of its row is copied that may include others' tokens; these are
+  marked as empty. The window is as long as the slot has room for, or the row.
+  """
+  new, num_shared = prefilled.kv_cache, prefilled.num_shared
+  is_own_L = prefilled.segments_BxL[row] == prompt + 1
+  is_read_S = jnp.pad(is_own_L, (num_shared, 0), constant_values=True)
+  size = min(len(is_own_L), prompt_length - num_shared)
+  # All slices are moved alike if they would end beyond the row.
+  start = num_shared + jnp.argmax(is_own_L)
+
+  def window(x_1x: jax.Array, axis: int) -> jax.Array:
+    """What the row starts with, and the window."""
+    shared = jax.lax.slice_in_dim(x_1x, 0, num_shared, axis=axis)
+    own = jax.lax.dynamic_slice_in_dim(x_1x, start, size, axis)
+    return jnp.concatenate([shared, own], axis) if num_shared else own
+
+  def copy(old_Bx: jax.Array, new_Bx: jax.Array, axis: int) -> jax.Array:
+    new_1x = jax.lax.dynamic_slice_in_dim(new_Bx, row, 1)
+    return jax.lax.dynamic_update_slice(
+      old_Bx, window(new_1x, axis), (slot, *[0] * (old_Bx.ndim - 1))
+    )
+
+  position_S = jnp.where(is_read_S, new.position_BxS[row], -1)
+  position_S = window(position_S, 0)
+  empty = cache.length - len(position_S)
   return dataclasses.replace(
-    cache, position_BxS=jnp.where(is_kept_BxS, cache.position_BxS, -1)
+    cache,
+    keys=tuple(map(functools.partial(copy, axis=3), cache.keys, new.keys)),
+    values=tuple(
+      map(functools.partial(copy, axis=2), cache.values, new.values)
+    ),
+    position_BxS=jax.lax.dynamic_update_slice(
+      cache.position_BxS,
+      jnp.pad(position_S, (0, empty), constant_values=-1)[None],
+      (slot, 0),
+    ),
   )
 
 
@@ -313,14 +394,26 @@ def generate(
 ) -> Generation:
   """Continues the rows of one batch until all have ended, in one program.
 
-  For tests, benchmarks and few rows; `inference.Engine` refills slots. The
-  arguments are those of `GreedyDecoding` and of its `prefill`.
+  For tests, benchmarks and few rows; `inference.Engine` refills slots.
+
+  Args:
+    decoder: the model.
+    tokens: [B, L] ids.
+    mask: [B, L], true at tokens, with padding on either side. A row of padding
+      alone has no new tokens.
+    max_new_tokens: see `GreedyDecoding`, as for the other arguments.
+    end_ids: see there.
+    step_hook: see there.
+    layer: see there.
   """
   decoding = GreedyDecoding(max_new_tokens, end_ids, step_hook, layer)
   batch, length = tokens.shape
-  new, prompt = decoding.prefill(decoder, tokens, mask)
+  segments_BxL = jnp.asarray(mask, jnp.int32)
+  new, prompt = decoding.prefill(decoder, tokens, segments_BxL)
   state = decoding.init_state(decoder, batch, length)
-  state = decoding.insert(state, new, jnp.arange(batch))
+  is_row_B = jnp.any(segments_BxL > 0, axis=1)
+  slot_B = jnp.where(is_row_B, jnp.arange(batch), batch)
+  state = decoding.insert(state, new, slot_B[:, None])
   state, _ = decoding.decode_until(decoder, state)
   return Generation(
     state.tokens_BxT, state.num_tokens_B, state.observed, prompt

@@ -18,6 +18,7 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import packing, throughput, workers
 from edsft_jax.inference import shapes as shapes_lib
+from edsft_jax.inference import waves as waves_lib
 from edsft_jax.inference.choices import compile_bytes, read_tokens
 from edsft_jax.inference.collect import (
   Collector,
@@ -30,22 +31,27 @@ from edsft_jax.inference.decoding import GreedyDecoding
 from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
 from edsft_jax.inference.slots import Slots, Stop
-from edsft_jax.inference.waves import Row, Wave, pad_scored
+from edsft_jax.inference.waves import Row, Wave
+
+# Slots of packed rows per token, about.
+_PACKING_SLACK = 1.05
 
 Tokens = Sequence[Sequence[int] | np.ndarray]
 
 
 class _Step(NamedTuple):
-  """Rows to prefill next.
+  """Prompts to prefill next.
 
   Attributes:
     wave: the number of their wave.
-    chunk: the rows.
+    packed: the prompts.
+    num_prompts: prompts that each packed row may have.
     cache_length: entries per slot for prompts, once they are inserted.
   """
 
   wave: int
-  chunk: shapes_lib.Chunk
+  packed: packing.Packed
+  num_prompts: int
   cache_length: int
 
 
@@ -76,7 +82,7 @@ class Engine:
     Args:
       decoder: gives the structure; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      shapes: the padded lengths and row lengths, without the prefix.
+      shapes: shapes for the rows without the prefix.
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
@@ -99,6 +105,7 @@ class Engine:
       max_new_tokens,
       mesh_lib.batch_multiple(mesh),
       -(-max_rows // self._num_workers),
+      _PACKING_SLACK * shapes.mean,
       read_tokens=read_tokens(decoder, mesh),
     )
     graph, _ = nnx.split(decoder)
@@ -144,19 +151,21 @@ class Engine:
         weights,
         prefixes,
         *mesh_lib.shard_batch(self._mesh, packing.fill(packed, own)),
-        packing.most_sequences(packed.length),
+        self._shapes.most_sequences(packed.length),
       )
 
     def collect(packed: packing.Packed, result: Any) -> None:
-      places = packed.places
-      result = jax.tree.map(lambda x: x[places], jax.device_get(result))
-      found.put(packed.indices, result)
+      found.put_packed(packed, result)
       report.prefilled(
         [wave.rows[i].span(scored * len(own[i])) for i in packed.indices],
         num_finished=len(packed.indices),
       )
 
-    rows = packing.pack([len(ids) for ids in own], self._shapes.row_lengths)
+    rows = packing.pack(
+      [len(ids) for ids in own],
+      self._shapes.row_lengths,
+      most=self._shapes.most_sequences,
+    )
     queue = workers.Queue(packing.calls(rows, self._sizes.to_pack))
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
@@ -201,7 +210,7 @@ class Engine:
     Args:
       weights: weights of a decoder with the constructor's structure.
       waves: the prompts, in rows of one index each; the engine's shapes have
-        room for their padded lengths, prefix included.
+        cache lengths for them, padded prefixes included.
       progress: called with the work done since its last call.
       stop: strings that end a continuation, besides the end ids.
 
@@ -215,7 +224,9 @@ class Engine:
       raise ValueError(f'prompt {empty[0]} has no tokens')
     report = Reporter(self._costs, progress)
     result = Collector(rows, report, self._programs.scores_prompt)
-    queues = [self._queue(waves, rows, n) for n in range(self._num_workers)]
+    has_targets = any(row.last for row in rows)
+    lengths = [len(row.own) for row in rows]
+    queues = [self._queue(waves, lengths, n) for n in range(self._num_workers)]
     users = [{step.wave for step in queue} for queue in queues]
     prefixes = [
       workers.Shared(
@@ -234,7 +245,7 @@ class Engine:
         slots.reserve(queues[number][0].cache_length)
         slots.compile()
 
-      prefill = functools.partial(self._prefill, weights, rows)
+      prefill = functools.partial(self._prefill, weights, rows, has_targets)
       self._decode(
         queues[number], prefixes, prefill, slots, result, unless_stopped
       )
@@ -254,16 +265,20 @@ class Engine:
     self,
     weights: nnx.State,
     rows: Sequence[Row],
+    has_targets: bool,
     step: _Step,
     known: Prefixes | None,
   ) -> Any:
-    """Reads the rows of a step; scores targets if any row has some."""
-    has_targets = any(row.last for row in rows)
+    """Reads the prompts of a step, and scores the targets of rows with some."""
+    scored = None
+    if has_targets:
+      scored = waves_lib.fill_scored(step.packed, rows, step.num_prompts)
+    inputs = (*waves_lib.fill(step.packed, rows), scored)
     return self._programs.prefill(
       weights,
       known,
-      *self._pad(step.chunk, rows),
-      self._pad_scored(step.chunk, rows) if has_targets else None,
+      *mesh_lib.shard_batch(self._mesh, inputs),
+      step.num_prompts,
     )
 
   def _one_wave(self, prompts: Tokens) -> Wave:
@@ -303,34 +318,73 @@ class Engine:
     return size + self._shapes.cache_length(num_tokens - size)
 
   def _queue(
-    self, waves: Sequence[Wave], rows: Sequence[Row], worker: int
+    self, waves: Sequence[Wave], lengths: Sequence[int], worker: int
   ) -> list[_Step]:
-    """A worker's share of the rows of each wave, the shortest first."""
-    lengths = [len(row.own) for row in rows]
+    """A worker's share of the rows of each wave, the shortest first.
+
+    Args:
+      waves: the waves.
+      lengths: tokens of each row's own, by its index.
+      worker: which one, from 0.
+    """
+    shares = [self._share(wave, worker) for wave in waves]
+    longest = max((n for share in shares for n in share), default=0)
+    num_rows = sum(len(some) for share in shares for some in share.values())
+    # If all rows fit into the slots at once, no row needs to move.
+    least = longest if num_rows <= self._sizes.num_slots(longest) else 0
     queue: list[_Step] = []
-    for number, wave in enumerate(waves):
-      in_order = sorted(
-        (row.indices[0] for row in wave.rows), key=lengths.__getitem__
-      )
-      # Strided over the sorted rows, so that workers get equal shares.
-      mine = in_order[worker :: self._num_workers]
-      to_prefill = functools.partial(self._to_prefill, wave.length)
-      for chunk in shapes_lib.chunks(lengths, mine, wave.shapes, to_prefill):
-        least = queue[-1].cache_length if queue else 0
-        needed = self._cache_length(wave.length + chunk.length)
-        # Rows only move to longer caches.
-        queue.append(_Step(number, chunk, max(least, needed)))
-    num_rows = sum(len(step.chunk.indices) for step in queue)
-    if queue and num_rows <= self._sizes.num_slots(queue[-1].cache_length):
-      # All rows fit into the slots at once: no need to move any.
-      longest = queue[-1].cache_length
-      queue = [step._replace(cache_length=longest) for step in queue]
+    for number, (wave, share) in enumerate(zip(waves, shares, strict=True)):
+      # Rows only move to longer caches.
+      by_length: dict[int, list[Row]] = {}
+      for cache_length, some in sorted(share.items()):
+        by_length.setdefault(max(cache_length, least), []).extend(some)
+      for cache_length, some in by_length.items():
+        queue += self._steps(number, wave, some, cache_length, lengths)
+      least = max(by_length, default=least)
     return queue
 
-  def _to_prefill(self, prefix_length: int, length: int) -> int:
-    """Rows per prefill of this padded length, after a prefix."""
-    cache_length = self._cache_length(prefix_length + length)
-    return self._sizes.to_prefill(length, cache_length)
+  def _share(self, wave: Wave, worker: int) -> dict[int, list[Row]]:
+    """A worker's share of the rows of a wave, by cache length."""
+    in_order = sorted(wave.rows, key=lambda row: len(row.own))
+    share: dict[int, list[Row]] = {}
+    # Strided over the sorted rows, so that workers get equal shares.
+    for row in in_order[worker :: self._num_workers]:
+      length = self._cache_length(wave.length + len(row.own))
+      share.setdefault(length, []).append(row)
+    return share
+
+  def _steps(
+    self,
+    number: int,
+    wave: Wave,
+    some: Sequence[Row],
+    cache_length: int,
+    lengths: Sequence[int],
+  ) -> list[_Step]:
+    """Packs some rows of a wave, to be decoded with this cache length."""
+    num_slots = self._sizes.num_slots(cache_length)
+
+    def num_rows(length: int) -> int:
+      return min(self._sizes.to_pack(length), num_slots)
+
+    def num_prompts(length: int) -> int:
+      # All prompts of a step must find a slot.
+      most = wave.shapes.most_sequences(length)
+      return min(most, num_slots // num_rows(length))
+
+    groups: dict[int, list[int]] = {}
+    for row in some:
+      groups.setdefault(row.prefix_index, []).append(row.indices[0])
+    packed_rows = packing.pack(
+      lengths,
+      wave.shapes.row_lengths,
+      [*groups.values()],
+      num_prompts,
+    )
+    return [
+      _Step(number, packed, num_prompts(packed.length), cache_length)
+      for packed in packing.calls(packed_rows, num_rows)
+    ]
 
   def _decode(
     self,
@@ -352,18 +406,18 @@ class Engine:
         known = None  # Frees the memory for the next ones.
         known, wave = prefixes[step.wave].take(), step.wave
       prefilled, found = prefill(step, known)
-      slots.insert(step.chunk, prefilled)
-      in_flight.add(prefilled.last_token_B)
-      pending.append((step.chunk, found))
+      slots.insert(step.packed, prefilled)
+      in_flight.add(prefilled.token_BxS)
+      pending.append((step.packed, found))
 
       if number + 1 == len(queue):
         all_ended = slots.finish()
       else:
-        # The rows left active and the next chunk must fit into the slots, of
-        # which there are fewer if its cache is longer.
+        # The rows left active and the next prompts must fit into the slots, of
+        # which there are fewer if their cache is longer.
         following = queue[number + 1]
         num_slots = self._sizes.num_slots(following.cache_length)
-        max_active = num_slots - len(following.chunk.indices)
+        max_active = num_slots - len(following.packed.indices)
         if slots.num_active <= max_active:
           continue
         all_ended = slots.decode_until(max_active)
@@ -372,22 +426,3 @@ class Engine:
       # After decoding, so that the device does not wait for the host.
       while pending:
         result.add_prompts(*pending.pop())
-
-  def _pad(
-    self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
-  ) -> tuple[jax.Array, ...]:
-    """Prefix, tokens and mask of a chunk's rows."""
-    some = [rows[i] for i in chunk.indices]
-    prefix_B = np.zeros(chunk.num_rows, np.int32)
-    prefix_B[: len(some)] = [row.prefix_index for row in some]
-    tokens_BxL, mask_BxL = shapes_lib.pad_left(
-      [row.own for row in some], chunk.length, chunk.num_rows
-    )
-    return mesh_lib.shard_batch(self._mesh, (prefix_B, tokens_BxL, mask_BxL))
-
-  def _pad_scored(
-    self, chunk: shapes_lib.Chunk, rows: Sequence[Row]
-  ) -> tuple[jax.Array, jax.Array]:
-    """The targets of a chunk's rows; see `waves.pad_scored`."""
-    some = [rows[i] for i in chunk.indices]
-    return mesh_lib.shard_batch(self._mesh, pad_scored(some, chunk.num_rows))

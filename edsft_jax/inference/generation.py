@@ -97,15 +97,15 @@ class GenerationEngine:
       max_prefix_tokens=int(_PREFIX_SHARE * batch_tokens),
       min_saved=min_saved,
     )
-    padded = [
-      wave.length + wave.shapes.length(len(row.own))
+    lengths = [
+      wave.length + len(row.own)
       for wave in itertools.chain(*self._waves)
       for row in wave.rows
     ]
     self._engine = Engine(
       decoder,
       mesh,
-      choose_shapes(decoder, mesh, padded or [1], num_passes),
+      choose_shapes(decoder, mesh, lengths or [1], num_passes),
       end_ids=end_ids,
       max_new_tokens=max_new_tokens,
       batch_tokens=batch_tokens,

@@ -21,13 +21,10 @@ from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
 from edsft_jax.inference import packing, throughput, waves, workers
 from edsft_jax.inference.collect import Progress, Reporter
+from edsft_jax.inference.logits import row_likelihood
 from edsft_jax.inference.planner import Planned, Planner
 from edsft_jax.inference.prefixes import Prefixes
-from edsft_jax.inference.programs import (
-  cache_after,
-  row_likelihood,
-  sequence_masks,
-)
+from edsft_jax.inference.programs import cache_after
 from edsft_jax.inference.waves import Row, Wave
 
 
@@ -187,34 +184,15 @@ class LikelihoodEngine:
     packed: packing.Packed,
   ) -> dict[str, jax.Array]:
     """Starts the computation of `row_likelihood` for packed rows."""
-    num_segments = packing.most_sequences(packed.length, planned.shortest)
+    num_segments = planned.wave.shapes.most_sequences(packed.length)
+    rows = planned.wave.rows
     inputs = (
-      *packing.fill(packed, planned.own),
-      *self._scored(packed, planned.wave.rows, num_segments),
+      *waves.fill(packed, rows),
+      *waves.fill_scored(packed, rows, num_segments, self._max_choices),
     )
     return self._programs.score(
       weights, prefixes.take(), *mesh_lib.shard_batch(self._mesh, inputs)
     )
-
-  def _scored(
-    self, packed: packing.Packed, rows: Sequence[Row], num_segments: int
-  ) -> tuple[np.ndarray, ...]:
-    """The prefix of each packed row, and what is scored of its sequences.
-
-    Returns:
-      prefix_B, num_scored_BxS and last_BxSxC; see `row_likelihood`.
-    """
-    shape = packed.num_rows, num_segments
-    prefix_B = np.zeros(packed.num_rows, np.int32)
-    num_scored_BxS = np.zeros(shape, np.int32)
-    last_BxSxC = np.zeros((*shape, self._max_choices), np.int32)
-    for number, indices in enumerate(packed.rows):
-      some = [rows[i] for i in indices]
-      prefix_B[number] = some[0].prefix_index
-      num_scored_BxS[number, : len(some)], last_BxSxC[number, : len(some)] = (
-        waves.pad_scored(some, len(some), self._max_choices)
-      )
-    return prefix_B, num_scored_BxS, last_BxSxC
 
 
 class _Found:
@@ -276,9 +254,9 @@ class _Programs:
     def score(
       weights: nnx.State,
       prefixes: Prefixes | None,
+      prefix_B: jax.Array,
       tokens_BxL: jax.Array,
       segments_BxL: jax.Array,
-      prefix_B: jax.Array,
       num_scored_BxS: jax.Array,
       last_BxSxC: jax.Array,
     ) -> dict[str, jax.Array]:
@@ -289,7 +267,7 @@ class _Programs:
         decoder,
         output.hidden_BxLxD,
         tokens_BxL,
-        sequence_masks(segments_BxL, num_scored_BxS.shape[1]),
+        packing.sequence_masks(segments_BxL, num_scored_BxS.shape[1]),
         num_scored_BxS,
         last_BxSxC,
       )

@@ -13,7 +13,7 @@ from typing import Any
 from flax import nnx
 import jax
 
-from edsft_jax.inference.programs import MAX_LOGITS
+from edsft_jax.inference.logits import MAX_LOGITS
 from edsft_jax.inference.shapes import BatchSizes
 from edsft_jax.models import Decoder, DecoderConfig, parse_dtype
 from edsft_jax.models.attention import MAX_SCORES
@@ -51,8 +51,9 @@ def count(
   prompt_length: int,
   num_new: int,
   read_tokens: int = 4096,
+  row_length: int = 512,
 ) -> Memory:
-  """Counts for prompts that all have the same padded length.
+  """Counts for prompts that all have the same length.
 
   Args:
     config: the model.
@@ -61,21 +62,25 @@ def count(
     prompt_length: tokens of each prompt.
     num_new: scoring.max_new_tokens.
     read_tokens: prompt tokens per call; 4,096 on accelerators.
+    row_length: tokens of the shortest packed rows; 512 on accelerators.
   """
   decoder = _abstract(config, dtype)
-  sizes = BatchSizes(batch_tokens, num_new, 1, batch_tokens, read_tokens)
+  sizes = BatchSizes(
+    batch_tokens, num_new, 1, batch_tokens, prompt_length, read_tokens
+  )
   slots = sizes.num_slots(prompt_length)
-  rows = sizes.to_prefill(prompt_length, prompt_length)
+  length = max(prompt_length, row_length)
+  rows = min(sizes.to_pack(length), slots)
   caches = jax.eval_shape(
     lambda: (
       decoder.init_cache(slots, prompt_length + num_new),
-      decoder.init_cache(rows, prompt_length),
+      decoder.init_cache(rows, length),
     )
   )
   return Memory(
     weights=_weights(config, dtype),
     cache=_num_bytes(jax.tree.leaves(caches)),
-    activations=_activations(decoder, rows, prompt_length),
+    activations=_activations(decoder, rows, length),
     logits=4 * max(_products(decoder) * slots * config.vocab_size, MAX_LOGITS),
   )
 

@@ -6,10 +6,12 @@ longer ones are only for sequences that need them.
 """
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Limits on the sequences of a row: its length divided by the first, and the
@@ -113,7 +115,7 @@ def pack(
   lengths: Sequence[int],
   row_lengths: Sequence[int],
   groups: Sequence[Sequence[int]] | None = None,
-  shortest: int = 1,
+  most: Callable[[int], int] = most_sequences,
 ) -> list[Row]:
   """Packs sequences, the longest first, where they leave the least room.
 
@@ -121,14 +123,14 @@ def pack(
     lengths: tokens of each sequence.
     row_lengths: tokens per row to choose from, ascending.
     groups: indices of sequences that may share a row; None: all may.
-    shortest: see `most_sequences`.
+    most: tokens per row -> sequences that it may have, see `most_sequences`.
 
   Raises:
     ValueError: a sequence is longer than every row.
   """
   rows: list[Row] = []
   for group in [range(len(lengths))] if groups is None else groups:
-    rows += _pack_group(lengths, group, row_lengths, shortest)
+    rows += _pack_group(lengths, group, row_lengths, most)
   return rows
 
 
@@ -153,7 +155,7 @@ def _pack_group(
   lengths: Sequence[int],
   group: Sequence[int],
   row_lengths: Sequence[int],
-  shortest: int,
+  most: Callable[[int], int],
 ) -> list[Row]:
   rows: list[Row] = []
   # (room, number) of the rows that take more sequences.
@@ -174,13 +176,14 @@ def _pack_group(
       rows.append(Row(room, []))
     row = rows[number]
     row.sequences.append(index)
-    if len(row.sequences) < most_sequences(row.length, shortest):
+    if len(row.sequences) < most(row.length):
       bisect.insort(has_room, (room - size, number))
   return rows
 
 
 def fill(
-  packed: Packed, sequences: Sequence[Sequence[int]]
+  packed: Packed,
+  sequences: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
 ) -> tuple[np.ndarray, np.ndarray]:
   """Tokens int32 [B, L] and segments, see `models.Decoder.packed`."""
   tokens = np.zeros((packed.num_rows, packed.length), np.int32)
@@ -192,3 +195,9 @@ def fill(
       tokens[number, start:end] = sequences[index]
       segments[number, start:end] = segment
   return tokens, segments
+
+
+def sequence_masks(segments_BxL: jax.Array, num_segments: int) -> jax.Array:
+  """Bool [B, S, L], true at the tokens of each sequence of packed rows."""
+  segment_S = 1 + jnp.arange(num_segments)
+  return segments_BxL[:, None] == segment_S[:, None]

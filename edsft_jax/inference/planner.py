@@ -39,14 +39,11 @@ class Planned(NamedTuple):
     wave: the prefixes and the rows that follow them.
     own: the rows' tokens after their prefixes.
     calls: the rows, packed.
-    shortest: see `packing.most_sequences`; the same for all waves whose
-      prefixes have the same padded length, so that they share programs.
   """
 
   wave: Wave
   own: list[tuple[int, ...]]
   calls: list[packing.Packed]
-  shortest: int
 
 
 class Planner:
@@ -103,15 +100,7 @@ class Planner:
       num_passes=self._num_passes,
       max_prefix_tokens=_MAX_PREFIX_TOKENS,
     )
-    # Waves whose prefixes have one length have the same shapes.
-    shortest: dict[int, int] = {}
-    for wave in itertools.chain(*planned):
-      own = min(len(row.own) for row in wave.rows)
-      shortest[wave.length] = min(shortest.get(wave.length, own), own)
-    packed = [
-      [(wave, _packed(wave, shortest[wave.length])) for wave in part]
-      for part in planned
-    ]
+    packed = [[(wave, _packed(wave)) for wave in part] for part in planned]
     most_rows: dict[tuple[int, int], int] = {}
     for wave, rows in itertools.chain(*packed):
       for length, num in collections.Counter(r.length for r in rows).items():
@@ -125,7 +114,6 @@ class Planner:
           packing.calls(
             rows, functools.partial(self._at_once, most_rows, wave)
           ),
-          shortest[wave.length],
         )
         for wave, rows in part
       ]
@@ -141,6 +129,7 @@ class Planner:
       wave.length,
       mesh_lib.batch_multiple(self._mesh),
       most_rows[wave.length, length],
+      length,
       self._read_tokens,
     )
     return min(sizes.to_pack(length), sizes.num_slots(length))
@@ -149,7 +138,7 @@ class Planner:
     """Time to compile and run everything once, in tokens without attention."""
     programs: set[tuple[int, ...]] = set()
     cost = 0.0
-    for wave, _, calls, _ in itertools.chain(*self._plan(groups)):
+    for wave, _, calls in itertools.chain(*self._plan(groups)):
       prefixes = wave.num_prefixes, wave.length
       if wave.prefixes:
         programs.add(prefixes)
@@ -166,13 +155,13 @@ class Planner:
     return num_rows * length * (1 + self._key_cost * num_keys)
 
 
-def _packed(wave: Wave, shortest: int) -> list[packing.Row]:
+def _packed(wave: Wave) -> list[packing.Row]:
   """The rows of a wave, packed after their prefixes."""
   return packing.pack(
     [len(row.own) for row in wave.rows],
     wave.shapes.row_lengths,
     wave.groups,
-    shortest,
+    wave.shapes.most_sequences,
   )
 
 

@@ -13,13 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.inference.decoding import DecodeState, GreedyDecoding
+from edsft_jax.inference.decoding import (
+  DecodeState,
+  GreedyDecoding,
+  Prefilled,
+)
+from edsft_jax.inference.logits import row_likelihood
+from edsft_jax.inference.packing import sequence_masks
 from edsft_jax.inference.prefixes import Prefixes, PrefixHook
 from edsft_jax.inference.workers import Compiled
 from edsft_jax.models import Decoder, KVCache, Output
-
-# Most logits held at once while given tokens are scored, in floats.
-MAX_LOGITS = 2**22
 
 T = TypeVar('T')
 PromptHook = Callable[[Decoder, Output, jax.Array, jax.Array, Any], Any]
@@ -106,36 +109,38 @@ class Programs:
     prefixes: Prefixes | None,
     prefix_B: jax.Array,
     tokens_BxL: jax.Array,
-    mask_BxL: jax.Array,
-    scored: tuple[jax.Array, jax.Array] | None = None,
-  ) -> tuple[DecodeState, Any]:
-    """Returns rows to continue, and the results of the prompt hook.
+    segments_BxL: jax.Array,
+    scored: tuple[jax.Array, jax.Array] | None,
+    num_prompts: int,
+  ) -> tuple[Prefilled, Any]:
+    """Returns packed prompts to continue, and the results of the prompt hook.
 
-    If `scored` gives how many last tokens of each row [B] are targets, and a
-    token [B, 1] that follows them, their likelihoods take the hook's place.
+    If `scored` gives how many last tokens of each sequence [B, S] are targets,
+    and a token [B, S, 1] that follows them, their likelihoods take the hook's
+    place.
     """
     decoder = nnx.merge(self.graph, weights)
     cache = cache_after(prefixes, prefix_B, tokens_BxL)
-    state, output = self.decoding.prefill(
-      decoder, tokens_BxL, mask_BxL, cache, scored[0] if scored else None
+    prefilled, output = self.decoding.prefill(
+      decoder,
+      tokens_BxL,
+      segments_BxL,
+      num_prompts,
+      cache,
+      scored[0] if scored else None,
     )
-    mask_Bx1xL = mask_BxL[:, None]
+    mask_BxSxL = sequence_masks(segments_BxL, num_prompts)
     if scored:
-      num_scored_B, last_Bx1 = scored
-      found = row_likelihood(
-        decoder,
-        output.hidden_BxLxD,
-        tokens_BxL,
-        mask_Bx1xL,
-        num_scored_B[:, None],
-        last_Bx1[:, None],
+      found = self._replicated(
+        row_likelihood(
+          decoder, output.hidden_BxLxD, tokens_BxL, mask_BxSxL, *scored
+        )
       )
-      found = self._replicated(found)
     else:
       found = self._run_prompt_hook(
-        decoder, output, tokens_BxL, mask_Bx1xL, prefixes
+        decoder, output, tokens_BxL, mask_BxSxL, prefixes
       )
-    return self._placed(state), jax.tree.map(lambda x_Bx1: x_Bx1[:, 0], found)
+    return self._placed(prefilled), found
 
   def init_state(
     self, weights: nnx.State, num_slots: int, prompt_length: int
@@ -147,10 +152,12 @@ class Programs:
     )
 
   def insert(
-    self, state: DecodeState, prefilled: DecodeState, slot_P: jax.Array
+    self, state: DecodeState, prefilled: Prefilled, slot_BxS: jax.Array
   ) -> DecodeState:
     """See `GreedyDecoding.insert`."""
-    return self._placed(self.decoding.insert(state, prefilled, slot_P))
+    # Once, instead of for each prompt: it may go to any device's slots.
+    prefilled = self._placed(prefilled, rows='gathered')
+    return self._placed(self.decoding.insert(state, prefilled, slot_BxS))
 
   def resize(
     self, state: DecodeState, slot_M: jax.Array, prompt_length: int
@@ -208,13 +215,13 @@ class Programs:
       self.hooks.prompt(decoder, output, tokens_BxL, mask_BxSxL, before)
     )
 
-  def _placed(self, state: T) -> T:
+  def _placed(self, state: T, rows: str = 'batch') -> T:
     """Shards rows over the mesh as batches are, and heads as weights are."""
 
     def place(x: jax.Array) -> jax.Array:
-      axes = ('batch', 'kv_heads', 'length', 'head_dim')[: x.ndim]
+      axes = (rows, 'kv_heads', 'length', 'head_dim')[: x.ndim]
       if x.ndim == 2:
-        axes = ('batch', 'length')
+        axes = (rows, 'length')
       sharding = mesh_lib.sharding(self.mesh, axes, x.shape)
       return jax.lax.with_sharding_constraint(x, sharding)
 
@@ -251,7 +258,7 @@ class CompiledPrograms:
     self.scores_prompt = programs.hooks.scores_prompt
     self.read_prefixes = Compiled(jax.jit(programs.read_prefixes))
     self.read = Compiled(jax.jit(programs.read, static_argnums=4))
-    self.prefill = Compiled(jax.jit(programs.prefill))
+    self.prefill = Compiled(jax.jit(programs.prefill, static_argnums=6))
     self.decode_until = Compiled(
       jax.jit(programs.decode_until, donate_argnums=1)
     )
@@ -266,145 +273,3 @@ class CompiledPrograms:
     """Programs compiled so far to read prompts and to decode."""
     compiled = (self.read_prefixes, self.read, self.prefill, self.decode_until)
     return sum(function.num_programs for function in compiled)
-
-
-def sequence_masks(segments_BxL: jax.Array, num_segments: int) -> jax.Array:
-  """Bool [B, S, L], true at the tokens of each sequence of packed rows."""
-  segment_S = 1 + jnp.arange(num_segments)
-  return segments_BxL[:, None] == segment_S[:, None]
-
-
-def target_likelihood(
-  decoder: Decoder,
-  hidden_BxLxD: jax.Array,
-  tokens_BxL: jax.Array,
-  is_target_BxL: jax.Array,
-  max_logits: int = MAX_LOGITS,
-) -> dict[str, jax.Array]:
-  """Scores tokens, given those before them.
-
-  Logits are computed for a block of each row's targets at a time, until every
-  target is scored: [B, L, V] never exists.
-
-  Args:
-    decoder: the model.
-    hidden_BxLxD: its hidden states.
-    tokens_BxL: the rows.
-    is_target_BxL: the tokens to score; not the first one of a sequence, which
-      nothing predicts.
-    max_logits: limit on the logits held at once, in floats.
-
-  Returns:
-    nll: float32 [B, L], the negative log-likelihood of each target in nats, 0
-      for other tokens.
-    is_greedy: bool [B, L], whether a target is the likeliest token; true for
-      other tokens.
-  """
-  batch, length = tokens_BxL.shape
-  size = min(max(max_logits // (batch * decoder.config.vocab_size), 1), length)
-  num_blocks = -(-jnp.max(jnp.sum(is_target_BxL, axis=1)) // size)
-  # Each row's targets, then its other tokens, in blocks of one size.
-  place_BxL = jnp.argsort(~is_target_BxL, axis=1, stable=True)
-  place_BxT = jnp.pad(place_BxL, ((0, 0), (0, -length % size)), mode='edge')
-  row_Bx1 = jnp.arange(batch)[:, None]
-
-  def add_block(
-    block: jax.Array, found: tuple[jax.Array, jax.Array]
-  ) -> tuple[jax.Array, jax.Array]:
-    nll_BxL, is_greedy_BxL = found
-    place_BxP = jax.lax.dynamic_slice_in_dim(
-      place_BxT, block * size, size, axis=1
-    )
-    # The token before a target predicts it.
-    before_BxPx1 = jnp.maximum(place_BxP - 1, 0)[..., None]
-    logits_BxPxV = decoder.logits(
-      jnp.take_along_axis(hidden_BxLxD, before_BxPx1, axis=1)
-    )
-    token_BxP = jnp.take_along_axis(tokens_BxL, place_BxP, axis=1)
-    nll_BxP, is_best_BxP = _likelihood(logits_BxPxV, token_BxP[..., None])
-    return (
-      nll_BxL.at[row_Bx1, place_BxP].set(nll_BxP[..., 0]),
-      is_greedy_BxL.at[row_Bx1, place_BxP].set(is_best_BxP[..., 0]),
-    )
-
-  nothing = jnp.zeros(place_BxL.shape), jnp.ones(place_BxL.shape, bool)
-  nll_BxL, is_greedy_BxL = jax.lax.fori_loop(0, num_blocks, add_block, nothing)
-  return {
-    'nll': jnp.where(is_target_BxL, nll_BxL, 0.0),
-    'is_greedy': is_greedy_BxL | ~is_target_BxL,
-  }
-
-
-def row_likelihood(
-  decoder: Decoder,
-  hidden_BxLxD: jax.Array,
-  tokens_BxL: jax.Array,
-  mask_BxSxL: jax.Array,
-  num_scored_BxS: jax.Array,
-  last_BxSxC: jax.Array,
-) -> dict[str, jax.Array]:
-  """Scores each sequence's last tokens, followed by each of C tokens.
-
-  Args:
-    decoder: the model.
-    hidden_BxLxD: its hidden states.
-    tokens_BxL: the rows.
-    mask_BxSxL: the tokens of each sequence, which follow each other.
-    num_scored_BxS: how many last tokens of each sequence to score; fewer than
-      all.
-    last_BxSxC: tokens that may follow the sequence.
-
-  Returns:
-    nll: float32 [B, S, C], in nats.
-    is_greedy: bool [B, S, C], whether each token is the likeliest one.
-  """
-  position_L = jnp.arange(tokens_BxL.shape[1])
-  end_BxSx1 = jnp.max(
-    jnp.where(mask_BxSxL, position_L, 0), axis=-1, keepdims=True
-  )
-
-  def score_last(
-    ends: tuple[jax.Array, jax.Array],
-  ) -> tuple[jax.Array, jax.Array]:
-    hidden_BxD, last_BxC = ends
-    return _likelihood(decoder.logits(hidden_BxD), last_BxC)
-
-  batch, num_sequences, _ = last_BxSxC.shape
-  most = max(MAX_LOGITS // (batch * decoder.config.vocab_size), 1)
-  ends_SxBx = jax.tree.map(
-    lambda x_BxSx: x_BxSx.swapaxes(0, 1),
-    (jnp.take_along_axis(hidden_BxLxD, end_BxSx1, axis=1), last_BxSxC),
-  )
-  nll_BxSxC, is_best_BxSxC = jax.tree.map(
-    lambda x_SxBx: x_SxBx.swapaxes(0, 1),
-    jax.lax.map(score_last, ends_SxBx, batch_size=min(most, num_sequences)),
-  )
-  is_target_BxSxL = mask_BxSxL & (
-    position_L > end_BxSx1 - num_scored_BxS[..., None]
-  )
-  before = target_likelihood(
-    decoder, hidden_BxLxD, tokens_BxL, jnp.any(is_target_BxSxL, axis=1)
-  )
-  nll_BxSx1 = jnp.sum(
-    jnp.where(is_target_BxSxL, before['nll'][:, None], 0.0),
-    axis=-1,
-    keepdims=True,
-  )
-  is_greedy_BxSx1 = jnp.all(
-    before['is_greedy'][:, None] | ~is_target_BxSxL, axis=-1, keepdims=True
-  )
-  return {
-    'nll': nll_BxSx1 + nll_BxSxC,
-    'is_greedy': is_greedy_BxSx1 & is_best_BxSxC,
-  }
-
-
-def _likelihood(
-  logits_xV: jax.Array, tokens_xC: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Of each token, [..., C]: nats, and whether none is likelier."""
-  chosen_xC = jnp.take_along_axis(logits_xV, tokens_xC, axis=-1)
-  total_x1 = jax.nn.logsumexp(logits_xV, axis=-1, keepdims=True)
-  return total_x1 - chosen_xC, chosen_xC >= jnp.max(
-    logits_xV, axis=-1, keepdims=True
-  )

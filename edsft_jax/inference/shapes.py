@@ -4,8 +4,9 @@ Each padded length needs a compiled program, and padding wastes computation. So
 there are few lengths, chosen to fit the prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
+import math
 
 import numpy as np
 
@@ -19,9 +20,7 @@ class ShapeOptions:
   Attributes:
     compile_tokens: compiling a program takes about as long as running it on
       this many tokens.
-    step: padded lengths are multiples of this.
-    max_lengths: limit on padded lengths. Each needs a program to read prompts
-      that are continued.
+    step: lengths are multiples of this.
     max_cache_lengths: limit on cache lengths, each with a program to decode.
     row_length: tokens of the shortest packed rows, about.
     key_cost: see `packing.row_lengths`.
@@ -29,7 +28,6 @@ class ShapeOptions:
 
   compile_tokens: float
   step: int = 8
-  max_lengths: int = 8
   max_cache_lengths: int = 4
   row_length: int = 256
   key_cost: float = 0.0
@@ -37,19 +35,19 @@ class ShapeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-  """Padded lengths of prompts, and cache-length buckets for decoding.
+  """Lengths of packed rows, and cache-length buckets for decoding.
 
   Attributes:
-    lengths: padded numbers of prompt tokens, ascending.
-    cache_lengths: cache entries for the prompt while decoding, ascending; a
-      subset of `lengths` that includes the last.
-    row_lengths: tokens per packed row, ascending; the last is at least that of
-      `lengths`.
+    cache_lengths: cache entries for the prompt while decoding, ascending.
+    row_lengths: tokens per packed row, ascending.
+    shortest: tokens of the shortest prompt.
+    mean: average number of tokens of a prompt.
   """
 
-  lengths: tuple[int, ...]
   cache_lengths: tuple[int, ...]
   row_lengths: tuple[int, ...]
+  shortest: int
+  mean: float
 
   @classmethod
   def of(
@@ -58,14 +56,10 @@ class Shapes:
     options: ShapeOptions,
   ) -> 'Shapes':
     """Chooses shapes for prompts of these lengths."""
-    padded = -(-np.maximum(lengths, 1) // options.step) * options.step
-    sizes, counts = np.unique(padded, return_counts=True)
     cost = options.compile_tokens
-    chosen = _choose(sizes, counts, options.max_lengths, cost)
-    counts = np.bincount(
-      np.searchsorted(chosen, sizes), weights=counts, minlength=len(chosen)
+    caches = padded_lengths(
+      lengths, options.max_cache_lengths, cost, options.step
     )
-    caches = _choose(chosen, counts, options.max_cache_lengths, cost)
     rows = packing.row_lengths(
       lengths,
       shortest=options.row_length,
@@ -73,15 +67,8 @@ class Shapes:
       key_cost=options.key_cost,
       compile_tokens=cost,
     )
-    return cls(tuple(chosen.tolist()), tuple(caches.tolist()), rows)
-
-  def length(self, num_tokens: int) -> int:
-    """The padded length of a prompt.
-
-    Raises:
-      ValueError: it is longer than all prompts that the shapes are for.
-    """
-    return _smallest(self.lengths, num_tokens)
+    length_N = np.maximum(lengths, 1)
+    return cls(caches, rows, int(length_N.min()), float(length_N.mean()))
 
   def cache_length(self, num_tokens: int) -> int:
     """The cache-length bucket that a prompt is decoded in.
@@ -89,10 +76,38 @@ class Shapes:
     Raises:
       ValueError: it is longer than all prompts that the shapes are for.
     """
-    return _smallest(self.cache_lengths, num_tokens)
+    return smallest(self.cache_lengths, num_tokens)
+
+  def most_sequences(self, row_length: int) -> int:
+    """Number of prompts that a row of this length may have."""
+    return packing.most_sequences(row_length, self.shortest)
 
 
-def _smallest(sizes: Sequence[int], num_tokens: int) -> int:
+def padded_lengths(
+  lengths: Sequence[int], most: int, compile_tokens: float, step: int = 8
+) -> tuple[int, ...]:
+  """Chooses few lengths to pad rows to, so that there is little padding.
+
+  Args:
+    lengths: tokens of each row.
+    most: number of lengths at most; fewer if more are not worth compiling.
+    compile_tokens: see `ShapeOptions`.
+    step: lengths are multiples of this.
+
+  Returns:
+    The lengths, ascending.
+  """
+  padded = -(-np.maximum(lengths, 1) // step) * step
+  sizes, counts = np.unique(padded, return_counts=True)
+  return tuple(_choose(sizes, counts, most, compile_tokens).tolist())
+
+
+def smallest(sizes: Sequence[int], num_tokens: int) -> int:
+  """The first size, of ascending ones, with room for this many tokens.
+
+  Raises:
+    ValueError: none has.
+  """
   for size in sizes:
     if num_tokens <= size:
       return size
@@ -110,15 +125,17 @@ class BatchSizes:
     num_new: new tokens per row.
     multiple: numbers of rows are multiples of this.
     total_rows: total number of rows.
+    row_tokens: tokens that each row adds to packed rows, on average.
     read_tokens: prompt tokens per call, up to a quarter of the batch. Few, so
-      that chunks fit the lengths of their prompts, and few slots stay empty
-      while others finish; enough to make a call worth its overhead.
+      that few slots stay empty while others finish; enough to make a call worth
+      its overhead.
   """
 
   batch_tokens: int
   num_new: int
   multiple: int
   total_rows: int
+  row_tokens: float
   read_tokens: int
 
   def num_slots(self, cache_length: int) -> int:
@@ -129,21 +146,13 @@ class BatchSizes:
     """A quarter as many slots, for the last rows."""
     return max(num_slots // (4 * self.multiple), 1) * self.multiple
 
-  def to_prefill(self, length: int, cache_length: int) -> int:
-    """Rows per prefill, for decoding with this cache length."""
-    return min(self.to_read(length), self.num_slots(cache_length))
-
-  def to_read(self, length: int) -> int:
-    """Rows of padded prompts per call."""
-    rows = self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
-    # Spread evenly over the calls, so that the last is not mostly padding.
-    num_calls = -(-self.total_rows // rows)
-    return self._up(-(-self.total_rows // num_calls))
-
   def to_pack(self, length: int) -> int:
     """Packed rows of this length per call."""
-    tokens = min(self.read_tokens, self.batch_tokens // 4)
-    return self._fit(tokens // length)
+    rows = self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
+    total = math.ceil(self.total_rows * self.row_tokens / length)
+    total = min(total, self._up(self.total_rows))
+    # Spread evenly over the calls, so that the last is not mostly padding.
+    return self._up(-(-total // -(-total // rows)))
 
   def _fit(self, rows: int) -> int:
     most = self._up(self.total_rows)
@@ -151,42 +160,6 @@ class BatchSizes:
 
   def _up(self, rows: int) -> int:
     return -(-rows // self.multiple) * self.multiple
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-  """Prompts that are read together, and their padded shape."""
-
-  indices: list[int]
-  length: int
-  num_rows: int
-
-
-def chunks(
-  lengths: Sequence[int],
-  indices: Sequence[int],
-  shapes: Shapes,
-  num_rows: Callable[[int], int],
-) -> list[Chunk]:
-  """Groups prompts of similar length, the shortest first.
-
-  Args:
-    lengths: tokens of every prompt.
-    indices: the prompts to group.
-    shapes: the padded lengths to choose from.
-    num_rows: padded length -> rows of a chunk.
-
-  Returns:
-    Chunks, all full except for the first.
-  """
-  order = sorted(indices, key=lambda i: -lengths[i])
-  result = []
-  while order:
-    length = shapes.length(lengths[order[0]])
-    rows = num_rows(length)
-    result.append(Chunk(order[:rows], length, rows))
-    order = order[rows:]
-  return result[::-1]
 
 
 def pad_left(

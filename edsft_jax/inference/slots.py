@@ -8,9 +8,10 @@ from flax import nnx
 import jax
 import numpy as np
 
-from edsft_jax.inference.decoding import DecodeState
+from edsft_jax.inference.decoding import DecodeState, Prefilled
+from edsft_jax.inference.packing import Packed
 from edsft_jax.inference.programs import CompiledPrograms
-from edsft_jax.inference.shapes import BatchSizes, Chunk
+from edsft_jax.inference.shapes import BatchSizes
 
 _EMPTY = -1
 # Decode steps between the host's checks for stop strings.
@@ -147,13 +148,14 @@ class Slots:
     self._num_tokens = np.where(source != _EMPTY, self._num_tokens[source], 0)
     self._state = self._programs.resize(self._state, source, self._cache_length)
 
-  def insert(self, chunk: Chunk, prefilled: DecodeState) -> None:
-    """Puts the rows of a chunk into free slots."""
-    free = np.flatnonzero(self._occupant == _EMPTY)[: len(chunk.indices)]
-    slot_P = np.full(chunk.num_rows, len(self._occupant), np.int32)
-    slot_P[: len(chunk.indices)] = free
-    self._state = self._programs.insert(self._state, prefilled, slot_P)
-    self._occupant[free] = chunk.indices
+  def insert(self, packed: Packed, prefilled: Prefilled) -> None:
+    """Puts packed prompts into free slots."""
+    indices = packed.indices
+    free = np.flatnonzero(self._occupant == _EMPTY)[: len(indices)]
+    slot_BxS = np.full(prefilled.token_BxS.shape, len(self._occupant), np.int32)
+    slot_BxS[packed.places] = free
+    self._state = self._programs.insert(self._state, prefilled, slot_BxS)
+    self._occupant[free] = indices
     self._num_tokens[free] = 1
     self._stopped[free] = False
 

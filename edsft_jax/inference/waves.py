@@ -9,10 +9,14 @@ import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import models
+from edsft_jax.inference import packing
 from edsft_jax.inference import shapes as shapes_lib
-from edsft_jax.inference.choices import choose_shapes
+from edsft_jax.inference.choices import choose_shapes, compile_tokens
 from edsft_jax.inference.prefixes import Group, can_share, find_groups
 from edsft_jax.inference.throughput import Span
+
+# Limit on padded lengths of prefixes, each with a program that reads them.
+_MAX_LENGTHS = 8
 
 
 @dataclasses.dataclass
@@ -77,7 +81,7 @@ class Wave:
     length: their padded length; 0 without.
     num_prefixes: number of prefixes, with padding.
     rows: the rows.
-    shapes: padded lengths of the rows without their prefixes.
+    shapes: shapes for the rows without their prefixes.
   """
 
   prefixes: list[tuple[int, ...]]
@@ -99,16 +103,46 @@ class Wave:
     return shapes_lib.pad_left(self.prefixes, self.length, self.num_prefixes)
 
 
-def pad_scored(
-  rows: Sequence[Row], num_rows: int, num_choices: int = 1
+def fill(
+  packed: packing.Packed, rows: Sequence[Row]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Prefixes [B] of packed rows, and what `packing.fill` returns.
+
+  Args:
+    packed: indices into `rows`.
+    rows: the sequences; those of a packed row follow the same prefix.
+  """
+  prefix_B = np.zeros(packed.num_rows, np.int32)
+  for number, (index, *_) in enumerate(packed.rows):
+    prefix_B[number] = rows[index].prefix_index
+  own = {index: rows[index].own for index in packed.indices}
+  return prefix_B, *packing.fill(packed, own)
+
+
+def fill_scored(
+  packed: packing.Packed,
+  rows: Sequence[Row],
+  num_sequences: int,
+  num_choices: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The rows' targets: how many are inputs [B], and the last ones [B, C]."""
-  num_scored_B = np.zeros(num_rows, np.int32)
-  last_BxC = np.zeros((num_rows, num_choices), np.int32)
-  for number, row in enumerate(rows):
-    num_scored_B[number] = row.num_scored
-    last_BxC[number, : len(row.last)] = row.last
-  return num_scored_B, last_BxC
+  """What `row_likelihood` scores of packed rows.
+
+  Args:
+    packed: indices into `rows`.
+    rows: the sequences.
+    num_sequences: S, that each packed row may have.
+    num_choices: C, last tokens that each sequence may have.
+
+  Returns:
+    How many inputs are targets [B, S], and the last tokens [B, S, C].
+  """
+  num_scored_BxS = np.zeros((packed.num_rows, num_sequences), np.int32)
+  last_BxSxC = np.zeros((*num_scored_BxS.shape, num_choices), np.int32)
+  for number, indices in enumerate(packed.rows):
+    for place, row in enumerate(rows[index] for index in indices):
+      num_scored_BxS[number, place] = row.num_scored
+      last_BxSxC[number, place, : len(row.last)] = row.last
+  return num_scored_BxS, last_BxSxC
 
 
 def plan(
@@ -142,14 +176,18 @@ def plan(
     return choose_shapes(decoder, mesh, lengths, num_passes, most_together)
 
   prefixes = [group for part in groups for group in part if group.length]
-  shapes = choose([group.length for group in prefixes] or [1])
+  lengths = shapes_lib.padded_lengths(
+    [group.length for group in prefixes] or [1],
+    _MAX_LENGTHS,
+    compile_tokens(decoder, mesh) / num_passes,
+  )
   num_saved = sum(group.num_saved for group in prefixes)
-  if num_saved < min_saved * len(shapes.lengths):
+  if num_saved < min_saved * len(lengths):
     groups = [_alone(rows) for rows in parts]
   grouped = [
     _with_lengths(rows, some) for rows, some in zip(parts, groups, strict=True)
   ]
-  by_length = [_by_prefix_length(part, shapes) for part in grouped]
+  by_length = [_by_prefix_length(part, lengths) for part in grouped]
   waves: list[list[Wave]] = [[] for _ in parts]
   for length in sorted(set().union(*by_length)):
     some = [found.get(length, []) for found in by_length]
@@ -212,13 +250,13 @@ def _with_lengths(
 
 
 def _by_prefix_length(
-  groups: list[list[Row]], shapes: shapes_lib.Shapes
+  groups: list[list[Row]], lengths: Sequence[int]
 ) -> dict[int, list[list[Row]]]:
   """Padded length of the prefix -> groups; 0: without a prefix."""
   result: dict[int, list[list[Row]]] = {}
   for group in sorted(groups, key=lambda group: group[0].prefix_length):
     prefix = group[0].prefix_length
-    length = shapes.length(prefix) if prefix else 0
+    length = shapes_lib.smallest(lengths, prefix) if prefix else 0
     result.setdefault(length, []).append(group)
   return result
 
@@ -239,7 +277,7 @@ def _with_prefixes(
   Args:
     length: that length.
     groups: rows of each prefix.
-    shapes: padded lengths of the rows without their prefixes.
+    shapes: shapes for the rows without their prefixes.
     size: prefixes per wave, with padding.
   """
   waves = []

@@ -168,19 +168,21 @@ class Decoder(nnx.Module):
     Args:
       tokens: [B, L] ids.
       segments: int32 [B, L], the number of the sequence of each token, from 1
-        and rising; 0: padding, at the end.
+        and rising; 0: padding, before the first or after the last.
       cache: keys and values of what all sequences of a row start with, with L
         free entries at its end; None: nothing.
       layer: see `__call__`.
+
+    Returns:
+      The output. Its cache has the sequences of a row one after the other, and
+      is not for further tokens.
 
     Raises:
       ValueError: the model does not have this layer.
     """
     inputs, length_BxL = self._packed_inputs(segments, cache)
     inputs_of_layers = self._inputs_of_layers(inputs, length_BxL)
-    output = self._run(tokens, inputs_of_layers, cache, layer)
-    # A cache is for rows of one sequence.
-    return dataclasses.replace(output, kv_cache=None)
+    return self._run(tokens, inputs_of_layers, cache, layer)
 
   def hidden_of_packed(
     self, tokens: jax.Array, segments: jax.Array, remat: bool

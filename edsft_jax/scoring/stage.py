@@ -304,17 +304,12 @@ def _say_programs(
   def listed(numbers: Sequence[int]) -> str:
     return ', '.join(map(str, numbers))
 
-  parts = []
+  parts = [f'prompts packed into rows of {listed(shapes.row_lengths)} tokens']
   if generate.any():
-    parts.append(
-      f'prompts padded to {listed(shapes.lengths)} tokens, decoded at '
-      f'{listed(shapes.cache_lengths)}'
-    )
-  if not generate.all():
-    parts.append(f'packed into rows of {listed(shapes.row_lengths)} tokens')
+    parts.append(f'decoded at {listed(shapes.cache_lengths)}')
   console.say(
     'score',
-    f'{console.count(num_programs, "program")} compiled: {"; ".join(parts)}',
+    f'{console.count(num_programs, "program")} compiled: {", ".join(parts)}',
   )
 
 

@@ -44,8 +44,8 @@ DECODING = inference.GreedyDecoding(NUM_NEW, (-1,))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _prefill(graphdef, weights, tokens, mask):
-  return DECODING.prefill(nnx.merge(graphdef, weights), tokens, mask)
+def _prefill(graphdef, weights, tokens, segments):
+  return DECODING.prefill(nnx.merge(graphdef, weights), tokens, segments, 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -182,30 +182,59 @@ def test_padding_and_other_rows_change_nothing(clear):
     )
 
 
-def test_rows_moved_leave_slots_empty(clear):
-  padded = inference.pad_left(rows(clear), 27)
-  new, _ = _prefill(*nnx.split(clear.decoder), *padded)
+def _packed(golden) -> tuple[np.ndarray, np.ndarray]:
+  """The golden's two prompts in one row, the second one first."""
+  first, second = rows(golden)
+  segments = [1] * len(second) + [2] * len(first) + [0] * 3
+  return np.array([[*second, *first, 0, 0, 0]]), np.array([segments])
+
+
+def test_packed_prompts_are_put_into_their_slots(clear):
+  model = nnx.split(clear.decoder)
+  new, _ = _prefill(*model, *_packed(clear))
   insert = jax.jit(DECODING.insert)
-  few = insert(DECODING.init_state(clear.decoder, 4, 27), new, np.array([3, 1]))
+  length = clear.values['tokens'].shape[1]
+  # One slot just has room for a prompt, one for the whole row, and one more.
+  for room in (length, 2 * length + 3, 60):
+    state = DECODING.init_state(clear.decoder, 4, room)
+    # An earlier occupant, of which nothing may stay.
+    state = insert(state, new, np.array([[3, 1]]))
+    state, _ = _decode_until(*model, state, 5)
+    state = insert(state, new, np.array([[1, 4]]))
+    state = insert(state, new, np.array([[4, 3]]))
+    assert state.active_B.tolist() == [False, True, False, True]
+    state, steps = _decode_until(*model, state, NUM_NEW)
+    assert int(steps) == NUM_NEW - 1
+    np.testing.assert_array_equal(
+      state.tokens_BxT[np.array([3, 1])], clear.values['greedy']
+    )
+    assert state.num_tokens_B.tolist() == [0, NUM_NEW, 0, NUM_NEW]
+
+
+def test_rows_moved_leave_slots_empty(clear):
+  new, _ = _prefill(*nnx.split(clear.decoder), *_packed(clear))
+  insert = jax.jit(DECODING.insert)
+  few = DECODING.init_state(clear.decoder, 4, 27)
+  few = insert(few, new, np.array([[3, 1]]))
   assert few.active_B.tolist() == [False, True, False, True]
   resize = jax.jit(DECODING.resize, static_argnums=2)
   moved = resize(few, np.array([3, -1, 1]), 30)
   assert moved.active_B.tolist() == [True, False, True]
-  assert moved.last_token_B[::2].tolist() == new.last_token_B[:2].tolist()
+  assert moved.last_token_B[::2].tolist() == new.token_BxS[0].tolist()
   assert (moved.kv_cache.position_BxS[1] == -1).all()
   assert moved.kv_cache.position_BxS.shape == (3, 30 + NUM_NEW)
   assert int(moved.kv_cache.cache_index) == 30
-  # One beyond the last slot leaves a row out.
-  fewer = insert(few, new, np.array([4, 0]))
+  # One beyond the last slot leaves a prompt out.
+  fewer = insert(few, new, np.array([[4, 0]]))
   assert fewer.active_B.tolist() == [True, True, False, True]
-  assert fewer.last_token_B[0] == new.last_token_B[1]
+  assert fewer.last_token_B[0] == new.token_BxS[0, 1]
 
 
 def test_decoding_stops_after_max_steps_and_resumes(clear):
   model = nnx.split(clear.decoder)
-  new, _ = _prefill(*model, *inference.pad_left(rows(clear), 27))
+  new, _ = _prefill(*model, *_packed(clear))
   state = jax.jit(DECODING.insert)(
-    DECODING.init_state(clear.decoder, 2, 27), new, np.array([0, 1])
+    DECODING.init_state(clear.decoder, 2, 27), new, np.array([[1, 0]])
   )
   state, steps = _decode_until(*model, state, 4)
   assert int(steps) == 4

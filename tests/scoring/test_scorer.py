@@ -75,15 +75,17 @@ def _scorer(decoder, mesh, end_ids, shapes, batch_tokens, **options) -> Scorer:
 
 
 @pytest.mark.parametrize(
-  ('shapes', 'batch_tokens', 'devices'),
+  ('shapes', 'batch_tokens', 'devices', 'num_programs'),
   [
     # Rows move from the short cache to the long one, among others.
-    (Shapes((16, 48), (16, 48), (16, 48)), 240, 1),
-    (Shapes((16, 48), (16, 48), (48,)), 600, 8),
+    # One program per row length to read, one per cache length to decode.
+    (Shapes((16, 48), (16, 48), 1, 20), 240, 1, 4),
+    # Rows of one length, but with fewer prompts if there are fewer slots.
+    (Shapes((16, 48), (48,), 1, 20), 600, 8, 4),
   ],
 )
 def test_other_rows_change_nothing(
-  decoder, tokens, end_ids, alone, shapes, batch_tokens, devices
+  decoder, tokens, end_ids, alone, shapes, batch_tokens, devices, num_programs
 ):
   mesh = make_mesh(devices=jax.devices()[:devices])
   placed = models.load_decoder(GOLDEN, 'float32', mesh)
@@ -112,9 +114,7 @@ def test_other_rows_change_nothing(
   assert work.prompts == len(tokens)
   assert work.tokens == sum(map(len, tokens)) + int(np.sum(alone.num_tokens_B))
   assert work.flops > 0 < work.bytes
-  # One per length to read, one per cache length to decode.
-  expected = len(shapes.lengths) + len(shapes.cache_lengths)
-  assert scorer.num_programs == expected
+  assert scorer.num_programs == num_programs
 
   again = scorer(tokens, everything)
   np.testing.assert_array_equal(again.features, result.features)
@@ -124,17 +124,17 @@ def test_other_rows_change_nothing(
 
 def test_rows_that_all_find_a_slot_never_move(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
-  shapes = Shapes((16, 48), (16, 48), (48,))
+  shapes = Shapes((16, 48), (48,), 1, 20)
   scorer = _scorer(decoder, mesh, end_ids, shapes, 4000)
   scorer(tokens, np.ones(len(tokens), bool))
   assert scorer.num_resizes == 0
-  # Two lengths are read, all are decoded at one cache length.
-  assert scorer.num_programs == 3
+  # All rows are read at one length, and decoded at one cache length.
+  assert scorer.num_programs == 2
 
 
 def test_an_interrupt_ends_every_worker(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
-  shapes = Shapes((16, 48), (16, 48), (48,))
+  shapes = Shapes((16, 48), (48,), 1, 20)
   scorer = _scorer(decoder, mesh, end_ids, shapes, 240)
   everything = np.ones(len(tokens), bool)
   calls = []
@@ -154,9 +154,7 @@ def test_an_interrupt_ends_every_worker(decoder, tokens, end_ids):
 
 def test_rows_that_are_not_continued_are_read(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
-  scorer = _scorer(
-    decoder, mesh, end_ids, Shapes((16, 48), (16, 48), (48,)), 240
-  )
+  scorer = _scorer(decoder, mesh, end_ids, Shapes((16, 48), (48,), 1, 20), 240)
   some = np.arange(len(tokens)) % 3 == 0
   part = scorer(tokens, some)
   whole = scorer(tokens, np.ones(len(tokens), bool))
@@ -192,8 +190,8 @@ def test_a_prefix_read_once_changes_nothing(
       rows, some, seen.append
     )
     for shapes, options in (
-      (Shapes((64,), (64,), (64,)), {}),
-      (Shapes((16, 48), (16, 48), (48,)), {'prefix': prefix}),
+      (Shapes((64,), (64,), 1, 20), {}),
+      (Shapes((16, 48), (48,), 1, 20), {'prefix': prefix}),
     )
   )
   for ids, expected in zip(shared.tokens, whole.tokens, strict=True):
@@ -215,7 +213,7 @@ def test_a_prefix_read_once_changes_nothing(
 def test_rows_without_the_prefix_are_refused(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
   scorer = _scorer(
-    decoder, mesh, end_ids, Shapes((48,), (48,), (48,)), 900, prefix=[1]
+    decoder, mesh, end_ids, Shapes((48,), (48,), 1, 20), 900, prefix=[1]
   )
   with pytest.raises(ValueError, match='row 0 does not start with the prefix'):
     scorer(tokens, np.ones(len(tokens), bool))
@@ -246,7 +244,7 @@ def test_the_limit_of_near_ties_follows_the_dtype(tokens):
   near = {}
   for dtype in ('float32', 'bfloat16'):
     decoder = models.load_decoder(GOLDEN, dtype, mesh)
-    scorer = _scorer(decoder, mesh, (), Shapes((48,), (48,), (48,)), 600)
+    scorer = _scorer(decoder, mesh, (), Shapes((48,), (48,), 1, 20), 600)
     near[dtype] = scorer(tokens, np.ones(len(tokens), bool)).near_ties.sum()
   assert near['float32'] < 3 < near['bfloat16']
 
@@ -261,7 +259,7 @@ def test_only_what_is_computed_counts(decoder):
     scorer = Scorer(
       on_mesh,
       mesh,
-      Shapes((16,), (16,), (16,)),
+      Shapes((16,), (16,), 1, 20),
       end_ids=(),
       max_new_tokens=NUM_NEW,
       batch_tokens=2**14,
