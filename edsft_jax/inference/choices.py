@@ -40,7 +40,7 @@ def choose_shapes(
   mesh: jax.sharding.Mesh,
   lengths: Sequence[int],
   num_passes: int = 1,
-  most_together: int | None = None,
+  groups: Sequence[Sequence[int]] | None = None,
 ) -> shapes_lib.Shapes:
   """Chooses the shapes for prompts of these lengths and this model.
 
@@ -52,18 +52,14 @@ def choose_shapes(
     mesh: the devices.
     lengths: tokens of each prompt.
     num_passes: how often the prompts will run, for example once per model.
-    most_together: tokens of the largest group of prompts that may share packed
-      rows; None: all may.
+    groups: indices of prompts that may share a packed row; None: all may.
   """
-  row_length = _row_length(mesh)
-  if most_together is not None:
-    row_length = min(row_length, most_together)
   options = shapes_lib.ShapeOptions(
     compile_tokens=compile_tokens(decoder, mesh) / num_passes,
-    row_length=row_length,
+    row_length=_row_length(mesh),
     key_cost=key_cost(decoder),
   )
-  return shapes_lib.Shapes.of(lengths, options)
+  return shapes_lib.Shapes.of(lengths, options, groups)
 
 
 def choose_prefix(

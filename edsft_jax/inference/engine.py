@@ -8,6 +8,7 @@ cache-length bucket run out, the remaining rows move to the next larger one.
 
 from collections.abc import Callable, Sequence
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -161,11 +162,7 @@ class Engine:
         num_finished=len(packed.indices),
       )
 
-    rows = packing.pack(
-      [len(ids) for ids in own],
-      self._shapes.row_lengths,
-      most=self._shapes.most_sequences,
-    )
+    rows = self._shapes.pack([len(ids) for ids in own])
     queue = workers.Queue(packing.calls(rows, self._sizes.to_pack))
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
@@ -345,10 +342,14 @@ class Engine:
 
   def _share(self, wave: Wave, worker: int) -> dict[int, list[Row]]:
     """A worker's share of the rows of a wave, by cache length."""
-    in_order = sorted(wave.rows, key=lambda row: len(row.own))
+    groups: Sequence[Sequence[Row]] = [[row] for row in wave.rows]
+    if len(wave.prefixes) > 1:
+      # Rows that follow the same prefix can share a packed row.
+      groups = [[wave.rows[i] for i in group] for group in wave.groups]
+    # Strided over the sorted groups, so that workers get equal shares.
+    groups = sorted(groups, key=lambda group: sum(len(r.own) for r in group))
     share: dict[int, list[Row]] = {}
-    # Strided over the sorted rows, so that workers get equal shares.
-    for row in in_order[worker :: self._num_workers]:
+    for row in itertools.chain(*groups[worker :: self._num_workers]):
       length = self._cache_length(wave.length + len(row.own))
       share.setdefault(length, []).append(row)
     return share
@@ -375,12 +376,7 @@ class Engine:
     groups: dict[int, list[int]] = {}
     for row in some:
       groups.setdefault(row.prefix_index, []).append(row.indices[0])
-    packed_rows = packing.pack(
-      lengths,
-      wave.shapes.row_lengths,
-      [*groups.values()],
-      num_prompts,
-    )
+    packed_rows = wave.shapes.pack(lengths, [*groups.values()], num_prompts)
     return [
       _Step(number, packed, num_prompts(packed.length), cache_length)
       for packed in packing.calls(packed_rows, num_rows)

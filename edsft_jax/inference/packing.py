@@ -105,7 +105,7 @@ def row_lengths(
 
 
 class Row(NamedTuple):
-  """A packed row: tokens, padding included, and the sequences by index."""
+  """A packed row: its number of tokens, and the sequences by index."""
 
   length: int
   sequences: list[int]
@@ -113,7 +113,7 @@ class Row(NamedTuple):
 
 def pack(
   lengths: Sequence[int],
-  row_lengths: Sequence[int],
+  targets: Sequence[int],
   groups: Sequence[Sequence[int]] | None = None,
   most: Callable[[int], int] = most_sequences,
 ) -> list[Row]:
@@ -121,16 +121,19 @@ def pack(
 
   Args:
     lengths: tokens of each sequence.
-    row_lengths: tokens per row to choose from, ascending.
+    targets: tokens that rows are filled up to, ascending.
     groups: indices of sequences that may share a row; None: all may.
-    most: tokens per row -> sequences that it may have, see `most_sequences`.
+    most: target of a row -> sequences that it may have, see `most_sequences`.
+
+  Returns:
+    The rows, each as long as its sequences together.
 
   Raises:
     ValueError: a sequence is longer than every row.
   """
   rows: list[Row] = []
   for group in [range(len(lengths))] if groups is None else groups:
-    rows += _pack_group(lengths, group, row_lengths, most)
+    rows += _pack_group(lengths, group, targets, most)
   return rows
 
 
@@ -154,10 +157,11 @@ def calls(rows: Sequence[Row], num_rows: Callable[[int], int]) -> list[Packed]:
 def _pack_group(
   lengths: Sequence[int],
   group: Sequence[int],
-  row_lengths: Sequence[int],
+  targets: Sequence[int],
   most: Callable[[int], int],
 ) -> list[Row]:
-  rows: list[Row] = []
+  rows: list[list[int]] = []
+  targets_of_rows: list[int] = []
   # (room, number) of the rows that take more sequences.
   has_room: list[tuple[int, int]] = []
   for index in sorted(group, key=lambda i: -lengths[i]):
@@ -166,19 +170,19 @@ def _pack_group(
     if at < len(has_room):
       room, number = has_room.pop(at)
     else:
-      place = bisect.bisect_left(row_lengths, size)
-      if place == len(row_lengths):
+      place = bisect.bisect_left(targets, size)
+      if place == len(targets):
         raise ValueError(
           f'a prompt has {size} tokens, the shapes are for at most '
-          f'{row_lengths[-1]}'
+          f'{targets[-1]}'
         )
-      room, number = row_lengths[place], len(rows)
-      rows.append(Row(room, []))
-    row = rows[number]
-    row.sequences.append(index)
-    if len(row.sequences) < most(row.length):
+      room, number = targets[place], len(rows)
+      rows.append([])
+      targets_of_rows.append(room)
+    rows[number].append(index)
+    if len(rows[number]) < most(targets_of_rows[number]):
       bisect.insort(has_room, (room - size, number))
-  return rows
+  return [Row(sum(lengths[i] for i in row), row) for row in rows]
 
 
 def fill(

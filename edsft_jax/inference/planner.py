@@ -157,12 +157,7 @@ class Planner:
 
 def _packed(wave: Wave) -> list[packing.Row]:
   """The rows of a wave, packed after their prefixes."""
-  return packing.pack(
-    [len(row.own) for row in wave.rows],
-    wave.shapes.row_lengths,
-    wave.groups,
-    wave.shapes.most_sequences,
-  )
+  return wave.shapes.pack([len(row.own) for row in wave.rows], wave.groups)
 
 
 def _without_lengths(

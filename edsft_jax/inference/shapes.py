@@ -4,8 +4,9 @@ Each padded length needs a compiled program, and padding wastes computation. So
 there are few lengths, chosen to fit the prompts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -22,13 +23,17 @@ class ShapeOptions:
       this many tokens.
     step: lengths are multiples of this.
     max_cache_lengths: limit on cache lengths, each with a program to decode.
-    row_length: tokens of the shortest packed rows, about.
+    max_row_lengths: limit on lengths of packed rows, each with a program that
+      reads them.
+    row_length: tokens of the shortest packed rows, about; fewer if no group of
+      prompts has so many.
     key_cost: see `packing.row_lengths`.
   """
 
   compile_tokens: float
   step: int = 8
   max_cache_lengths: int = 4
+  max_row_lengths: int = 8
   row_length: int = 256
   key_cost: float = 0.0
 
@@ -40,12 +45,14 @@ class Shapes:
   Attributes:
     cache_lengths: cache entries for the prompt while decoding, ascending.
     row_lengths: tokens per packed row, ascending.
+    targets: tokens that packed rows are filled up to, ascending.
     shortest: tokens of the shortest prompt.
     mean: average number of tokens of a prompt.
   """
 
   cache_lengths: tuple[int, ...]
   row_lengths: tuple[int, ...]
+  targets: tuple[int, ...]
   shortest: int
   mean: float
 
@@ -54,21 +61,38 @@ class Shapes:
     cls,
     lengths: Sequence[int],
     options: ShapeOptions,
+    groups: Sequence[Sequence[int]] | None = None,
   ) -> 'Shapes':
-    """Chooses shapes for prompts of these lengths."""
-    cost = options.compile_tokens
-    caches = padded_lengths(
-      lengths, options.max_cache_lengths, cost, options.step
-    )
-    rows = packing.row_lengths(
+    """Chooses shapes for prompts of these lengths.
+
+    Args:
+      lengths: tokens of each prompt.
+      options: the parameters.
+      groups: indices of prompts that may share a packed row; None: all may.
+    """
+    lengths = [max(length, 1) for length in lengths]
+    shortest, mean = min(lengths), sum(lengths) / len(lengths)
+    cost, step = options.compile_tokens, options.step
+    caches = padded_lengths(lengths, options.max_cache_lengths, cost, step)
+    targets = packing.row_lengths(
       lengths,
       shortest=options.row_length,
-      step=options.step,
+      step=step,
       key_cost=options.key_cost,
       compile_tokens=cost,
     )
-    length_N = np.maximum(lengths, 1)
-    return cls(caches, rows, int(length_N.min()), float(length_N.mean()))
+    # Some rows are not full, such as those of a small group.
+    filled = packing.pack(
+      lengths,
+      targets,
+      groups,
+      functools.partial(packing.most_sequences, shortest=shortest),
+    )
+    rows = padded_lengths(
+      [row.length for row in filled], options.max_row_lengths, cost, step
+    )
+    targets = tuple(sorted({min(target, rows[-1]) for target in targets}))
+    return cls(caches, rows, targets, shortest, mean)
 
   def cache_length(self, num_tokens: int) -> int:
     """The cache-length bucket that a prompt is decoded in.
@@ -81,6 +105,28 @@ class Shapes:
   def most_sequences(self, row_length: int) -> int:
     """Number of prompts that a row of this length may have."""
     return packing.most_sequences(row_length, self.shortest)
+
+  def pack(
+    self,
+    lengths: Sequence[int],
+    groups: Sequence[Sequence[int]] | None = None,
+    most: Callable[[int], int] | None = None,
+  ) -> list[packing.Row]:
+    """Packs prompts into rows of `row_lengths`; see `packing.pack`."""
+    most = most or self.most_sequences
+    rows = packing.pack(lengths, self.targets, groups, most)
+    return [
+      packing.Row(self._row_length(row, most), row.sequences) for row in rows
+    ]
+
+  def _row_length(self, row: packing.Row, most: Callable[[int], int]) -> int:
+    """The shortest length with room for a row's sequences."""
+    num = len(row.sequences)
+    return next(
+      length
+      for length in self.row_lengths
+      if length >= row.length and (num == 1 or most(length) >= num)
+    )
 
 
 def padded_lengths(

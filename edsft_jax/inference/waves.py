@@ -1,6 +1,6 @@
 """Groups rows by common prefixes, in waves that read prefixes together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import itertools
 
@@ -170,11 +170,6 @@ def plan(
       otherwise, nothing is shared.
   """
 
-  def choose(
-    lengths: list[int], most_together: int | None = None
-  ) -> shapes_lib.Shapes:
-    return choose_shapes(decoder, mesh, lengths, num_passes, most_together)
-
   prefixes = [group for part in groups for group in part if group.length]
   lengths = shapes_lib.padded_lengths(
     [group.length for group in prefixes] or [1],
@@ -193,8 +188,13 @@ def plan(
     some = [found.get(length, []) for found in by_length]
     own = [[len(row.own) for row in group] for part in some for group in part]
     # Rows that follow different prefixes do not share a packed row.
-    together = max(map(sum, own)) if length else None
-    shapes = choose([*itertools.chain(*own)], together)
+    shapes = choose_shapes(
+      decoder,
+      mesh,
+      [*itertools.chain(*own)],
+      num_passes,
+      _places(map(len, own)) if length else None,
+    )
     if length:
       # Parts share programs only if their waves have equally many prefixes.
       most = min(max(max_prefix_tokens // length, 1), max(map(len, some)))
@@ -232,6 +232,12 @@ def without(
     else:
       result.append(group)
   return result
+
+
+def _places(sizes: Iterable[int]) -> list[range]:
+  """The places of each group's rows, one group after the other."""
+  ends = [*itertools.accumulate(sizes, initial=0)]
+  return [range(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def _alone(rows: Sequence[Row]) -> list[Group]:

@@ -9,7 +9,7 @@ from edsft_jax import inference, models
 from edsft_jax.mesh import make_mesh
 
 NUM_NEW = 9
-SHAPES = inference.Shapes((16, 48), (48,), 1, 20)
+SHAPES = inference.Shapes((16, 48), (48,), (48,), 1, 20)
 
 
 @pytest.fixture(scope='module')

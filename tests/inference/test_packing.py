@@ -1,7 +1,5 @@
 """Packed rows: each sequence once, little padding, and seen alone."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from edsft_jax import models
 from edsft_jax.inference import packing
 from edsft_jax.inference.prefixes import Prefixes
+from edsft_jax.inference.shapes import ShapeOptions, Shapes
 
 LENGTHS = np.random.default_rng(1).integers(1, 130, 90).tolist()
 SHAPES = (48, 136)
@@ -19,14 +18,14 @@ def _at_once(length: int) -> int:
   return 2 if length == 136 else 3
 
 
-def _calls(**options) -> list[packing.Packed]:
-  return packing.calls(packing.pack(LENGTHS, SHAPES, **options), _at_once)
+def _calls(groups=None, shortest=1) -> list[packing.Packed]:
+  shapes = Shapes((136,), SHAPES, SHAPES, shortest, 60)
+  return packing.calls(shapes.pack(LENGTHS, groups), _at_once)
 
 
 @pytest.mark.parametrize('shortest', [1, 20])
 def test_every_sequence_is_in_one_row_with_room_for_it(shortest):
-  most = functools.partial(packing.most_sequences, shortest=shortest)
-  calls = _calls(most=most)
+  calls = _calls(shortest=shortest)
   assert sorted(i for c in calls for i in c.indices) == list(range(90))
   slots = 0
   for call in calls:
@@ -35,7 +34,7 @@ def test_every_sequence_is_in_one_row_with_room_for_it(shortest):
     slots += call.num_rows * call.length
     for row in call.rows:
       assert sum(LENGTHS[i] for i in row) <= call.length
-      assert len(row) <= most(call.length)
+      assert len(row) <= packing.most_sequences(call.length, shortest)
     rows, places = call.places
     assert [call.rows[r][p] for r, p in zip(rows, places, strict=True)] == (
       call.indices
@@ -48,7 +47,7 @@ def test_every_sequence_is_in_one_row_with_room_for_it(shortest):
 
 def test_groups_do_not_share_rows():
   groups = [list(range(30)), list(range(30, 90))]
-  calls = _calls(groups=groups)
+  calls = _calls(groups)
   assert sorted(i for c in calls for i in c.indices) == list(range(90))
   for call in calls:
     for row in call.rows:
@@ -65,6 +64,21 @@ def test_the_number_of_sequences_does_not_grow_with_the_row():
   assert packing.most_sequences(100_000) == 64
   rows = packing.pack([1] * 200, (100_000,))
   assert [len(row.sequences) for row in rows] == [64, 64, 64, 8]
+
+
+def test_rows_are_no_longer_than_a_group_fills_them():
+  lengths = [30, 50, 20, 60, 110, 100]
+  groups = [[0, 1], [2, 3], [4], [5]]
+  options = ShapeOptions(compile_tokens=0, row_length=256)
+  shapes = Shapes.of(lengths, options, groups)
+  assert shapes.row_lengths == (80, 104, 112)
+  rows = shapes.pack(lengths, groups)
+  assert [row.length for row in rows] == [80, 80, 112, 104]
+  # 110, 100 and 30 in one row, the others in the second.
+  assert Shapes.of(lengths, options).row_lengths == (136, 240)
+  # There are results for no more than two sequences in a row of 16.
+  tiny = Shapes((128,), (16, 128), (128,), 1, 2)
+  assert [row.length for row in tiny.pack([1, 2] * 4)] == [128]
 
 
 def _row_lengths(lengths, compile_tokens):

@@ -33,7 +33,7 @@ def test_padded_lengths_waste_least():
 def test_a_small_pool_is_not_worth_many_programs():
   options = inference.ShapeOptions(compile_tokens=2**13)
   few = Shapes.of([3, 20, 40, 100], options)
-  assert few == Shapes((104,), (168,), 3, 40.75)
+  assert few == Shapes((104,), (168,), (168,), 3, 40.75)
   assert few.most_sequences(168) == 21
   many = Shapes.of([3, 20, 40, 100, 400] * 4000, options)
   assert many.cache_lengths == (8, 40, 104, 400)
