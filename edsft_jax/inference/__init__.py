@@ -21,7 +21,7 @@ from edsft_jax.inference.likelihood import (
   Target,
   rolling_targets,
 )
-from edsft_jax.inference.logits import target_likelihood
+from edsft_jax.inference.logits import map_tokens, target_likelihood
 from edsft_jax.inference.programs import Hooks
 from edsft_jax.inference.shapes import (
   BatchSizes,
@@ -53,6 +53,7 @@ __all__ = [
   'choose_prefix',
   'choose_shapes',
   'generate',
+  'map_tokens',
   'pad_left',
   'rolling_targets',
   'target_likelihood',

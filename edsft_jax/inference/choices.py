@@ -41,6 +41,7 @@ def choose_shapes(
   lengths: Sequence[int],
   num_passes: int = 1,
   groups: Sequence[Sequence[int]] | None = None,
+  continued: bool = False,
 ) -> shapes_lib.Shapes:
   """Chooses the shapes for prompts of these lengths and this model.
 
@@ -53,13 +54,14 @@ def choose_shapes(
     lengths: tokens of each prompt.
     num_passes: how often the prompts will run, for example once per model.
     groups: indices of prompts that may share a packed row; None: all may.
+    continued: see `Shapes.of`.
   """
   options = shapes_lib.ShapeOptions(
     compile_tokens=compile_tokens(decoder, mesh) / num_passes,
     row_length=_row_length(mesh),
     key_cost=key_cost(decoder),
   )
-  return shapes_lib.Shapes.of(lengths, options, groups)
+  return shapes_lib.Shapes.of(lengths, options, groups, continued)
 
 
 def choose_prefix(

@@ -43,7 +43,7 @@ class Rows:
     self._lock = threading.Lock()
 
   def put(self, indices: Sequence[int], tree: Any) -> None:
-    """Stores the first rows of `tree` at these indices."""
+    """Stores the rows of `tree` at these indices."""
     with self._lock:
       if self.tree is None:
         self.tree = jax.tree.map(
@@ -51,7 +51,7 @@ class Rows:
         )
 
       def put(all_rows: np.ndarray, rows: np.ndarray) -> None:
-        all_rows[indices] = rows[: len(indices)]
+        all_rows[indices] = rows
 
       jax.tree.map(put, self.tree, tree)
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edsft_jax.inference.logits import of_sequences
+from edsft_jax.inference.logits import map_tokens
 from edsft_jax.inference.packing import sequence_masks
 from edsft_jax.models import Decoder, KVCache, Output
 
@@ -57,7 +57,8 @@ class Prefilled:
   Attributes:
     kv_cache: keys, values and positions of the rows: what all prompts of a row
       start with, then its L tokens.
-    segments_BxL: the prompt of each token, from 1; 0: of none.
+    segments_BxL: the prompt of each token, from 1; 0: of none, such as padding
+      and what is only scored.
     token_BxS: the first new token of each prompt.
     observed: what the step hook returned for it, [B, S] arrays.
   """
@@ -132,7 +133,7 @@ class GreedyDecoding:
     ends_BxSxD = jnp.take_along_axis(
       output.hidden_BxLxD, end_BxS[..., None], axis=1
     )
-    token_BxS, observed = of_sequences(
+    token_BxS, observed = map_tokens(
       decoder,
       lambda hidden_BxD: self._choose(decoder.logits(hidden_BxD)),
       ends_BxSxD,

@@ -9,6 +9,7 @@ cache-length bucket run out, the remaining rows move to the next larger one.
 from collections.abc import Callable, Sequence
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -33,9 +34,6 @@ from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
 from edsft_jax.inference.slots import Slots, Stop
 from edsft_jax.inference.waves import Row, Wave
-
-# Slots of packed rows per token, about.
-_PACKING_SLACK = 1.05
 
 Tokens = Sequence[Sequence[int] | np.ndarray]
 
@@ -96,6 +94,7 @@ class Engine:
     self.batch_tokens = batch_tokens
     self._mesh = mesh
     self._shapes = shapes
+    self._max_rows = max_rows
     self._prefix = tuple(prefix)
     self._num_workers = workers.num_workers(mesh)
     # Each part of a split batch reads all weights.
@@ -106,7 +105,6 @@ class Engine:
       max_new_tokens,
       mesh_lib.batch_multiple(mesh),
       -(-max_rows // self._num_workers),
-      _PACKING_SLACK * shapes.mean,
       read_tokens=read_tokens(decoder, mesh),
     )
     graph, _ = nnx.split(decoder)
@@ -145,7 +143,7 @@ class Engine:
     scored = self._programs.scores_prompt
     wave = self._one_wave(prompts)
     prefixes = self._read_prefixes(weights, wave, report)
-    own = [row.own for row in wave.rows]
+    own = {i: row.own for i, row in enumerate(wave.rows)}
 
     def dispatch(packed: packing.Packed) -> Any:
       return self._programs.read(
@@ -162,8 +160,9 @@ class Engine:
         num_finished=len(packed.indices),
       )
 
-    rows = self._shapes.pack([len(ids) for ids in own])
-    queue = workers.Queue(packing.calls(rows, self._sizes.to_pack))
+    rows = self._shapes.pack([len(row.own) for row in wave.rows])
+    to_pack = functools.partial(self._to_pack, wave)
+    queue = workers.Queue(packing.calls(rows, to_pack))
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       workers.pipeline(unless_stopped(queue.take(number)), dispatch, collect)
@@ -217,7 +216,11 @@ class Engine:
     rows = sorted(
       (row for wave in waves for row in wave.rows), key=lambda row: row.indices
     )
-    if empty := [i for i, row in enumerate(rows) if not row.own]:
+    if empty := [
+      i
+      for i, row in enumerate(rows)
+      if row.num_prompt_tokens <= row.prefix_length
+    ]:
       raise ValueError(f'prompt {empty[0]} has no tokens')
     report = Reporter(self._costs, progress)
     result = Collector(rows, report, self._programs.scores_prompt)
@@ -290,7 +293,8 @@ class Engine:
       if row.inputs[:size] != self._prefix:
         raise ValueError(f'row {i} does not start with the prefix')
     prefixes = [self._prefix] if size and rows else []
-    return Wave(prefixes, size, len(prefixes), rows, self._shapes)
+    num_tokens = math.ceil(self._max_rows * self._shapes.mean)
+    return Wave(prefixes, size, len(prefixes), rows, self._shapes, num_tokens)
 
   def _read_prefixes(
     self, weights: nnx.State, wave: Wave, report: Reporter
@@ -324,7 +328,11 @@ class Engine:
       lengths: tokens of each row's own, by its index.
       worker: which one, from 0.
     """
-    shares = [self._share(wave, worker) for wave in waves]
+    shares = [
+      # Turns, so that no worker always gets the larger share.
+      self._share(wave, (worker + number) % self._num_workers)
+      for number, wave in enumerate(waves)
+    ]
     longest = max((n for share in shares for n in share), default=0)
     num_rows = sum(len(some) for share in shares for some in share.values())
     # If all rows fit into the slots at once, no row needs to move.
@@ -342,13 +350,18 @@ class Engine:
 
   def _share(self, wave: Wave, worker: int) -> dict[int, list[Row]]:
     """A worker's share of the rows of a wave, by cache length."""
-    groups: Sequence[Sequence[Row]] = [[row] for row in wave.rows]
-    if len(wave.prefixes) > 1:
+    groups: list[list[Row]] = []
+    for places in wave.groups:
+      group = [wave.rows[i] for i in places]
+      num_tokens = sum(len(row.own) for row in group)
       # Rows that follow the same prefix can share a packed row.
-      groups = [[wave.rows[i] for i in group] for group in wave.groups]
-    # Strided over the sorted groups, so that workers get equal shares.
-    groups = sorted(groups, key=lambda group: sum(len(r.own) for r in group))
+      if num_tokens < self._num_workers * wave.shapes.targets[0]:
+        groups.append(group)
+      else:
+        groups += [[row] for row in group]
+    groups.sort(key=lambda group: sum(len(row.own) for row in group))
     share: dict[int, list[Row]] = {}
+    # Strided over the sorted rows, so that workers get equal shares.
     for row in itertools.chain(*groups[worker :: self._num_workers]):
       length = self._cache_length(wave.length + len(row.own))
       share.setdefault(length, []).append(row)
@@ -364,23 +377,32 @@ class Engine:
   ) -> list[_Step]:
     """Packs some rows of a wave, to be decoded with this cache length."""
     num_slots = self._sizes.num_slots(cache_length)
+    # So that a step does not have to wait until all slots are free.
+    most = max(-(-num_slots // 2), self._sizes.multiple)
 
     def num_rows(length: int) -> int:
-      return min(self._sizes.to_pack(length), num_slots)
-
-    def num_prompts(length: int) -> int:
-      # All prompts of a step must find a slot.
-      most = wave.shapes.most_sequences(length)
-      return min(most, num_slots // num_rows(length))
+      enough = self._sizes.up(math.ceil(most * wave.shapes.mean / length))
+      return min(self._to_pack(wave, length), enough)
 
     groups: dict[int, list[int]] = {}
     for row in some:
       groups.setdefault(row.prefix_index, []).append(row.indices[0])
-    packed_rows = wave.shapes.pack(lengths, [*groups.values()], num_prompts)
+    packed_rows = wave.shapes.pack(lengths, [*groups.values()], most)
     return [
-      _Step(number, packed, num_prompts(packed.length), cache_length)
-      for packed in packing.calls(packed_rows, num_rows)
+      _Step(
+        number,
+        packed,
+        wave.shapes.most_sequences(packed.length),
+        cache_length,
+      )
+      for packed in packing.calls(packed_rows, num_rows, most)
     ]
+
+  def _to_pack(self, wave: Wave, length: int) -> int:
+    """Packed rows of this length per call."""
+    num_tokens = wave.most_tokens / self._num_workers
+    total = wave.shapes.num_rows(length, num_tokens)
+    return self._sizes.to_pack(length, total)
 
   def _decode(
     self,
@@ -404,6 +426,7 @@ class Engine:
       prefilled, found = prefill(step, known)
       slots.insert(step.packed, prefilled)
       in_flight.add(prefilled.token_BxS)
+      del prefilled  # Frees the memory for the next ones.
       pending.append((step.packed, found))
 
       if number + 1 == len(queue):

@@ -96,6 +96,7 @@ class GenerationEngine:
       num_passes=num_passes,
       max_prefix_tokens=int(_PREFIX_SHARE * batch_tokens),
       min_saved=min_saved,
+      continued=True,
     )
     lengths = [
       wave.length + len(row.own)

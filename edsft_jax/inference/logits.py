@@ -12,28 +12,28 @@ from edsft_jax.models import Decoder
 MAX_LOGITS = 2**22
 
 
-def of_sequences(
-  decoder: Decoder, function: Callable[[Any], Any], tree_BxSx: Any
+def map_tokens(
+  decoder: Decoder, function: Callable[[Any], Any], tree_BxNx: Any
 ) -> Any:
-  """Applies a function of logits to each sequence of packed rows.
+  """Applies a function of logits to tokens of each row, in blocks.
 
   Args:
     decoder: the model whose logits the function computes.
-    function: pytree of [B, ...] arrays -> pytree of [B, ...] arrays; computes
-      the logits of one token per row.
-    tree_BxSx: pytree of [B, S, ...] arrays.
+    function: pytree of [B, ...] arrays, for one token per row -> pytree of
+      [B, ...] arrays.
+    tree_BxNx: pytree of [B, N, ...] arrays.
 
   Returns:
-    A pytree of [B, S, ...] arrays.
+    A pytree of [B, N, ...] arrays.
   """
-  batch, num_sequences = jax.tree.leaves(tree_BxSx)[0].shape[:2]
+  batch, num_tokens = jax.tree.leaves(tree_BxNx)[0].shape[:2]
   most = max(MAX_LOGITS // (batch * decoder.config.vocab_size), 1)
-  found_SxBx = jax.lax.map(
+  found_NxBx = jax.lax.map(
     function,
-    jax.tree.map(lambda x_BxSx: x_BxSx.swapaxes(0, 1), tree_BxSx),
-    batch_size=min(most, num_sequences),
+    jax.tree.map(lambda x_BxNx: x_BxNx.swapaxes(0, 1), tree_BxNx),
+    batch_size=max(min(most, num_tokens), 1),
   )
-  return jax.tree.map(lambda x_SxBx: x_SxBx.swapaxes(0, 1), found_SxBx)
+  return jax.tree.map(lambda x_NxBx: x_NxBx.swapaxes(0, 1), found_NxBx)
 
 
 def target_likelihood(
@@ -132,7 +132,7 @@ def row_likelihood(
     return _likelihood(decoder.logits(hidden_BxD), last_BxC)
 
   ends_BxSxD = jnp.take_along_axis(hidden_BxLxD, end_BxSx1, axis=1)
-  nll_BxSxC, is_best_BxSxC = of_sequences(
+  nll_BxSxC, is_best_BxSxC = map_tokens(
     decoder, score_last, (ends_BxSxD, last_BxSxC)
   )
   is_target_BxSxL = mask_BxSxL & (

@@ -65,12 +65,10 @@ def count(
     row_length: tokens of the shortest packed rows; 512 on accelerators.
   """
   decoder = _abstract(config, dtype)
-  sizes = BatchSizes(
-    batch_tokens, num_new, 1, batch_tokens, prompt_length, read_tokens
-  )
+  sizes = BatchSizes(batch_tokens, num_new, 1, batch_tokens, read_tokens)
   slots = sizes.num_slots(prompt_length)
   length = max(prompt_length, row_length)
-  rows = min(sizes.to_pack(length), slots)
+  rows = sizes.to_pack(length, batch_tokens)
   caches = jax.eval_shape(
     lambda: (
       decoder.init_cache(slots, prompt_length + num_new),

@@ -105,7 +105,7 @@ def row_lengths(
 
 
 class Row(NamedTuple):
-  """A packed row: its number of tokens, and the sequences by index."""
+  """A packed row: its length, and the sequences by index."""
 
   length: int
   sequences: list[int]
@@ -137,21 +137,36 @@ def pack(
   return rows
 
 
-def calls(rows: Sequence[Row], num_rows: Callable[[int], int]) -> list[Packed]:
+def calls(
+  rows: Sequence[Row],
+  num_rows: Callable[[int], int],
+  most_sequences: int | None = None,
+) -> list[Packed]:
   """The calls that read rows, those with the longest ones first.
+
+  A call that would not be full takes shorter rows as well, whose place would
+  otherwise be empty.
 
   Args:
     rows: packed rows.
     num_rows: tokens per row -> rows per call.
+    most_sequences: sequences per call at most; not fewer than in one row.
   """
-  by_length: dict[int, list[list[int]]] = {}
+  result: list[Packed] = []
+  num_sequences = 0
   for row in sorted(rows, key=lambda row: -row.length):
-    by_length.setdefault(row.length, []).append(row.sequences)
-  return [
-    Packed(some[start : start + num_rows(length)], length, num_rows(length))
-    for length, some in by_length.items()
-    for start in range(0, len(some), num_rows(length))
-  ]
+    num_sequences += len(row.sequences)
+    last = result[-1] if result else None
+    if (
+      last is None
+      or len(last.rows) == last.num_rows
+      or num_sequences > (most_sequences or num_sequences)
+    ):
+      last = Packed([], row.length, num_rows(row.length))
+      result.append(last)
+      num_sequences = len(row.sequences)
+    last.rows.append(row.sequences)
+  return result
 
 
 def _pack_group(
@@ -186,8 +201,7 @@ def _pack_group(
 
 
 def fill(
-  packed: Packed,
-  sequences: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+  packed: Packed, sequences: Mapping[int, Sequence[int]]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Tokens int32 [B, L] and segments, see `models.Decoder.packed`."""
   tokens = np.zeros((packed.num_rows, packed.length), np.int32)

@@ -37,12 +37,10 @@ class Planned(NamedTuple):
 
   Attributes:
     wave: the prefixes and the rows that follow them.
-    own: the rows' tokens after their prefixes.
     calls: the rows, packed.
   """
 
   wave: Wave
-  own: list[tuple[int, ...]]
   calls: list[packing.Packed]
 
 
@@ -110,7 +108,6 @@ class Planner:
       [
         Planned(
           wave,
-          [row.own for row in wave.rows],
           packing.calls(
             rows, functools.partial(self._at_once, most_rows, wave)
           ),
@@ -124,21 +121,21 @@ class Planner:
     self, most_rows: Mapping[tuple[int, int], int], wave: Wave, length: int
   ) -> int:
     """Rows of this length per call; `most_rows`: the most in any wave."""
+    most = most_rows[wave.length, length]
     sizes = shapes_lib.BatchSizes(
       self._batch_tokens,
       wave.length,
       mesh_lib.batch_multiple(self._mesh),
-      most_rows[wave.length, length],
-      length,
+      most,
       self._read_tokens,
     )
-    return min(sizes.to_pack(length), sizes.num_slots(length))
+    return min(sizes.to_pack(length, most), sizes.num_slots(length))
 
   def _cost_of(self, groups: Sequence[Sequence[Group]]) -> float:
     """Time to compile and run everything once, in tokens without attention."""
     programs: set[tuple[int, ...]] = set()
     cost = 0.0
-    for wave, _, calls in itertools.chain(*self._plan(groups)):
+    for wave, calls in itertools.chain(*self._plan(groups)):
       prefixes = wave.num_prefixes, wave.length
       if wave.prefixes:
         programs.add(prefixes)

@@ -4,7 +4,7 @@ Each padded length needs a compiled program, and padding wastes computation. So
 there are few lengths, chosen to fit the prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import math
@@ -12,6 +12,9 @@ import math
 import numpy as np
 
 from edsft_jax.inference import packing
+
+# Tokens of packed rows, padding included, for each token of a prompt, about.
+_PACKING_SLACK = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Shapes:
     targets: tokens that packed rows are filled up to, ascending.
     shortest: tokens of the shortest prompt.
     mean: average number of tokens of a prompt.
+    shares: of all prompt tokens, those in rows of each length; None: unknown.
   """
 
   cache_lengths: tuple[int, ...]
@@ -55,6 +59,7 @@ class Shapes:
   targets: tuple[int, ...]
   shortest: int
   mean: float
+  shares: tuple[float, ...] | None = None
 
   @classmethod
   def of(
@@ -62,6 +67,7 @@ class Shapes:
     lengths: Sequence[int],
     options: ShapeOptions,
     groups: Sequence[Sequence[int]] | None = None,
+    continued: bool = False,
   ) -> 'Shapes':
     """Chooses shapes for prompts of these lengths.
 
@@ -69,6 +75,8 @@ class Shapes:
       lengths: tokens of each prompt.
       options: the parameters.
       groups: indices of prompts that may share a packed row; None: all may.
+      continued: whether prompts are read to be continued, so that only those
+        of one cache length share a row.
     """
     lengths = [max(length, 1) for length in lengths]
     shortest, mean = min(lengths), sum(lengths) / len(lengths)
@@ -81,6 +89,8 @@ class Shapes:
       key_cost=options.key_cost,
       compile_tokens=cost,
     )
+    if continued:
+      groups = _by_cache_length(lengths, caches, groups)
     # Some rows are not full, such as those of a small group.
     filled = packing.pack(
       lengths,
@@ -92,7 +102,11 @@ class Shapes:
       [row.length for row in filled], options.max_row_lengths, cost, step
     )
     targets = tuple(sorted({min(target, rows[-1]) for target in targets}))
-    return cls(caches, rows, targets, shortest, mean)
+    tokens = dict.fromkeys(rows, 0)
+    for row in filled:
+      tokens[smallest(rows, row.length)] += row.length
+    shares = tuple(num / sum(lengths) for num in tokens.values())
+    return cls(caches, rows, targets, shortest, mean, shares)
 
   def cache_length(self, num_tokens: int) -> int:
     """The cache-length bucket that a prompt is decoded in.
@@ -106,27 +120,58 @@ class Shapes:
     """Number of prompts that a row of this length may have."""
     return packing.most_sequences(row_length, self.shortest)
 
+  def num_rows(self, length: int, num_tokens: float) -> int:
+    """Rows of this length, about, for prompts with so many tokens in all."""
+    share = 1.0
+    if self.shares is not None:
+      share = self.shares[self.row_lengths.index(length)]
+    return math.ceil(_PACKING_SLACK * share * num_tokens / length)
+
   def pack(
     self,
     lengths: Sequence[int],
     groups: Sequence[Sequence[int]] | None = None,
-    most: Callable[[int], int] | None = None,
+    most: int | None = None,
   ) -> list[packing.Row]:
-    """Packs prompts into rows of `row_lengths`; see `packing.pack`."""
-    most = most or self.most_sequences
-    rows = packing.pack(lengths, self.targets, groups, most)
-    return [
-      packing.Row(self._row_length(row, most), row.sequences) for row in rows
-    ]
+    """Packs prompts into rows of `row_lengths`.
 
-  def _row_length(self, row: packing.Row, most: Callable[[int], int]) -> int:
-    """The shortest length with room for a row's sequences."""
-    num = len(row.sequences)
+    Args:
+      lengths: tokens of each prompt.
+      groups: see `packing.pack`.
+      most: prompts per row at most, besides `most_sequences`.
+    """
+
+    def most_of(target: int) -> int:
+      return min(self.most_sequences(target), most or target)
+
+    rows = packing.pack(lengths, self.targets, groups, most_of)
+    return [packing.Row(self._row_length(row), row.sequences) for row in rows]
+
+  def _row_length(self, row: packing.Row) -> int:
+    """The shortest length with room for a row's prompts."""
     return next(
       length
       for length in self.row_lengths
-      if length >= row.length and (num == 1 or most(length) >= num)
+      if length >= row.length
+      and self.most_sequences(length) >= len(row.sequences)
     )
+
+
+def _by_cache_length(
+  lengths: Sequence[int],
+  cache_lengths: Sequence[int],
+  groups: Sequence[Sequence[int]] | None,
+) -> list[list[int]]:
+  """The groups, each divided by the cache lengths of its prompts."""
+  result: list[list[int]] = []
+  for group in [range(len(lengths))] if groups is None else groups:
+    parts: dict[int, list[int]] = {}
+    for index in group:
+      parts.setdefault(smallest(cache_lengths, lengths[index]), []).append(
+        index
+      )
+    result += parts.values()
+  return result
 
 
 def padded_lengths(
@@ -171,7 +216,6 @@ class BatchSizes:
     num_new: new tokens per row.
     multiple: numbers of rows are multiples of this.
     total_rows: total number of rows.
-    row_tokens: tokens that each row adds to packed rows, on average.
     read_tokens: prompt tokens per call, up to a quarter of the batch. Few, so
       that few slots stay empty while others finish; enough to make a call worth
       its overhead.
@@ -181,7 +225,6 @@ class BatchSizes:
   num_new: int
   multiple: int
   total_rows: int
-  row_tokens: float
   read_tokens: int
 
   def num_slots(self, cache_length: int) -> int:
@@ -192,19 +235,24 @@ class BatchSizes:
     """A quarter as many slots, for the last rows."""
     return max(num_slots // (4 * self.multiple), 1) * self.multiple
 
-  def to_pack(self, length: int) -> int:
-    """Packed rows of this length per call."""
+  def to_pack(self, length: int, total: int) -> int:
+    """Packed rows per call.
+
+    Args:
+      length: tokens per row.
+      total: how many rows there are of this length, about.
+    """
     rows = self._fit(min(self.read_tokens, self.batch_tokens // 4) // length)
-    total = math.ceil(self.total_rows * self.row_tokens / length)
-    total = min(total, self._up(self.total_rows))
+    total = max(min(total, self.up(self.total_rows)), 1)
     # Spread evenly over the calls, so that the last is not mostly padding.
-    return self._up(-(-total // -(-total // rows)))
+    return self.up(-(-total // -(-total // rows)))
 
   def _fit(self, rows: int) -> int:
-    most = self._up(self.total_rows)
+    most = self.up(self.total_rows)
     return min(max(rows // self.multiple, 1) * self.multiple, most)
 
-  def _up(self, rows: int) -> int:
+  def up(self, rows: int) -> int:
+    """The next multiple of `multiple`."""
     return -(-rows // self.multiple) * self.multiple
 
 

@@ -82,6 +82,8 @@ class Wave:
     num_prefixes: number of prefixes, with padding.
     rows: the rows.
     shapes: shapes for the rows without their prefixes.
+    most_tokens: tokens after the prefixes of any wave that shares programs
+      with this one, at most.
   """
 
   prefixes: list[tuple[int, ...]]
@@ -89,6 +91,12 @@ class Wave:
   num_prefixes: int
   rows: list[Row]
   shapes: shapes_lib.Shapes
+  most_tokens: int = 0
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens after the prefixes."""
+    return sum(len(row.own) for row in self.rows)
 
   @property
   def groups(self) -> list[list[int]]:
@@ -154,6 +162,7 @@ def plan(
   num_passes: int,
   max_prefix_tokens: int,
   min_saved: float = 0.0,
+  continued: bool = False,
 ) -> list[list[Wave]]:
   """The waves of each part; sets the rows' prefixes.
 
@@ -168,8 +177,8 @@ def plan(
     max_prefix_tokens: prefix tokens per wave, more for one that is longer.
     min_saved: tokens that prefixes must save for each of their padded lengths;
       otherwise, nothing is shared.
+    continued: see `Shapes.of`.
   """
-
   prefixes = [group for part in groups for group in part if group.length]
   lengths = shapes_lib.padded_lengths(
     [group.length for group in prefixes] or [1],
@@ -194,6 +203,7 @@ def plan(
       [*itertools.chain(*own)],
       num_passes,
       _places(map(len, own)) if length else None,
+      continued,
     )
     if length:
       # Parts share programs only if their waves have equally many prefixes.
@@ -203,8 +213,9 @@ def plan(
       new = [_with_prefixes(length, part, shapes, size) for part in some]
     else:
       new = [_without_prefixes(part, shapes) for part in some]
+    num_tokens = max(wave.num_tokens for wave in itertools.chain(*new))
     for of_part, more in zip(waves, new, strict=True):
-      of_part += more
+      of_part += [dataclasses.replace(w, most_tokens=num_tokens) for w in more]
   return waves
 
 

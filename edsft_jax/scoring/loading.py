@@ -21,7 +21,7 @@ class Loaded:
   Attributes:
     encoded: the prompts.
     mesh: the devices.
-    shapes: the padded lengths.
+    shapes: the shapes that prompts are read and continued in.
     scorer_of: tokens per batch -> scorer; cached.
   """
 
@@ -58,7 +58,10 @@ def load(
   )
   prefix = inference.choose_prefix(decoder, mesh, encoded.tokens)
   shapes = inference.choose_shapes(
-    decoder, mesh, [length - len(prefix) for length in encoded.lengths]
+    decoder,
+    mesh,
+    [length - len(prefix) for length in encoded.lengths],
+    continued=c.generate,
   )
   scorer_of = functools.cache(
     lambda batch_tokens: Scorer(

@@ -14,9 +14,6 @@ from edsft_jax import inference, models
 from edsft_jax.scoring import statistics
 from edsft_jax.scoring.pooling import pool_features
 
-# Most logits held at once while a prompt's tokens are scored, in floats.
-_MAX_LOGITS = 2**22
-
 
 @dataclasses.dataclass
 class Scores:
@@ -64,7 +61,7 @@ class Scorer:
     Args:
       decoder: the model; its weights are on the mesh.
       mesh: batches are split over its axes data and fsdp.
-      shapes: the padded lengths, without the prefix.
+      shapes: the shapes, without the prefix.
       end_ids: ids that end a continuation.
       max_new_tokens: tokens per continuation at most, end token included.
       batch_tokens: prompt and new tokens per batch, padding included.
@@ -315,29 +312,16 @@ def _prompt_statistics(
 ) -> statistics.TokenStatistics:
   """Statistics of each prompt token given those before, fields [B, L - 1].
 
-  Works in blocks of positions: logits of the whole prompt, [B, L, V], would be
-  by far the largest buffer.
+  Works in blocks: logits of the whole prompt, [B, L, V], would be by far the
+  largest buffer.
   """
-  batch, length = tokens_BxL.shape
-  vocab = decoder.config.vocab_size
-  size = 1
-  while length % (2 * size) == 0 and 2 * size * batch * vocab <= _MAX_LOGITS:
-    size *= 2
-  next_BxL = jnp.roll(tokens_BxL, -1, axis=1)
 
-  def score_block(
-    block: tuple[jax.Array, jax.Array],
+  def score(
+    tokens: tuple[jax.Array, jax.Array],
   ) -> statistics.TokenStatistics:
-    hidden_BxPxD, next_BxP = block
-    return statistics.token_statistics(decoder.logits(hidden_BxPxD), next_BxP)
+    hidden_BxD, next_B = tokens
+    return statistics.token_statistics(decoder.logits(hidden_BxD), next_B)
 
-  def blocks(x_BxL: jax.Array) -> jax.Array:
-    x_BxNxP = x_BxL.reshape(batch, -1, size, *x_BxL.shape[2:])
-    return x_BxNxP.swapaxes(0, 1)
-
-  block_NxBxP = jax.lax.map(
-    score_block, (blocks(hidden_BxLxD), blocks(next_BxL))
-  )
-  return jax.tree.map(
-    lambda x: x.swapaxes(0, 1).reshape(batch, length)[:, :-1], block_NxBxP
+  return inference.map_tokens(
+    decoder, score, (hidden_BxLxD[:, :-1], tokens_BxL[:, 1:])
   )

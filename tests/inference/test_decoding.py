@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from edsft_jax import inference, models
+from edsft_jax.inference import packing
+from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.mesh import make_mesh, shard_batch
 
 NUM_NEW = 12
@@ -189,13 +191,48 @@ def _packed(golden) -> tuple[np.ndarray, np.ndarray]:
   return np.array([[*second, *first, 0, 0, 0]]), np.array([segments])
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill_after(graphdef, weights, prefix, tokens, segments):
+  """Prompts that follow a prefix, padded on the left by three tokens."""
+  decoder = nnx.merge(graphdef, weights)
+  mask = jnp.arange(prefix.shape[1])[None] >= 3
+  read = Prefixes.read(decoder, prefix, mask)
+  cache = read.extended(jnp.zeros(len(tokens), jnp.int32), tokens.shape[1])
+  return DECODING.prefill(decoder, tokens, segments, 3, cache)[0]
+
+
+def test_prompts_of_several_rows_follow_a_prefix(clear):
+  """Also if a window of the row only just fits into the slot."""
+  model = nnx.split(clear.decoder)
+  first, second = rows(clear)
+  # Prompts of other lengths share the rows.
+  packed = packing.Packed([[0, 2, 1], [1, 2]], 64, 2)
+  prompts = [first[4:], second[4:], [7, 8, 9]]
+  tokens, segments = packing.fill(packed, dict(enumerate(prompts)))
+  for shared in (first[:4], second[:4]):
+    new = _prefill_after(
+      *model, np.array([[0, 0, 0, *shared]]), tokens, segments
+    )
+    wanted = first if shared == first[:4] else second
+    place = (0, 0) if wanted is first else (1, 0)
+    slots = np.full((2, 3), 9)
+    slots[place] = 1
+    for room in (7 + len(first) - 4, 7 + len(first) + 6, 60):
+      state = DECODING.init_state(clear.decoder, 2, room)
+      state = jax.jit(DECODING.insert)(state, new, slots)
+      state, _ = _decode_until(*model, state, NUM_NEW)
+      expected = clear.values['greedy'][0 if wanted is first else 1]
+      np.testing.assert_array_equal(state.tokens_BxT[1], expected)
+      assert state.num_tokens_B.tolist() == [0, NUM_NEW]
+
+
 def test_packed_prompts_are_put_into_their_slots(clear):
   model = nnx.split(clear.decoder)
   new, _ = _prefill(*model, *_packed(clear))
   insert = jax.jit(DECODING.insert)
   length = clear.values['tokens'].shape[1]
-  # One slot just has room for a prompt, one for the whole row, and one more.
-  for room in (length, 2 * length + 3, 60):
+  # Slots with room for a prompt alone, half of the other, and the whole row.
+  for room in (length, length + 10, 2 * length + 3, 60):
     state = DECODING.init_state(clear.decoder, 4, room)
     # An earlier occupant, of which nothing may stay.
     state = insert(state, new, np.array([[3, 1]]))

@@ -71,13 +71,22 @@ def alone(goldens, parts) -> list[list[list[int]]]:
   ]
 
 
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize(
+  ('devices', 'options'),
+  [
+    (1, {}),
+    (8, {}),
+    # Several row lengths and cache lengths, and three prompts in a row.
+    (1, {'num_passes': 10**6, 'batch_tokens': 3000}),
+    (8, {'num_passes': 10**6, 'batch_tokens': 3000}),
+  ],
+)
 def test_groups_are_continued_as_rows_of_their_own(
-  goldens, parts, alone, devices
+  goldens, parts, alone, devices, options
 ):
   mesh = make_mesh(devices=jax.devices()[:devices])
   decoder = models.load_decoder(goldens['mistral_v4'].path, 'float32', mesh)
-  engine = _engine(decoder, *parts, mesh=mesh)
+  engine = _engine(decoder, *parts, mesh=mesh, **options)
   weights = nnx.split(decoder)[1]
   for number, expected in enumerate(alone):
     found = engine(weights, part=number)
@@ -86,8 +95,11 @@ def test_groups_are_continued_as_rows_of_their_own(
   assert 1 < len(lengths) <= NUM_NEW
 
 
+@pytest.mark.parametrize(
+  'options', [{}, {'num_passes': 10**6, 'batch_tokens': 3000}]
+)
 def test_references_are_scored_and_change_no_continuation(
-  goldens, parts, alone
+  goldens, parts, alone, options
 ):
   """Scores are those of the likelihood engine, and continuations stay the same.
 
@@ -96,7 +108,7 @@ def test_references_are_scored_and_change_no_continuation(
   decoder = goldens['mistral_v4'].decoder
   weights = nnx.split(decoder)[1]
   references = [[[*part[0][:n]] for n in range(len(part))] for part in parts]
-  engine = _engine(decoder, *parts, references=references)
+  engine = _engine(decoder, *parts, references=references, **options)
   scorer = inference.LikelihoodEngine(
     decoder,
     make_mesh(devices=jax.devices()[:1]),

@@ -1,5 +1,7 @@
 """Packed rows: each sequence once, little padding, and seen alone."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,22 @@ def test_groups_do_not_share_rows():
       assert len({i < 30 for i in row}) == 1
 
 
+def test_a_call_holds_no_more_sequences_than_asked_for():
+  shapes = Shapes((136,), SHAPES, SHAPES, 1, 60)
+  calls = packing.calls(shapes.pack(LENGTHS, most=3), _at_once, 4)
+  assert sorted(i for c in calls for i in c.indices) == list(range(90))
+  assert max(len(call.indices) for call in calls) == 4
+  for call in calls:
+    assert len(call.rows) <= call.num_rows
+    assert max(map(len, call.rows)) <= 3
+  # None could take the first row of the next one.
+  for call, following in itertools.pairwise(calls):
+    assert (
+      len(call.rows) == call.num_rows
+      or len(call.indices) + len(following.rows[0]) > 4
+    )
+
+
 def test_a_sequence_longer_than_every_row_is_refused():
   with pytest.raises(ValueError, match='a prompt has 137 tokens'):
     packing.pack([3, 137], SHAPES)
@@ -79,6 +97,16 @@ def test_rows_are_no_longer_than_a_group_fills_them():
   # There are results for no more than two sequences in a row of 16.
   tiny = Shapes((128,), (16, 128), (128,), 1, 2)
   assert [row.length for row in tiny.pack([1, 2] * 4)] == [128]
+
+
+def test_prompts_to_continue_share_rows_with_those_of_their_cache_length():
+  lengths = [10, 10, 60, 60]
+  options = ShapeOptions(compile_tokens=0, max_cache_lengths=2, row_length=72)
+  read = Shapes.of(lengths, options)
+  assert read.row_lengths == (72,)
+  continued = Shapes.of(lengths, options, continued=True)
+  assert continued.cache_lengths == (16, 64)
+  assert continued.row_lengths == (24, 64)
 
 
 def _row_lengths(lengths, compile_tokens):

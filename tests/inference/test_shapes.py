@@ -33,7 +33,8 @@ def test_padded_lengths_waste_least():
 def test_a_small_pool_is_not_worth_many_programs():
   options = inference.ShapeOptions(compile_tokens=2**13)
   few = Shapes.of([3, 20, 40, 100], options)
-  assert few == Shapes((104,), (168,), (168,), 3, 40.75)
+  assert few == Shapes((104,), (168,), (168,), 3, 40.75, (1.0,))
+  assert few.num_rows(168, 1600) == 10
   assert few.most_sequences(168) == 21
   many = Shapes.of([3, 20, 40, 100, 400] * 4000, options)
   assert many.cache_lengths == (8, 40, 104, 400)
@@ -62,38 +63,35 @@ def test_programs_pay_sooner_for_many_passes_and_large_models(goldens):
 
 def test_rows_fit_the_budget_and_the_mesh():
   sizes = inference.BatchSizes(
-    4096,
-    num_new=64,
-    multiple=4,
-    total_rows=1000,
-    row_tokens=40,
-    read_tokens=256,
+    4096, num_new=64, multiple=4, total_rows=1000, read_tokens=256
   )
-  for cache in (64, 448):
-    assert sizes.num_slots(cache) * (cache + 64) <= 4096
-    assert sizes.num_slots(cache) % 4 == sizes.to_pack(cache) % 4 == 0
-    assert 0 < sizes.to_pack(cache) * cache <= max(256, 4 * cache)
+  for length in (64, 448):
+    assert sizes.num_slots(length) * (length + 64) <= 4096
+    rows = sizes.to_pack(length, 1000)
+    assert sizes.num_slots(length) % 4 == rows % 4 == 0
+    assert 0 < rows * length <= max(256, 4 * length)
   few = dataclasses.replace(sizes, total_rows=5)
   assert few.num_slots(64) == 8
   none = dataclasses.replace(few, batch_tokens=1)
-  assert none.num_slots(64) == none.to_pack(64) == 4
+  assert none.num_slots(64) == none.to_pack(64, 5) == 4
 
 
 def test_a_call_reads_the_given_tokens_up_to_a_quarter_of_the_batch():
   def rows(read_tokens):
-    return inference.BatchSizes(4096, 64, 1, 1024, 16, read_tokens).to_pack(16)
+    return inference.BatchSizes(4096, 64, 1, 1024, read_tokens).to_pack(16, 999)
 
   assert rows(1) == 1
-  # 12 would leave the last of 86 calls with 4.
+  # 12 would leave the last of 84 calls with 3.
   assert rows(200) == 12
-  assert rows(10**6) == 4096 // 4 // 16
+  assert rows(10**6) == 63  # Of 4096 / 4 / 16 = 64; 16 calls need no more.
 
 
 def test_calls_are_equally_full():
-  """The tokens of 121 prompts fill 19 rows: not 7, 7 and 5."""
-  sizes = inference.BatchSizes(16384, 16, 1, 121, 40, read_tokens=1849)
-  assert sizes.to_pack(256) == 7
-  assert dataclasses.replace(sizes, row_tokens=44).to_pack(256) == 7
-  assert dataclasses.replace(sizes, row_tokens=31).to_pack(256) == 5
-  assert dataclasses.replace(sizes, row_tokens=31, multiple=4).to_pack(256) == 4
-  assert dataclasses.replace(sizes, total_rows=10).to_pack(256) == 2
+  """Of 19 rows, 7 are read at once: not 7, 7 and 5."""
+  sizes = inference.BatchSizes(16384, 16, 1, 121, read_tokens=1849)
+  assert sizes.to_pack(256, 19) == 7
+  assert sizes.to_pack(256, 15) == 5
+  assert sizes.to_pack(256, 2) == 2
+  assert dataclasses.replace(sizes, multiple=4).to_pack(256, 15) == 4
+  # There are no more rows than prompts.
+  assert dataclasses.replace(sizes, total_rows=10).to_pack(256, 19) == 5
