@@ -25,11 +25,14 @@ _CALL_SECONDS = 0.01
 # at most a tenth of the time of the products: ten times FLOP/s over bytes/s.
 _READ_TOKENS = {'cpu': 512}
 _ACCELERATOR_READ_TOKENS = 4096
-# Tokens of the shortest packed rows, by platform. With SmolLM2-135M on two
-# cores, a token takes 5% longer in rows of 256 than in shorter ones, 17% in
-# rows of 512 and 38% in rows of 1,024.
+# Tokens of the shortest packed rows, by platform, at most and at least: so many
+# that attention takes this share of the other operations' time. With
+# SmolLM2-135M on two cores, a token takes 5% longer in rows of 256 than in
+# shorter ones, 17% in rows of 512 and 38% in rows of 1,024.
 _ROW_LENGTHS = {'cpu': 256}
 _ACCELERATOR_ROW_LENGTH = 512
+_FEWEST_ROW_TOKENS = 64
+_ATTENTION_SHARE = 0.083
 # How much longer an operation of attention takes than one of other products; a
 # CPU reaches half of the FLOP/s.
 _ATTENTION_SLOWNESS = 2.0
@@ -58,7 +61,7 @@ def choose_shapes(
   """
   options = shapes_lib.ShapeOptions(
     compile_tokens=compile_tokens(decoder, mesh) / num_passes,
-    row_length=_row_length(mesh),
+    row_length=_row_length(decoder, mesh),
     key_cost=key_cost(decoder),
   )
   return shapes_lib.Shapes.of(lengths, options, groups, continued)
@@ -95,10 +98,13 @@ def key_cost(decoder: models.Decoder) -> float:
   return _ATTENTION_SLOWNESS * throughput.Costs.of(decoder).key_share
 
 
-def _row_length(mesh: jax.sharding.Mesh) -> int:
+def _row_length(decoder: models.Decoder, mesh: jax.sharding.Mesh) -> int:
   """Tokens of the shortest packed rows, about."""
   platform = mesh.devices.flat[0].platform
-  return _ROW_LENGTHS.get(platform, _ACCELERATOR_ROW_LENGTH)
+  most = _ROW_LENGTHS.get(platform, _ACCELERATOR_ROW_LENGTH)
+  # On average, a token attends to the keys of half a row.
+  enough = int(2 * _ATTENTION_SHARE / key_cost(decoder)) // 8 * 8
+  return min(max(enough, _FEWEST_ROW_TOKENS), most)
 
 
 def compile_bytes(mesh: jax.sharding.Mesh) -> float:

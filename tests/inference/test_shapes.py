@@ -50,8 +50,13 @@ def test_programs_pay_sooner_for_many_passes_and_large_models(goldens):
     shapes = inference.choose_shapes(decoder, mesh, lengths, num_passes)
     return shapes.cache_lengths
 
+  def row_length(decoder):
+    return inference.choose_shapes(decoder, mesh, [16] * 1000).targets[0]
+
   assert chosen(decoder, 1) == (104,)
   assert chosen(decoder, 10**6) == (8, 24, 40, 104)
+  # Attention over a longer row would take much of a tiny model's time.
+  assert row_length(decoder) == 64
   # Seven billion parameters; no weights are made.
   config = dataclasses.replace(
     decoder.config, width=4096, mlp_width=11008, num_layers=32, head_dim=128
@@ -59,6 +64,7 @@ def test_programs_pay_sooner_for_many_passes_and_large_models(goldens):
   config = dataclasses.replace(config, num_heads=32, num_kv_heads=32)
   large = nnx.eval_shape(lambda: models.Decoder(config, rngs=nnx.Rngs(0)))
   assert chosen(large, 1) == (8, 24, 40, 104)
+  assert row_length(large) == 256
 
 
 def test_rows_fit_the_budget_and_the_mesh():
