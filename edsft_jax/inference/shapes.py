@@ -1,7 +1,7 @@
 """Chooses the few shapes that a set of prompts runs in.
 
-Each padded length needs a compiled program, and padding wastes computation. So
-there are few lengths, chosen to fit the prompts.
+Each length needs a compiled program, and padding wastes computation. So there
+are few lengths, chosen to fit the prompts.
 """
 
 from collections.abc import Sequence
