@@ -8,7 +8,7 @@ The public recipe that is nearest to Bhatt et al. (2024), whose abstract does
 not give their settings: a 100K sample of FLAN V2 and LoRA. Taken from
 scripts/finetune_lora_with_accelerate.sh and reformat_datasets.py of
 github.com/allenai/open-instruct. It needs an accelerator and has not been run
-at this size, so there is no result to compare with.
+at this size, so its results are unknown.
 """
 
 import ml_collections

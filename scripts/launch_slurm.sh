@@ -14,7 +14,7 @@
 #SBATCH --job-name=edsft_jax
 #SBATCH --output=edsft_jax-%j.log
 set -euo pipefail
-# srun no longer inherits --cpus-per-task from sbatch (SLURM 22.05 and later).
+# Since SLURM 22.05, srun does not inherit --cpus-per-task from sbatch.
 exec srun --gpu-bind=none \
   ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
   "${VENV:-.venv}/bin/python" -m edsft_jax.main "$@"

@@ -137,6 +137,6 @@ def say_cost(
   if not heldout.exists() or not len(store.read_prompts(heldout).answered()):
     console.say(
       _STAGE,
-      'before you buy: there is no held-out set with answers, and the evaluate '
-      'stage needs one: set pool.heldout_path',
+      'before you buy: the evaluate stage needs a held-out set with answers: '
+      'set pool.heldout_path',
     )

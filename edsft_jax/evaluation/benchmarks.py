@@ -123,9 +123,9 @@ def check(
     )
   if c.shots and not c.shots_path:
     raise errors.InputError(
-      f'evaluation.{task}.shots is {c.shots}, but there is no '
-      f'evaluation.{task}.shots_path: name the file of its worked examples, or '
-      'set shots to 0'
+      f'evaluation.{task}.shots is {c.shots}, but '
+      f'evaluation.{task}.shots_path is empty: name the file of its worked '
+      'examples, or set shots to 0'
     )
   for name in ('path', 'shots_path') if c.shots else ('path',):
     is_local = not c[name].startswith(hub_dataset.PREFIX)
@@ -148,9 +148,9 @@ def check_template(config: ml_collections.ConfigDict, task: str) -> None:
   )
   if not prompt_format.has_template:
     raise errors.InputError(
-      f'{task} is asked for in chat form, but there is no chat template: set '
-      f'prompt.template, or evaluation.{task}.chat to False, and list the task '
-      "without ':chat'"
+      f'{task} is asked for in chat form, but the model lacks a chat template: '
+      f'set prompt.template, or evaluation.{task}.chat to False, and list the '
+      "task without ':chat'"
     )
 
 

@@ -168,7 +168,7 @@ _summed_nll.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _num_chunks(batch: MicroBatch, chunk: int) -> jax.Array:
-  """How many chunks have targets: there is no work for the others."""
+  """How many chunks have targets; the others are skipped."""
   return (jnp.max(batch.num_targets) + chunk - 1) // chunk
 
 

@@ -161,8 +161,8 @@ class Trainer:
     """One AdamW step; `state` is donated.
 
     If the device runs out of memory, the step is repeated with half the rows
-    per micro-batch, once in the life of this trainer. Without a key for it,
-    there is no dropout.
+    per micro-batch, once in the life of this trainer. Dropout is off without a
+    key for it.
 
     Returns:
       The new state, and the loss before the step: the mean over the examples'

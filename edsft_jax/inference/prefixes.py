@@ -91,7 +91,7 @@ class Group:
 
   @property
   def num_saved(self) -> int:
-    """Tokens that are not read a second time."""
+    """Tokens that do not have to be read again."""
     return (len(self.indices) - 1) * self.length
 
 
@@ -130,7 +130,7 @@ def common_prefix(rows: Sequence[Sequence[int] | np.ndarray]) -> list[int]:
 def find_groups(
   rows: Sequence[Sequence[int]], min_length: int = MIN_LENGTH
 ) -> list[Group]:
-  """Groups rows by common prefixes, such that many tokens are saved.
+  """Groups rows by common prefixes, so that many tokens are saved.
 
   A group of n rows with P common tokens saves (n - 1) P. Groups do not nest:
   each row has at most one prefix. In sorted order, the rows with a common

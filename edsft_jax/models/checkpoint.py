@@ -93,7 +93,7 @@ def parse_dtype(name: Any) -> tuple[jnp.dtype, jnp.dtype]:
   """Dtypes of weights and of activations for a value of model.dtype.
 
   Raises:
-    InputError: there is no such value.
+    InputError: the value is unknown.
   """
   if name not in DTYPES:
     raise errors.unknown(f'model.dtype {name!r}', name, DTYPES)

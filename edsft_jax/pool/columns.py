@@ -232,7 +232,7 @@ class _Finder:
     """Finds the columns for all roles.
 
     Raises:
-      InputError: there is no prompt column.
+      InputError: the prompt column is missing.
     """
     task, id_ = self._named.task, self._named.id
     return Columns(

@@ -118,7 +118,7 @@ class Turns:
     """Returns the conversation up to the turn to answer, and the answer or ''.
 
     Raises:
-      UnusableRow: there is no turn to answer.
+      UnusableRow: no turn is left to answer.
     """
     messages, response = list(self.messages), ''
     if self.prefill:

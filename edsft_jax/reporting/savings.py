@@ -92,7 +92,7 @@ def common_slope(
 
   Every seed of every strategy has all budgets, so that beta is the mean of the
   slopes of the single seeds, and its variance is theirs, pooled within
-  strategies. The quadratic term is treated likewise.
+  strategies. The quadratic term is treated in the same way.
 
   Args:
     curves: strategy -> the metric by seed and budget, [..., R, B].

@@ -315,8 +315,8 @@ def mean_interval(
 def difference(mean: Numbers, error: Error, confidence: float) -> Difference:
   """Tests a difference by Student's t.
 
-  There is no test without degrees of freedom, or if the standard error is 0 but
-  the difference is not: it cannot be judged without any spread. A
+  A difference cannot be tested without degrees of freedom, or if its standard
+  error is 0 but it is not, since it cannot be judged without any spread. A
   difference of 0 with an error of 0 has a p-value of 1.
   """
   from scipy import special

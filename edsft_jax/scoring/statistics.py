@@ -86,7 +86,7 @@ def sequence_scores(
     length_normalized: divide least_confidence by the number of steps.
 
   Returns:
-    float32 [B] or [B, S] by name; NaN where there is no valid step.
+    float32 [B] or [B, S] by name; NaN where no step is valid.
   """
   num_B = jnp.sum(valid, axis=-1)
   none_B = num_B == 0

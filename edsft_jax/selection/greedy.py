@@ -127,7 +127,7 @@ class _Switch:
     ahead.compare(picked)
     came_true = len(picked) == len(ahead.guess)
     if search.plan.slack:
-      # There is no slack once there are residuals. They must come at the same
+      # The slack ends once there are residuals. They must come at the same
       # pick for any number of devices, although only one device looks ahead.
       refreshed = len(picked) >= search.options.refreshed_picks
       pay = refreshed and self._pay_now()

@@ -58,7 +58,7 @@ class Progress:
     """Waits for a device to compute the array, then calls `working`.
 
     JAX dispatches work asynchronously: without waiting, all of it would be
-    reported when it is dispatched. Without a callback there is no wait.
+    reported when it is dispatched. Without a callback, it does not wait.
     """
     if self._callback is not None:
       jax.block_until_ready(array)

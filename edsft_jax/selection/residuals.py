@@ -127,7 +127,7 @@ class SparseResiduals:
     return row, before
 
   def compact(self) -> None:
-    """Drops the entries that can no longer count."""
+    """Drops the entries that cannot count any more."""
     # Taken from the end, so that memory is freed panel by panel.
     panels, self._panels = self._panels[::-1], []
     self.num_entries = 0

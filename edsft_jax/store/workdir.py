@@ -239,7 +239,7 @@ class Run:
 
   @property
   def old_evaluation(self) -> tuple[pathlib.Path, pathlib.Path]:
-    """Files of evaluations by older versions; no longer written."""
+    """Files of evaluations that older versions wrote."""
     return self.root / 'eval.json', self.root / 'predictions.jsonl'
 
 

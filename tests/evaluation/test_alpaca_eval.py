@@ -243,7 +243,7 @@ def test_a_cell_with_failures_has_no_win_rate_until_they_are_answered(
     for cell in (*RANDOM, *OTHER):
       assert len(store.read_jsonl(workdir.run(cell).items(TASK))) == 6
     assert _eval(workdir, OTHER[0])['counts']['failed_pairs'] == 1
-    # Asked again, and no longer left out.
+    # Asked again, and not left out this time.
     broken.clear()
     config.evaluation.alpaca_eval.leave_out_failed = False
     evaluation.run(config, workdir)
@@ -341,14 +341,14 @@ def test_a_model_of_our_own_is_a_judge(shared, workdir, tmp_path):
     ({'limit': -1}, r'limit is -1: must be at least 0'),
     ({'max_new_tokens': 0}, r'max_new_tokens is 0: give 1 to'),
     ({'judge': 'endpont'}, r'alpaca_eval\.judge: .*endpont'),
-    ({'judge': 'endpoint'}, r'no evaluation\.alpaca_eval\.base_url'),
+    ({'judge': 'endpoint'}, r'evaluation\.alpaca_eval\.base_url is empty'),
     (
       {'judge': 'endpoint', 'base_url': 'localhost/v1', 'model': 'x'},
       r'base_url=localhost/v1 is not an address',
     ),
     (
       {'judge': 'endpoint', 'base_url': 'http://localhost/v1'},
-      r'no evaluation\.alpaca_eval\.model',
+      r'evaluation\.alpaca_eval\.model is empty',
     ),
     ({'reference': 'none.json'}, r'none\.json cannot be read'),
     ({'prompt_path': 'none.txt'}, r'prompt_path=none\.txt cannot be read'),

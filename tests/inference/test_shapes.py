@@ -99,5 +99,5 @@ def test_calls_are_equally_full():
   assert sizes.to_pack(256, 15) == 5
   assert sizes.to_pack(256, 2) == 2
   assert dataclasses.replace(sizes, multiple=4).to_pack(256, 15) == 4
-  # There are no more rows than prompts.
+  # Each prompt fills one row at most.
   assert dataclasses.replace(sizes, total_rows=10).to_pack(256, 19) == 5

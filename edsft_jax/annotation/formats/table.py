@@ -76,8 +76,8 @@ def read(
   """Reads annotations, and messages about what is left out.
 
   Raises:
-    InputError: there is no column of answers, or none to find prompts by; the
-      message continues the name of the file.
+    InputError: the file lacks a column of answers, or one to find prompts by;
+      the message continues its name.
   """
   return _Reader(records, schema or Schema()).read()
 

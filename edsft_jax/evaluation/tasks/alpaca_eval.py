@@ -184,8 +184,8 @@ def _check_judge(config: ml_collections.ConfigDict) -> None:
     ):
       if not c[name]:
         raise errors.InputError(
-          f'evaluation.alpaca_eval.judge is {ENDPOINT!r}, but there is no '
-          f'evaluation.alpaca_eval.{name}: give it, as {example}'
+          f'evaluation.alpaca_eval.judge is {ENDPOINT!r}, but '
+          f'evaluation.alpaca_eval.{name} is empty: give it, as {example}'
         )
     if not c.base_url.startswith(('http://', 'https://')):
       raise errors.InputError(
