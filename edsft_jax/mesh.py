@@ -32,6 +32,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   'head_dim': None,
   'norm': None,
   'rank': None,
+  # Rows that each device needs.
   'gathered': None,
 }
 

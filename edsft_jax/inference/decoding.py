@@ -341,9 +341,8 @@ def _put(
       old_Bx, window(new_1x, axis), (slot, *[0] * (old_Bx.ndim - 1))
     )
 
-  position_S = jnp.where(is_read_S, new.position_BxS[row], -1)
-  position_S = window(position_S, 0)
-  empty = cache.length - len(position_S)
+  position_S = window(jnp.where(is_read_S, new.position_BxS[row], -1), 0)
+  num_empty = cache.length - len(position_S)
   return dataclasses.replace(
     cache,
     keys=tuple(map(functools.partial(copy, axis=3), cache.keys, new.keys)),
@@ -352,7 +351,7 @@ def _put(
     ),
     position_BxS=jax.lax.dynamic_update_slice(
       cache.position_BxS,
-      jnp.pad(position_S, (0, empty), constant_values=-1)[None],
+      jnp.pad(position_S, (0, num_empty), constant_values=-1)[None],
       (slot, 0),
     ),
   )
@@ -402,10 +401,10 @@ def generate(
     tokens: [B, L] ids.
     mask: [B, L], true at tokens, with padding on either side. A row of padding
       alone has no new tokens.
-    max_new_tokens: see `GreedyDecoding`, as for the other arguments.
-    end_ids: see there.
-    step_hook: see there.
-    layer: see there.
+    max_new_tokens: see `GreedyDecoding`.
+    end_ids: see `GreedyDecoding`.
+    step_hook: see `GreedyDecoding`.
+    layer: see `Decoder.__call__`.
   """
   decoding = GreedyDecoding(max_new_tokens, end_ids, step_hook, layer)
   batch, length = tokens.shape

@@ -8,9 +8,8 @@ cache-length bucket run out, the remaining rows move to the next larger one.
 
 from collections.abc import Callable, Sequence
 import functools
-import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import nnx
 import jax
@@ -33,25 +32,10 @@ from edsft_jax.inference.decoding import GreedyDecoding
 from edsft_jax.inference.prefixes import Prefixes
 from edsft_jax.inference.programs import CompiledPrograms, Hooks, Programs
 from edsft_jax.inference.slots import Slots, Stop
+from edsft_jax.inference.steps import Step, Steps
 from edsft_jax.inference.waves import Row, Wave
 
 Tokens = Sequence[Sequence[int] | np.ndarray]
-
-
-class _Step(NamedTuple):
-  """Prompts to prefill next.
-
-  Attributes:
-    wave: the number of their wave.
-    packed: the prompts.
-    num_prompts: prompts that each packed row may have.
-    cache_length: entries per slot for prompts, once they are inserted.
-  """
-
-  wave: int
-  packed: packing.Packed
-  num_prompts: int
-  cache_length: int
 
 
 class Engine:
@@ -107,6 +91,7 @@ class Engine:
       -(-max_rows // self._num_workers),
       read_tokens=read_tokens(decoder, mesh),
     )
+    self._steps = Steps(self._sizes, self._num_workers, self._cache_length)
     graph, _ = nnx.split(decoder)
     hooks = hooks or Hooks()
     decoding = GreedyDecoding(max_new_tokens, tuple(end_ids), hooks.step, layer)
@@ -160,9 +145,9 @@ class Engine:
         num_finished=len(packed.indices),
       )
 
-    rows = self._shapes.pack([len(row.own) for row in wave.rows])
-    to_pack = functools.partial(self._to_pack, wave)
-    queue = workers.Queue(packing.calls(rows, to_pack))
+    rows = self._shapes.pack([len(row.own) for row in wave.rows], wave.groups)
+    num_rows = functools.partial(self._steps.num_rows, wave)
+    queue = workers.Queue(packing.calls(rows, num_rows))
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       workers.pipeline(unless_stopped(queue.take(number)), dispatch, collect)
@@ -225,8 +210,10 @@ class Engine:
     report = Reporter(self._costs, progress)
     result = Collector(rows, report, self._programs.scores_prompt)
     has_targets = any(row.last for row in rows)
-    lengths = [len(row.own) for row in rows]
-    queues = [self._queue(waves, lengths, n) for n in range(self._num_workers)]
+    queues = [
+      self._steps.of_worker(waves, number)
+      for number in range(self._num_workers)
+    ]
     users = [{step.wave for step in queue} for queue in queues]
     prefixes = [
       workers.Shared(
@@ -266,7 +253,7 @@ class Engine:
     weights: nnx.State,
     rows: Sequence[Row],
     has_targets: bool,
-    step: _Step,
+    step: Step,
     known: Prefixes | None,
   ) -> Any:
     """Reads the prompts of a step, and scores the targets of rows with some."""
@@ -318,97 +305,11 @@ class Engine:
     size = len(self._prefix)
     return size + self._shapes.cache_length(num_tokens - size)
 
-  def _queue(
-    self, waves: Sequence[Wave], lengths: Sequence[int], worker: int
-  ) -> list[_Step]:
-    """A worker's share of the rows of each wave, the shortest first.
-
-    Args:
-      waves: the waves.
-      lengths: tokens of each row's own, by its index.
-      worker: which one, from 0.
-    """
-    shares = [
-      # Turns, so that no worker always gets the larger share.
-      self._share(wave, (worker + number) % self._num_workers)
-      for number, wave in enumerate(waves)
-    ]
-    longest = max((n for share in shares for n in share), default=0)
-    num_rows = sum(len(some) for share in shares for some in share.values())
-    # If all rows fit into the slots at once, no row needs to move.
-    least = longest if num_rows <= self._sizes.num_slots(longest) else 0
-    queue: list[_Step] = []
-    for number, (wave, share) in enumerate(zip(waves, shares, strict=True)):
-      # Rows only move to longer caches.
-      by_length: dict[int, list[Row]] = {}
-      for cache_length, some in sorted(share.items()):
-        by_length.setdefault(max(cache_length, least), []).extend(some)
-      for cache_length, some in by_length.items():
-        queue += self._steps(number, wave, some, cache_length, lengths)
-      least = max(by_length, default=least)
-    return queue
-
-  def _share(self, wave: Wave, worker: int) -> dict[int, list[Row]]:
-    """A worker's share of the rows of a wave, by cache length."""
-    groups: list[list[Row]] = []
-    for places in wave.groups:
-      group = [wave.rows[i] for i in places]
-      num_tokens = sum(len(row.own) for row in group)
-      # Rows that follow the same prefix can share a packed row.
-      if num_tokens < self._num_workers * wave.shapes.targets[0]:
-        groups.append(group)
-      else:
-        groups += [[row] for row in group]
-    groups.sort(key=lambda group: sum(len(row.own) for row in group))
-    share: dict[int, list[Row]] = {}
-    # Strided over the sorted rows, so that workers get equal shares.
-    for row in itertools.chain(*groups[worker :: self._num_workers]):
-      length = self._cache_length(wave.length + len(row.own))
-      share.setdefault(length, []).append(row)
-    return share
-
-  def _steps(
-    self,
-    number: int,
-    wave: Wave,
-    some: Sequence[Row],
-    cache_length: int,
-    lengths: Sequence[int],
-  ) -> list[_Step]:
-    """Packs some rows of a wave, to be decoded with this cache length."""
-    num_slots = self._sizes.num_slots(cache_length)
-    # So that a step does not have to wait until all slots are free.
-    most = max(-(-num_slots // 2), self._sizes.multiple)
-
-    def num_rows(length: int) -> int:
-      enough = self._sizes.up(math.ceil(most * wave.shapes.mean / length))
-      return min(self._to_pack(wave, length), enough)
-
-    groups: dict[int, list[int]] = {}
-    for row in some:
-      groups.setdefault(row.prefix_index, []).append(row.indices[0])
-    packed_rows = wave.shapes.pack(lengths, [*groups.values()], most)
-    return [
-      _Step(
-        number,
-        packed,
-        wave.shapes.most_sequences(packed.length),
-        cache_length,
-      )
-      for packed in packing.calls(packed_rows, num_rows, most)
-    ]
-
-  def _to_pack(self, wave: Wave, length: int) -> int:
-    """Packed rows of this length per call."""
-    num_tokens = wave.most_tokens / self._num_workers
-    total = wave.shapes.num_rows(length, num_tokens)
-    return self._sizes.to_pack(length, total)
-
   def _decode(
     self,
-    queue: Sequence[_Step],
+    queue: Sequence[Step],
     prefixes: Sequence[workers.Shared[Prefixes | None]],
-    prefill: Callable[[_Step, Prefixes | None], Any],
+    prefill: Callable[[Step, Prefixes | None], Any],
     slots: Slots,
     result: Collector,
     unless_stopped: workers.UnlessStopped,

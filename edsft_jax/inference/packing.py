@@ -8,6 +8,7 @@ longer ones are only for sequences that need them.
 import bisect
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -114,15 +115,15 @@ class Row(NamedTuple):
 def pack(
   lengths: Sequence[int],
   targets: Sequence[int],
-  groups: Sequence[Sequence[int]] | None = None,
-  most: Callable[[int], int] = most_sequences,
+  groups: Sequence[Sequence[int]],
+  most: Callable[[int], float],
 ) -> list[Row]:
   """Packs sequences, the longest first, where they leave the least room.
 
   Args:
     lengths: tokens of each sequence.
     targets: tokens that rows are filled up to, ascending.
-    groups: indices of sequences that may share a row; None: all may.
+    groups: indices of sequences that may share a row.
     most: target of a row -> sequences that it may have, see `most_sequences`.
 
   Returns:
@@ -132,7 +133,7 @@ def pack(
     ValueError: a sequence is longer than every row.
   """
   rows: list[Row] = []
-  for group in [range(len(lengths))] if groups is None else groups:
+  for group in groups:
     rows += _pack_group(lengths, group, targets, most)
   return rows
 
@@ -140,7 +141,7 @@ def pack(
 def calls(
   rows: Sequence[Row],
   num_rows: Callable[[int], int],
-  most_sequences: int | None = None,
+  most: float = math.inf,
 ) -> list[Packed]:
   """The calls that read rows, those with the longest ones first.
 
@@ -150,18 +151,14 @@ def calls(
   Args:
     rows: packed rows.
     num_rows: tokens per row -> rows per call.
-    most_sequences: sequences per call at most; not fewer than in one row.
+    most: sequences per call at most; not fewer than in one row.
   """
   result: list[Packed] = []
   num_sequences = 0
   for row in sorted(rows, key=lambda row: -row.length):
     num_sequences += len(row.sequences)
     last = result[-1] if result else None
-    if (
-      last is None
-      or len(last.rows) == last.num_rows
-      or num_sequences > (most_sequences or num_sequences)
-    ):
+    if last is None or len(last.rows) == last.num_rows or num_sequences > most:
       last = Packed([], row.length, num_rows(row.length))
       result.append(last)
       num_sequences = len(row.sequences)
@@ -173,7 +170,7 @@ def _pack_group(
   lengths: Sequence[int],
   group: Sequence[int],
   targets: Sequence[int],
-  most: Callable[[int], int],
+  most: Callable[[int], float],
 ) -> list[Row]:
   rows: list[list[int]] = []
   targets_of_rows: list[int] = []

@@ -51,7 +51,7 @@ class Shapes:
     targets: tokens that packed rows are filled up to, ascending.
     shortest: tokens of the shortest prompt.
     mean: average number of tokens of a prompt.
-    shares: of all prompt tokens, those in rows of each length; None: unknown.
+    shares: of all prompt tokens, those in rows of each length.
   """
 
   cache_lengths: tuple[int, ...]
@@ -59,7 +59,7 @@ class Shapes:
   targets: tuple[int, ...]
   shortest: int
   mean: float
-  shares: tuple[float, ...] | None = None
+  shares: tuple[float, ...]
 
   @classmethod
   def of(
@@ -89,6 +89,7 @@ class Shapes:
       key_cost=options.key_cost,
       compile_tokens=cost,
     )
+    groups = [range(len(lengths))] if groups is None else groups
     if continued:
       groups = _by_cache_length(lengths, caches, groups)
     # Some rows are not full, such as those of a small group.
@@ -122,29 +123,28 @@ class Shapes:
 
   def num_rows(self, length: int, num_tokens: float) -> int:
     """Rows of this length, about, for prompts with so many tokens in all."""
-    share = 1.0
-    if self.shares is not None:
-      share = self.shares[self.row_lengths.index(length)]
+    share = self.shares[self.row_lengths.index(length)]
     return math.ceil(_PACKING_SLACK * share * num_tokens / length)
 
   def pack(
     self,
     lengths: Sequence[int],
-    groups: Sequence[Sequence[int]] | None = None,
-    most: int | None = None,
+    groups: Sequence[Sequence[int]],
+    most: float = math.inf,
   ) -> list[packing.Row]:
     """Packs prompts into rows of `row_lengths`.
 
     Args:
       lengths: tokens of each prompt.
-      groups: see `packing.pack`.
+      groups: indices of prompts that may share a row.
       most: prompts per row at most, besides `most_sequences`.
     """
-
-    def most_of(target: int) -> int:
-      return min(self.most_sequences(target), most or target)
-
-    rows = packing.pack(lengths, self.targets, groups, most_of)
+    rows = packing.pack(
+      lengths,
+      self.targets,
+      groups,
+      lambda target: min(self.most_sequences(target), most),
+    )
     return [packing.Row(self._row_length(row), row.sequences) for row in rows]
 
   def _row_length(self, row: packing.Row) -> int:
@@ -160,11 +160,11 @@ class Shapes:
 def _by_cache_length(
   lengths: Sequence[int],
   cache_lengths: Sequence[int],
-  groups: Sequence[Sequence[int]] | None,
+  groups: Sequence[Sequence[int]],
 ) -> list[list[int]]:
   """The groups, each divided by the cache lengths of its prompts."""
   result: list[list[int]] = []
-  for group in [range(len(lengths))] if groups is None else groups:
+  for group in groups:
     parts: dict[int, list[int]] = {}
     for index in group:
       parts.setdefault(smallest(cache_lengths, lengths[index]), []).append(

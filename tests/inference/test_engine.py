@@ -1,7 +1,5 @@
 """The engine against one row at a time: stops, refilled slots."""
 
-import itertools
-
 from flax import nnx
 import jax
 import numpy as np
@@ -12,7 +10,7 @@ from edsft_jax.inference.waves import Row, Wave
 from edsft_jax.mesh import make_mesh
 
 NUM_NEW = 9
-SHAPES = inference.Shapes((16, 48), (48,), (48,), 1, 20)
+SHAPES = inference.Shapes((16, 48), (48,), (48,), 1, 20, (1.0,))
 
 
 @pytest.fixture(scope='module')
@@ -56,65 +54,6 @@ def test_a_reference_without_a_prompt_is_refused(decoder):
   wave = Wave([], 0, 0, [row], SHAPES)
   with pytest.raises(ValueError, match='prompt 0 has no tokens'):
     engine.generate_waves(weights, [wave])
-
-
-def _steps(decoder, waves, shapes, num_rows):
-  """Per worker: own tokens, slots of packed rows, and prompts, of all steps."""
-  engine = inference.Engine(
-    decoder,
-    make_mesh(devices=jax.devices()[:1]),
-    shapes,
-    end_ids=(),
-    max_new_tokens=NUM_NEW,
-    batch_tokens=12_000,
-    max_rows=num_rows,
-  )
-  rows = [row for wave in waves for row in wave.rows]
-  lengths = [len(row.own) for row in rows]
-  for worker in range(2):
-    packed = [s.packed for s in engine._queue(waves, lengths, worker)]
-    yield (
-      sum(lengths[i] for p in packed for i in p.indices),
-      sum(p.num_rows * p.length for p in packed),
-      sum(len(p.indices) for p in packed),
-    )
-
-
-def test_steps_have_little_padding_and_workers_equal_shares(decoder):
-  lengths = np.random.default_rng(3).integers(8, 400, 600)
-  options = inference.ShapeOptions(compile_tokens=500)
-  shapes = inference.Shapes.of(lengths, options, continued=True)
-  rows = [Row.of_prompt(i, [5] * n) for i, n in enumerate(lengths)]
-  waves = [Wave([], 0, 0, rows, shapes, int(lengths.sum()))]
-  (tokens, slots, num), (others, more_slots, more) = _steps(
-    decoder, waves, shapes, len(rows)
-  )
-  assert num == more == 300
-  assert abs(tokens - others) < 0.01 * tokens
-  assert tokens + others > 0.9 * (slots + more_slots)
-
-
-def test_a_large_group_is_divided_and_small_ones_stay_together(decoder):
-  prefixes = [(3,) * 20, (4,) * 20, (5,) * 20, (6,) * 20]
-  sizes = [200, 2, 2, 2]
-  rows = []
-  for number, size in enumerate(sizes):
-    for _ in range(size):
-      ids = [*prefixes[number], *[7] * 40]
-      rows.append(Row.of_prompt(len(rows), ids, 20))
-      rows[-1].prefix_index = number
-  places = np.cumsum([0, *sizes])
-  groups = [range(*ends) for ends in itertools.pairwise(places)]
-  options = inference.ShapeOptions(compile_tokens=500)
-  shapes = inference.Shapes.of([40] * len(rows), options, groups)
-  assert shapes.row_lengths == (80, 240)
-  caches = inference.Shapes((60,), (240,), (240,), 40, 40)
-  waves = [Wave(prefixes, 20, 4, rows, shapes, 40 * len(rows))]
-  (tokens, slots, _), (others, more_slots, _) = _steps(
-    decoder, waves, caches, len(rows)
-  )
-  assert abs(tokens - others) <= 80
-  assert tokens + others > 0.85 * (slots + more_slots)
 
 
 def test_no_prompts_are_continued(decoder):

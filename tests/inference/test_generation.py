@@ -59,7 +59,7 @@ def alone(goldens, parts) -> list[list[list[int]]]:
   engine = inference.Engine(
     decoder,
     mesh,
-    inference.Shapes((80,), (80,), (80,), 1, 20),
+    inference.Shapes((80,), (80,), (80,), 1, 20, (1.0,)),
     end_ids=_end_ids(decoder),
     max_new_tokens=NUM_NEW,
     batch_tokens=1,

@@ -21,7 +21,8 @@ def _at_once(length: int) -> int:
 
 
 def _calls(groups=None, shortest=1) -> list[packing.Packed]:
-  shapes = Shapes((136,), SHAPES, SHAPES, shortest, 60)
+  shapes = Shapes((136,), SHAPES, SHAPES, shortest, 60, (1.0, 1.0))
+  groups = groups or [range(len(LENGTHS))]
   return packing.calls(shapes.pack(LENGTHS, groups), _at_once)
 
 
@@ -57,8 +58,9 @@ def test_groups_do_not_share_rows():
 
 
 def test_a_call_holds_no_more_sequences_than_asked_for():
-  shapes = Shapes((136,), SHAPES, SHAPES, 1, 60)
-  calls = packing.calls(shapes.pack(LENGTHS, most=3), _at_once, 4)
+  shapes = Shapes((136,), SHAPES, SHAPES, 1, 60, (1.0, 1.0))
+  rows = shapes.pack(LENGTHS, [range(len(LENGTHS))], most=3)
+  calls = packing.calls(rows, _at_once, 4)
   assert sorted(i for c in calls for i in c.indices) == list(range(90))
   assert max(len(call.indices) for call in calls) == 4
   for call in calls:
@@ -74,13 +76,15 @@ def test_a_call_holds_no_more_sequences_than_asked_for():
 
 def test_a_sequence_longer_than_every_row_is_refused():
   with pytest.raises(ValueError, match='a prompt has 137 tokens'):
-    packing.pack([3, 137], SHAPES)
+    packing.pack([3, 137], SHAPES, [[0, 1]], packing.most_sequences)
 
 
 def test_the_number_of_sequences_does_not_grow_with_the_row():
   assert packing.most_sequences(256) == 32
   assert packing.most_sequences(100_000) == 64
-  rows = packing.pack([1] * 200, (100_000,))
+  rows = packing.pack(
+    [1] * 200, (100_000,), [range(200)], packing.most_sequences
+  )
   assert [len(row.sequences) for row in rows] == [64, 64, 64, 8]
 
 
@@ -95,8 +99,8 @@ def test_rows_are_no_longer_than_a_group_fills_them():
   # 110, 100 and 30 in one row, the others in the second.
   assert Shapes.of(lengths, options).row_lengths == (136, 240)
   # There are results for no more than two sequences in a row of 16.
-  tiny = Shapes((128,), (16, 128), (128,), 1, 2)
-  assert [row.length for row in tiny.pack([1, 2] * 4)] == [128]
+  tiny = Shapes((128,), (16, 128), (128,), 1, 2, (1.0, 1.0))
+  assert [row.length for row in tiny.pack([1, 2] * 4, [range(8)])] == [128]
 
 
 def test_prompts_to_continue_share_rows_with_those_of_their_cache_length():

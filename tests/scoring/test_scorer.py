@@ -78,8 +78,8 @@ def _scorer(decoder, mesh, end_ids, shapes, batch_tokens, **options) -> Scorer:
   ('shapes', 'batch_tokens', 'devices'),
   [
     # Rows move from the short cache to the long one, among others.
-    (Shapes((16, 48), (16, 48), (16, 48), 1, 20), 240, 1),
-    (Shapes((16, 48), (48,), (48,), 1, 20), 600, 8),
+    (Shapes((16, 48), (16, 48), (16, 48), 1, 20, (1.0, 1.0)), 240, 1),
+    (Shapes((16, 48), (48,), (48,), 1, 20, (1.0,)), 600, 8),
   ],
 )
 def test_other_rows_change_nothing(
@@ -124,7 +124,7 @@ def test_other_rows_change_nothing(
 
 def test_rows_that_all_find_a_slot_never_move(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
-  shapes = Shapes((16, 48), (48,), (48,), 1, 20)
+  shapes = Shapes((16, 48), (48,), (48,), 1, 20, (1.0,))
   scorer = _scorer(decoder, mesh, end_ids, shapes, 4000)
   scorer(tokens, np.ones(len(tokens), bool))
   assert scorer.num_resizes == 0
@@ -134,7 +134,7 @@ def test_rows_that_all_find_a_slot_never_move(decoder, tokens, end_ids):
 
 def test_an_interrupt_ends_every_worker(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
-  shapes = Shapes((16, 48), (48,), (48,), 1, 20)
+  shapes = Shapes((16, 48), (48,), (48,), 1, 20, (1.0,))
   scorer = _scorer(decoder, mesh, end_ids, shapes, 240)
   everything = np.ones(len(tokens), bool)
   calls = []
@@ -155,7 +155,7 @@ def test_an_interrupt_ends_every_worker(decoder, tokens, end_ids):
 def test_rows_that_are_not_continued_are_read(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
   scorer = _scorer(
-    decoder, mesh, end_ids, Shapes((16, 48), (48,), (48,), 1, 20), 240
+    decoder, mesh, end_ids, Shapes((16, 48), (48,), (48,), 1, 20, (1.0,)), 240
   )
   some = np.arange(len(tokens)) % 3 == 0
   part = scorer(tokens, some)
@@ -192,8 +192,8 @@ def test_a_prefix_read_once_changes_nothing(
       rows, some, seen.append
     )
     for shapes, options in (
-      (Shapes((64,), (64,), (64,), 1, 20), {}),
-      (Shapes((16, 48), (48,), (48,), 1, 20), {'prefix': prefix}),
+      (Shapes((64,), (64,), (64,), 1, 20, (1.0,)), {}),
+      (Shapes((16, 48), (48,), (48,), 1, 20, (1.0,)), {'prefix': prefix}),
     )
   )
   for ids, expected in zip(shared.tokens, whole.tokens, strict=True):
@@ -215,7 +215,12 @@ def test_a_prefix_read_once_changes_nothing(
 def test_rows_without_the_prefix_are_refused(decoder, tokens, end_ids):
   mesh = make_mesh(devices=jax.devices()[:1])
   scorer = _scorer(
-    decoder, mesh, end_ids, Shapes((48,), (48,), (48,), 1, 20), 900, prefix=[1]
+    decoder,
+    mesh,
+    end_ids,
+    Shapes((48,), (48,), (48,), 1, 20, (1.0,)),
+    900,
+    prefix=[1],
   )
   with pytest.raises(ValueError, match='row 0 does not start with the prefix'):
     scorer(tokens, np.ones(len(tokens), bool))
@@ -246,7 +251,9 @@ def test_the_limit_of_near_ties_follows_the_dtype(tokens):
   near = {}
   for dtype in ('float32', 'bfloat16'):
     decoder = models.load_decoder(GOLDEN, dtype, mesh)
-    scorer = _scorer(decoder, mesh, (), Shapes((48,), (48,), (48,), 1, 20), 600)
+    scorer = _scorer(
+      decoder, mesh, (), Shapes((48,), (48,), (48,), 1, 20, (1.0,)), 600
+    )
     near[dtype] = scorer(tokens, np.ones(len(tokens), bool)).near_ties.sum()
   assert near['float32'] < 3 < near['bfloat16']
 
@@ -261,7 +268,7 @@ def test_only_what_is_computed_counts(decoder):
     scorer = Scorer(
       on_mesh,
       mesh,
-      Shapes((16,), (16,), (16,), 1, 20),
+      Shapes((16,), (16,), (16,), 1, 20, (1.0,)),
       end_ids=(),
       max_new_tokens=NUM_NEW,
       batch_tokens=2**14,
