@@ -113,7 +113,8 @@ def check(path: Path) -> DecoderConfig:
   config = config_json.read_config(directory)
   with _Weights(directory) as weights:
     weights.check(config)
-  diagnosis.refuse_pointer(directory / 'tokenizer.json')
+  for name in TOKENIZER_FILES:
+    diagnosis.refuse_pointer(directory / name)
   check_files(directory)
   return config
 
@@ -293,11 +294,13 @@ class _Weights:
     elif (directory / INDEX).is_file():
       self._add_index()
     elif any(next(directory.glob(p), None) for p in _PICKLES):
+      diagnosis.refuse_adapter(directory)
       raise errors.InputError(
         f'{directory} has pickled weights only, which can run code and are '
         'not read: save the model as safetensors'
       )
     else:
+      diagnosis.refuse_adapter(directory)
       raise errors.InputError(
         f'{directory} has no {WEIGHTS} and no {INDEX}, and other weights are '
         'not read: save the model as safetensors'

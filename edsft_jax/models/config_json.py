@@ -138,6 +138,8 @@ class _Reader:
     family = FAMILIES[architecture]
     for name in family.required:
       fields.value(name)
+    for name in family.present:
+      fields.refuse_absence(name)
     num_heads, num_kv_heads, width, head_dim = self._sizes()
     num_layers = fields.integer('num_hidden_layers')
     layers = layers_json.read_layers(fields, family, num_layers)
@@ -218,8 +220,10 @@ class _Reader:
     if not isinstance(code, dict):
       raise self._fields.error('auto_map', f'{code!r} is not an object')
     for name, where in code.items():
-      # The tokenizer is read from its own files.
-      if name != 'AutoTokenizer' and where not in family.published_code:
+      # The tokenizer is read from its own files. Finetuned models name the
+      # repository of the code first, as "owner/model--".
+      file = where.rpartition('--')[2] if isinstance(where, str) else where
+      if name != 'AutoTokenizer' and file not in family.published_code:
         raise self._fields.error(
           'auto_map',
           f'{name} is {where}, code of the checkpoint, which is never run, so '
@@ -254,8 +258,9 @@ class _Reader:
 
   def _activation(self, family: Family) -> str:
     found = {}
+    value = family.activation
     for name in (family.activation_field, 'hidden_act'):
-      value = self._fields.value(name, family.activation)
+      value = self._fields.value(name, value)
       if value not in tuple(_ACTIVATIONS):
         raise self._fields.error(
           name, f'{value!r} is not one of {tuple(_ACTIVATIONS)}'

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 import pathlib
+import re
 
 from edsft_jax import errors
 
@@ -17,6 +18,12 @@ SAVE_TEXT = (
   'config.text_config, set model to model.language_model and lm_head to '
   'lm_head of the whole, and call save_pretrained'
 )
+_OF_PEFT = (
+  'of a PEFT model: merge its adapter by merge_and_unload(), and save the '
+  'result'
+)
+# Tensors of adapters, and of what they adapt.
+_ADAPTED = re.compile(r'\.(lora_\w+|base_layer)\.')
 _MULTIMODAL = f'they are a part of a multimodal model: {SAVE_TEXT}'
 # Prefix of the tensors' names -> where it comes from and what to do.
 _FOREIGN = {
@@ -28,8 +35,7 @@ _FOREIGN = {
   'its _orig_mod',
   'module.model.': 'they are those of a wrapper for several devices: save its '
   'module',
-  'base_model.model.model.': 'they are those of a PEFT model: merge its '
-  'adapter by merge_and_unload(), and save the result',
+  'base_model.model.model.': f'they are those {_OF_PEFT}',
 }
 
 
@@ -59,16 +65,15 @@ def refuse_adapter(directory: pathlib.Path) -> None:
   """
   if (directory / ADAPTER_CONFIG).is_file():
     raise errors.InputError(
-      f'{directory} is a PEFT adapter without its model ({ADAPTER_CONFIG}, but '
-      'no config.json): merge it into the model by merge_and_unload(), and '
-      'save the result'
+      f'{directory} is a PEFT adapter ({ADAPTER_CONFIG}) without its model: '
+      'merge it into the model by merge_and_unload(), and save the result'
     )
 
 
 def refuse_foreign_prefix(
   directory: pathlib.Path, names: Iterable[str]
 ) -> None:
-  """Refuses tensors whose names do not start with "model."
+  """Refuses tensors of PEFT, and names that do not start with "model."
 
   Args:
     directory: named in the error.
@@ -77,6 +82,12 @@ def refuse_foreign_prefix(
   Raises:
     InputError: they do.
   """
+  names = list(names)
+  for name in names:
+    if _ADAPTED.search(name):
+      raise errors.InputError(
+        f'{directory} has the tensor {name}: it is that {_OF_PEFT}'
+      )
   found = {n.removesuffix(_USUAL) for n in names if n.endswith(_USUAL)}
   if not found or _PREFIX in found:
     return

@@ -48,9 +48,12 @@ class Family:
     partial_rotary: partial_rotary_factor may be below 1.
     fused: checkpoints store q, k and v as one tensor, and gate and up.
     tied: tie_word_embeddings if the file has none.
+    original_context: original_max_position_embeddings if config.json has none,
+      whatever the rope's fields say; 0: as they say.
     published_code: auto_map's code, which transformers has taken over.
     required: fields that must be present; transformers' default for them only
       fits one size of model.
+    present: fields that must be present, and may be null.
   """
 
   model_type: str
@@ -79,8 +82,10 @@ class Family:
   partial_rotary: bool = False
   fused: bool = False
   tied: bool = False
+  original_context: int = 0
   published_code: tuple[str, ...] = ()
   required: tuple[str, ...] = ()
+  present: tuple[str, ...] = ()
 
 
 _KV = 'num_key_value_heads'
@@ -164,6 +169,7 @@ FAMILIES = {
     window='all',
     partial_rotary=True,
     fused=True,
+    original_context=4096,
     published_code=(
       'configuration_phi3.Phi3Config',
       'modeling_phi3.Phi3ForCausalLM',
@@ -194,7 +200,10 @@ FAMILIES = {
     required=(_KV, 'head_dim', 'attention_bias'),
   ),
   'Gemma2ForCausalLM': dataclasses.replace(
-    _GEMMA, score_cap='attn_logit_softcapping', full_every=2
+    _GEMMA,
+    score_cap='attn_logit_softcapping',
+    full_every=2,
+    present=('attn_logit_softcapping', 'final_logit_softcapping'),
   ),
   'Gemma3ForCausalLM': dataclasses.replace(
     _GEMMA,

@@ -188,6 +188,11 @@ class Fields:
     value = self.get(name)
     return None if value is None else self._checked(name, value)
 
+  def refuse_absence(self, name: str) -> None:
+    """Refuses a file without the field; it may be null."""
+    if name not in self._values:
+      raise self.error(name, 'is missing')
+
   def boolean(self, name: str, default: bool = False) -> bool:
     """True or false."""
     value = self.value(name, default)

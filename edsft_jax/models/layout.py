@@ -4,6 +4,7 @@ Messages are marked (see control_tokens.py), and so is the text.
 """
 
 from collections.abc import Iterator, Sequence
+import re
 from typing import Protocol
 
 from edsft_jax import errors
@@ -17,6 +18,8 @@ from edsft_jax.models.control_tokens import ControlTokens
 from edsft_jax.store import Message
 
 PROBE = 'probe'
+# The start of a tag such as <think> or [THINK].
+_UNCLOSED = re.compile(r'[<\[][^<>\[\]\s]*$')
 _PROBES: list[Message] = [{'role': 'user', 'content': PROBE}]
 
 
@@ -205,7 +208,11 @@ class ChatLayout:
 
 def _opened(frame: Frame) -> str:
   """What only the generation prompt has, such as an open <think>."""
-  return frame.prompt[num_common(frame.prompt, frame.before) :]
+  same = num_common(frame.prompt, frame.before)
+  # "<think>" and "</think>" have a "<" in common.
+  if tag := _UNCLOSED.search(frame.prompt[:same]):
+    same = tag.start()
+  return frame.prompt[same:]
 
 
 def _after_opened(opened: str, response: str) -> str:

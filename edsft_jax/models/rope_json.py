@@ -174,7 +174,8 @@ class _Reader:
     name = 'original_max_position_embeddings'
     original = self._inner.integer(name, self._context)
     # Like transformers, prefers the outer field.
-    return self._outer.integer(name, original)
+    default = self._family.original_context or original
+    return self._outer.integer(name, default)
 
   def _longrope(self, values: dict[str, Any]) -> dict[str, Any]:
     """The fields of longrope (Ding et al. 2024, arXiv 2402.13753)."""

@@ -343,12 +343,24 @@ def _convert(
   Raises:
     InputError: it cannot be built, or loses text.
   """
+  names = _vocabulary(directory)
+  settings = directory / 'tokenizer_config.json'
+  is_named = settings.is_file() and read_json_object(settings).get(
+    'tokenizer_class'
+  )
+  if names == ('tokenizer.model',) and not is_named:
+    # By the model's family, transformers would put no space before a text.
+    raise errors.InputError(
+      f'{directory}: {names[0]} can be read in several ways, and no '
+      'tokenizer_class in tokenizer_config.json says which: copy that file of '
+      'the model too, or save the tokenizer as tokenizer.json'
+    )
   # Otherwise transformers warns that it found no PyTorch, which is not needed.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   # Only here, since importing it takes a second.
   import transformers
 
-  files = ' and '.join(_vocabulary(directory))
+  files = ' and '.join(names)
   transformers.logging.set_verbosity_error()
   try:
     loaded = transformers.AutoTokenizer.from_pretrained(

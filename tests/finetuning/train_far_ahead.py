@@ -1,5 +1,4 @@
-# ruff: noqa: E402
-"""Trains a cell of many quick steps on four CPU devices, again and again.
+"""Trains a cell of many quick steps on four CPU devices, several times.
 
 Started by test_mesh_steps.py: the number of devices is fixed when jax starts.
 """
@@ -28,7 +27,7 @@ from edsft_jax.finetuning.trainer import Trainer
 from edsft_jax.mesh import make_mesh
 from edsft_jax.models.responses import Example
 
-RUNS, STEPS, BATCH = 2, 150, 4
+STEPS, BATCH = 150, 4
 
 
 def main() -> None:
@@ -45,7 +44,7 @@ def main() -> None:
   examples = {f'p{i}': example for i in range(BATCH)}
   # Nothing is read between the first step and the last.
   schedule = train_loop.Schedule(checkpoint_steps=STEPS, log_steps=STEPS)
-  for number in range(RUNS):
+  for number in range(int(sys.argv[1])):
     with tempfile.TemporaryDirectory() as folder:
       workdir = store.Workdir(pathlib.Path(folder))
       run = workdir.run('random-k4-seed0')

@@ -222,6 +222,22 @@ def test_an_open_block_of_the_generation_prompt_stays(paths):
     assert supervised == after
 
 
+def test_an_open_tag_differs_from_a_closing_one(paths):
+  """DeepSeek V3.1 closes in finished turns what the prompt may open."""
+  lines = []
+  template = (
+    "{% for m in messages %}{{ '<A></think>' if m.role == 'assistant' }}"
+    '{{ m.content }}{% endfor %}'
+    "{{ '<A><think>' if add_generation_prompt }}"
+  )
+  prompt_format = formats.load(paths['r1'], template=template, log=lines.append)
+  assert any("prompt ends with '<think>'," in line for line in lines)
+  answer = '<think>The air.</think>Blue.'
+  example = responses.encode(prompt_format, 'Hi', answer, 500)
+  supervised = prompt_format.decode(example.tokens[-example.num_response :])
+  assert supervised == 'The air.</think>Blue.'
+
+
 def test_the_clock_stands_still(paths):
   for date, shown in (('2024-07-26', '26 Jul 2024'), ('2031-12-05', '05 Dec')):
     prompt_format = formats.load(paths['llama3'], date=date)

@@ -198,7 +198,8 @@ def test_tensors_with_a_foreign_prefix_are_named(single, prefix, remedy):
 
 
 @pytest.mark.parametrize(
-  'name', [SINGLE, 'tokenizer.json', 'config.json', INDEX]
+  'name',
+  [SINGLE, 'tokenizer.json', 'config.json', INDEX, 'chat_template.jinja'],
 )
 def test_pointers_of_git_lfs_are_named(single, name):
   if name == INDEX:
@@ -209,11 +210,20 @@ def test_pointers_of_git_lfs_are_named(single, name):
   refused(single, str(single / name), 'Git LFS pointer', 'git lfs pull')
 
 
-def test_an_adapter_is_not_a_model(single):
-  for file in (SINGLE, 'config.json'):
+@pytest.mark.parametrize('missing', [(SINGLE, 'config.json'), (SINGLE,)])
+def test_an_adapter_is_not_a_model(single, missing):
+  for file in missing:
     (single / file).unlink()
   (single / 'adapter_config.json').write_text('{}')
   refused(single, str(single), 'PEFT adapter', 'merge_and_unload()')
+
+
+@pytest.mark.parametrize('kind', ['lora_A.default', 'base_layer'])
+def test_tensors_of_peft_are_named(single, kind):
+  old = 'model.layers.0.self_attn.o_proj.weight'
+  new = f'model.layers.0.self_attn.o_proj.{kind}.weight'
+  edit_tensors(single / SINGLE, lambda t: t.update({new: t.pop(old)}))
+  refused(single, new, 'PEFT', 'merge_and_unload()')
 
 
 def test_untied_without_an_output_layer(single):

@@ -129,14 +129,18 @@ MISTRAL = {'architectures': ['MistralForCausalLM'], 'sliding_window': 9}
 QWEN2 = {'architectures': ['Qwen2ForCausalLM']}
 QWEN3 = {'architectures': ['Qwen3ForCausalLM'], 'head_dim': 10}
 OLMO2 = {'architectures': ['Olmo2ForCausalLM']}
-GEMMA2 = {
-  'architectures': ['Gemma2ForCausalLM'],
+GEMMA = {
   'head_dim': 8,
   'hidden_act': 'gelu_pytorch_tanh',
   'query_pre_attn_scalar': 200,
   'sliding_window': 9,
 }
-GEMMA3 = GEMMA2 | {'architectures': ['Gemma3ForCausalLM']}
+GEMMA2 = GEMMA | {
+  'architectures': ['Gemma2ForCausalLM'],
+  'attn_logit_softcapping': None,
+  'final_logit_softcapping': None,
+}
+GEMMA3 = GEMMA | {'architectures': ['Gemma3ForCausalLM']}
 OLMO3 = {'architectures': ['Olmo3ForCausalLM'], 'sliding_window': 9}
 SMOLLM3 = {'architectures': ['SmolLM3ForCausalLM']}
 EXAONE4 = {'architectures': ['Exaone4ForCausalLM'], 'sliding_window': 9}
@@ -324,6 +328,8 @@ def test_the_outer_original_context_wins(tmp_path, rope):
     ('_sliding_window_pattern', GEMMA3 | {'_sliding_window_pattern': 3}),
     ('query_pre_attn', GEMMA2 | {'query_pre_attn_scalar': ...}),
     ('attn_logit_softcapping', GEMMA2 | {'attn_logit_softcapping': 0}),
+    ('attn_logit_softcapping', GEMMA2 | {'attn_logit_softcapping': ...}),
+    ('final_logit_softcapping', GEMMA2 | {'final_logit_softcapping': ...}),
     ('attn_logit_softcapping', GEMMA3 | {'attn_logit_softcapping': 50.0}),
     ('hidden_activation', GEMMA2 | {'hidden_activation': 'silu'}),
     ('hidden_activation', GEMMA2 | {'hidden_activation': 'gelu'}),
@@ -650,6 +656,13 @@ REAL = {
     'rope_scaling': None,
     'sliding_window': 2047,
   },
+  'a finetuned Phi-3-mini': PHI3
+  | {
+    'auto_map': {
+      name: f'microsoft/Phi-3-mini-4k-instruct--{code}'
+      for name, code in PHI3_CODE.items()
+    }
+  },
   'Phi-4-mini-instruct': PHI3
   | LONGROPE
   | {
@@ -768,6 +781,26 @@ def test_rope_of_windows_in_both_formats(tmp_path):
   config = models.read_config(write(tmp_path, **OLMO3, rope_scaling=YARN))
   assert (config.rope.kind, config.window_rope.kind) == ('yarn', 'default')
   assert (config.rope.theta, config.window_rope.theta) == (5e5, 5e5)
+
+
+def test_the_activation_has_either_name(tmp_path):
+  for names, expected in (
+    ({'hidden_act': ..., 'hidden_activation': 'silu'}, 'silu'),
+    ({'hidden_act': ...}, 'gelu_pytorch_tanh'),
+    ({}, 'gelu_pytorch_tanh'),
+  ):
+    config = models.read_config(write(tmp_path, **GEMMA3 | names))
+    assert config.activation == expected
+
+
+def test_longrope_of_phi3_has_a_context_of_its_own(tmp_path):
+  scaling = LONGROPE['rope_scaling']
+  for changes in (
+    {'rope_scaling': scaling},
+    {'rope_scaling': scaling | {'original_max_position_embeddings': 33}},
+  ):
+    config = models.read_config(write(tmp_path, **PHI3, **changes))
+    assert config.rope.original_context == 4096
 
 
 def test_longrope_ends_at_its_original_context(tmp_path):

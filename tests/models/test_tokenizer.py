@@ -266,6 +266,14 @@ def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
   assert '\n' not in str(caught.value)
 
 
+def test_sentencepiece_needs_a_class(tmp_path):
+  path = write(tmp_path / 'm')
+  (path / 'tokenizer.json').rename(path / 'tokenizer.model')
+  (path / 'tokenizer_config.json').unlink()
+  with pytest.raises(errors.InputError, match=r'no tokenizer_class'):
+    formats.load(path)
+
+
 def test_the_probe_has_what_gets_lost():
   probe = tokenizer_lib.PROBE
   for part in ('  ', '\n\n', '\t', '\u00e9', '123', '(', '"'):
