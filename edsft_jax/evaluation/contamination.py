@@ -73,14 +73,17 @@ def count(
 
 
 def read_texts(workdir: store.Workdir) -> dict[str, list[str]]:
-  """Id -> the text of a prompt of the pool, and its answer if it has one."""
+  """Id -> the text of a prompt of the pool, and any answers to it.
+
+  Those that came with the pool count too, whether or not they were bought.
+  """
   pool = store.read_prompts(workdir.pool)
   texts = {
     prompt_id: [prompt_text(prompt)]
     for prompt_id, prompt in zip(pool.ids, pool.prompts, strict=True)
   }
-  if workdir.responses.exists():
-    for prompt_id, answer in store.read_responses(workdir.responses).items():
+  for file in (workdir.pool_responses, workdir.responses):
+    for prompt_id, answer in store.read_responses(file).items():
       texts.setdefault(prompt_id, []).append(answer)
   return texts
 

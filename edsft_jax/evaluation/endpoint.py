@@ -31,6 +31,9 @@ _DAMAGED = (
 # The longest wait, in seconds, that a server can ask for by Retry-After.
 _LONGEST_WAIT = 60.0
 
+# What servers add to the name of a model: a date, or a tag.
+_ADDED = r'(-\d{4}-\d\d-\d\d|-\d{8}|-\d{4}|:latest)?'
+
 
 class Failed(Exception):
   """A request that failed; it may be asked again later."""
@@ -225,8 +228,11 @@ def _is_same_model(asked: str, named: str) -> bool:
 
   Clouds add a date to it, Ollama a tag, and others a folder before it.
   """
-  rest = named.rpartition('/')[2].removeprefix(asked.rpartition('/')[2])
-  return named == asked or bool(re.fullmatch(r'(-[\d-]+|:latest)?', rest))
+  asked_folder, _, asked_name = asked.rpartition('/')
+  folder, _, name = named.rpartition('/')
+  if folder and asked_folder and folder != asked_folder:
+    return False
+  return bool(re.fullmatch(re.escape(asked_name) + _ADDED, name))
 
 
 def _seconds(text: str | None) -> float:

@@ -38,7 +38,6 @@ _MAX_NEW_TOKENS = 256
 _Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
-@registry.register_model('edsft')
 class EdsftLM(TemplateLM):
   """A model directory as the harness sees models; greedy decoding only."""
 
@@ -269,3 +268,5 @@ if __name__ == '__main__':
   from edsft_jax.evaluation import lm_eval as module
 
   module.main()
+else:
+  registry.register_model('edsft')(EdsftLM)

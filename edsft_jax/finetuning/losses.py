@@ -1,4 +1,4 @@
-"""The losses of a cell's steps: their means, and whether they rose."""
+"""The losses of a cell's steps, and their means."""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -8,12 +8,11 @@ import jax
 import numpy as np
 
 from edsft_jax import errors, store
-from edsft_jax.finetuning import batches, trainer
+from edsft_jax.finetuning import trainer
 
-# The last loss must exceed the first step's by this factor, because their
-# examples differ: the pretrained SmolLM2 has losses from 2.4 to 5.5 on steps of
-# eight short answers.
-_RISE = 2
+# A last loss below this share of the first one has clearly fallen, although
+# their examples differ.
+_FALLEN = 0.8
 
 
 class _Loss(NamedTuple):
@@ -25,7 +24,7 @@ class _Loss(NamedTuple):
 
 
 class Losses:
-  """Losses since the last line of the log, and in the first and last epoch.
+  """Losses since the last line of the log.
 
   Attributes:
     first: the loss of the first line, which is that of the first step.
@@ -36,36 +35,24 @@ class Losses:
     self,
     run: store.Run,
     hyperparameters: trainer.Hyperparameters,
-    num_examples: int,
     last_checkpoint: Callable[[], int | None],
   ):
-    h = hyperparameters
     self.first = self.last = math.nan
     self._run = run
-    self._learning_rate = h.learning_rate
+    self._learning_rate = hyperparameters.learning_rate
     self._last_checkpoint = last_checkpoint
     self._losses: list[_Loss] = []
-    num_steps = batches.num_steps(num_examples, h.epochs, h.batch_size)
-    # The steps of the first and of the last epoch; empty if there is only one.
-    length = num_steps // h.epochs if h.epochs > 1 else 0
-    self._epochs = (
-      range(1, length + 1),
-      range(num_steps - length + 1, num_steps + 1),
-    )
-    # For each of them, the sum of the losses and the number of tokens.
-    self._sums = [(0.0, 0), (0.0, 0)]
 
   @property
   def progress(self) -> dict[str, Any]:
     """What a resumed run needs, for JSON."""
     pending = [(float(loss.value), loss.num_tokens) for loss in self._losses]
-    return {'first': self.first, 'losses': pending, 'epochs': self._sums}
+    return {'first': self.first, 'losses': pending}
 
   def restore(self, saved: Mapping[str, Any]) -> None:
     """Restores what `progress` returned."""
     self.first = saved.get('first', self.first)
     self._losses = [_Loss(value, n, ()) for value, n in saved.get('losses', [])]
-    self._sums = [(total, n) for total, n in saved.get('epochs', self._sums)]
 
   def add(self, loss: jax.Array, num_tokens: int, ids: Sequence[str]) -> None:
     """Adds the mean loss of a step, its response tokens and its prompts."""
@@ -92,29 +79,13 @@ class Losses:
     self.last = float(np.average(values, weights=np.maximum(counts, 1)))
     if math.isnan(self.first):
       self.first = self.last
-    for number, epoch in enumerate(self._epochs):
-      total, num_tokens = self._sums[number]
-      for i, count in enumerate(counts, step - len(counts) + 1):
-        if i in epoch:
-          total += float(values[i - step - 1]) * count
-          num_tokens += count
-      self._sums[number] = total, num_tokens
     self._losses = []
     return self.last, sum(counts)
 
-  def rise(self) -> tuple[float, float] | None:
-    """The mean losses at the start and at the end if the loss rose, else None.
-
-    The last epoch is compared with the first, which has the same examples, and
-    the last line of the log with the first step. Their examples differ, so that
-    rise must be large.
-    """
-    if self.last > _RISE * self.first:
-      return self.first, self.last
-    if not all(num_tokens for _, num_tokens in self._sums):
-      return None
-    start, end = (total / num_tokens for total, num_tokens in self._sums)
-    return (start, end) if end > start else None
+  @property
+  def may_have_risen(self) -> bool:
+    """Whether the last line's loss is not clearly lower than the first's."""
+    return self.last > _FALLEN * self.first
 
   def _values(self, step: int) -> np.ndarray:
     # The loop waits for the latest step only here: steps run back to back.

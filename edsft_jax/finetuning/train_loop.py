@@ -7,6 +7,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import store
@@ -18,6 +19,9 @@ from edsft_jax.finetuning.metrics_log import Log, Tracker, open_log
 from edsft_jax.finetuning.progress import CellProgress
 from edsft_jax.finetuning.validation import Validation
 from edsft_jax.models.responses import Example
+
+# A loss that is higher by a smaller share has not risen.
+_ROUNDING = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +126,7 @@ def train(
     restored = checkpoints.restore(model.state_shapes)
     first, state, saved = restored or Restored(0, model.init_state(seed), {})
     watchers.progress.advance(first)
-    losses = Losses(
-      run, model.hyperparameters, len(examples), lambda: checkpoints.last_step
-    )
+    losses = Losses(run, model.hyperparameters, lambda: checkpoints.last_step)
     losses.restore(saved)
     if validation is not None:
       validation.restore(saved.get('validation', {}))
@@ -173,7 +175,7 @@ class _Loop:
     step = first
     self._watchers.meter.restart()
     for step in range(first + 1, self._num_steps + 1):
-      state, loss = self._step(step, state)
+      state, loss = self._step(step, state, self._rates[step - 1])
       in_flight.add(loss)
       self._watchers.progress.advance(1)
       if self._schedule.logs(step, self._num_steps):
@@ -192,22 +194,26 @@ class _Loop:
       'first_loss': self._losses.first,
       'last_loss': self._losses.last,
     }
-    rise = self._losses.rise()
-    if rise is not None:
-      facts['loss_rise'] = rise
+    if self._losses.may_have_risen:
+      # The first step's examples again. At a rate of 0, no weight changes.
+      state, loss = self._step(1, state, np.float32(0))
+      self._losses.check(step, state)
+      start, end = self._losses.first, float(loss)
+      if end > start * (1 + _ROUNDING):
+        facts['loss_rise'] = start, end
     if self._validation is not None:
       state, best = self._validation.choose(state)
       facts |= best
     return Result(state, facts)
 
   def _step(
-    self, step: int, state: trainer.State
+    self, step: int, state: trainer.State, rate: np.float32
   ) -> tuple[trainer.State, jax.Array]:
     h = self._model.hyperparameters
     rows = self._order[(step - 1) * h.batch_size : step * h.batch_size]
     examples = [self._examples[i] for i in rows]
     key = batches.dropout_key(self._seed, step) if h.lora_dropout else None
-    state, loss = self._model.step(state, examples, self._rates[step - 1], key)
+    state, loss = self._model.step(state, examples, rate, key)
     num_tokens = sum(example.num_response for example in examples)
     self._losses.add(loss, num_tokens, [self._ids[i] for i in rows])
     self._watchers.meter.add(examples)

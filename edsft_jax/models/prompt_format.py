@@ -249,12 +249,20 @@ class PromptFormat:
     Args:
       context: a text made by `text`.
       continuation: plain text.
+
+    Raises:
+      InputError: the context's last token includes all of the continuation.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + self._marked(continuation)
     whole = self.encode_text(stripped + continuation)
-    num_context = len(self.encode_text(stripped))
-    return whole[:num_context], whole[num_context:]
+    before = self.encode_text(stripped)
+    if len(whole) <= len(before):
+      raise errors.InputError(
+        f'the continuation {continuation!r} has no token of its own after '
+        f'{stripped[-20:]!r}: let the context end before white space'
+      )
+    return before, whole[len(before) :]
 
   def num_control_tokens(self, prompt: Prompt, response: str = '') -> int:
     """How many control tokens the text of the messages contains."""

@@ -48,7 +48,9 @@ def _pca(row_NxD: np.ndarray) -> tuple[np.ndarray, float]:
   if min(row_NxD.shape) > 10 and row_NxD.any():
     from scipy.sparse import linalg
 
-    start = np.ones(min(row_NxD.shape))
+    # Fixed, so that pages are the same; not ones, which may be orthogonal to
+    # all rows, since these are centred.
+    start = np.random.default_rng(0).normal(size=min(row_NxD.shape))
     left, value, right = linalg.svds(row_NxD, k=2, v0=start)
     # Singular values come in ascending order.
     left, value, right = left[:, ::-1], value[::-1], right[::-1]

@@ -54,6 +54,16 @@ def config(tmp_path):
   return c
 
 
+def test_questions_and_options_are_searched_for_in_the_pool(config, tmp_path):
+  workdir = tiny_study.make(tmp_path / 'run')
+  prompt_format = formats.load(tiny_study.MODEL)
+  task = TASKS['mmlu'](TaskInputs(config, workdir, prompt_format, 500))
+  (question, *_) = mmlu.read(config.evaluation.mmlu.path, 'path')
+  lines = task.items[0].text.split('\n')
+  assert lines[:2] == [question['question'], f'A. {question["choices"][0]}']
+  assert len(lines) == 5
+
+
 def _log_probs(decoder, forward, ids):
   # To one length, behind what counts: causal, so it changes nothing.
   tokens = np.zeros((1, 160), np.int32)

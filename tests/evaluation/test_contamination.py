@@ -43,6 +43,21 @@ def test_thirteen_words_in_a_row_count_and_twelve_do_not():
   }
 
 
+def test_answers_of_the_pool_count_whether_or_not_they_were_bought(tmp_path):
+  workdir = tiny_study.make(tmp_path / 'run')
+  first, second, *_ = store.read_prompts(workdir.pool).ids
+  for file, prompt_id, answer in (
+    (workdir.pool_responses, first, 'came with the pool'),
+    (workdir.responses, second, 'was bought'),
+  ):
+    store.write_parquet(
+      file, pa.table({'id': [prompt_id], 'response': [answer]})
+    )
+  texts = contamination.read_texts(workdir)
+  assert texts[first][1:] == ['came with the pool']
+  assert texts[second][1:] == ['was bought']
+
+
 def test_the_stage_counts_what_the_pool_reveals(tmp_path):
   workdir = tiny_study.make(tmp_path / 'run')
   heldout = store.read_prompts(workdir.heldout)

@@ -28,10 +28,12 @@ PROMPT = JudgePrompt()
 PROBE = 'Name the capital of France.'
 
 
-def _judge(url, pairs, tmp_path, *, both_orders=False, **options):
+def _judge(
+  url, pairs, tmp_path, *, both_orders=False, model='judge', **options
+):
   """Verdicts of a new endpoint, and the endpoint."""
   options = {'backoff': 0.0, 'max_attempts': 3, 'timeout': 5.0, **options}
-  endpoint = endpoint_lib.Endpoint(url, 'judge', **options)
+  endpoint = endpoint_lib.Endpoint(url, model, **options)
   verdicts = verdicts_lib.judge_pairs(
     EndpointJudge(endpoint, PROMPT),
     PROMPT,
@@ -265,6 +267,22 @@ def test_names_with_a_date_a_tag_or_a_folder_are_the_same_model(tmp_path, name):
   with serving(lambda request: (200, said(0.0, model=name))) as url:
     verdicts, _ = _judge(url, _equal_models(1, 0), tmp_path)
   assert _preferences(verdicts) == [1.5]
+
+
+@pytest.mark.parametrize(
+  ('asked', 'named'),
+  [
+    ('claude-3', 'claude-3-5'),
+    ('claude-opus-4', 'claude-opus-4-1'),
+    ('qwen2', 'qwen2-72'),
+    ('one/judge', 'another/judge'),
+    ('judge', 'judge-large'),
+  ],
+)
+def test_other_models_have_other_names(tmp_path, asked, named):
+  refused = pytest.raises(errors.InputError, match=f'the model {named!r}')
+  with serving(lambda request: (200, said(0.0, model=named))) as url, refused:
+    _judge(url, _equal_models(1, 0), tmp_path, model=asked)
 
 
 def test_a_model_that_changes_ends_the_run(tmp_path):

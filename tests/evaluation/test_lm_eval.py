@@ -7,6 +7,8 @@ with its own backend also needs torch.
 import gzip
 import json
 import pathlib
+import subprocess
+import sys
 
 import chat_models
 from flax import nnx
@@ -234,10 +236,17 @@ def test_pairs_have_the_ids_of_the_harness(shared, tmp_path, name):
     ('Answer: ', 'A'),
     ('Once upon\n\n', 'a time'),
     ('x', 'yz'),
+    ('He met Vincen', 't Delerm'),
   ):
     assert prompt_format.encode_pair(context, continuation) == (
       Theirs()._encode_pair(context, continuation)
     )
+
+
+def test_the_command_knows_the_model():
+  command = [sys.executable, '-m', 'edsft_jax.evaluation.lm_eval', '--help']
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
 
 
 def test_rolling_and_empty_contexts_equal_the_harness_s(model, adapter):

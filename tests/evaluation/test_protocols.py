@@ -240,6 +240,7 @@ def _mmlu_file(tmp_path, **changes):
     ({'answer': 'E'}, "has the answer 'E': give A, B, C or D"),
     ({'answer': 4}, 'has the answer 4: give A, B, C or D, or 0 to 3'),
     ({'answer': ''}, "has the answer '': give A, B, C or D"),
+    ({'answer': True}, 'has the answer True: give A, B, C or D'),
     ({'choices': ['a', 'b', 'c', 'd', 'e']}, 'has 5 options: MMLU has four'),
     # Four characters are not four options.
     ({'choices': 'abcd'}, "has choices 'abcd': give a list of four"),
@@ -344,6 +345,8 @@ def test_worked_examples_that_are_no_text_are_refused(tmp_path):
   [
     # An empty answer would be right wherever a model says nothing.
     ({'target': ''}, "'navigate/0' has no text as target"),
+    ({'target': ['a', 'b']}, r"the target \['a', 'b'\]: give it as text"),
+    ({'target': 3.0}, 'the target 3.0: give it as text'),
     ({'input': ['a']}, 'line 1 has no text as input'),
   ],
 )

@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """Trains a cell of many quick steps on four CPU devices, several times.
 
 Started by test_mesh_steps.py: the number of devices is fixed when jax starts.

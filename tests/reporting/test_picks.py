@@ -173,6 +173,8 @@ def test_principal_components_are_those_of_numpy():
   for column, vector in enumerate(vectors.T[[-1, -2]]):
     correlation = np.corrcoef(points[:, column], centred @ vector)[0, 1]
     assert abs(correlation) == pytest.approx(1, abs=1e-4)
+  # As many rows as a vector of ones is orthogonal to, in exact sums.
+  assert projection.project(rng.normal(size=(16, 192)) + 1) is not None
   assert projection.project(rows[:1]) is None
   same = projection.project(np.ones((30, 20)))
   assert not same.points['PCA'].any()

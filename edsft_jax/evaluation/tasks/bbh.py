@@ -308,9 +308,13 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
     task = record['task']
     numbers[task] = numbers.get(task, 0) + 1
     record.setdefault('id', f'{task}/{numbers[task] - 1}')
-    # JSON files may have numbers and truth values as they are.
-    record['target'] = str(record['target'])
     place = f'{option}: {path}, {record["id"]!r}'
+    # JSON files may have whole numbers and truth values as they are.
+    if not isinstance(record['target'], (str, int)):
+      raise errors.InputError(
+        f'{place} has the target {record["target"]!r}: give it as text'
+      )
+    record['target'] = str(record['target'])
     benchmarks.require_text(record, ('target',), place)
   benchmarks.refuse_duplicates(records, f'{option}: {path}')
   return records

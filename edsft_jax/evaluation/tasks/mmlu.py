@@ -89,7 +89,14 @@ class Mmlu:
     prompts = [e for e, _ in encoded]
     self._num_shots = fewshot.num_used(questions, prompts, c.shots)
     self.items: Sequence[Item] = [
-      Item(q['id'], q['subject'], q['answer'], requests, category(q['subject']))
+      Item(
+        q['id'],
+        q['subject'],
+        q['answer'],
+        requests,
+        category(q['subject']),
+        q['question'] + options(q),
+      )
       for q, (_, requests) in zip(questions, encoded, strict=True)
     ]
     self.counts: Mapping[str, int] = fewshot.counts(prompts)
@@ -177,14 +184,18 @@ def prompt(
 
   def text(q: Question) -> str:
     asked = q['question'].strip() if protocol == 'lm_eval' else q['question']
-    options = ''.join(
-      f'\n{letter}. {choice}'
-      for letter, choice in zip(LETTERS, q['choices'], strict=True)
-    )
-    return f'{asked}{options}\nAnswer:'
+    return f'{asked}{options(q)}\nAnswer:'
 
   worked = [f'{text(q)} {q["answer"]}\n\n' for q in shots]
   return fewshot.FewShot(header, worked, text(question))
+
+
+def options(question: Question) -> str:
+  """A line for each option, as all protocols write them."""
+  return ''.join(
+    f'\n{letter}. {choice}'
+    for letter, choice in zip(LETTERS, question['choices'], strict=True)
+  )
 
 
 def read(path: str, option: str) -> list[dict[str, Any]]:
@@ -229,7 +240,7 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
 
 def _letter(answer: Any, place: str) -> str:
   """The letter of an answer that is a letter or an index from 0."""
-  if isinstance(answer, int) and answer in range(len(LETTERS)):
+  if type(answer) is int and answer in range(len(LETTERS)):
     return LETTERS[answer]
   text = str(answer).strip()
   if text in LETTERS:
