@@ -232,6 +232,9 @@ def quiet() -> Iterator[None]:
       hook(found)
 
   logging.getLogger('absl').addFilter(_is_not_by_orbax)
+  # Never removed: these reports come when the failed writes are collected, at
+  # the latest when the process ends.
+  logging.getLogger('asyncio').addFilter(_is_not_about_a_write)
   sys.unraisablehook = report
   try:
     yield
@@ -260,6 +263,12 @@ def _checksums(folder: pathlib.Path) -> dict[str, str]:
     for path in sorted(folder.rglob('*'))
     if path.is_file() and path.name not in _UNSUMMED
   }
+
+
+def _is_not_about_a_write(record: logging.LogRecord) -> bool:
+  """Log filter: asyncio reports each of orbax's writes that failed."""
+  error = record.exc_info[1] if record.exc_info else None
+  return 'OCDBT database' not in str(error)
 
 
 def _is_not_by_orbax(record: logging.LogRecord) -> bool:

@@ -8,7 +8,7 @@ import shutil
 import time
 from typing import Any, Protocol
 
-from edsft_jax import processes, store
+from edsft_jax import errors, processes, store
 
 
 class Tracker(Protocol):
@@ -179,13 +179,23 @@ def _plotted(line: Mapping[str, float]) -> dict[str, float]:
 
 
 def _lines_until(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
-  """Lines up to `step`; the last one may be incomplete after a kill."""
-  kept = []
-  for text in path.read_text('utf-8').splitlines() if path.exists() else ():
+  """Lines up to `step`; the last one may be incomplete after a kill.
+
+  Raises:
+    InputError: an earlier one is damaged.
+  """
+  kept: list[dict[str, Any]] = []
+  texts = path.read_bytes().splitlines() if step and path.exists() else []
+  for number, text in enumerate(texts, 1):
     try:
       line = json.loads(text)
-    except json.JSONDecodeError:
-      break
+    except ValueError:
+      if kept and number == len(texts):
+        break
+      raise errors.InputError(
+        f'line {number} of {path} is damaged: restore it from a copy, or '
+        f'remove {path.parent} to train the cell again'
+      ) from None
     if line['step'] > step:
       break
     kept.append(line)

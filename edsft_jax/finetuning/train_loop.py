@@ -7,7 +7,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from edsft_jax import mesh as mesh_lib
 from edsft_jax import store
@@ -175,7 +174,7 @@ class _Loop:
     step = first
     self._watchers.meter.restart()
     for step in range(first + 1, self._num_steps + 1):
-      state, loss = self._step(step, state, self._rates[step - 1])
+      state, loss = self._step(step, state)
       in_flight.add(loss)
       self._watchers.progress.advance(1)
       if self._schedule.logs(step, self._num_steps):
@@ -195,10 +194,8 @@ class _Loop:
       'last_loss': self._losses.last,
     }
     if self._losses.may_have_risen:
-      # The first step's examples again. At a rate of 0, no weight changes.
-      state, loss = self._step(1, state, np.float32(0))
-      self._losses.check(step, state)
-      start, end = self._losses.first, float(loss)
+      # Of the same examples, since those of other steps may be easier.
+      start, end = self._losses.first, self._first_loss(step, state)
       if end > start * (1 + _ROUNDING):
         facts['loss_rise'] = start, end
     if self._validation is not None:
@@ -207,17 +204,33 @@ class _Loop:
     return Result(state, facts)
 
   def _step(
-    self, step: int, state: trainer.State, rate: np.float32
+    self, step: int, state: trainer.State
   ) -> tuple[trainer.State, jax.Array]:
-    h = self._model.hyperparameters
-    rows = self._order[(step - 1) * h.batch_size : step * h.batch_size]
-    examples = [self._examples[i] for i in rows]
-    key = batches.dropout_key(self._seed, step) if h.lora_dropout else None
+    rows, examples, key = self._batch(step)
+    rate = self._rates[step - 1]
     state, loss = self._model.step(state, examples, rate, key)
     num_tokens = sum(example.num_response for example in examples)
     self._losses.add(loss, num_tokens, [self._ids[i] for i in rows])
     self._watchers.meter.add(examples)
     return state, loss
+
+  def _first_loss(self, step: int, state: trainer.State) -> float:
+    """The loss of the first step's examples after the last step."""
+    rows, examples, key = self._batch(1)
+    loss = self._model.loss(state, examples, key)
+    self._losses.add(loss, 1, [self._ids[i] for i in rows])
+    self._losses.check(step, state)
+    return float(loss)
+
+  def _batch(
+    self, step: int
+  ) -> tuple[list[int], list[Example], jax.Array | None]:
+    """A step's examples, by number and encoded, and its key for dropout."""
+    h = self._model.hyperparameters
+    first = (step - 1) * h.batch_size
+    rows = self._order[first : first + h.batch_size].tolist()
+    key = batches.dropout_key(self._seed, step) if h.lora_dropout else None
+    return rows, [self._examples[i] for i in rows], key
 
   def _log(self, step: int, state: trainer.State, log: Log) -> None:
     if step == self._num_steps:

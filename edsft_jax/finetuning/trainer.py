@@ -171,10 +171,22 @@ class Trainer:
     Raises:
       InputError: there is not enough memory for half the rows either.
     """
-    num_targets = max(sum(e.num_response for e in examples), 1)
     sums_of = self._fitting if self._seen else self._first_sums
     sums = sums_of(state.params, examples, dropout_key)
-    return self._update(state, *sums, np.float32(num_targets), learning_rate)
+    return self._update(state, *sums, _num_targets(examples), learning_rate)
+
+  def loss(
+    self,
+    state: State,
+    examples: Sequence[Example],
+    dropout_key: jax.Array | None = None,
+  ) -> jax.Array:
+    """The loss that a step on these examples would return.
+
+    It runs the program of the gradients, so that none has to be compiled.
+    """
+    total, _ = self._fitting(state.params, examples, dropout_key)
+    return total / _num_targets(examples)
 
   def _first_sums(self, *args: Any) -> tuple[jax.Array, list[jax.Array]]:
     """`_fitting` of the first step, while the update is compiled."""
@@ -441,3 +453,8 @@ def _merge(
 def _matrices(params: list[jax.Array]) -> list[bool]:
   """Mask for weight decay, which applies to matrices, not norms and biases."""
   return [leaf.ndim > 1 for leaf in params]
+
+
+def _num_targets(examples: Sequence[Example]) -> np.float32:
+  """The response tokens that the mean loss is over."""
+  return np.float32(max(sum(e.num_response for e in examples), 1))

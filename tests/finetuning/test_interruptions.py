@@ -3,6 +3,7 @@
 And what cannot be resumed is refused in one line.
 """
 
+import logging
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ import pytest
 import tiny_study
 
 from edsft_jax import errors, finetuning, interrupts, store, study
+from edsft_jax.finetuning import checkpoints
 from edsft_jax.finetuning import trainer as trainer_lib
 
 pytestmark = pytest.mark.usefixtures('on_one_device')
@@ -213,6 +215,32 @@ def _damaged(name):
   return locals()[name]
 
 
+@pytest.mark.parametrize('name', ['cell.json', 'metrics.jsonl'])
+def test_damaged_files_of_a_cell_are_named(name, copy):
+  file = copy.run(CELL).root / name
+  file.write_bytes(b'\xff\xfe{"step"')
+  with pytest.raises(errors.InputError, match=r'damaged') as caught:
+    finetuning.run(_config(), copy)
+  assert str(file) in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+def test_writes_that_failed_are_not_reported_again(caplog):
+  log = logging.getLogger('asyncio')
+
+  def fail(message):
+    try:
+      raise ValueError(message)
+    except ValueError:
+      log.exception('Task exception was never retrieved')
+
+  with checkpoints.quiet():
+    fail('Error writing "params.49/0.0" in OCDBT database')
+    assert not caplog.records
+    fail('something else')
+  assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
   'name', ['truncate', 'remove_manifest', 'flip', 'remove_checksums']
 )
@@ -235,9 +263,9 @@ def test_the_remedy_for_a_damaged_checkpoint(copy, finished):
 
 
 def test_without_an_older_checkpoint_the_cell_starts_again(copy):
-  checkpoints = copy.run(CELL).checkpoints
-  shutil.rmtree(checkpoints / '2')
-  _damaged('flip')(checkpoints / '4')
+  folder = copy.run(CELL).checkpoints
+  shutil.rmtree(folder / '2')
+  _damaged('flip')(folder / '4')
   with pytest.raises(errors.InputError, match='start this cell again'):
     finetuning.run(_config(), copy)
 
