@@ -119,6 +119,7 @@ def test_buyer_gets_a_list_and_continues_with_the_filled_one(tmp_path, capsys):
   assert workdir.report.exists()
 
 
+@pytest.mark.slow
 def test_buyer_without_a_heldout_file_gets_the_list_too(tmp_path, capsys):
   rows = [{'id': row['id'], 'prompt': row['prompt']} for row in _marked_rows()]
   pool = _write_jsonl(tmp_path / 'pool.jsonl', rows)

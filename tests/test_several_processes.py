@@ -16,6 +16,8 @@ import two_processes
 
 from edsft_jax import evaluation, finetuning, store
 
+pytestmark = pytest.mark.slow
+
 CELL = 'random-k9-seed0'
 BASE = 'no_finetuning-k0-seed0'
 
@@ -138,7 +140,6 @@ def _succeeded(results: Sequence[subprocess.CompletedProcess[str]]) -> bool:
   return all(result.returncode == 0 for result in results)
 
 
-@pytest.mark.slow
 def test_full_finetuning_of_split_weights(tmp_path):
   """They are gathered for the model, and so is the best state."""
   config = run_together.config()
@@ -153,7 +154,6 @@ def test_full_finetuning_of_split_weights(tmp_path):
   _assert_same_training(workdir, alone)
 
 
-@pytest.mark.slow
 def test_merging_and_evaluating_a_model_that_spans_both(alone, tmp_path):
   shutil.copytree(alone.root, tmp_path / 'copy')
   workdir = store.Workdir(tmp_path / 'copy')
@@ -166,7 +166,6 @@ def test_merging_and_evaluating_a_model_that_spans_both(alone, tmp_path):
   _assert_same_items(workdir, alone)
 
 
-@pytest.mark.slow
 def test_sigterm_to_one_ends_both_commands_with_143(tmp_path):
   whole, stopped = (tiny_study.make(tmp_path / x) for x in ('whole', 'stopped'))
   words = ('--config.mesh.fsdp=2', '--config.finetuning.epochs=100')

@@ -16,7 +16,7 @@ from edsft_jax.evaluation.task import Generate, Item, Task
 
 # Tokens per shard, in full batches: enough that few slots are empty while the
 # last rows of a shard finish.
-_BATCHES = 16
+_BATCHES = 4
 
 Row = dict[str, Any]
 

@@ -118,6 +118,8 @@ def run(
   else:
     console.say('evaluate', f'{len(cells)} models, all already done')
   if part and todo:
+    if first:
+      manifest.add_counts('evaluate', _flat(counts))
     console.say(
       'evaluate',
       f'{console.count(len(cells), "model")} -> {workdir.runs}; when every '

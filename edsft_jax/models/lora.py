@@ -287,6 +287,10 @@ def read_adapter_config(
       supported.
   """
   file = pathlib.Path(path) / ADAPTER_CONFIG
+  if not file.is_file():
+    raise errors.InputError(
+      f'{file} does not exist: give the folder of a PEFT adapter'
+    )
   fields = read_json_object(file)
   unsupported = [name for name in _UNSUPPORTED if fields.get(name)]
   # These initialisations move a part of the base weights into the adapter.

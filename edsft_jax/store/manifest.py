@@ -96,7 +96,7 @@ class Manifest:
     return stage in self._stages and self._stages[stage].done
 
   def counts(self, stage: str) -> dict[str, Any]:
-    """The counts of a stage; empty if it did not finish."""
+    """The counts of a stage, or of the parts of it that are done."""
     return self._stages.get(stage, StageRecord()).counts
 
   def begin(
@@ -175,6 +175,14 @@ class Manifest:
     self._change(
       stage, seconds, fingerprint=plain(fingerprint), counts=plain(counts)
     )
+
+  def add_counts(self, stage: str, counts: Mapping[str, Any]) -> None:
+    """Adds the counts of a part of a stage, by name."""
+    with self._changing():
+      record = self._stages.get(stage, StageRecord())
+      self._stages[stage] = dataclasses.replace(
+        record, counts={**record.counts, **plain(counts)}
+      )
 
   @contextlib.contextmanager
   def timed(self, stage: str) -> Iterator[None]:

@@ -55,6 +55,7 @@ def deliver(workdir, name, answers, rejected=()):
   return str(delivered)
 
 
+@pytest.mark.slow
 def test_a_study_in_parts(tmp_path, options, capsys):
   workdir = store.Workdir(tmp_path / 'w')
 

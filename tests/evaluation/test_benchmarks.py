@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_study
 
-from edsft_jax import errors, evaluation, inference, models, store
+from edsft_jax import errors, evaluation, inference, models, store, study
 from edsft_jax.evaluation import fewshot, metrics, stage
 from edsft_jax.evaluation.task import Metric, TaskInputs
 from edsft_jax.evaluation.tasks import TASKS, mmlu
@@ -62,6 +62,16 @@ def test_questions_and_options_are_searched_for_in_the_pool(config, tmp_path):
   lines = task.items[0].text.split('\n')
   assert lines[:2] == [question['question'], f'A. {question["choices"][0]}']
   assert len(lines) == 5
+
+
+def test_counts_of_parts_are_kept(config, tmp_path):
+  workdir = tiny_study.make(tmp_path / 'run')
+  evaluation.run(config, workdir, study.CellPart(0, 1))
+  assert store.Manifest(workdir).counts('evaluate')['mmlu_items'] == 6
+  evaluation.run(config, workdir)
+  counts = store.Manifest(workdir).counts('evaluate')
+  assert counts['mmlu_items'] == 6
+  assert counts['models'] > 0
 
 
 def _log_probs(decoder, forward, ids):

@@ -185,6 +185,12 @@ def test_full_finetuning_has_no_adapter_to_start_from(workdir):
     finetuning.check(config, workdir, frozenset())
 
 
+def test_an_adapter_to_start_from_has_to_exist(workdir):
+  config = _config(adapter_path='x')
+  with pytest.raises(errors.InputError, match=r'folder of a PEFT adapter'):
+    finetuning.check(config, workdir, frozenset())
+
+
 def _heldout_losses(workdir) -> dict[int, float]:
   lines = store.read_jsonl(workdir.run(CELL).metrics)
   return {
