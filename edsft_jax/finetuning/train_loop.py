@@ -21,6 +21,8 @@ from edsft_jax.models.responses import Example
 
 # A loss that is higher by a smaller share has not risen.
 _ROUNDING = 1e-4
+# Looking for a rise costs about as much as a step, which is too much of fewer.
+_FEWEST_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +195,7 @@ class _Loop:
       'first_loss': self._losses.first,
       'last_loss': self._losses.last,
     }
-    if self._losses.may_have_risen:
+    if step >= _FEWEST_STEPS and self._losses.may_have_risen:
       # Of the same examples, since those of other steps may be easier.
       start, end = self._losses.first, self._first_loss(step, state)
       if end > start * (1 + _ROUNDING):

@@ -20,9 +20,9 @@ import tiny_study
 
 from configs import default
 from edsft_jax import errors, evaluation, models, store
-from edsft_jax.evaluation import runner
+from edsft_jax.evaluation import runner, tasks
 from edsft_jax.evaluation.task import TaskInputs
-from edsft_jax.evaluation.tasks import TASKS, bbh
+from edsft_jax.evaluation.tasks import bbh
 from edsft_jax.mesh import make_mesh
 from scripts import harness_tasks
 
@@ -75,7 +75,7 @@ def _our_rows(name, model, **options) -> list[dict]:
   mesh = make_mesh(devices=jax.devices()[:1])
   decoder = models.load_decoder(model, 'float32', mesh)
   prompt_format = formats.load(model, template='raw')
-  task = TASKS[name](
+  task = tasks.find(name, config)(
     TaskInputs(config, None, prompt_format, decoder.config.context)
   )
   run = runner.Runner(task, decoder, prompt_format, mesh, 8192)
@@ -162,11 +162,7 @@ def test_bbh_equals_the_harness(shared, model, adapter, tmp_path):
   specs = harness_tasks.bbh(tmp_path, questions, 'bbh_zeroshot')
   gen_kwargs = {'max_gen_toks': 20}
   theirs = _harness(adapter, specs, gen_kwargs=gen_kwargs)
-  samples = [
-    sample
-    for sample in theirs['bbh_zeroshot_boolean_expressions']
-    if sample['filter'] == 'strict-match'
-  ]
+  samples = theirs['bbh_zeroshot_boolean_expressions']
   ours = _our_rows(
     'bbh',
     model,
@@ -176,9 +172,14 @@ def test_bbh_equals_the_harness(shared, model, adapter, tmp_path):
     cot=False,
     max_new_tokens=20,
   )
-  for row, sample in zip(ours, samples, strict=True):
-    assert row['prediction'] == sample['filtered_resps'][0]
-    assert row['exact_match'] == sample['exact_match']
+  for name, prediction, metric in (
+    ('strict-match', 'prediction', 'exact_match'),
+    ('flexible-extract', 'flexible_prediction', 'flexible_match'),
+  ):
+    found = [sample for sample in samples if sample['filter'] == name]
+    for row, sample in zip(ours, found, strict=True):
+      assert row[prediction] == sample['filtered_resps'][0]
+      assert row[metric] == sample['exact_match']
 
 
 def test_gsm8k_equals_the_harness(shared, model, adapter, tmp_path):

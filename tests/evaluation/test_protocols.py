@@ -7,7 +7,7 @@ import pytest
 
 from edsft_jax import errors
 from edsft_jax.evaluation import extraction
-from edsft_jax.evaluation.tasks import bbh, gsm8k, mmlu
+from edsft_jax.evaluation.tasks import bbh, bbh_zero_shot, gsm8k, mmlu
 
 QUESTION = {
   'id': 'q',
@@ -338,6 +338,40 @@ def test_worked_examples_that_are_no_text_are_refused(tmp_path):
   path.write_text(json.dumps({'navigate': ['a', 'b']}))
   with pytest.raises(errors.InputError, match='navigate must be text'):
     bbh.read_worked(str(path))
+
+
+OPTIONS = 'Which?\nOptions:\n(A) the red book\n(B) the red\n(C) Nothing, yet'
+
+
+@pytest.mark.parametrize(
+  ('task', 'question', 'text', 'answer'),
+  [
+    ('boolean_expressions', '', 'Untrue. It is True, not False', 'True'),
+    ('navigate', '', 'Well, no; Yes', 'no'),
+    ('formal_fallacies', '', 'it is invalid', 'invalid'),
+    ('dyck_languages', '', 'Close: ] } >', '] } >'),
+    ('dyck_languages', '', 'nothing', '[invalid]'),
+    ('sports_understanding', '', 'That is not plausible', 'no'),
+    ('sports_understanding', '', 'Plausible.', 'yes'),
+    ('web_of_lies', '', 'Fidel tells the truth', 'yes'),
+    ('web_of_lies', '', 'He knows', '[invalid]'),
+    ('object_counting', '', 'I count 12 of 13', '12'),
+    ('object_counting', '', 'I count for you: Twenty one things', '21'),
+    ('object_counting', '', 'two hundred and five', '205'),
+    ('object_counting', '', 'three thousand, four hundred', '3400'),
+    ('object_counting', '', 'many', '[invalid]'),
+    ('word_sorting', 'Sort. List: b a c', 'b, a: a b c', 'a b c'),
+    ('word_sorting', 'Sort.', 'a b', '[invalid]'),
+    ('snarks', OPTIONS, 'the red book or (B)', '(B)'),
+    ('snarks', OPTIONS, 'The Red Book!', '(A)'),
+    ('snarks', OPTIONS, 'It is nothing yet.', '(C)'),
+    ('snarks', OPTIONS, 'Answer: C', '(C)'),
+    ('snarks', OPTIONS, 'Answer: D', '[invalid]'),
+    ('snarks', 'Which?', 'a: b', '[invalid]'),
+  ],
+)
+def test_rules_of_the_tasks_find_answers(task, question, text, answer):
+  assert bbh_zero_shot.find_answer(task, question, text) == answer
 
 
 @pytest.mark.parametrize(

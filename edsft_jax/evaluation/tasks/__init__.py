@@ -9,6 +9,7 @@ from edsft_jax.evaluation.task import Metric, Task
 from edsft_jax.evaluation.tasks import harness
 from edsft_jax.evaluation.tasks.alpaca_eval import AlpacaEval
 from edsft_jax.evaluation.tasks.bbh import Bbh
+from edsft_jax.evaluation.tasks.bbh_zero_shot import BbhZeroShot
 from edsft_jax.evaluation.tasks.gsm8k import Gsm8k
 from edsft_jax.evaluation.tasks.heldout import Heldout
 from edsft_jax.evaluation.tasks.in_chat import SUFFIX, in_chat
@@ -32,6 +33,8 @@ def find(name: str, config: ml_collections.ConfigDict) -> type[Task]:
     return _find_in_chat(name.removesuffix(SUFFIX), config)
   if name.startswith(harness.PREFIX):
     return harness.find(name, config.evaluation.lm_eval.include_path)
+  if name == Bbh.name and not config.evaluation.bbh.shots:
+    return BbhZeroShot
   if name not in TASKS:
     raise errors.unknown(f'evaluation.tasks has {name!r}, which', name, TASKS)
   return TASKS[name]
