@@ -5,7 +5,8 @@
 needs the extra `bench`. FOLDER has mmlu_dev, mmlu_test, bbh and gsm8k_test as
 .jsonl.gz, and bbh_cot_prompts.json; the harness reads the same questions. Each
 side runs in its own process, so that imports, loading, tokenising and
-compilation count, as they do for a user. The harness runs transformers in
+compilation count, as they do for a user; ours asks for huge pages, as the
+command does. The harness runs transformers in
 float32, once with each batch size.
 
 Of the items with different answers, near ties are counted separately: those
@@ -25,6 +26,8 @@ import command_line
 from contest import time_command
 import harness_tasks
 from prompt_files import read_rows
+
+from edsft_jax import huge_pages
 
 NEAR_TIE = 1e-4
 SUBJECTS = (
@@ -106,6 +109,9 @@ def main() -> None:
   add('--given', type=pathlib.Path, help=argparse.SUPPRESS)
   add('--out', type=pathlib.Path, help=argparse.SUPPRESS)
   args = parser.parse_args()
+  if args.side == 'ours':
+    # As edsft_jax.main does.
+    huge_pages.restart()
   for case in args.names or CASES:
     if args.side:
       questions, examples = _questions(case, args.data, args.limit)
