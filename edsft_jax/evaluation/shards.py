@@ -15,7 +15,7 @@ from edsft_jax import store
 from edsft_jax.evaluation.task import Generate, Item, Task
 
 # Tokens per shard, in full batches: enough that few slots are empty while the
-# last rows of a shard finish.
+# last rows of a shard finish, and few enough that a kill loses minutes.
 _BATCHES = 4
 
 Row = dict[str, Any]

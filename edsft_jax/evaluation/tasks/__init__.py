@@ -33,6 +33,7 @@ def find(name: str, config: ml_collections.ConfigDict) -> type[Task]:
     return _find_in_chat(name.removesuffix(SUFFIX), config)
   if name.startswith(harness.PREFIX):
     return harness.find(name, config.evaluation.lm_eval.include_path)
+  # It has further metrics.
   if name == Bbh.name and not config.evaluation.bbh.shots:
     return BbhZeroShot
   if name not in TASKS:

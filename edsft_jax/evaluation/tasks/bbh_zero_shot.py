@@ -37,15 +37,15 @@ _MEANINGS = {
 }
 _NUMERIC = ('multistep_arithmetic_two', 'object_counting')
 
-_NUMBERS = {
-  **{'zero': 0, 'one': 1, 'two': 2, 'three': 3, 'four': 4, 'five': 5},
-  **{'six': 6, 'seven': 7, 'eight': 8, 'nine': 9, 'ten': 10, 'eleven': 11},
-  **{'twelve': 12, 'thirteen': 13, 'fourteen': 14, 'fifteen': 15},
-  **{'sixteen': 16, 'seventeen': 17, 'eighteen': 18, 'nineteen': 19},
-  **{'twenty': 20, 'thirty': 30, 'forty': 40, 'fifty': 50, 'sixty': 60},
-  **{'seventy': 70, 'eighty': 80, 'ninety': 90},
+_ONES = (
+  'zero one two three four five six seven eight nine ten eleven twelve '
+  'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
+)
+_TENS = 'twenty thirty forty fifty sixty seventy eighty ninety'
+_NUMBERS = {word: number for number, word in enumerate(_ONES.split())} | {
+  word: 10 * number for number, word in enumerate(_TENS.split(), 2)
 }
-_POWERS = {'hundred': 100, 'thousand': 1000, 'million': 10**6}
+_POWERS = {'thousand': 1000, 'million': 10**6}
 
 
 class BbhZeroShot(Bbh):
@@ -151,7 +151,7 @@ def _number(text: str) -> str:
     if word in _NUMBERS:
       part += _NUMBERS[word]
     elif word == 'hundred' and is_number:
-      part *= _POWERS[word]
+      part *= 100
     elif word in _POWERS and is_number:
       total, part = total + part * _POWERS[word], 0
     elif is_number and word != 'and':
