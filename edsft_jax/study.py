@@ -319,7 +319,7 @@ def outdated(workdir: store.Workdir) -> list[Cell]:
   answers = store.read_responses(workdir.responses)
   found = []
   for path in sorted(workdir.runs.glob('*/cell.json')):
-    made = store.read_json(path)
+    made = store.read_cell(path)
     cell = Cell(made['strategy'], made['budget'], made['seed'])
     ids, once = _present_ids(workdir, cell, pool.ids)
     if amended.isdisjoint(once):

@@ -303,7 +303,7 @@ def _made_from(
 ) -> dict[str, Any] | None:
   """What a cell's model depends on; None for the pretrained model alone."""
   if run.cell.exists():
-    contents = store.read_json(run.cell)
+    contents = store.read_cell(run.cell)
     return {k: v for k, v in contents.items() if k != 'training'}
   if adapter := config.finetuning.adapter_path:
     return {'adapter': models.hash_adapter(adapter)}

@@ -219,7 +219,7 @@ class Runner:
     c = self._config.finetuning
     run = self._workdir.run(cell.name)
     made_from = processes.from_first(
-      'cell.json', lambda: store.read_json(run.cell)
+      'cell.json', lambda: store.read_cell(run.cell)
     )
     project = c.wandb_project if processes.is_first() else ''
     with wandb_log.tracker(project, run, made_from) as tracker:
@@ -260,7 +260,7 @@ class Runner:
     run = self._workdir.run(cell.name)
     kind = self._config.finetuning.export
     if processes.from_first('merged', lambda: export.lacks_merged(run, kind)):
-      facts = store.read_json(run.cell).get('training', {})
+      facts = store.read_cell(run.cell).get('training', {})
       decoder = nnx.merge(*nnx.split(trainer.base()))
       models.load_adapter(decoder, run.model)
       models.shard_decoder(decoder, mesh)

@@ -245,7 +245,7 @@ def _refuse_change(
   """
   run = workdir.run(cell.name)
   if run.cell.exists() or run.model.exists():
-    old = store.read_json(run.cell) if run.cell.exists() else {}
+    old = store.read_cell(run.cell) if run.cell.exists() else {}
     store.refuse_change(
       f'finetune cell {cell.name}',
       old.get('fingerprint', {}),

@@ -12,7 +12,7 @@ def rising_losses(
   lines = []
   for cell in cells:
     path = workdir.run(cell.name).cell
-    facts = store.read_json(path).get('training') if path.exists() else None
+    facts = store.read_cell(path).get('training') if path.exists() else None
     if facts and 'loss_rise' in facts:
       start, end = facts['loss_rise']
       lines.append(

@@ -17,6 +17,7 @@ from edsft_jax.store.features import (
   read_features,
 )
 from edsft_jax.store.files import (
+  read_cell,
   read_json,
   read_jsonl,
   read_parquet,
@@ -94,6 +95,7 @@ __all__ = [
   'open_workdir',
   'plain',
   'prompt_table',
+  'read_cell',
   'read_evaluation',
   'read_features',
   'read_json',

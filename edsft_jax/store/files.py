@@ -168,34 +168,28 @@ def refuse_damaged(path: pathlib.Path, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Reads what `write_json` wrote.
-
-  Raises:
-    InputError: it is not complete JSON.
-  """
-  with _refuse_damaged_json(path):
-    return json.loads(path.read_text(encoding='utf-8'))
+  """Reads what `write_json` wrote."""
+  return json.loads(path.read_text(encoding='utf-8'))
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads what `write_jsonl` wrote.
-
-  Raises:
-    InputError: a line is not complete JSON.
-  """
-  with _refuse_damaged_json(path), path.open(encoding='utf-8') as f:
+  """Reads what `write_jsonl` wrote."""
+  with path.open(encoding='utf-8') as f:
     return [json.loads(line) for line in f]
 
 
-@contextlib.contextmanager
-def _refuse_damaged_json(path: pathlib.Path) -> Iterator[None]:
-  try:
-    yield
-  except ValueError as error:
-    raise errors.InputError(
-      f'{path} is damaged ({error}): restore it from a copy, or remove it and '
-      'run its stage again'
-    ) from None
+def read_cell(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a cell.json.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  remedy = (
+    f'restore it from a copy, or remove {path.parent} and run the finetune '
+    'stage again'
+  )
+  with refuse_damaged(path, remedy):
+    return read_json(path)
 
 
 def read_parquet(
