@@ -9,10 +9,12 @@ import jax
 
 from edsft_jax import console, models, processes, store, study
 from edsft_jax.evaluation import results
+from edsft_jax.evaluation.journal import Journal, parse
 from edsft_jax.evaluation.progress import ItemProgress
+from edsft_jax.evaluation.requests import Place
 from edsft_jax.evaluation.runner import Runner
 from edsft_jax.evaluation.shards import Shards, begin, divide
-from edsft_jax.evaluation.task import Task
+from edsft_jax.evaluation.task import Response, Task
 from edsft_jax.inference.throughput import Rate, Work
 
 
@@ -112,11 +114,27 @@ class Evaluator:
       items = self._task.items[shards.items(shard)]
       num_requests = sum(len(item.requests) for item in items)
       progress = ItemProgress(self._rate, len(items), num_requests)
-      responses = runner(weights, progress, shard)
+      journal = Journal(shards.journal(shard))
+      writes = self._num_shares > 1 or processes.is_first()
+      responses = runner(
+        weights,
+        progress,
+        shard,
+        self._known(journal),
+        journal.add if writes else lambda responses: None,
+      )
       progress.finish()
-      if self._num_shares > 1 or processes.is_first():
+      if writes:
         rows = results.make_rows(self._task, items, responses, cell)
         shards.write(shard, rows)
+        journal.remove()
+
+  def _known(self, journal: Journal) -> dict[Place, Response]:
+    """The responses that an interrupted run left."""
+    if self._mesh.is_multi_process:
+      # All processes compute each item together, so they leave out the same.
+      return parse(processes.from_first('known responses', journal.read))
+    return parse(journal.read())
 
   def _runner(
     self, graph: nnx.GraphDef, decoder: models.Decoder, ends: Sequence[int]

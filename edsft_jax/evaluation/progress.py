@@ -24,7 +24,8 @@ class ItemProgress:
 
   def __call__(self, work: Work) -> None:
     """Adds the work done since the last call; its prompts are requests."""
-    self._requests += work.prompts
+    # Some requests may be answered twice.
+    self._requests = min(self._requests + work.prompts, self._num_requests)
     self._show(
       work, self._num_items * self._requests // max(self._num_requests, 1)
     )

@@ -1,6 +1,6 @@
 """Sorts a task's requests by kind, and pairs those that one pass answers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from edsft_jax import inference
@@ -71,6 +71,22 @@ class Requests(NamedTuple):
   def references(self) -> list[Sequence[int]]:
     """The targets that are scored along with each request of `generate`."""
     return [x[1].tokens[-x[1].num_targets :] if x else () for x in self.joint]
+
+  def known_generations(self, known: Collection[Place]) -> set[int]:
+    """Which of `generate` are at known places, with what is joint to them."""
+    return {
+      row
+      for row, ((place, _), joint) in enumerate(
+        zip(self.generate, self.joint, strict=True)
+      )
+      if place in known and (joint is None or joint[0] in known)
+    }
+
+  def known_likelihoods(self, known: Collection[Place]) -> set[int]:
+    """Which of `likelihood` are at known places."""
+    return {
+      row for row, (place, _) in enumerate(self.likelihood) if place in known
+    }
 
   @property
   def is_worth_joining(self) -> bool:

@@ -1,7 +1,8 @@
 """Runs a task's requests through the inference engine, once per model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import itertools
+import types
 
 from flax import nnx
 import jax
@@ -83,6 +84,8 @@ class Runner:
     weights: nnx.State,
     progress: inference.Progress = lambda work: None,
     shard: int = 0,
+    known: Mapping[Place, Response] = types.MappingProxyType({}),
+    found: Callable[[Mapping[Place, Response]], None] = lambda responses: None,
   ) -> list[list[Response]]:
     """The responses of one model to each request of a shard's items.
 
@@ -90,39 +93,86 @@ class Runner:
       weights: weights of a decoder with the structure given to the constructor.
       progress: called with the work done; a request counts as a prompt.
       shard: which one, from 0.
+      known: responses of this model that an interrupted call found.
+      found: called with the others as soon as they are computed.
     """
     requests = self._shards[shard]
-    responses: dict[Place, Response] = {}
-    scored = self._scorer(weights, progress, shard)
-    for row, (place, request) in enumerate(requests.likelihood):
-      responses[place] = Scored(
-        float(scored.nll[row]),
-        bool(scored.is_greedy[row]),
-        request.num_targets,
-      )
-    generated = self._generator(weights, progress, shard, self._stop)
-    for row, (place, _) in enumerate(requests.generate):
-      ids = generated.tokens[row].tolist()
-      responses[place] = Generated(
-        self._text(ids),
-        len(ids),
-        'stop' if generated.stopped[row] else 'length',
-        bool(generated.row_results[row]),
-      )
-    for row, joint in enumerate(requests.joint):
-      if joint:
-        place, request = joint
-        found = generated.prompt_results
-        responses[place] = Scored(
-          float(found['nll'][row, 0]),
-          bool(found['is_greedy'][row, 0]),
-          request.num_targets,
-        )
+    # A continuation without tokens is certain.
+    responses: dict[Place, Response] = {
+      place: Scored(0.0, True, 0)
+      for place, request in requests.likelihood
+      if not request.num_targets
+    }
+    responses.update(known)
+    progress(inference.Work(prompts=len(known)))
+
+    def add(new: Mapping[Place, Response]) -> None:
+      # Rows that share a packed row with new ones are computed once more.
+      new = {k: v for k, v in new.items() if k not in responses}
+      responses.update(new)
+      found(new)
+
+    self._scorer(
+      weights,
+      progress,
+      shard,
+      known=requests.known_likelihoods(known),
+      found=lambda rows, scored: add(_scored(requests, rows, scored)),
+    )
+    self._generator(
+      weights,
+      progress,
+      shard,
+      self._stop,
+      known=requests.known_generations(known),
+      found=lambda rows, some: add(self._generated(requests, rows, some)),
+    )
     return [
       [responses[Place(i, k)] for k in range(len(item.requests))]
       for i, item in enumerate(requests.items)
     ]
 
+  def _generated(
+    self,
+    requests: Requests,
+    rows: Sequence[int],
+    generations: inference.Generations,
+  ) -> dict[Place, Response]:
+    """Responses to some of `requests.generate`, and to what joins them."""
+    responses: dict[Place, Response] = {}
+    for number, row in enumerate(rows):
+      ids = generations.tokens[number].tolist()
+      responses[requests.generate[row][0]] = Generated(
+        self._text(ids),
+        len(ids),
+        'stop' if generations.stopped[number] else 'length',
+        bool(generations.row_results[number]),
+      )
+      if joint := requests.joint[row]:
+        place, request = joint
+        scored = generations.prompt_results
+        responses[place] = Scored(
+          float(scored['nll'][number, 0]),
+          bool(scored['is_greedy'][number, 0]),
+          request.num_targets,
+        )
+    return responses
+
   def _text(self, ids: Sequence[int]) -> str:
     text = self._format.decode_response(ids)
     return self._stop.cut(text) if self._stop else text
+
+
+def _scored(
+  requests: Requests, rows: Sequence[int], scored: inference.Likelihoods
+) -> dict[Place, Response]:
+  """Responses to some of `requests.likelihood`."""
+  responses: dict[Place, Response] = {}
+  for number, row in enumerate(rows):
+    place, request = requests.likelihood[row]
+    responses[place] = Scored(
+      float(scored.nll[number]),
+      bool(scored.is_greedy[number]),
+      request.num_targets,
+    )
+  return responses

@@ -114,6 +114,10 @@ class Shards:
     """The file of a shard."""
     return self.folder / f'{shard:05d}.jsonl'
 
+  def journal(self, shard: int) -> pathlib.Path:
+    """The file of what is known of a shard that is not whole yet."""
+    return self.folder / f'{shard:05d}.journal'
+
   def join(self) -> list[Row]:
     """The rows of all items; every shard must be written."""
     parts = [store.read_jsonl(self.path(i)) for i in range(len(self.ends))]

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 
@@ -41,20 +40,12 @@ class Answers:
   """
 
   def __init__(self, path: pathlib.Path):
-    """Reads the file, if there is one; a torn last line is removed."""
+    """Reads the file, if there is one."""
     self._path = path
     self._known: dict[str, Answer] = {}
-    if not path.exists():
-      return
-    content = path.read_bytes()
-    whole = content.rfind(b'\n') + 1
-    if whole < len(content):
-      with path.open('rb+') as f:
-        f.truncate(whole)
-    for line in content[:whole].decode('utf-8', 'replace').splitlines():
-      # A damaged line is asked again.
+    for row in store.read_appended(path):
+      # What a damaged line answered is asked again.
       with contextlib.suppress(ValueError, KeyError, TypeError):
-        row = json.loads(line)
         answer = Answer(float(row['preference']), int(row['num_tokens']))
         if 1 <= answer.preference <= 2:
           self._known[row['key']] = answer
@@ -66,11 +57,8 @@ class Answers:
   def add(self, key: str, answer: Answer) -> None:
     """Keeps an answer."""
     self._known[key] = answer
-    line = json.dumps({'key': key, **dataclasses.asdict(answer)})
-    with store.reporting_full_disk(self._path):
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      with self._path.open('a', encoding='utf-8') as f:
-        f.write(f'{line}\n')
+    row = {'key': key, **dataclasses.asdict(answer)}
+    store.append_jsonl(self._path, [row])
 
 
 def judge_pairs(

@@ -34,6 +34,10 @@ class Generations:
   row_results: Any
 
 
+# Called with the indices of prompts that are done, and with their results.
+Found = Callable[[Sequence[int], Generations], Any]
+
+
 class Rows:
   """A pytree of [n, ...] arrays, filled in any order by several threads."""
 
@@ -122,7 +126,11 @@ class Collector:
   """Collects the results of `Engine.generate`."""
 
   def __init__(
-    self, rows: Sequence[Row], report: Reporter, scores_prompt: bool
+    self,
+    rows: Sequence[Row],
+    report: Reporter,
+    scores_prompt: bool,
+    found: Found | None = None,
   ):
     """Starts empty.
 
@@ -130,10 +138,15 @@ class Collector:
       rows: the prompts.
       report: reports progress.
       scores_prompt: whether every prompt token has logits.
+      found: called with each prompt's results, by one thread at a time.
     """
     self._rows = rows
     self._report = report
     self._scores_prompt = scores_prompt
+    self._found = found
+    self._lock = threading.Lock()
+    # Of a prompt: what was computed of it, and its continuation.
+    self._num_results = np.zeros(len(rows), int)
     self._prompt_results = Rows(len(rows))
     self._row_results = Rows(len(rows))
     self._tokens = [np.zeros(0, np.int32) for _ in rows]
@@ -155,6 +168,7 @@ class Collector:
       ],
       num_finished=sum(len(row.last) for row in rows),
     )
+    self._note(packed.indices)
 
   def add_ended(self, ended: Ended) -> None:
     """Stores rows that have ended."""
@@ -165,6 +179,7 @@ class Collector:
     self._report.decoded(
       ended, [self._rows[i].num_prompt_tokens for i in ended.indices]
     )
+    self._note(ended.indices)
 
   def finish(self) -> Generations:
     """Returns all results."""
@@ -174,3 +189,19 @@ class Collector:
       self._prompt_results.tree,
       self._row_results.tree,
     )
+
+  def _note(self, indices: Sequence[int]) -> None:
+    """Passes on the results of the prompts that are complete now."""
+    if self._found is None:
+      return
+    self._num_results[indices] += 1
+    done = [i for i in indices if self._num_results[i] == 2]
+    whole = self.finish()
+    some = Generations(
+      [whole.tokens[i] for i in done],
+      whole.stopped[done],
+      jax.tree.map(lambda x: x[done], whole.prompt_results),
+      jax.tree.map(lambda x: x[done], whole.row_results),
+    )
+    with self._lock:
+      self._found(done, some)

@@ -7,6 +7,7 @@ cache-length bucket run out, the remaining rows move to the next larger one.
 """
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 import functools
 import math
 from typing import Any
@@ -23,6 +24,7 @@ from edsft_jax.inference import waves as waves_lib
 from edsft_jax.inference.choices import compile_bytes, read_tokens
 from edsft_jax.inference.collect import (
   Collector,
+  Found,
   Generations,
   Progress,
   Reporter,
@@ -182,6 +184,8 @@ class Engine:
     waves: Sequence[Wave],
     progress: Progress = lambda work: None,
     stop: Stop | None = None,
+    known: AbstractSet[int] = frozenset(),
+    found: Found | None = None,
   ) -> Generations:
     """Continues prompts greedily, one wave after the other.
 
@@ -194,6 +198,10 @@ class Engine:
         cache lengths for them, padded prefixes included.
       progress: called with the work done since its last call.
       stop: strings that end a continuation, besides the end ids.
+      known: prompts to leave out, by index; their results are zeros. The others
+        are read in the same packed rows as with them.
+      found: called with the results of prompts as soon as they are known, by
+        one thread at a time.
 
     Raises:
       ValueError: a prompt has no tokens after its prefix.
@@ -208,10 +216,14 @@ class Engine:
     ]:
       raise ValueError(f'prompt {empty[0]} has no tokens')
     report = Reporter(self._costs, progress)
-    result = Collector(rows, report, self._programs.scores_prompt)
+    result = Collector(rows, report, self._programs.scores_prompt, found)
     has_targets = any(row.last for row in rows)
     queues = [
-      self._steps.of_worker(waves, number)
+      [
+        step
+        for step in self._steps.of_worker(waves, number)
+        if not known.issuperset(step.packed.indices)
+      ]
       for number in range(self._num_workers)
     ]
     users = [{step.wave for step in queue} for queue in queues]
@@ -233,8 +245,9 @@ class Engine:
         slots.compile()
 
       prefill = functools.partial(self._prefill, weights, rows, has_targets)
+      insert = functools.partial(slots.insert, known=known)
       self._decode(
-        queues[number], prefixes, prefill, slots, result, unless_stopped
+        queues[number], prefixes, prefill, insert, slots, result, unless_stopped
       )
 
     workers.run(work, self._num_workers)
@@ -310,6 +323,7 @@ class Engine:
     queue: Sequence[Step],
     prefixes: Sequence[workers.Shared[Prefixes | None]],
     prefill: Callable[[Step, Prefixes | None], Any],
+    insert: Callable[[packing.Packed, Any], None],
     slots: Slots,
     result: Collector,
     unless_stopped: workers.UnlessStopped,
@@ -325,7 +339,7 @@ class Engine:
         known = None  # Frees the memory for the next ones.
         known, wave = prefixes[step.wave].take(), step.wave
       prefilled, found = prefill(step, known)
-      slots.insert(step.packed, prefilled)
+      insert(step.packed, prefilled)
       in_flight.add(prefilled.token_BxS)
       del prefilled  # Frees the memory for the next ones.
       pending.append((step.packed, found))

@@ -5,6 +5,7 @@ examples, share the keys and values of their common prefix: it is read once.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 import itertools
 
 from flax import nnx
@@ -15,7 +16,7 @@ import numpy as np
 from edsft_jax import models
 from edsft_jax.inference import waves
 from edsft_jax.inference.choices import choose_shapes, compile_tokens
-from edsft_jax.inference.collect import Generations, Progress
+from edsft_jax.inference.collect import Found, Generations, Progress
 from edsft_jax.inference.engine import Engine
 from edsft_jax.inference.programs import Hooks
 from edsft_jax.inference.slots import Stop
@@ -126,6 +127,8 @@ class GenerationEngine:
     progress: Progress = lambda work: None,
     part: int = 0,
     stop: Stop | None = None,
+    known: AbstractSet[int] = frozenset(),
+    found: Found | None = None,
   ) -> Generations:
     """Continues a part of the prompts.
 
@@ -138,10 +141,12 @@ class GenerationEngine:
       progress: called with the work done since its last call.
       part: which one, from 0.
       stop: strings that end a continuation, besides the end ids.
+      known: see `Engine.generate_waves`.
+      found: see `Engine.generate_waves`.
 
     Raises:
       ValueError: a prompt has no tokens.
     """
     return self._engine.generate_waves(
-      weights, self._waves[part], progress, stop
+      weights, self._waves[part], progress, stop, known, found
     )

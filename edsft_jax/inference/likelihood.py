@@ -6,12 +6,13 @@ Continuations that differ only in their last token, such as the letters of a
 question, are scored from one row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 import dataclasses
 import functools
 import itertools
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -52,6 +53,10 @@ class Likelihoods:
 
   nll: np.ndarray
   is_greedy: np.ndarray
+
+
+# Called with the indices of targets that are scored, and with their results.
+Found = Callable[[Sequence[int], Likelihoods], Any]
 
 
 def rolling_targets(
@@ -134,6 +139,8 @@ class LikelihoodEngine:
     weights: nnx.State,
     progress: Progress = lambda work: None,
     part: int = 0,
+    known: AbstractSet[int] = frozenset(),
+    found: Found | None = None,
   ) -> Likelihoods:
     """Scores a part of the targets.
 
@@ -142,27 +149,36 @@ class LikelihoodEngine:
       progress: called with the work done since its last call; a target counts
         as a prompt.
       part: which one, from 0.
+      known: targets to leave out, by index; a packed row with others scores
+        them as well.
+      found: called with the results of targets as soon as they are known, by
+        one thread at a time.
     """
-    found = _Found(self._sizes[part])
+    results = _Results(self._sizes[part], found)
     report = Reporter(self._costs, progress)
     calls = []
     for planned in self._plan[part]:
       read = functools.partial(
         self._read_prefixes, weights, planned.wave, report
       )
-      prefixes = workers.Shared(read, len(planned.calls))
-      calls += [(planned, prefixes, packed) for packed in planned.calls]
+      new = [
+        packed
+        for packed in planned.calls
+        if not known.issuperset(planned.targets(packed))
+      ]
+      prefixes = workers.Shared(read, len(new))
+      calls += [(planned, prefixes, packed) for packed in new]
     queue = workers.Queue(calls)
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       workers.pipeline(
         unless_stopped(queue.take(number)),
         lambda call: self._score(weights, *call),
-        lambda call, result: found.put(call[0], call[2], result, report),
+        lambda call, result: results.put(call[0], call[2], result, report),
       )
 
     workers.run(work, self._num_workers)
-    return Likelihoods(found.nll, found.is_greedy)
+    return Likelihoods(results.nll, results.is_greedy)
 
   def _read_prefixes(
     self, weights: nnx.State, wave: Wave, report: Reporter
@@ -195,13 +211,14 @@ class LikelihoodEngine:
     )
 
 
-class _Found:
-  """Likelihoods found so far, by several threads."""
+class _Results:
+  """Likelihoods known so far, from several threads."""
 
-  def __init__(self, num_targets: int):
+  def __init__(self, num_targets: int, found: Found | None):
     # A target without tokens is certain.
     self.nll = np.zeros(num_targets)
     self.is_greedy = np.ones(num_targets, bool)
+    self._found = found
     self._lock = threading.Lock()
 
   def put(
@@ -213,13 +230,18 @@ class _Found:
   ) -> None:
     """Waits for the results of packed rows, and stores them."""
     places = packed.places
-    found = {k: x[places] for k, x in jax.device_get(result).items()}
+    values = {k: x[places] for k, x in jax.device_get(result).items()}
     rows = [planned.wave.rows[i] for i in packed.indices]
     with self._lock:
       for number, row in enumerate(rows):
         for choice, index in enumerate(row.indices):
-          self.nll[index] = found['nll'][number, choice]
-          self.is_greedy[index] = found['is_greedy'][number, choice]
+          self.nll[index] = values['nll'][number, choice]
+          self.is_greedy[index] = values['is_greedy'][number, choice]
+      if self._found is not None:
+        indices = planned.targets(packed)
+        self._found(
+          indices, Likelihoods(self.nll[indices], self.is_greedy[indices])
+        )
     report.prefilled(
       [row.span(row.num_scored + 1) for row in rows],
       num_finished=sum(len(row.indices) for row in rows),

@@ -43,6 +43,11 @@ class Planned(NamedTuple):
   wave: Wave
   calls: list[packing.Packed]
 
+  def targets(self, packed: packing.Packed) -> list[int]:
+    """Indices of the targets that a call scores."""
+    rows = [self.wave.rows[i] for i in packed.indices]
+    return [index for row in rows for index in row.indices]
+
 
 class Planner:
   """Decides which prefixes to share, and packs the rows after them."""

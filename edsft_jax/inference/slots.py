@@ -1,6 +1,6 @@
 """The slots of a worker's batch: which prompts they hold, which have ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 from typing import Any
 
@@ -148,12 +148,22 @@ class Slots:
     self._num_tokens = np.where(source != _EMPTY, self._num_tokens[source], 0)
     self._state = self._programs.resize(self._state, source, self._cache_length)
 
-  def insert(self, packed: Packed, prefilled: Prefilled) -> None:
-    """Puts packed prompts into free slots."""
-    indices = packed.indices
+  def insert(
+    self,
+    packed: Packed,
+    prefilled: Prefilled,
+    known: Collection[int] = (),
+  ) -> None:
+    """Puts packed prompts into free slots, except those in `known`."""
+    new = [
+      (index, place)
+      for index, *place in zip(packed.indices, *packed.places, strict=True)
+      if index not in known
+    ]
+    indices = [index for index, _ in new]
     free = np.flatnonzero(self._occupant == _EMPTY)[: len(indices)]
     slot_BxS = np.full(prefilled.token_BxS.shape, len(self._occupant), np.int32)
-    slot_BxS[packed.places] = free
+    slot_BxS[tuple(zip(*(place for _, place in new), strict=True))] = free
     self._state = self._programs.insert(self._state, prefilled, slot_BxS)
     self._occupant[free] = indices
     self._num_tokens[free] = 1

@@ -186,6 +186,12 @@ class ChatLayout:
 
   def _unmerged(self, text: str) -> str:
     first, second = (self._control.encoding(text + x) for x in ANSWERS)
+    # A space becomes part of the next word's token. Line breaks do not, even if
+    # their own tokens depend on what follows: GPT-2's rule splits two of them
+    # only before a letter.
+    ends = ({end for _, end in found.offsets} for found in (first, second))
+    if not text.endswith(' ') and all(len(text) in found for found in ends):
+      return text
     for n in range(num_common(first.ids, second.ids), 0, -1):
       _, end = first.offsets[n - 1]
       if self._control.encode(text[:end]) == first.ids[:n]:

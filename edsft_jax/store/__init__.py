@@ -17,6 +17,8 @@ from edsft_jax.store.features import (
   read_features,
 )
 from edsft_jax.store.files import (
+  append_jsonl,
+  read_appended,
   read_cell,
   read_json,
   read_jsonl,
@@ -76,6 +78,7 @@ __all__ = [
   'Scalar',
   'StageRecord',
   'Workdir',
+  'append_jsonl',
   'changed',
   'checksum_differences',
   'claimed',
@@ -95,6 +98,7 @@ __all__ = [
   'open_workdir',
   'plain',
   'prompt_table',
+  'read_appended',
   'read_cell',
   'read_evaluation',
   'read_features',

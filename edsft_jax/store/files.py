@@ -121,6 +121,38 @@ def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
       f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n')
 
 
+def append_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Appends one JSON object per line, for `read_appended`.
+
+  Raises:
+    InputError: the disk or the quota is full.
+  """
+  lines = ''.join(f'{json.dumps(row)}\n' for row in rows)
+  with reporting_full_disk(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('a', encoding='utf-8') as f:
+      f.write(lines)
+
+
+def read_appended(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads what was appended; none without a file.
+
+  Cuts off a last line that was not written whole, so that lines can be appended
+  again, and leaves out damaged ones.
+  """
+  if not path.exists():
+    return []
+  content = path.read_bytes()
+  whole = content.rfind(b'\n') + 1
+  if whole < len(content):
+    os.truncate(path, whole)
+  rows = []
+  for line in content[:whole].decode('utf-8', 'replace').splitlines():
+    with contextlib.suppress(ValueError):
+      rows.append(json.loads(line))
+  return [row for row in rows if isinstance(row, dict)]
+
+
 def write_parquet(path: pathlib.Path, table: pa.Table) -> None:
   """Writes a table."""
   with replacing(path) as partial:

@@ -38,9 +38,9 @@ def computed(monkeypatch) -> list[int]:
   """The shards that are computed."""
   shards, call = [], Runner.__call__
 
-  def noted(self, weights, progress, shard):
+  def noted(self, weights, progress, shard, *others):
     shards.append(shard)
-    return call(self, weights, progress, shard)
+    return call(self, weights, progress, shard, *others)
 
   monkeypatch.setattr(Runner, '__call__', noted)
   return shards
@@ -72,8 +72,8 @@ from edsft_jax.evaluation import runner
 
 call = runner.Runner.__call__
 
-def dying_call(self, weights, progress, shard):
-  result = call(self, weights, progress, shard)
+def dying_call(self, weights, progress, shard, *others):
+  result = call(self, weights, progress, shard, *others)
   if shard == 2:
     os.kill(os.getpid(), signal.SIGKILL)
   return result
@@ -111,6 +111,76 @@ def test_only_what_is_missing_is_computed(killed, finished, computed, capsys):
   # All is done.
   evaluation.run(_config(), killed)
   assert computed.count(1) == 1
+
+
+# Dies in the middle of the only shard, with half a line written.
+_KILLED_WITHIN_A_SHARD = """
+import os, pathlib, signal, sys
+sys.path.insert(0, 'tests')
+sys.path.insert(0, 'tests/evaluation')
+import tiny_study, test_evaluate_resumed
+from edsft_jax import evaluation, store
+from edsft_jax.evaluation import journal
+
+add = journal.Journal.add
+path = pathlib.Path(sys.argv[2])
+
+def dying_add(self, responses):
+  add(self, responses)
+  if len(path.read_text().splitlines()) >= 6:
+    with path.open('a') as f:
+      f.write('{"place": [')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+journal.Journal.add = dying_add
+with tiny_study.on_one_device():
+  evaluation.run(
+    test_evaluate_resumed._one_shard(), store.Workdir(pathlib.Path(sys.argv[1]))
+  )
+"""
+
+
+def _one_shard():
+  config = tiny_study.config()
+  # Two rows at a time.
+  config.evaluation.batch_tokens = 100
+  return config
+
+
+def test_a_shard_continues_with_the_next_item(tmp_path, monkeypatch):
+  uninterrupted = tiny_study.make(tmp_path / 'uninterrupted')
+  evaluation.run(_one_shard(), uninterrupted)
+  workdir = tiny_study.make(tmp_path / 'killed')
+  folder = workdir.run(CELL).evaluation_shards('heldout')
+  journal = folder / '00000.journal'
+  result = subprocess.run(
+    [sys.executable, '-c', _KILLED_WITHIN_A_SHARD, str(workdir.root), journal],
+    cwd=tiny_study.REPOSITORY,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == -signal.SIGKILL, result.stderr
+  assert _shards(workdir) == []
+  num_known = len(journal.read_text().splitlines()) - 1
+  computed, call = [], Runner.__call__
+
+  def noted(self, weights, progress, shard, known, found):
+    if shard:
+      return call(self, weights, progress, shard, known, found)
+    assert len(known) == num_known
+
+    def count(responses):
+      computed.extend(responses)
+      found(responses)
+
+    return call(self, weights, progress, shard, known, count)
+
+  monkeypatch.setattr(Runner, '__call__', noted)
+  evaluation.run(_one_shard(), workdir)
+  # Each item has an answer and the likelihood of its reference.
+  assert len(computed) == 2 * tiny_study.NUM_HELDOUT - num_known
+  assert len(set(computed)) == len(computed)
+  _assert_same(workdir, uninterrupted)
 
 
 def test_shards_of_other_options_are_not_used(tmp_path, computed):

@@ -138,6 +138,48 @@ def test_references_are_scored_and_change_no_continuation(
     )
 
 
+@pytest.mark.parametrize('known', [set(), {0, 1, 2, 5}, {*range(7)}])
+def test_known_prompts_are_left_out(goldens, parts, known):
+  """The others have the same bits, and each is reported once."""
+  decoder = goldens['mistral_v4'].decoder
+  weights = nnx.split(decoder)[1]
+  references = [[[*parts[0][0][:n]] for n in range(len(parts[0]))]]
+  engine = _engine(
+    decoder, parts[0], references=references, batch_tokens=150
+  )
+  whole = engine(weights)
+  new = sorted({*range(len(parts[0]))} - known)
+  assert new
+  seen, work = {}, []
+
+  def found(indices, some):
+    for number, index in enumerate(indices):
+      assert index not in seen
+      seen[index] = [
+        x.tolist()
+        for x in (
+          some.tokens[number],
+          some.stopped[number],
+          *(some.prompt_results[k][number] for k in ('nll', 'is_greedy')),
+          some.row_results[number],
+        )
+      ]
+
+  engine(weights, work.append, known=known, found=found)
+  assert seen == {
+    i: [
+      x.tolist()
+      for x in (
+        whole.tokens[i],
+        whole.stopped[i],
+        *(whole.prompt_results[k][i] for k in ('nll', 'is_greedy')),
+        whole.row_results[i],
+      )
+    ]
+    for i in new
+  }
+
+
 def test_each_prefix_is_read_once(goldens, parts):
   decoder = goldens['mistral_v4'].decoder
   seen: list[inference.Work] = []

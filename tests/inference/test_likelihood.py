@@ -105,6 +105,41 @@ def test_likelihood_is_that_of_one_row_at_a_time(
   assert work.prompts == sum(target.num_targets > 0 for target in targets)
 
 
+def test_known_targets_are_left_out(decoder, targets):
+  """The others have the same bits; each call scores all that it reads."""
+  engine = inference.LikelihoodEngine(
+    decoder,
+    make_mesh(devices=jax.devices()[:1]),
+    [targets],
+    batch_tokens=80,
+    num_passes=10**6,
+  )
+  weights = nnx.split(decoder)[1]
+  calls, work = [], []
+
+  def found(indices, scored):
+    calls.append((indices, scored))
+
+  whole = engine(weights, found=found)
+  assert len(calls) > 2
+  scored = [index for indices, _ in calls for index in indices]
+  assert sorted(scored) == [
+    i for i, target in enumerate(targets) if target.num_targets
+  ]
+  for indices, some in calls:
+    assert some.nll.tolist() == whole.nll[indices].tolist()
+    assert some.is_greedy.tolist() == whole.is_greedy[indices].tolist()
+  # All of the first call, and a part of another.
+  known = {*calls[0][0], calls[1][0][0]}
+  assert len(calls[1][0]) > 1
+  first, calls = calls, []
+  again = engine(weights, work.append, known=known, found=found)
+  assert sorted(i for i, _ in calls) == sorted(i for i, _ in first[1:])
+  new = [index for indices, _ in calls for index in indices]
+  assert again.nll[new].tolist() == whole.nll[new].tolist()
+  assert sum(x.prompts for x in work) == len(new)
+
+
 def test_parts_are_scored_in_the_shapes_of_all(decoder, targets):
   engine = inference.LikelihoodEngine(
     decoder,

@@ -1,5 +1,6 @@
 """Chat formats in the manner of the families that people use."""
 
+import json
 import re
 
 import chat_models
@@ -46,6 +47,17 @@ def rendered(path, turns, **options):
   return peer(path).apply_chat_template(
     turns, tokenize=False, date_string='26 Jul 2024', **options
   )
+
+
+def add_token(path, token, merge):
+  """Adds a token of a BPE model that two others are merged to."""
+  fields = json.loads((path / 'tokenizer.json').read_text())
+  config = json.loads((path / 'config.json').read_text())
+  fields['model']['vocab'][token] = config['vocab_size']
+  fields['model']['merges'].append(merge)
+  config['vocab_size'] += 1
+  (path / 'tokenizer.json').write_text(json.dumps(fields))
+  (path / 'config.json').write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize('turns', [TURNS[:1], TURNS])
@@ -168,6 +180,24 @@ def test_what_precedes_every_answer_belongs_to_the_prompt(paths):
     text = prompt_format.decode(ids, special=True)
     assert text.endswith('<|im_start|>assistant\n<think>\n\n</think>\n\n')
     assert text.count('<think>') == 1
+  example = responses.encode(prompt_format, 'Hi', 'Yes.', 500)
+  supervised = example.tokens[-example.num_response :]
+  assert prompt_format.decode(supervised, special=True) == 'Yes.<|im_end|>'
+
+
+def test_a_line_break_before_an_answer_is_not_learned(tmp_path):
+  """GPT-2's rule makes one token of two line breaks, unless a letter follows."""
+  path = chat_models.write(chat_models.CHAT_MODELS['qwen3'], tmp_path / 'model')
+  add_token(path, 'ĊĊ', ['Ċ', 'Ċ'])
+  backend = peer(path)._tokenizer
+  assert len(backend.encode('\n\n').ids) == 1
+  assert len(backend.encode('\n\nYes').ids) > len(backend.encode('Yes').ids) + 1
+  prompt_format = formats.load(path)
+  ids, _ = prompt_format.encode_prompt('Hi', 500, True)
+  text = rendered(path, TURNS[:1], add_generation_prompt=True)
+  text = text.replace(TURNS[0]['content'], 'Hi')
+  fixed = chat_models.CHAT_MODELS['qwen3'].fixed
+  assert ids == backend.encode(text + fixed, add_special_tokens=False).ids
   example = responses.encode(prompt_format, 'Hi', 'Yes.', 500)
   supervised = example.tokens[-example.num_response :]
   assert prompt_format.decode(supervised, special=True) == 'Yes.<|im_end|>'

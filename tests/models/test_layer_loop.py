@@ -16,14 +16,14 @@ CONFIG = models.DecoderConfig(
   vocab_size=64,
   width=32,
   mlp_width=48,
-  num_layers=10,
+  num_layers=5,
   num_heads=2,
   num_kv_heads=1,
   head_dim=16,
 )
-# The first and the last layer have full attention, the eight between them a
+# The first and the last layer have full attention, the three between them a
 # window of three tokens.
-WINDOWED = dataclasses.replace(CONFIG, window=3, full_layers=(0, 9))
+WINDOWED = dataclasses.replace(CONFIG, window=3, full_layers=(0, 4))
 TOKENS = np.random.default_rng(0).integers(3, 64, (4, 24)).astype(np.int32)
 SEGMENTS = np.repeat([1, 2, 0], [10, 12, 2])[None].repeat(4, axis=0)
 
@@ -74,6 +74,8 @@ def _assert_same(found, expected):
 @pytest.fixture(autouse=True)
 def scans_on_a_cpu(monkeypatch):
   monkeypatch.setattr(layer_loop, 'UNROLLED_ON', ())
+  # Few layers, which compile faster.
+  monkeypatch.setattr(layer_loop, 'FEWEST_LAYERS', 3)
 
 
 @pytest.fixture
@@ -118,7 +120,7 @@ def test_same_on_a_mesh(unrolled):
 @pytest.mark.parametrize(
   ('name', 'value'),
   [
-    ('FEWEST_LAYERS', 11),
+    ('FEWEST_LAYERS', 6),
     ('MOST_BYTES', 100_000),
     ('UNROLLED_ON', ('cpu',)),
   ],
@@ -131,7 +133,7 @@ def test_few_or_large_layers_are_unrolled(name, value, monkeypatch):
 
 def test_layers_with_adapters_in_some_are_unrolled():
   decoder = _decoder(CONFIG)
-  decoder.layers[4].mlp.down_proj.lora_a = None
-  decoder.layers[4].mlp.down_proj.lora_b = None
+  decoder.layers[2].mlp.down_proj.lora_a = None
+  decoder.layers[2].mlp.down_proj.lora_b = None
   _, program, weights = _program(decoder, False, models.LoRAParam)
   assert _num_scans(program, weights) == 0

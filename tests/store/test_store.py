@@ -120,6 +120,18 @@ def test_nan_is_not_written_as_json(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_appended_lines_survive_a_torn_one(tmp_path):
+  path = tmp_path / 'new' / 'lines.jsonl'
+  assert store.read_appended(path) == []
+  store.append_jsonl(path, [{'a': 'é\n\u2028'}, {'b': 0.1}])
+  with path.open('ab') as f:
+    f.write(b'5\n{"c": \xff}\n{"d": 1')
+  for _ in range(2):
+    assert store.read_appended(path) == [{'a': 'é\n\u2028'}, {'b': 0.1}]
+  store.append_jsonl(path, [{'e': 2}])
+  assert store.read_appended(path)[2:] == [{'e': 2}]
+
+
 def test_prompts_may_be_text_or_conversations(tmp_path):
   turns = [{'role': 'user', 'content': 'hi'}]
   store.write_parquet(

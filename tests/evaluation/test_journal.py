@@ -1,0 +1,43 @@
+"""The responses of a shard that is not whole yet."""
+
+import math
+
+from edsft_jax.evaluation import journal
+from edsft_jax.evaluation.requests import Place
+from edsft_jax.evaluation.task import Generated, Scored
+
+RESPONSES = {
+  Place(3, 0): Scored(0.1 + 0.2, True, 4),
+  Place(0, 1): Generated('a\n\ud800"', 3, 'stop', False),
+}
+
+
+def test_responses_come_back(tmp_path):
+  kept = journal.Journal(tmp_path / 'shards' / '00000.journal')
+  assert journal.parse(kept.read()) == {}
+  kept.add(RESPONSES)
+  kept.add({Place(4, 0): Scored(math.inf, False, 1)})
+  assert journal.parse(kept.read()) == {
+    **RESPONSES,
+    Place(4, 0): Scored(math.inf, False, 1),
+  }
+  kept.remove()
+  kept.remove()
+  assert journal.parse(kept.read()) == {}
+
+
+def test_damaged_lines_are_left_out(tmp_path):
+  path = tmp_path / '00000.journal'
+  kept = journal.Journal(path)
+  kept.add(RESPONSES)
+  first, second = path.read_text().splitlines()
+  for damaged in (
+    first.replace('"nll"', '"nil"'),
+    first.replace('"scored"', '"generated"'),
+    first.replace('"scored"', '["scored"]'),
+    first.replace('[3, 0]', '[3]'),
+    first.replace('"place"', '"peace"'),
+    first[:-2],
+  ):
+    path.write_text(f'{damaged}\n{second}\n')
+    assert [*journal.parse(kept.read())] == [Place(0, 1)]
