@@ -14,11 +14,11 @@ import sys
 import threading
 from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from edsft_jax import errors, processes, store
+from edsft_jax.finetuning.bundles import Bundles
 from edsft_jax.finetuning.trainer import State
 
 # If the last one is damaged, the one before it is still good.
@@ -97,19 +97,20 @@ class Checkpoints:
     if processes.is_first():
       self._verify(step)
     processes.barrier('checkpoint verified')
-    abstract = jax.tree.map(ocp.tree.to_shape_dtype_struct, _on_disk(shapes))
+    bundles = Bundles(_on_disk(shapes))
     try:
       with self._orbax:
         found = self._open().restore(
           step,
           args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract),
+            state=ocp.args.StandardRestore(bundles.shapes),
             progress=ocp.args.JsonRestore(),
           ),
         )
     except Exception as error:  # orbax has no error of its own.
       raise self._damaged(step, str(error)) from error
-    saved = State(found['state']['params'], found['state']['optimizer'])
+    state = bundles.unpack(found['state'])
+    saved = State(state['params'], state['optimizer'])
     return Restored(step, saved, found['progress'])
 
   def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
@@ -118,6 +119,8 @@ class Checkpoints:
     Raises:
       InputError: the disk was full during this save or the one before.
     """
+    on_disk = _on_disk(state)
+    arrays = Bundles(on_disk).pack(on_disk)
     with self._orbax, self._reporting_full_disk():
       if Checkpoints._saving is not None:
         Checkpoints._saving.wait()
@@ -125,7 +128,7 @@ class Checkpoints:
       self._open().save(
         step,
         args=ocp.args.Composite(
-          state=ocp.args.StandardSave(_on_disk(state)),
+          state=ocp.args.StandardSave(arrays),
           progress=ocp.args.JsonSave(progress),
         ),
       )

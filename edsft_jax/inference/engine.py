@@ -222,7 +222,7 @@ class Engine:
       [
         step
         for step in self._steps.of_worker(waves, number)
-        if not known.issuperset(step.packed.indices)
+        if not set(step.packed.indices) <= known
       ]
       for number in range(self._num_workers)
     ]

@@ -164,7 +164,7 @@ class LikelihoodEngine:
       new = [
         packed
         for packed in planned.calls
-        if not known.issuperset(planned.targets(packed))
+        if not set(planned.targets(packed)) <= known
       ]
       prefixes = workers.Shared(read, len(new))
       calls += [(planned, prefixes, packed) for packed in new]

@@ -144,9 +144,7 @@ def test_known_prompts_are_left_out(goldens, parts, known):
   decoder = goldens['mistral_v4'].decoder
   weights = nnx.split(decoder)[1]
   references = [[[*parts[0][0][:n]] for n in range(len(parts[0]))]]
-  engine = _engine(
-    decoder, parts[0], references=references, batch_tokens=150
-  )
+  engine = _engine(decoder, parts[0], references=references, batch_tokens=150)
   whole = engine(weights)
   new = sorted({*range(len(parts[0]))} - known)
   assert new

@@ -186,7 +186,7 @@ def test_what_precedes_every_answer_belongs_to_the_prompt(paths):
 
 
 def test_a_line_break_before_an_answer_is_not_learned(tmp_path):
-  """GPT-2's rule makes one token of two line breaks, unless a letter follows."""
+  """GPT-2's rule joins two of them, unless a letter follows."""
   path = chat_models.write(chat_models.CHAT_MODELS['qwen3'], tmp_path / 'model')
   add_token(path, 'ĊĊ', ['Ċ', 'Ċ'])
   backend = peer(path)._tokenizer

@@ -1,0 +1,75 @@
+"""Small arrays are written together, and come back where they were."""
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from edsft_jax.finetuning.bundles import Bundles
+from edsft_jax.mesh import make_mesh
+
+SPECS = {
+  'a': PartitionSpec('fsdp', None),
+  'b': PartitionSpec(None, 'tensor'),
+  'c': PartitionSpec(),
+}
+
+
+def _tree(mesh, names=('a', 'b', 'c')):
+  """Per name an array of [4, 6], one alone of its shape, and a large one."""
+  rng = np.random.default_rng(0)
+
+  def put(x, spec):
+    return jax.device_put(x, NamedSharding(mesh, spec))
+
+  small = {
+    name: put(rng.normal(size=(4, 6)).astype(np.float32), SPECS[name.lower()])
+    for name in names
+  }
+  return {
+    'small': small,
+    'half': put(np.ones((4, 6), np.float16), PartitionSpec()),
+    'steps': [put(np.int32(3), PartitionSpec()) for _ in range(2)],
+    'large': [
+      put(rng.normal(size=(512, 513)).astype(np.float32), SPECS['c'])
+      for _ in range(2)
+    ],
+  }
+
+
+@pytest.mark.parametrize('shape', [{}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
+def test_arrays_come_back_where_they_were(shape):
+  mesh = make_mesh(**shape, devices=jax.devices()[: 8 if shape else 1])
+  tree = _tree(mesh)
+  bundles = Bundles(tree)
+  packed = bundles.pack(tree)
+  # Three of [4, 6], both steps, one in half precision and two large ones.
+  assert sorted(x.shape for x in packed.values()) == [
+    (2,),
+    (3, 4, 6),
+    (4, 6),
+    (512, 513),
+    (512, 513),
+  ]
+  assert {
+    name: (x.shape, x.dtype, x.sharding) for name, x in packed.items()
+  } == {
+    name: (x.shape, x.dtype, x.sharding) for name, x in bundles.shapes.items()
+  }
+  back = bundles.unpack(packed)
+  assert jax.tree.structure(back) == jax.tree.structure(tree)
+  for found, expected in zip(
+    jax.tree.leaves(back), jax.tree.leaves(tree), strict=True
+  ):
+    assert np.array_equal(found, expected)
+    assert found.dtype == expected.dtype
+    assert found.sharding.is_equivalent_to(expected.sharding, found.ndim)
+
+
+def test_names_depend_on_the_tree_alone():
+  one = make_mesh(devices=jax.devices()[:1])
+  many = make_mesh(fsdp=4, tensor=2)
+  assert [*Bundles(_tree(one)).shapes] == [*Bundles(_tree(many)).shapes]
+  others = Bundles(_tree(one, ('a', 'B', 'c'))).shapes
+  # One bundle has another array.
+  assert len(others.keys() - Bundles(_tree(one)).shapes.keys()) == 1
