@@ -3,6 +3,7 @@
 import json
 
 from flax import nnx
+import jax
 import numpy as np
 import pytest
 import tiny_study
@@ -31,7 +32,8 @@ def finished(tmp_path_factory) -> store.Workdir:
 
 def _logits(decoder) -> np.ndarray:
   tokens = np.arange(3, 15, dtype=np.int32)[None]
-  hidden = decoder(tokens, np.ones_like(tokens, bool)).hidden_BxLxD
+  read = jax.jit(models.Decoder.__call__)
+  hidden = read(decoder, tokens, np.ones_like(tokens, bool)).hidden_BxLxD
   return np.asarray(decoder.logits(hidden))
 
 

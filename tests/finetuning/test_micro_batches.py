@@ -119,7 +119,8 @@ def test_neighbours_in_a_row_change_nothing(decoder):
   after = np.asarray(hidden_of(params, changed.astype(np.int32), segments))
   assert np.array_equal(after[0, ~others], before[0, ~others])
   assert not np.allclose(after[0, others], before[0, others])
-  alone = decoder(tokens[:, 20:50], np.ones((1, 30), bool)).hidden_BxLxD
+  read = jax.jit(models.Decoder.__call__)
+  alone = read(decoder, tokens[:, 20:50], np.ones((1, 30), bool)).hidden_BxLxD
   np.testing.assert_allclose(before[0, ~others], alone[0], rtol=1e-5, atol=1e-5)
 
 

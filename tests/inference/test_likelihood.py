@@ -196,7 +196,7 @@ def test_likelihood_does_not_depend_on_blocks_of_logits(
   rows = [ids for ids in prompts if len(ids) > 20][:4]
   num_targets = np.array([0, 1, 16, 12], np.int32)
   tokens, mask = map(jax.numpy.asarray, inference.pad_left(rows, 40))
-  hidden = decoder(tokens, mask).hidden_BxLxD
+  hidden = jax.jit(models.Decoder.__call__)(decoder, tokens, mask).hidden_BxLxD
   is_target = np.arange(40) >= 40 - num_targets[:, None]
   found = inference.target_likelihood(
     decoder,

@@ -10,7 +10,7 @@ import pytest
 from edsft_jax import models
 from edsft_jax.inference import packing
 from edsft_jax.inference.prefixes import Prefixes
-from edsft_jax.inference.shapes import ShapeOptions, Shapes
+from edsft_jax.inference.shapes import ShapeOptions, Shapes, pad_left
 
 LENGTHS = np.random.default_rng(1).integers(1, 130, 90).tolist()
 SHAPES = (48, 136)
@@ -152,14 +152,15 @@ def test_a_sequence_in_a_packed_row_is_as_alone(goldens, case, num_before):
   found = jax.jit(models.Decoder.packed, static_argnums=4)(
     decoder, tokens, segments, cache, 1
   )
+  read_alone = jax.jit(models.Decoder.__call__, static_argnums=4)
   for index, (row, start) in enumerate([(0, 13), (0, 0), (1, 14), (1, 0)]):
-    ids = jnp.asarray([[*before, *sequences[index]]])
-    alone = decoder(ids, ids >= 0, layer=1)
+    ids, mask = pad_left([[*before, *sequences[index]]], 20)
+    alone = read_alone(decoder, ids, mask, None, 1)
     here = slice(start, start + len(sequences[index]))
     for name in ('hidden_BxLxD', 'features_BxLxD'):
       np.testing.assert_allclose(
         getattr(found, name)[row, here],
-        getattr(alone, name)[0, len(before) :],
+        getattr(alone, name)[0, -len(sequences[index]) :],
         rtol=1e-4,
         atol=1e-5,
       )

@@ -90,9 +90,15 @@ def unrolled(monkeypatch):
   return of
 
 
-@pytest.mark.parametrize('remat', [False, True])
-@pytest.mark.parametrize('trained', [models.LoRAParam, nnx.Param])
-@pytest.mark.parametrize('config', [CONFIG, WINDOWED], ids=['alike', 'window'])
+@pytest.mark.parametrize(
+  ('config', 'trained', 'remat'),
+  [
+    (CONFIG, models.LoRAParam, True),
+    (CONFIG, nnx.Param, False),
+    (WINDOWED, models.LoRAParam, False),
+    (WINDOWED, nnx.Param, True),
+  ],
+)
 def test_same_loss_and_gradients(config, trained, remat, unrolled):
   decoder = _decoder(config)
   run, program, weights = _program(decoder, remat, trained)
