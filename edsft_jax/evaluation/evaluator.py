@@ -114,20 +114,20 @@ class Evaluator:
       items = self._task.items[shards.items(shard)]
       num_requests = sum(len(item.requests) for item in items)
       progress = ItemProgress(self._rate, len(items), num_requests)
-      journal = Journal(shards.journal(shard))
       writes = self._num_shares > 1 or processes.is_first()
-      responses = runner(
-        weights,
-        progress,
-        shard,
-        self._known(journal),
-        journal.add if writes else lambda responses: None,
-      )
-      progress.finish()
-      if writes:
-        rows = results.make_rows(self._task, items, responses, cell)
-        shards.write(shard, rows)
-        journal.remove()
+      with Journal(shards.journal(shard)) as journal:
+        responses = runner(
+          weights,
+          progress,
+          shard,
+          self._known(journal),
+          journal.add if writes else lambda responses: None,
+        )
+        progress.finish()
+        if writes:
+          rows = results.make_rows(self._task, items, responses, cell)
+          shards.write(shard, rows)
+          journal.remove()
 
   def _known(self, journal: Journal) -> dict[Place, Response]:
     """The responses that an interrupted run left."""

@@ -127,12 +127,13 @@ path = pathlib.Path(sys.argv[2])
 
 def dying_add(self, responses):
   add(self, responses)
-  if len(path.read_text().splitlines()) >= 6:
+  if path.exists() and len(path.read_text().splitlines()) >= 6:
     with path.open('a') as f:
       f.write('{"place": [')
     os.kill(os.getpid(), signal.SIGKILL)
 
 journal.Journal.add = dying_add
+journal.WRITE_SECONDS = 0
 with tiny_study.on_one_device():
   evaluation.run(
     test_evaluate_resumed._one_shard(), store.Workdir(pathlib.Path(sys.argv[1]))

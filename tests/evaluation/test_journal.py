@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from edsft_jax.evaluation import journal
 from edsft_jax.evaluation.requests import Place
 from edsft_jax.evaluation.task import Generated, Scored
@@ -10,6 +12,26 @@ RESPONSES = {
   Place(3, 0): Scored(0.1 + 0.2, True, 4),
   Place(0, 1): Generated('a\n\ud800"', 3, 'stop', False),
 }
+
+
+@pytest.fixture(autouse=True)
+def written_at_once(monkeypatch):
+  monkeypatch.setattr(journal, 'WRITE_SECONDS', 0)
+
+
+def test_an_interruption_loses_nothing(tmp_path, monkeypatch):
+  """Within a second, only then does anything get written."""
+  monkeypatch.setattr(journal, 'WRITE_SECONDS', 100)
+  path = tmp_path / '00000.journal'
+  with pytest.raises(KeyboardInterrupt), journal.Journal(path) as kept:
+    kept.add(RESPONSES)
+    assert not path.exists()
+    raise KeyboardInterrupt
+  assert journal.parse(journal.Journal(path).read()) == RESPONSES
+  with journal.Journal(path) as kept:
+    kept.add(RESPONSES)
+    kept.remove()
+  assert not path.exists()
 
 
 def test_responses_come_back(tmp_path):
