@@ -89,7 +89,8 @@ class Checkpoints:
       shapes: shape, dtype and sharding of every array, or the arrays.
 
     Raises:
-      InputError: it is damaged, naming the folder and what to do.
+      InputError: it is damaged, or has other arrays; the message names the
+        folder and says what to do.
     """
     step = self.last_step
     if step is None:
@@ -108,7 +109,10 @@ class Checkpoints:
           ),
         )
     except Exception as error:  # orbax has no error of its own.
-      raise self._damaged(step, str(error)) from error
+      what = str(error).partition('\n')[0].rstrip(': ')
+      raise self._unusable(
+        step, f'is damaged, or of another version ({what})'
+      ) from error
     state = bundles.unpack(found['state'])
     saved = State(state['params'], state['optimizer'])
     return Restored(step, saved, found['progress'])
@@ -195,21 +199,24 @@ class Checkpoints:
     try:
       expected = store.read_json(folder / _CHECKSUMS)
     except (OSError, ValueError):
-      raise self._damaged(step, f'{_CHECKSUMS} cannot be read') from None
+      what = f'{_CHECKSUMS} cannot be read'
+      raise self._unusable(step, f'is damaged ({what})') from None
     found = _checksums(folder)
     for name, checksum in expected.items():
       if name not in found:
-        raise self._damaged(step, f'{name} is missing')
+        raise self._unusable(step, f'is damaged ({name} is missing)')
       if found[name] != checksum:
-        raise self._damaged(step, f'{name} has changed since it was written')
+        raise self._unusable(
+          step, f'is damaged ({name} has changed since it was written)'
+        )
 
-  def _damaged(self, step: int, what: str) -> errors.InputError:
+  def _unusable(self, step: int, why: str) -> errors.InputError:
     before = [s for s in self._steps() if s < step]
     then = (
       f'resume from step {before[-1]}' if before else 'start this cell again'
     )
     return errors.InputError(
-      f'the checkpoint {self._directory / str(step)} is damaged ({what}): '
+      f'the checkpoint {self._directory / str(step)} {why}: '
       f'remove that folder and run the same command to {then}'
     )
 

@@ -5,7 +5,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
+from edsft_jax import errors
 from edsft_jax.finetuning.bundles import Bundles
+from edsft_jax.finetuning.checkpoints import Checkpoints
+from edsft_jax.finetuning.trainer import State
 from edsft_jax.mesh import make_mesh
 
 SPECS = {
@@ -73,3 +76,22 @@ def test_names_depend_on_the_tree_alone():
   others = Bundles(_tree(one, ('a', 'B', 'c'))).shapes
   # One bundle has another array.
   assert len(others.keys() - Bundles(_tree(one)).shapes.keys()) == 1
+
+
+def test_a_checkpoint_with_other_arrays_is_refused(tmp_path):
+  """As one of an older version has them."""
+  one = make_mesh(devices=jax.devices()[:1])
+  tree = _tree(one)
+  state = State(tree['large'], tree['small'])
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    checkpoints.save(3, state, {})
+  others = State(tree['large'], _tree(one, ('a', 'B', 'c'))['small'])
+  with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    found = checkpoints.restore(state)
+    assert np.array_equal(found.state.opt_state['a'], tree['small']['a'])
+    with pytest.raises(errors.InputError, match='another version') as caught:
+      checkpoints.restore(others)
+  message = str(caught.value)
+  assert str(tmp_path / 'checkpoints' / '3') in message
+  assert len(message) < 400
+  assert '\n' not in message
