@@ -237,7 +237,12 @@ class Engine:
 
     def work(number: int, unless_stopped: workers.UnlessStopped) -> None:
       slots = Slots(
-        self._programs, weights, self._sizes, stop, self._fewer_slots_pay_off
+        self._programs,
+        weights,
+        self._sizes,
+        stop,
+        known,
+        self._fewer_slots_pay_off,
       )
       if number and queues[number]:
         # While another worker compiles the program that reads prompts.
@@ -245,9 +250,8 @@ class Engine:
         slots.compile()
 
       prefill = functools.partial(self._prefill, weights, rows, has_targets)
-      insert = functools.partial(slots.insert, known=known)
       self._decode(
-        queues[number], prefixes, prefill, insert, slots, result, unless_stopped
+        queues[number], prefixes, prefill, slots, result, unless_stopped
       )
 
     workers.run(work, self._num_workers)
@@ -323,7 +327,6 @@ class Engine:
     queue: Sequence[Step],
     prefixes: Sequence[workers.Shared[Prefixes | None]],
     prefill: Callable[[Step, Prefixes | None], Any],
-    insert: Callable[[packing.Packed, Any], None],
     slots: Slots,
     result: Collector,
     unless_stopped: workers.UnlessStopped,
@@ -339,7 +342,7 @@ class Engine:
         known = None  # Frees the memory for the next ones.
         known, wave = prefixes[step.wave].take(), step.wave
       prefilled, found = prefill(step, known)
-      insert(step.packed, prefilled)
+      slots.insert(step.packed, prefilled)
       in_flight.add(prefilled.token_BxS)
       del prefilled  # Frees the memory for the next ones.
       pending.append((step.packed, found))

@@ -85,6 +85,7 @@ class Slots:
     weights: nnx.State,
     sizes: BatchSizes,
     stop: Stop | None = None,
+    known: Collection[int] = (),
     pays_off: Callable[[int, int, int, int], bool] = lambda *_: False,
   ):
     """Allocates nothing yet.
@@ -94,6 +95,7 @@ class Slots:
       weights: weights of the model.
       sizes: the number of slots.
       stop: strings that end a continuation.
+      known: prompts whose continuations are known already, by index.
       pays_off: (slots, fewer slots, cache entries per slot, steps left at most)
         -> whether moving to fewer slots takes less time than it saves.
     """
@@ -101,6 +103,7 @@ class Slots:
     self._weights = weights
     self._sizes = sizes
     self._stop = stop
+    self._known = known
     self._pays_off = pays_off
     self._state: DecodeState | None = None
     self._cache_length = 0
@@ -148,17 +151,12 @@ class Slots:
     self._num_tokens = np.where(source != _EMPTY, self._num_tokens[source], 0)
     self._state = self._programs.resize(self._state, source, self._cache_length)
 
-  def insert(
-    self,
-    packed: Packed,
-    prefilled: Prefilled,
-    known: Collection[int] = (),
-  ) -> None:
-    """Puts packed prompts into free slots, except those in `known`."""
+  def insert(self, packed: Packed, prefilled: Prefilled) -> None:
+    """Puts packed prompts into free slots, except those that are known."""
     new = [
       (index, place)
       for index, *place in zip(packed.indices, *packed.places, strict=True)
-      if index not in known
+      if index not in self._known
     ]
     indices = [index for index, _ in new]
     free = np.flatnonzero(self._occupant == _EMPTY)[: len(indices)]
