@@ -13,7 +13,8 @@ CUT = 'cut'
 # Longer than the timeout of the tests' endpoints.
 HANG_SECONDS = 1.0
 
-# Request -> status and body, CUT, or seconds to wait before an empty answer.
+# Request -> status and body, CUT, or seconds to wait before an empty answer. The
+# body of a status of 302 is the address to go to.
 Answer = Callable[[Mapping[str, Any]], Any]
 
 
@@ -35,6 +36,8 @@ def serving(answer: Answer) -> Iterator[str]:
       data = body if isinstance(body, bytes) else json.dumps(body).encode()
       with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         self.send_response(status)
+        if status == 302:
+          self.send_header('Location', body)
         self.send_header('Content-Length', str(len(data) + 10 * cut))
         self.end_headers()
         self.wfile.write(data)

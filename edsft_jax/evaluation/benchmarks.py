@@ -85,7 +85,7 @@ def _field(row: readers.Row, names: tuple[str, ...], place: str) -> Any:
 def require_text(
   record: Mapping[str, Any], fields: Sequence[str], place: str
 ) -> None:
-  """Rejects fields that are blank or not text.
+  """Rejects fields that are blank, not text or not Unicode.
 
   Raises:
     InputError: naming the place and the field.
@@ -94,6 +94,11 @@ def require_text(
     if not isinstance(record[field], str) or not record[field].strip():
       raise errors.InputError(
         f'{place} has no text as {field}: fill it in or remove the record'
+      )
+    if not store.is_unicode(record[field]):
+      raise errors.InputError(
+        f'{place} has half of a surrogate pair as {field}, which is not '
+        'Unicode: fix the text or remove the record'
       )
 
 

@@ -1,25 +1,30 @@
 """How many evaluation items share text with the prompts that train the cells.
 
 An item is contaminated if it shares 13 words in a row with a prompt of the pool
-or its answer (Brown et al. 2020, arXiv 2005.14165, appendix C). Words are
-lower-cased runs of letters and digits.
+or its answer (Brown et al. 2020, arXiv 2005.14165, appendix C). Words are runs
+of letters and digits, without regard to case and to how Unicode writes them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import re
 from typing import Any
+import unicodedata
 
 from edsft_jax import store
 from edsft_jax.evaluation.task import Item
 
 NUM_WORDS = 13
 
-_WORD = re.compile(r'\w+')
+_WORD = re.compile(r'[^\W_]+')
+# Zero-width characters, soft hyphens and the like, also within a word.
+_INVISIBLE = re.compile('[\u00ad\u200b-\u200f\u2060\ufeff]')
 
 
 def grams(text: str) -> set[str]:
   """Every run of 13 words in a text."""
-  words = _WORD.findall(text.lower())
+  plain = unicodedata.normalize('NFKC', _INVISIBLE.sub('', text))
+  # Folding may separate accents again.
+  words = _WORD.findall(unicodedata.normalize('NFKC', plain.casefold()))
   return {
     ' '.join(words[start : start + NUM_WORDS])
     for start in range(len(words) - NUM_WORDS + 1)

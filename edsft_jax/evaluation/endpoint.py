@@ -18,7 +18,8 @@ KEY = 'OPENAI_API_KEY'
 # Temporary problems: the server is busy, restarting or overloaded.
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 # Every request would get these: the key, its rights or the address is wrong.
-_FATAL = frozenset({401, 403, 404, 405})
+# With a redirect, the key would go to another server.
+_FATAL = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405})
 # What reading a malformed answer raises.
 _DAMAGED = (
   http.client.HTTPException,
@@ -27,6 +28,8 @@ _DAMAGED = (
   TypeError,
   IndexError,
   AttributeError,
+  OverflowError,
+  RecursionError,
 )
 # The longest wait, in seconds, that a server can ask for by Retry-After.
 _LONGEST_WAIT = 60.0
@@ -41,6 +44,16 @@ class Failed(Exception):
 
 class Unavailable(Failed):
   """The server did not answer, but may do so later."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+  """Makes a redirect an error."""
+
+  def redirect_request(self, *_: Any) -> None:
+    """Follows none."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 class Endpoint:
@@ -137,9 +150,12 @@ class Endpoint:
           raise Failed(reason) from None
       except errors.InputError:
         raise
-      except (*_DAMAGED, OSError) as error:
-        # No connection, a timeout, or a malformed answer.
+      except OSError as error:
+        # No connection, or a timeout.
         reason = _one_line(str(error)) or type(error).__name__
+        kind = Unavailable
+      except _DAMAGED as error:
+        reason = f'a malformed answer: {_one_line(str(error))}'
         kind = Unavailable
     raise kind(reason)
 
@@ -156,20 +172,23 @@ class Endpoint:
       **options,
     }
     headers = {'Content-Type': 'application/json'}
-    if key := os.environ.get(KEY):
+    if key := _key():
       headers['Authorization'] = f'Bearer {key}'
     request = urllib.request.Request(
       self._url, json.dumps(body).encode(), headers
     )
     with self._lock:
       self.num_attempts += 1
-    with urllib.request.urlopen(request, timeout=self._timeout) as response:
+    with _OPENER.open(request, timeout=self._timeout) as response:
       return json.loads(response.read())
 
   def _checked(self, answer: Any) -> tuple[dict[str, Any], int]:
     """The answer's choice, if it has what is needed, and its tokens."""
-    choice = answer['choices'][0]
-    choice['message'].get('content')
+    try:
+      choice = answer['choices'][0]
+      choice['message'].get('content')
+    except _DAMAGED:
+      raise ValueError('it has no choices[0].message') from None
     named = answer.get('model') or self.model
     if not _is_same_model(self.model, named):
       raise errors.InputError(
@@ -194,9 +213,11 @@ class Endpoint:
       http.client.HTTPException,
     ):
       message = ''
-    if key := os.environ.get(KEY):
+    if key := _key():
       message = str(message).replace(key, '...')
     status = f'status {error.code}'
+    if 300 <= error.code < 400:
+      return f'{status}, a redirect to {error.headers.get("Location")}'
     return f'{status}: {_one_line(str(message))}' if message else status
 
 
@@ -211,7 +232,7 @@ def log_probs(choice: Mapping[str, Any]) -> dict[str, float] | None:
     if not content or not content[0].get('top_logprobs'):
       return None
     found = {
-      entry['token']: float(entry['logprob'])
+      str(entry['token']): float(entry['logprob'])
       for entry in content[0]['top_logprobs']
     }
   except _DAMAGED as error:
@@ -233,6 +254,20 @@ def _is_same_model(asked: str, named: str) -> bool:
   if folder and asked_folder and folder != asked_folder:
     return False
   return bool(re.fullmatch(re.escape(asked_name) + _ADDED, name))
+
+
+def _key() -> str:
+  """The key, without white space around it; '' if there is none.
+
+  Raises:
+    InputError: it cannot be sent. The message does not repeat it.
+  """
+  key = os.environ.get(KEY, '').strip()
+  if not (key.isascii() and key.isprintable()):
+    raise errors.InputError(
+      f'{KEY} has characters that cannot be sent: copy the key again'
+    )
+  return key
 
 
 def _seconds(text: str | None) -> float:

@@ -23,8 +23,10 @@ def parse(lines: Sequence[Mapping[str, Any]]) -> dict[Place, Response]:
   responses: dict[Place, Response] = {}
   for line in lines:
     with contextlib.suppress(ValueError, KeyError, TypeError):
-      kind = _KINDS[line['kind']]
-      responses[Place(*line['place'])] = kind(**line['response'])
+      response = _KINDS[line['kind']](**line['response'])
+      fields = dataclasses.fields(response)
+      if all(type(getattr(response, f.name)) is f.type for f in fields):
+        responses[Place(*line['place'])] = response
   return responses
 
 

@@ -141,7 +141,8 @@ def main(argv: Sequence[str]) -> None:
     tokens = sum(verdict.num_tokens for verdict in verdicts)
     print(f'preferences are {judge.note}; {tokens:,} tokens -> {folder}')
   except errors.InputError as error:
-    sys.exit(f'error: {error}')
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
 
 
 def _judge(prompt: JudgePrompt) -> Judge:

@@ -227,7 +227,7 @@ class EndpointJudge:
 # --- A model directory.
 
 # Questions whose answers are kept together: an interrupted run repeats fewer.
-_CHUNK = 512
+_CHUNK = 64
 # Today's date for chat templates: answers must not depend on the day.
 _DATE = '2024-07-26'
 
@@ -278,24 +278,25 @@ class ModelJudge:
   def ask(self, questions: Sequence[Messages]) -> Iterator[tuple[int, Found]]:
     """Yields answers in order; see Judge.ask."""
     weights = nnx.split(self._decoder)[1]
-    for start in range(0, len(questions), _CHUNK):
-      encoded = {
-        start + i: self._targets(question)
-        for i, question in enumerate(questions[start : start + _CHUNK])
-      }
-      fitting = [i for i, targets in encoded.items() if targets]
-      engine = inference.LikelihoodEngine(
-        self._decoder,
-        self._mesh,
-        [[target for i in fitting for target in encoded[i]]],
-        batch_tokens=self._batch_tokens,
-      )
-      nll = engine(weights).nll.reshape(len(fitting), 2)
-      for i, (first, second) in zip(fitting, nll.tolist(), strict=True):
+    encoded = [self._targets(question) for question in questions]
+    fitting = [i for i, targets in enumerate(encoded) if targets]
+    chunks = [
+      fitting[start : start + _CHUNK]
+      for start in range(0, len(fitting), _CHUNK)
+    ]
+    engine = inference.LikelihoodEngine(
+      self._decoder,
+      self._mesh,
+      [[target for i in chunk for target in encoded[i]] for chunk in chunks],
+      batch_tokens=self._batch_tokens,
+    )
+    for part, chunk in enumerate(chunks):
+      nll = engine(weights, part=part).nll.reshape(len(chunk), 2)
+      for i, (first, second) in zip(chunk, nll.tolist(), strict=True):
         yield i, self._answer(first, second, len(encoded[i][0].tokens))
-      for i, targets in encoded.items():
-        if not targets:
-          yield i, Failed("the question is longer than the judge's context")
+    for i, targets in enumerate(encoded):
+      if not targets:
+        yield i, Failed("the question is longer than the judge's context")
 
   def _targets(self, question: Messages) -> list[inference.Target]:
     """The question with either answer; none if it is too long."""

@@ -11,7 +11,7 @@ import math
 import pathlib
 from typing import Any
 
-from edsft_jax import errors
+from edsft_jax import errors, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,11 @@ def by_instruction(
         raise errors.InputError(
           f'{place}, entry {number} has no text in {field!r}: write a list of '
           'objects with instruction, output and generator'
+        )
+      if not store.is_unicode(row[field]):
+        raise errors.InputError(
+          f'{place}, entry {number} has half of a surrogate pair in {field!r}, '
+          'which is not Unicode: fix the text'
         )
     if row['instruction'] in result:
       raise errors.InputError(
@@ -157,6 +162,11 @@ def read_annotations(
         raise errors.InputError(
           f'{option}: {path}, entry {number} has no text in {field!r}'
         )
+    if row['instruction'] in known:
+      raise errors.InputError(
+        f'{option}: {path} has two annotations of the instruction '
+        f'{_shortened(row["instruction"])}: keep those of one annotator'
+      )
     known[row['instruction']] = row
     names.add(str(row.get('annotator')))
   preferences: list[float | None] = []
@@ -179,10 +189,11 @@ def _preference(value: Any, path: pathlib.Path) -> float | None:
   """A preference in [1, 2]; alpaca_eval writes failures as null or NaN."""
   if value is None or (isinstance(value, float) and math.isnan(value)):
     return None
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   # Older versions write 0 for a tie.
-  if value == 0:
+  if is_number and value == 0:
     return 1.5
-  if not isinstance(value, (int, float)) or not 1 <= value <= 2:
+  if not is_number or not 1 <= value <= 2:
     raise errors.InputError(
       f'{path} has the preference {value!r}: give numbers from 1 (output_1 is '
       'better) to 2 (output_2 is)'

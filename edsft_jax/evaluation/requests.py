@@ -1,10 +1,18 @@
 """Sorts a task's requests by kind, and pairs those that one pass answers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from edsft_jax import inference
-from edsft_jax.evaluation.task import Generate, Item, Likelihood
+from edsft_jax.evaluation.task import (
+  Generate,
+  Generated,
+  Item,
+  Likelihood,
+  Request,
+  Response,
+  Scored,
+)
 
 
 class Place(NamedTuple):
@@ -72,6 +80,19 @@ class Requests(NamedTuple):
     """The targets that are scored along with each request of `generate`."""
     return [x[1].tokens[-x[1].num_targets :] if x else () for x in self.joint]
 
+  def answered(
+    self, responses: Mapping[Place, Response]
+  ) -> dict[Place, Response]:
+    """Those of the responses that can be to these requests."""
+    requests: dict[Place, Request] = dict(self.generate)
+    requests |= dict(self.likelihood)
+    requests |= dict(joint for joint in self.joint if joint)
+    return {
+      place: response
+      for place, response in responses.items()
+      if place in requests and _is_response(requests[place], response)
+    }
+
   def known_generations(self, known: Collection[Place]) -> set[int]:
     """Which of `generate` are at known places, with what is joint to them."""
     return {
@@ -101,6 +122,14 @@ class Requests(NamedTuple):
       if joint
     )
     return 0 < sum(map(len, self.references)) <= saved
+
+
+def _is_response(request: Request, response: Response) -> bool:
+  if isinstance(request, Generate):
+    return isinstance(response, Generated)
+  return (
+    isinstance(response, Scored) and response.num_tokens == request.num_targets
+  )
 
 
 def _partner(

@@ -97,6 +97,7 @@ class Runner:
       found: called with the others as soon as they are computed.
     """
     requests = self._shards[shard]
+    known = requests.answered(known)
     # A continuation without tokens is certain.
     responses: dict[Place, Response] = {
       place: Scored(0.0, True, 0)
@@ -110,7 +111,8 @@ class Runner:
       # Rows that share a packed row with new ones are computed once more.
       new = {k: v for k, v in new.items() if k not in responses}
       responses.update(new)
-      found(new)
+      # One that is not finite is computed again by the next run.
+      found({k: v for k, v in new.items() if v.is_finite})
 
     self._scorer(
       weights,

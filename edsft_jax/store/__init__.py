@@ -56,7 +56,7 @@ from edsft_jax.store.prompts import (
 )
 from edsft_jax.store.remote import local
 from edsft_jax.store.rounds import Round, earlier_rounds, round_of
-from edsft_jax.store.text import csv_records, damage
+from edsft_jax.store.text import csv_records, damage, is_unicode
 from edsft_jax.store.workdir import (
   Run,
   Workdir,
@@ -91,6 +91,7 @@ __all__ = [
   'hash_file',
   'hash_files',
   'hash_json',
+  'is_unicode',
   'known_answers',
   'local',
   'locked',

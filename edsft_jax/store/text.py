@@ -14,12 +14,17 @@ def damage(text: str) -> str:
   """Why a text cannot be written or tokenised, or ''."""
   if '\0' in text:
     return 'a NUL byte'
+  return '' if is_unicode(text) else 'half of a surrogate pair'
+
+
+def is_unicode(text: str) -> bool:
+  """Whether a text can be written: JSON may have half of a surrogate pair."""
   try:
     if not text.isascii():
       text.encode()
   except UnicodeEncodeError:
-    return 'half of a surrogate pair'
-  return ''
+    return False
+  return True
 
 
 def csv_records(

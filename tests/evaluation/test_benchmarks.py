@@ -240,6 +240,9 @@ def test_a_question_longer_than_the_context_is_scored_and_counted(config):
   assert list(request.tokens) == whole[-41:]
 
 
+SAME = 'the file of the questions'
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -251,6 +254,8 @@ def test_a_question_longer_than_the_context_is_scored_and_counted(config):
       r'shots is 1, but evaluation\.mmlu\.shots_path is empty',
     ),
     ({'mmlu.shots': 3}, 'has 2 examples of anatomy'),
+    ({'mmlu.shots_path': SAME}, 'has the questions that are asked'),
+    ({'tasks': ('ifeval',)}, "lm-evaluation-harness are 'lm_eval:NAME'"),
     ({'mmlu.limit': -1}, 'limit is -1: must be at least 0'),
     ({'mmlu.chat': True}, 'the model lacks a chat template'),
     ({'tasks': ('mlu',)}, "did you mean 'mmlu'"),
@@ -269,7 +274,7 @@ def test_bad_options_are_named(config, tmp_path, changes, message):
     section = config.evaluation
     for part in sections:
       section = section[part]
-    section[last] = value
+    section[last] = config.evaluation.mmlu.path if value is SAME else value
   workdir = tiny_study.make(tmp_path / 'run')
   with pytest.raises(errors.InputError, match=message):
     stage.run(config, workdir)

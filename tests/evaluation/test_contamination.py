@@ -43,6 +43,26 @@ def test_thirteen_words_in_a_row_count_and_twelve_do_not():
   }
 
 
+@pytest.mark.parametrize(
+  ('text', 'other'),
+  [
+    ('Straße', 'STRASSE'),
+    ('caf\u00e9', 'cafe\u0301'),
+    ('word', '\uff57\uff4f\uff52\uff44'),
+    ('word', 'wo\u200brd'),
+    ('two words', 'two_words'),
+    ('\u0130stanbul', 'i\u0307stanbul'),
+  ],
+)
+def test_the_same_words_may_be_written_in_other_ways(text, other):
+  (first,) = contamination.grams(f'{_words(0, 13)}'[: -len('word12')] + 'end')
+  assert first.endswith('word11 end')
+  assert contamination.grams(f'{_words(0, 12)} {text}') == (
+    contamination.grams(f'{_words(0, 12)} {other}')
+  )
+  assert contamination.grams(f'{_words(0, 12)} {text}')
+
+
 def test_answers_of_the_pool_count_whether_or_not_they_were_bought(tmp_path):
   workdir = tiny_study.make(tmp_path / 'run')
   first, second, *_ = store.read_prompts(workdir.pool).ids

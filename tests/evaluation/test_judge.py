@@ -94,6 +94,8 @@ FAULTS = {
   'null answer': (200, {'choices': [{'message': {'content': None}}]}),
   'nonsense': (200, {'choices': [{'message': {'content': 'both'}}]}),
   'NaN': (200, said(math.nan)),
+  'infinite': (200, {**said(1.0), 'usage': {'total_tokens': math.inf}}),
+  'deep': (200, b'[' * 100_000),
   'too long': (400, {'error': {'message': 'context length exceeded'}}),
 }
 # What is not sent again within a run: the same request gets the same answer.
@@ -134,7 +136,7 @@ def test_faults_are_asked_again_and_never_kept(tmp_path):
   lines = list(judge_lib.summary(pairs, verdicts))
   assert f'2 pairs judged, {len(FAULTS)} failed' in lines[1]
   failed = [v for v in verdicts if v.preference is None]
-  with pytest.raises(errors.InputError, match='failed on all of 11 pairs: '):
+  with pytest.raises(errors.InputError, match='failed on all of 13 pairs: '):
     list(judge_lib.summary(pairs[: len(failed)], failed))
 
 
@@ -258,6 +260,34 @@ def test_a_judge_that_cannot_be_used_is_one_line(
     _judge(url, _equal_models(1, 0), tmp_path)
   assert 'a-secret' not in str(caught.value)
   assert not (tmp_path / 'answers.jsonl').exists()
+
+
+def test_no_other_server_gets_the_key(monkeypatch, tmp_path):
+  monkeypatch.setenv(endpoint_lib.KEY, 'a-secret')
+  asked = []
+
+  def answer(request):
+    asked.append(request)
+    return 200, said(1.0)
+
+  refused = pytest.raises(errors.InputError, match='302, a redirect to http')
+  with (
+    serving(answer) as other,
+    serving(lambda request: (302, other)) as url,
+    refused,
+  ):
+    _judge(url, _equal_models(1, 0), tmp_path)
+  assert not asked
+
+
+@pytest.mark.parametrize('key', ['a-\x01secret', 'a-\nsecret', 'a-sécret'])
+def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch, tmp_path, key):
+  monkeypatch.setenv(endpoint_lib.KEY, key)
+  refused = pytest.raises(errors.InputError, match='cannot be sent')
+  with serving(lambda request: (200, said(1.0))) as url, refused as caught:
+    _judge(url, _equal_models(1, 0), tmp_path)
+  assert 'secret' not in str(caught.value)
+  assert endpoint_lib.KEY in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -394,8 +424,9 @@ def test_equal_outputs_are_a_tie_that_nobody_is_asked_about(tmp_path):
   assert asked == [PROBE]
 
 
-def test_the_key_is_sent_and_not_written(monkeypatch, tmp_path):
-  monkeypatch.setenv(endpoint_lib.KEY, 'a-secret')
+@pytest.mark.parametrize('key', ['a-secret', ' a-secret\r\n'])
+def test_the_key_is_sent_and_not_written(monkeypatch, tmp_path, key):
+  monkeypatch.setenv(endpoint_lib.KEY, key)
   with serving(lambda request: (200, said(1.0))) as url:
     _judge(url, _equal_models(2, 0), tmp_path)
   assert 'a-secret' not in (tmp_path / 'answers.jsonl').read_text()
@@ -525,6 +556,10 @@ def test_rates_are_those_of_alpaca_eval(tmp_path):
     (['a'], "entry 0 has no text in 'instruction'"),
     ([{'instruction': 'a', 'output': None}], "entry 0 has no text in 'output'"),
     ([{'instruction': 'a', 'output': 'x'}] * 2, "'a' twice"),
+    (
+      [{'instruction': 'a', 'output': '\ud83d'}],
+      "entry 0 has half of a surrogate pair in 'output'",
+    ),
   ],
 )
 def test_missing_outputs_are_one_line(outputs, message):
@@ -533,6 +568,14 @@ def test_missing_outputs_are_one_line(outputs, message):
   )
   with pytest.raises(errors.InputError, match=message):
     pairs_lib.join(pairs_lib.by_instruction(outputs, '--outputs'), reference)
+
+
+def test_annotations_of_two_annotators_are_refused(tmp_path):
+  row = {'instruction': 'a', 'output_1': 'r', 'output_2': 'o', 'preference': 1}
+  path = tmp_path / 'annotations.json'
+  path.write_text(json.dumps([{**row, 'annotator': name} for name in 'AB']))
+  with pytest.raises(errors.InputError, match=r"two annotations of .* 'a'"):
+    pairs_lib.read_annotations(path, [Pair('a', 'r', 'o')], '--judge')
 
 
 def _annotations(tmp_path, **changes):
@@ -568,6 +611,8 @@ def test_annotations_of_alpaca_eval(tmp_path, preference, expected):
     ({'output_1': 'o', 'output_2': 'r'}, 'with the reference as output_1'),
     ({'preference': 2.5}, r'has the preference 2\.5'),
     ({'preference': 'M'}, "has the preference 'M'"),
+    ({'preference': True}, 'has the preference True'),
+    ({'preference': False}, 'has the preference False'),
     ({'output_1': None}, "entry 0 has no text in 'output_1'"),
   ],
 )

@@ -190,11 +190,27 @@ def test_gsm8k_draws_other_examples_for_each_question(tmp_path):
   path = tmp_path / 'train.jsonl'
   rows = [{'question': f'{i}?', 'answer': f'#### {i}'} for i in range(20)]
   path.write_text('\n'.join(map(json.dumps, rows)))
-  drawn = gsm8k._draw(5, str(path), 3)
+  others = [{'id': f'q{i}', 'question': f'{i} more?'} for i in range(3)]
+  drawn = gsm8k.draw(5, str(path), others)
   generator = random.Random(1234)
   expected = [generator.sample(range(20), 5) for _ in range(3)]
   got = [[int(shot['id']) for shot in shots] for shots in drawn]
   assert got == expected
+
+
+def test_no_gsm8k_question_is_its_own_example(tmp_path):
+  path = tmp_path / 'test.jsonl'
+  rows = [{'question': f'{i}?', 'answer': f'#### {i}'} for i in range(6)]
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  questions = gsm8k.read(str(path), 'path')
+  drawn = gsm8k.draw(5, str(path), questions)
+  for question, shots in zip(questions, drawn, strict=True):
+    assert len({shot['id'] for shot in shots}) == 5
+    assert question['id'] not in {shot['id'] for shot in shots}
+  with pytest.raises(
+    errors.InputError, match="besides the question '0' itself"
+  ):
+    gsm8k.draw(6, str(path), questions)
 
 
 @pytest.mark.parametrize(

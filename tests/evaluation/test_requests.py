@@ -3,7 +3,13 @@
 import pytest
 
 from edsft_jax.evaluation.requests import Place, Requests
-from edsft_jax.evaluation.task import Generate, Item, Likelihood
+from edsft_jax.evaluation.task import (
+  Generate,
+  Generated,
+  Item,
+  Likelihood,
+  Scored,
+)
 
 PROMPT = [5, 6, 7]
 
@@ -33,6 +39,24 @@ def test_the_first_target_of_the_same_prompt_is_joined():
     (Place(1, 2), other),
     (Place(1, 3), again),
   ]
+
+
+def test_responses_have_to_fit_their_requests():
+  items = [_item(Generate(PROMPT), _likelihood(PROMPT, [1, 2]))]
+  generated = Generated('so', 2, 'stop')
+  scored = Scored(1.5, True, 2)
+  good = {Place(0, 0): generated, Place(0, 1): scored}
+  for joined in (True, False):
+    found = Requests.of(items, joined=joined)
+    assert found.answered(good) == good
+    for bad in (
+      {Place(0, 0): scored},
+      {Place(0, 1): generated},
+      {Place(0, 1): Scored(1.5, True, 3)},
+      {Place(1, 0): generated},
+      {Place(0, -1): scored},
+    ):
+      assert found.answered(bad) == {}
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,12 @@ def find(name: str, config: ml_collections.ConfigDict) -> type[Task]:
   if name == Bbh.name and not config.evaluation.bbh.shots:
     return BbhZeroShot
   if name not in TASKS:
-    raise errors.unknown(f'evaluation.tasks has {name!r}, which', name, TASKS)
+    unknown = errors.unknown(
+      f'evaluation.tasks has {name!r}, which', name, TASKS
+    )
+    raise errors.InputError(
+      f"{unknown}; those of lm-evaluation-harness are '{harness.PREFIX}NAME'"
+    )
   return TASKS[name]
 
 

@@ -31,6 +31,7 @@ _STOP = ('Question:', '</s>', '<|im_end|>')
 # The harness's own default for the number of tokens.
 _MAX_NEW_TOKENS = 256
 _STRICT = r'#### (\-?[0-9\.\,]+)'
+_REFERENCE = r'#### -?[.,]*[0-9][0-9.,]*\Z'
 _FLEXIBLE = r'(-?[$0-9.,]{2,})|(-?[0-9]+)'
 _IGNORED = (',', r'\$', '(?s).*#### ', r'\.$')
 
@@ -67,6 +68,7 @@ class Gsm8k:
     )
     questions = read(c.path, 'evaluation.gsm8k.path')
     questions = questions[: c.limit or len(questions)]
+    drawn = draw(c.shots, c.shots_path, questions)
     encoded = [
       fewshot.encode(
         inputs.prompt_format,
@@ -74,9 +76,7 @@ class Gsm8k:
         inputs.context - self.max_new_tokens,
         chat=c.chat,
       )
-      for question, shots in zip(
-        questions, _draw(c.shots, c.shots_path, len(questions)), strict=True
-      )
+      for question, shots in zip(questions, drawn, strict=True)
     ]
     self._num_shots = fewshot.num_used(questions, encoded, c.shots)
     self.items: Sequence[Item] = fewshot.items_to_generate(
@@ -143,7 +143,7 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
     record.setdefault('id', str(number))
     place = f'{option}: {path}, {record["id"]!r}'
     record['answer'] = record['answer'].rstrip()
-    if not re.search(rf'{_STRICT}\Z', record['answer']):
+    if not re.search(_REFERENCE, record['answer']):
       raise errors.InputError(
         f'{place} has no "#### NUMBER" at the end of its answer: add it or '
         'remove the question'
@@ -152,12 +152,15 @@ def read(path: str, option: str) -> list[dict[str, Any]]:
   return records
 
 
-def _draw(
-  num_shots: int, path: str, num_questions: int
+def draw(
+  num_shots: int, path: str, questions: Sequence[Mapping[str, Any]]
 ) -> list[list[dict[str, Any]]]:
-  """The worked examples of each question, as the harness draws them."""
+  """The worked examples of each question, as the harness draws them.
+
+  If the question is one of them, others take their places.
+  """
   if not num_shots:
-    return [[] for _ in range(num_questions)]
+    return [[] for _ in questions]
   option = 'evaluation.gsm8k.shots_path'
   records = read(path, option)
   if len(records) < num_shots:
@@ -166,4 +169,16 @@ def _draw(
       f'is {num_shots}: lower it or add some'
     )
   generator = random.Random(_SHOTS_SEED)
-  return [generator.sample(records, num_shots) for _ in range(num_questions)]
+  drawn = [generator.sample(records, num_shots) for _ in questions]
+  for number, question in enumerate(questions):
+    asked = question['question'].strip()
+    if any(record['question'].strip() == asked for record in drawn[number]):
+      others = [r for r in records if r['question'].strip() != asked]
+      if len(others) < num_shots:
+        raise errors.InputError(
+          f'{option}: {path} has {len(others)} examples besides the question '
+          f'{question["id"]!r} itself: lower evaluation.gsm8k.shots or add some'
+        )
+      again = random.Random(f'{_SHOTS_SEED} {number}')
+      drawn[number] = again.sample(others, num_shots)
+  return drawn

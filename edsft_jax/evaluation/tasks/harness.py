@@ -312,7 +312,9 @@ def _load(name: str, include_path: str) -> tuple[Any, ...]:
   known = [*manager.all_tasks]
   if name not in known:
     raise errors.unknown(
-      f'evaluation.tasks has {PREFIX}{name}, which', name, known
+      f'evaluation.tasks has {PREFIX}{name}, which',
+      f'{PREFIX}{name}',
+      [f'{PREFIX}{task}' for task in known],
     )
   try:
     return tuple(manager.load([name])['tasks'].values())

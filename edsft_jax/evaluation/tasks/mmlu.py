@@ -133,6 +133,14 @@ class Mmlu:
   ) -> None:
     """Rejects bad options and missing files; see Task.check."""
     benchmarks.check(config, Mmlu.name, PROTOCOLS)
+    c = config.evaluation.mmlu
+    if c.shots and benchmarks.hash_source(c.path) == benchmarks.hash_source(
+      c.shots_path
+    ):
+      raise errors.InputError(
+        'evaluation.mmlu.shots_path has the questions that are asked, with '
+        'their answers: name the dev split, or set evaluation.mmlu.shots to 0'
+      )
 
   @staticmethod
   def fingerprint(
