@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: delayed where work would be lost, and never ignored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import signal
 import threading
@@ -17,10 +17,44 @@ def exit_code(stopped: BaseException) -> int:
   return 128 + number
 
 
-def raise_on_sigterm() -> None:
-  """Has SIGTERM raise Terminated, so that files are left as by Ctrl-C."""
-  if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, _raise)
+def note_signals() -> None:
+  """Only notes Ctrl-C and SIGTERM, until `raise_on_signals` is called.
+
+  An exception while modules are imported shows a traceback, and in the middle
+  of an extension's initialization it crashes the process.
+  """
+  _handle_by(_note)
+
+
+def raise_on_signals() -> None:
+  """Has Ctrl-C raise KeyboardInterrupt, and SIGTERM Terminated.
+
+  Raises:
+    KeyboardInterrupt: Ctrl-C was noted before.
+    Terminated: SIGTERM was.
+  """
+  _handle_by(_note_and_raise)
+  raise_lost()
+
+
+def raise_lost() -> None:
+  """Raises for a signal whose exception did not get through.
+
+  Python ignores exceptions in callbacks of the garbage collector and of weak
+  references, and runs signal handlers there as well.
+
+  Raises:
+    KeyboardInterrupt: for Ctrl-C.
+    Terminated: for SIGTERM.
+  """
+  if _noted:
+    _raise(_noted)
+
+
+def forget() -> None:
+  """Forgets signals that were raised, in a program that goes on."""
+  global _noted
+  _noted = 0
 
 
 class Delayed:
@@ -57,12 +91,13 @@ class Delayed:
       Terminated: for SIGTERM.
     """
     if self.arrived:
-      _raise(self.number, None)
+      _raise(self.number)
 
   def handle(self, number: int, frame: Any) -> None:
     """The signal handler: notes the first one, and raises the second."""
+    del frame
     if self._own:
-      _raise(number, frame)
+      _raise(number)
     self._own = number
 
 
@@ -91,8 +126,26 @@ def delayed() -> Iterator[Delayed]:
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The last signal that came while handlers were those of this module; 0: none.
+_noted = 0
 
 
-def _raise(number: int, frame: Any) -> None:
+def _handle_by(handler: Callable[[int, Any], None]) -> None:
+  if threading.current_thread() is threading.main_thread():
+    for number in _SIGNALS:
+      signal.signal(number, handler)
+
+
+def _note(number: int, frame: Any) -> None:
+  global _noted
   del frame
+  _noted = number
+
+
+def _note_and_raise(number: int, frame: Any) -> None:
+  _note(number, frame)
+  _raise(number)
+
+
+def _raise(number: int) -> None:
   raise KeyboardInterrupt if number == signal.SIGINT else Terminated

@@ -21,6 +21,12 @@ import sys
 import traceback
 from typing import Any
 
+from edsft_jax import interrupts
+
+if __name__ == '__main__':
+  # Other imports take a while.
+  interrupts.note_signals()
+
 from absl import app, flags, logging
 import ml_collections
 from ml_collections import config_flags
@@ -30,7 +36,6 @@ from edsft_jax import config as config_lib
 from edsft_jax import (
   errors,
   huge_pages,
-  interrupts,
   pipeline,
   processes,
   store,
@@ -53,6 +58,7 @@ _COMMON_OPTIONS = {
 
 def cli() -> None:
   """The entry point of the edsft-jax command."""
+  interrupts.note_signals()
   _escape_unencodable()
   if {'--help', '-h', '-help', '--helpfull', '--helpshort'} & {*sys.argv[1:]}:
     print(usage())
@@ -113,6 +119,7 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   options = flags.FLAGS
   try:
+    interrupts.raise_on_signals()
     if not options.workdir:
       raise errors.InputError(
         'no --workdir: name the folder for this study, as --workdir=runs/first'
@@ -120,7 +127,6 @@ def main(argv: Sequence[str]) -> None:
     stages = pipeline.stages_asked_for(argv[1:])
     part = pipeline.part_asked_for(options.cells)
     huge_pages.restart()
-    interrupts.raise_on_sigterm()
     workdir = store.open_workdir(options.workdir)
     enable_compilation_cache()
     processes.start(
@@ -130,6 +136,7 @@ def main(argv: Sequence[str]) -> None:
       options.start_timeout,
     )
     pipeline.run(_load_config(), workdir, stages, part)
+    interrupts.raise_lost()
   except BrokenPipeError:
     processes.end(_PIPE_CLOSED, _discard_output)
   except errors.InputError as e:

@@ -23,7 +23,7 @@ from typing import Any
 import ml_collections
 
 from edsft_jax import config as config_lib
-from edsft_jax import console, errors, processes, store, study
+from edsft_jax import console, errors, interrupts, processes, store, study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Stage:
 
   def load(self) -> Any:
     """Imports the module, which may take seconds."""
-    return importlib.import_module(self.module)
+    with interrupts.delayed():
+      return importlib.import_module(self.module)
 
   def check(
     self,
@@ -300,6 +301,7 @@ def _run_stages(
 ) -> None:
   start = time.monotonic()
   for i, name in enumerate(stages):
+    interrupts.raise_lost()
     for j, later in enumerate(stages[i:], start=i):
       planned = frozenset(stages[i:j])
       COMMANDS[later].check(config, workdir, planned)

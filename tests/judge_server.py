@@ -13,8 +13,8 @@ CUT = 'cut'
 # Longer than the timeout of the tests' endpoints.
 HANG_SECONDS = 1.0
 
-# Request -> status and body, CUT, or seconds to wait before an empty answer. The
-# body of a status of 302 is the address to go to.
+# Request -> status and body, CUT, or seconds to wait before an empty answer. A
+# status of 302 has the address to go to as its body.
 Answer = Callable[[Mapping[str, Any]], Any]
 
 

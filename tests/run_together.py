@@ -54,7 +54,7 @@ def _stop_in_the_middle(number: int) -> list[None]:
 def main(number: int, address: str, *roots: str) -> None:
   """Runs the stages; see the module."""
   processes.start(address, 2, number)
-  interrupts.raise_on_sigterm()
+  interrupts.raise_on_signals()
   whole, stopped, trained = (store.Workdir(pathlib.Path(r)) for r in roots)
   on_all = config()
   # Weights and batches are split in every way.
@@ -65,6 +65,7 @@ def main(number: int, address: str, *roots: str) -> None:
     pipeline.run(on_all, stopped, ['finetune'])
   except interrupts.Terminated as stop:
     print(f'stopped: {interrupts.exit_code(stop)}')
+    interrupts.forget()
   pipeline.run(on_all, stopped, ['finetune'])
   print(f'steps left: {len(steps) - STOPS_AFTER}')
   pipeline.run(on_all, trained, ['evaluate'])

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 import jax
 
-from edsft_jax import console, models, processes, store, study
+from edsft_jax import console, interrupts, models, processes, store, study
 from edsft_jax.evaluation import results
 from edsft_jax.evaluation.journal import Journal, parse
 from edsft_jax.evaluation.progress import ItemProgress
@@ -111,6 +111,7 @@ class Evaluator:
     runner = self._runner(graph, decoder, shards.ends)
     first = processes.index() if self._num_shares > 1 else 0
     for shard in missing[first :: self._num_shares]:
+      interrupts.raise_lost()
       items = self._task.items[shards.items(shard)]
       num_requests = sum(len(item.requests) for item in items)
       progress = ItemProgress(self._rate, len(items), num_requests)

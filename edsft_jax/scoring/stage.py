@@ -11,7 +11,15 @@ import ml_collections
 import numpy as np
 import tqdm
 
-from edsft_jax import console, errors, inference, models, processes, store
+from edsft_jax import (
+  console,
+  errors,
+  inference,
+  interrupts,
+  models,
+  processes,
+  store,
+)
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.inference.throughput import Rate
 from edsft_jax.scoring import loading, shards, statistics, table
@@ -233,6 +241,7 @@ def _score_shards(
   with _bar(plan, computed) as bar:
     rate = Rate(bar, mesh)
     for i in computed:
+      interrupts.raise_lost()
       part = slice(*plan.ranges[i])
       scores = _within_memory(
         scorer_of,

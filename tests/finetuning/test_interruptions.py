@@ -70,13 +70,16 @@ def _run_until(last: int, number: int, workdir) -> None:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(trainer_lib.Trainer, 'step', interrupted_step)
     # Without this, a SIGTERM that comes late would end the tests.
-    before = signal.getsignal(signal.SIGTERM)
-    interrupts.raise_on_sigterm()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    interrupts.raise_on_signals()
     try:
       with pytest.raises((KeyboardInterrupt, interrupts.Terminated)) as stop:
         finetuning.run(_config(), workdir)
     finally:
-      signal.signal(signal.SIGTERM, before)
+      for each, handler in before.items():
+        signal.signal(each, handler)
+      interrupts.forget()
   assert interrupts.exit_code(stop.value) == 128 + number
 
 
