@@ -2,11 +2,11 @@
 
 import dataclasses
 import importlib.util
-import math
 import pathlib
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from edsft_jax import errors, models
 from edsft_jax.finetuning import export, memory, schedules
@@ -21,6 +21,8 @@ _AT_LEAST_ONE = (
   'log_steps',
 )
 _ABOVE_ZERO = ('lora_alpha', 'clip_norm')
+# Computed in float32, where larger values are infinite.
+_FINITE = ('learning_rate', 'lora_alpha', 'weight_decay', 'clip_norm')
 _AT_LEAST_ZERO = (
   'learning_rate',
   'weight_decay',
@@ -50,6 +52,12 @@ def check_options(config: ml_collections.ConfigDict) -> None:
       f'finetuning.lora_targets is {tuple(c.lora_targets)}: choose from '
       f'{", ".join(lora.TARGETS)}'
     )
+  repeated = {n for n in c.lora_targets if list(c.lora_targets).count(n) > 1}
+  if repeated:
+    raise errors.InputError(
+      f'finetuning.lora_targets is {tuple(c.lora_targets)}: name '
+      f'{", ".join(sorted(repeated))} only once'
+    )
   memory.MemoryOptions.of(c).check()
   _check_numbers(c)
   if c.max_length and not 2 <= c.max_length <= model.context:
@@ -74,8 +82,15 @@ def check_options(config: ml_collections.ConfigDict) -> None:
 def _check_numbers(c: ml_collections.ConfigDict) -> None:
   for name in _AT_LEAST_ONE:
     errors.refuse_below(f'finetuning.{name}', c[name], 1)
+  largest = float(np.finfo(np.float32).max)
+  for name in _FINITE:
+    if c[name] > largest:
+      raise errors.InputError(
+        f'finetuning.{name} is {c[name]}: must be at most {largest:.2g}, to be '
+        'finite in float32'
+      )
   for name in _ABOVE_ZERO:
-    if not 0 < c[name] < math.inf:
+    if not c[name] > 0:
       raise errors.InputError(
         f'finetuning.{name} is {c[name]}: must be above 0'
       )
