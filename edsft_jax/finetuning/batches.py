@@ -75,15 +75,21 @@ class MicroBatch(NamedTuple):
   sources: Array
   num_targets: Array
 
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Rows and length, B and L."""
+    rows, length = self.tokens.shape
+    return rows, length
+
 
 class Layout(NamedTuple):
   """How examples become micro-batches.
 
   Attributes:
     packing: several examples may share a row.
-    max_rows: rows of a micro-batch at most; 0: `max_slots` decides.
+    max_rows: rows of a micro-batch at most; 0: any number.
     max_slots: tokens and padding of a micro-batch at most, unless that is less
-      than a row for each group.
+      than a row for each group; 0: any number.
     groups: see `MicroBatch`; rows are a multiple of it.
   """
 
@@ -103,19 +109,36 @@ class Layout(NamedTuple):
     if not self.packing or self.max_rows:
       return length
     share = bucket(num_tokens // self.groups)
-    return max(length, min(share, _PACKED_LENGTH))
+    most = self.max_slots // self.groups
+    return max(length, min(share, _PACKED_LENGTH, most))
 
   def rows(self, length: int) -> int:
     """Rows of a micro-batch of this length at most."""
-    rows = self.max_rows or max(self.max_slots // length, 1)
-    return -(-rows // self.groups) * self.groups
+    limits = []
+    if self.max_rows:
+      limits.append(self.max_rows)
+    if self.max_slots:
+      limits.append(max(self.max_slots // length, 1))
+    return -(-min(limits) // self.groups) * self.groups
 
-  def halved(self, length: int) -> 'Layout | None':
-    """With half the rows, or None if there is only one for each group."""
-    rows = self.rows(length)
-    if rows == self.groups:
+  def halved(self, shape: tuple[int, int], longest: int) -> 'Layout | None':
+    """With micro-batches of half the slots that one of this shape has.
+
+    Slots, not rows: longer examples of later steps must not make micro-batches
+    larger again.
+
+    Args:
+      shape: rows and length of a micro-batch that does not fit into memory.
+      longest: tokens of the longest example of its step.
+
+    Returns:
+      None if it has one row for each group, which cannot be shorter either.
+    """
+    rows, length = shape
+    can_be_shorter = self.packing and length > bucket(longest)
+    if rows == self.groups and not can_be_shorter:
       return None
-    return self._replace(max_rows=max(rows // 2, 1))
+    return self._replace(max_slots=rows * length // 2)
 
 
 def micro_batches(
@@ -124,7 +147,7 @@ def micro_batches(
   """The micro-batches of a step.
 
   With packing, all rows have one length: at least 128, unless the step has
-  fewer tokens or the number of rows is limited. Without, examples are sorted by
+  fewer tokens, or rows or slots are limited. Without, examples are sorted by
   length, and each micro-batch has its own length. Lengths are rounded up to a
   few, so that few programs are compiled.
   """

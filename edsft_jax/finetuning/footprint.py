@@ -199,12 +199,10 @@ def describe(
     f'{shape[1]:,} tokens)'
   ]
   if needed.total > USABLE * available:
-    remedies = []
+    fewer = ''
     if shape[0] > mesh_lib.batch_multiple(setup.mesh):
-      remedies.append('a lower finetuning.micro_batch_size')
-    if setup.options.remat == 'none':
-      remedies.append("finetuning.remat='layer'")
-    remedies.append('more devices with mesh.fsdp')
+      fewer = 'a lower finetuning.micro_batch_size'
+    remedies = setup.options.remedies(fewer)
     lines.append(
       f'this may not fit: set {" or ".join(remedies)} if it runs out of memory'
     )

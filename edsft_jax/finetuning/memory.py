@@ -15,6 +15,10 @@ REMAT = ('none', 'layer')
 # gradients of all weights once per micro-batch, so it uses larger ones on CPUs.
 SLOTS_ON_CPU = {'lora': 1024, 'full': 2048}
 SLOTS = 4096
+# What is raised when there is too little memory, among other errors: a
+# JaxRuntimeError by programs, a ValueError by operations on their own, and a
+# MemoryError by the host.
+ERRORS = (jax.errors.JaxRuntimeError, ValueError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +54,30 @@ class MemoryOptions:
         'least 1, or 0 for as many rows as the device computes well'
       )
 
+  def remedies(self, micro_batch_size: str) -> list[str]:
+    """What to use if there is too little memory; no result depends on it.
+
+    Args:
+      micro_batch_size: the setting for fewer rows; '': it would not help.
+    """
+    result = [micro_batch_size] if micro_batch_size else []
+    if self.remat == 'none':
+      result.append("finetuning.remat='layer'")
+    return [*result, 'more devices with mesh.fsdp']
+
   def layout(self, mesh: jax.sharding.Mesh, method: str) -> Layout:
     """How examples become micro-batches on this mesh, by finetuning.method."""
     groups = mesh_lib.batch_multiple(mesh)
     on_cpu = mesh.devices.flat[0].platform == 'cpu'
+    slots = SLOTS_ON_CPU[method] if on_cpu else SLOTS
     return Layout(
       packing=self.packing,
       max_rows=self.micro_batch_size,
-      max_slots=groups * (SLOTS_ON_CPU[method] if on_cpu else SLOTS),
+      max_slots=0 if self.micro_batch_size else groups * slots,
       groups=groups,
     )
+
+
+def is_exhausted(error: Exception) -> bool:
+  """Whether this was raised because there is too little memory."""
+  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)

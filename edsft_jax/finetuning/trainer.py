@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 import dataclasses
 import functools
+import math
 import pathlib
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flax import nnx
 import jax
@@ -19,13 +20,18 @@ import optax
 from edsft_jax import console, errors, models, processes
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import batches
-from edsft_jax.finetuning.batches import MicroBatch
+from edsft_jax.finetuning import memory as memory_lib
+from edsft_jax.finetuning.batches import Layout, MicroBatch
 from edsft_jax.finetuning.loss import loss as summed_loss
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.inference.workers import Compiled
 from edsft_jax.models.responses import Example
 
+T = TypeVar('T')
+
 METHODS = ('lora', 'full')
+# Rows and length of a micro-batch.
+Shape = tuple[int, int]
 # Processes run out of memory at nearly the same time: how long to wait for the
 # others before treating it as one process's problem.
 _OUT_OF_MEMORY_SECONDS = 20.0
@@ -96,11 +102,13 @@ class Trainer:
     """
     self.hyperparameters = hyperparameters
     self._mesh = mesh
-    memory = memory or MemoryOptions()
-    self._remat = memory.remat == 'layer'
-    self._layout = memory.layout(mesh, hyperparameters.method)
+    self._memory = memory or MemoryOptions()
+    self._remat = self._memory.remat == 'layer'
+    self._layout = self._memory.layout(mesh, hyperparameters.method)
     self._halved = False
-    self._seen: set[tuple[bool, tuple[int, ...]]] = set()
+    self._halving = threading.Lock()
+    self._seen: set[tuple[bool, Shape]] = set()
+    self._nll_seen: set[Shape] = set()
     self._compiling = threading.RLock()
     self._adapter = adapter
     self._load = load
@@ -160,18 +168,18 @@ class Trainer:
   ) -> tuple[State, jax.Array]:
     """One AdamW step; `state` is donated.
 
-    If the device runs out of memory, the step is repeated with half the rows
-    per micro-batch, once in the life of this trainer. Dropout is off without a
-    key for it.
+    If the device runs out of memory, the step is repeated with half as many
+    tokens per micro-batch, once in the life of this trainer. Dropout is off
+    without a key for it.
 
     Returns:
       The new state, and the loss before the step: the mean over the examples'
       response tokens, a float32 scalar on the device that may still be pending.
 
     Raises:
-      InputError: there is not enough memory for half the rows either.
+      InputError: there is not enough memory for half as many either.
     """
-    sums_of = self._fitting if self._seen else self._first_sums
+    sums_of = self._sums if self._seen else self._first_sums
     sums = sums_of(state.params, examples, dropout_key)
     return self._update(state, *sums, _num_targets(examples), learning_rate)
 
@@ -185,15 +193,15 @@ class Trainer:
 
     It runs the program of the gradients, so that none has to be compiled.
     """
-    total, _ = self._fitting(state.params, examples, dropout_key)
+    total, _ = self._sums(state.params, examples, dropout_key)
     return total / _num_targets(examples)
 
   def _first_sums(self, *args: Any) -> tuple[jax.Array, list[jax.Array]]:
-    """`_fitting` of the first step, while the update is compiled."""
+    """`_sums` of the first step, while the update is compiled."""
     with self._compiling, futures.ThreadPoolExecutor(1) as ahead:
       if not self._seen:
         ahead.submit(self._compile_update)
-      return self._fitting(*args)
+      return self._sums(*args)
 
   def _compile_update(self) -> None:
     """Compiles the update while the gradients are compiled and computed.
@@ -205,25 +213,48 @@ class Trainer:
     one = np.float32(1)
     self._update.lower(self.state_shapes, loss, params, one, one).compile()
 
-  def _fitting(
+  def _sums(
     self,
     params: list[jax.Array],
     examples: Sequence[Example],
     dropout_key: jax.Array | None,
   ) -> tuple[jax.Array, list[jax.Array]]:
-    """Loss and gradients; halves the rows if they do not fit, see `step`."""
+    """Loss and gradients, summed over the response tokens of the examples."""
+    return self._fitting(
+      examples,
+      lambda micro_batches, tried: self._summed(
+        params, micro_batches, dropout_key, tried
+      ),
+    )
+
+  def _fitting(
+    self,
+    examples: Sequence[Example],
+    compute: Callable[[list[MicroBatch], list[Shape]], T],
+  ) -> T:
+    """Computes micro-batches; halves them if they do not fit, see `step`.
+
+    Args:
+      examples: what to divide.
+      compute: (micro-batches, tried) -> result; appends the shape of each
+        micro-batch to `tried` before it computes it.
+    """
     while True:
+      layout = self._layout
+      tried: list[Shape] = []
       try:
-        return self._summed(params, examples, dropout_key)
-      except jax.errors.JaxRuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        return compute(batches.micro_batches(examples, layout), tried)
+      except memory_lib.ERRORS as error:
+        # Smaller micro-batches do not help if none was begun.
+        if not tried or not memory_lib.is_exhausted(error):
           raise
         if not processes.barrier_within('no memory', _OUT_OF_MEMORY_SECONDS):
           raise errors.InputError(
             f'only process {processes.index()} runs out of memory: use hosts '
             'with the same devices, or a lower finetuning.micro_batch_size'
           ) from error
-      self._halve(examples)
+      # Here the error is gone, and with it the arrays that it kept in memory.
+      self._halve(examples, layout, tried[-1])
 
   def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
     """The program of `gradients` for micro-batches of this shape."""
@@ -252,16 +283,17 @@ class Trainer:
   def _summed(
     self,
     params: list[jax.Array],
-    examples: Sequence[Example],
+    micro_batches: list[MicroBatch],
     dropout_key: jax.Array | None,
+    tried: list[Shape],
   ) -> tuple[jax.Array, list[jax.Array]]:
-    """Loss and gradients, summed over the response tokens of the examples."""
-    micro_batches = batches.micro_batches(examples, self._layout)
+    """See `_sums` and `_fitting`."""
     # For adapters, adding to zeros costs less than compiling another program.
     alone = self.hyperparameters.method == 'full' and len(micro_batches) == 1
     sums: Any = None if alone else self._zeros()
     for batch in micro_batches:
-      program = alone, batch.tokens.shape
+      tried.append(batch.shape)
+      program = alone, tried[-1]
       batch = mesh_lib.shard_batch(self._mesh, batch)
       args = sums, params, self.frozen, batch, dropout_key
       if program in self._seen:
@@ -275,38 +307,75 @@ class Trainer:
         self._seen.add(program)
     return sums
 
-  def _halve(self, examples: Sequence[Example]) -> None:
-    """Halves the rows of micro-batches, if that was not done before.
+  def _halve(
+    self, examples: Sequence[Example], layout: Layout, shape: Shape
+  ) -> None:
+    """Halves micro-batches, if that was not done before.
+
+    Args:
+      examples: those of the step.
+      layout: how they were divided.
+      shape: the micro-batch that did not fit.
 
     Raises:
       InputError: it was, or there is only one row per device.
     """
-    longest = batches.bucket(max(len(e.tokens) for e in examples))
-    now = self._layout.rows(longest)
-    halved = self._layout.halved(longest)
-    if self._halved or halved is None:
-      fewer = f'finetuning.micro_batch_size={max(now // 2, 1)}, '
-      raise errors.InputError(
-        f'finetuning runs out of memory with {now} rows of {longest:,} tokens '
-        f'at a time: set {fewer if halved else ""}'
-        "finetuning.remat='layer' or a lower finetuning.max_length"
-      )
-    self._layout, self._halved = halved, True
+    with self._halving:
+      if self._layout != layout:
+        return  # Another thread has halved them.
+      rows, length = shape
+      halved = layout.halved(shape, max(len(e.tokens) for e in examples))
+      if self._halved or halved is None:
+        raise self._too_large(shape, halved is not None)
+      self._layout, self._halved = halved, True
+    largest = max(
+      (batch.shape for batch in batches.micro_batches(examples, halved)),
+      key=math.prod,
+    )
     console.say(
       'finetune',
-      f'out of memory with micro-batches of {now} rows: continuing with '
-      f'{halved.rows(longest)}',
+      f'out of memory with a micro-batch of {rows} x {length:,} tokens: '
+      f'continuing with {largest[0]} x {largest[1]:,}',
+    )
+
+  def _too_large(self, shape: Shape, can_be_halved: bool) -> errors.InputError:
+    """The error for a micro-batch that does not fit."""
+    rows, length = shape
+    # Not if that would be the same micro-batch again.
+    fewer = f'finetuning.micro_batch_size={max(rows // 2, 1)}'
+    remedies = self._memory.remedies(fewer if can_be_halved else '')
+    # Cells depend on the length, so that a study cannot continue with another.
+    shorter = ', or remove all cells and use a lower finetuning.max_length'
+    return errors.InputError(
+      f'finetuning runs out of memory with {console.count(rows, "row")} of '
+      f'{length:,} tokens at a time: use {" or ".join(remedies)}'
+      f'{"" if can_be_halved else shorter}'
     )
 
   def nll(self, state: State, examples: Sequence[Example]) -> float:
-    """Negative log-likelihood of the examples' responses, summed, in nats."""
-    parts = [
-      self._nll(
-        state.params, self.frozen, mesh_lib.shard_batch(self._mesh, batch)
-      )
-      for batch in batches.micro_batches(examples, self._layout)
-    ]
-    return float(sum(parts))
+    """Negative log-likelihood of the examples' responses, summed, in nats.
+
+    If the device runs out of memory, see `step`.
+
+    Raises:
+      InputError: there is not enough memory.
+    """
+
+    def parts(
+      micro_batches: list[MicroBatch], tried: list[Shape]
+    ) -> list[jax.Array]:
+      result = []
+      for batch in micro_batches:
+        tried.append(batch.shape)
+        batch = mesh_lib.shard_batch(self._mesh, batch)
+        result.append(self._nll(state.params, self.frozen, batch))
+        if tried[-1] not in self._nll_seen:
+          # Only its first run can find that there is too little memory.
+          jax.block_until_ready(result)
+          self._nll_seen.add(tried[-1])
+      return result
+
+    return float(sum(self._fitting(examples, parts)))
 
   def decoder(self, state: State) -> models.Decoder:
     """The model with the trained parameters, in the dtype of the base model."""

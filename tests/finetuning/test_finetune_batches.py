@@ -1,5 +1,7 @@
 """The order of examples and the learning rates, step by step."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -104,14 +106,53 @@ def test_without_packing_similar_lengths_share_a_micro_batch():
   assert [b.tokens.shape for b in found] == [(2, 96), (2, 32), (2, 16)]
 
 
-def test_half_the_rows():
-  layout = batches.Layout(True, 0, 1000, groups=2)
-  assert layout.rows(100) == 10
-  halves = []
-  while layout is not None:
-    halves.append(layout.rows(100))
-    layout = layout.halved(100)
-  assert halves == [10, 6, 4, 2]
+@pytest.mark.parametrize(
+  ('layout', 'halves'),
+  [
+    (batches.Layout(True, 0, 1000, groups=2), [(6, 128), (4, 128), (2, 128)]),
+    (batches.Layout(True, 10, 0, groups=2), [(10, 96), (6, 96), (4, 96)]),
+    (batches.Layout(False, 0, 1000, groups=2), [(10, 96), (6, 96), (4, 96)]),
+  ],
+)
+def test_half_a_micro_batch(layout, halves):
+  examples, found = _examples(*[90] * 10), []
+  while layout is not None and len(found) <= len(halves):
+    found.append(_largest(examples, layout))
+    layout = layout.halved(found[-1], longest=90)
+  assert found == [*halves, (2, 96)]
+
+
+def _largest(examples, layout) -> tuple[int, int]:
+  micro_batches = batches.micro_batches(examples, layout)
+  return max((batch.shape for batch in micro_batches), key=math.prod)
+
+
+@pytest.mark.parametrize('packing', [True, False])
+@pytest.mark.parametrize('max_rows', [0, 6, 40])
+@pytest.mark.parametrize('groups', [1, 3])
+def test_half_a_micro_batch_is_smaller_and_remains_so(
+  packing, max_rows, groups
+):
+  """In the same step, and no larger than before in any other."""
+  rng = np.random.default_rng(groups)
+  layout = batches.Layout(
+    packing, max_rows, 0 if max_rows else 1024 * groups, groups
+  )
+  for most in (20, 90, 500):
+    examples = _examples(*rng.integers(2, most, size=16))
+    before = _largest(examples, layout)
+    longest = max(len(e.tokens) for e in examples)
+    halved = layout.halved(before, longest)
+    if halved is None:
+      assert before == (groups, batches.bucket(longest))
+      continue
+    assert math.prod(_largest(examples, halved)) < math.prod(before)
+    for other_most in (20, 90, 500, 1000):
+      others = _examples(*rng.integers(2, other_most, size=16))
+      assert math.prod(_largest(others, halved)) <= max(
+        math.prod(_largest(others, layout)),
+        groups * batches.bucket(max(len(e.tokens) for e in others)),
+      )
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero():

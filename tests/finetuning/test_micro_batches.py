@@ -3,9 +3,11 @@
 On a small pretrained model, with examples of unequal length.
 """
 
+from concurrent import futures
 import dataclasses
 import functools
 import re
+import threading
 
 from flax import nnx
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_study
 
-from edsft_jax import errors, models
+from edsft_jax import errors, mesh, models
 from edsft_jax.finetuning import batches
 from edsft_jax.finetuning.loss import loss as summed_loss
 from edsft_jax.finetuning.memory import MemoryOptions
@@ -216,23 +218,138 @@ def test_frozen_matrices_have_no_gradient_products(decoder, method):
   assert products & shapes == (shapes if method == 'full' else set())
 
 
-def test_out_of_memory_halves_micro_batches_once(decoder, capsys):
-  """Then an error names the options."""
+class _Scarce:
+  """What a device raises, raised in its place: no CPU runs out so early.
+
+  Computes nothing.
+
+  Attributes:
+    most_slots: slots of the largest micro-batch that fits.
+    shapes: those of all micro-batches so far.
+  """
+
+  def __init__(self, most_slots: int):
+    self.most_slots = most_slots
+    self.shapes: list[tuple[int, int]] = []
+
+  def gradients(self, sums, params, frozen, batch, *key):
+    self.check(batch, jax.errors.JaxRuntimeError)
+    return sums
+
+  def check(self, batch, error) -> None:
+    self.shapes.append(batch.tokens.shape)
+    if batch.tokens.size > self.most_slots:
+      raise error('RESOURCE_EXHAUSTED: Out of memory')
+
+
+def _scarce_trainer(decoder, options, most_slots) -> tuple[Trainer, _Scarce]:
   one_device = make_mesh(devices=jax.devices()[:1])
-  trainer = Trainer(lambda: decoder, LORA, one_device, MemoryOptions(4))
-  most_rows, gradients = 2, trainer.gradients
+  trainer = Trainer(lambda: decoder, LORA, one_device, options)
+  scarce = _Scarce(most_slots)
+  trainer.gradients = scarce.gradients
+  return trainer, scarce
 
-  def scarce(sums, params, frozen, batch, *key):
-    if batch.tokens.shape[0] > most_rows:
-      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
-    return gradients(sums, params, frozen, batch, *key)
 
-  trainer.gradients = scarce
+def _of_lengths(*lengths) -> list[Example]:
+  return [Example([3] * n, 2, False, False) for n in lengths]
+
+
+@pytest.mark.parametrize(
+  ('options', 'lengths', 'shapes'),
+  [
+    # Fewer examples than rows.
+    (MemoryOptions(32), [90] * 16, [(16, 96), (8, 96), (8, 96)]),
+    (MemoryOptions(32, packing=False), [90] * 2, [(2, 96)] + [(1, 96)] * 2),
+    # Rows that are longer than the examples.
+    (MemoryOptions(), [60] * 16, [(8, 128), (4, 128), (4, 128)]),
+    (MemoryOptions(), [30] * 3, [(1, 96)] + [(1, 48)] * 3),
+  ],
+)
+def test_half_of_the_micro_batch_that_did_not_fit(
+  decoder, capsys, options, lengths, shapes
+):
+  (rows, length), half = shapes[0], shapes[1]
+  trainer, scarce = _scarce_trainer(decoder, options, rows * length // 2)
+  trainer.loss(trainer.init_state(0), _of_lengths(*lengths))
+  assert scarce.shapes == shapes
+  assert (
+    f'out of memory with a micro-batch of {rows} x {length} tokens: continuing '
+    f'with {half[0]} x {half[1]}\n'
+  ) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('micro_batch_size', [0, 32])
+def test_longer_examples_do_not_enlarge_halved_micro_batches(
+  decoder, micro_batch_size
+):
+  options = MemoryOptions(micro_batch_size, packing=False)
+  trainer, scarce = _scarce_trainer(decoder, options, most_slots=512)
+  state = trainer.init_state(0)
+  trainer.loss(state, _of_lengths(*[90] * 10))
+  assert scarce.shapes == [(10, 96), (5, 96), (5, 96)]
+  trainer.loss(state, _of_lengths(*[500] * 4))
+  assert scarce.shapes[3:] == [(1, 512)] * 4
+
+
+def test_micro_batches_are_halved_once(decoder):
+  """Then an error names the options."""
+  trainer, scarce = _scarce_trainer(decoder, MemoryOptions(4), most_slots=200)
   state = trainer.init_state(0)
   state, _ = trainer.step(state, _examples(), np.float32(1e-3))
-  assert 'continuing with 2' in capsys.readouterr().out
-  most_rows = 1
+  assert scarce.shapes[:2] == [(3, 96), (1, 96)]
+  scarce.most_slots = 100
   with pytest.raises(
-    errors.InputError, match=r'2 rows of 96 tokens.*micro_batch_size=1, .*remat'
+    errors.InputError,
+    match=r"1 row of 128 tokens .*use finetuning.remat='layer' or more devices "
+    'with mesh.fsdp, or remove all cells and use .*max_length$',
   ):
-    trainer.step(state, _examples(), np.float32(1e-3))
+    trainer.step(state, _of_lengths(100, 100), np.float32(1e-3))
+
+
+def test_what_is_set_already_is_not_proposed(decoder):
+  options = MemoryOptions(4, remat='layer')
+  trainer, _ = _scarce_trainer(decoder, options, most_slots=100)
+  with pytest.raises(errors.InputError) as raised:
+    trainer.loss(trainer.init_state(0), _of_lengths(*[90] * 4))
+  assert str(raised.value) == (
+    'finetuning runs out of memory with 2 rows of 96 tokens at a time: use '
+    'finetuning.micro_batch_size=1 or more devices with mesh.fsdp'
+  )
+
+
+def test_held_out_losses_halve_micro_batches_too(decoder, monkeypatch):
+  trainer, scarce = _scarce_trainer(decoder, MemoryOptions(), most_slots=256)
+  state, shard_batch = trainer.init_state(0), mesh.shard_batch
+  expected = trainer.nll(state, _examples())
+
+  def scarce_transfer(of_mesh, batch):
+    scarce.check(batch, ValueError)
+    return shard_batch(of_mesh, batch)
+
+  monkeypatch.setattr(mesh, 'shard_batch', scarce_transfer)
+  assert trainer.nll(state, _examples()) == expected
+  assert scarce.shapes == [(2, 128)]
+  scarce.most_slots = 128
+  np.testing.assert_allclose(
+    trainer.nll(state, _examples()), expected, rtol=1e-5
+  )
+  assert scarce.shapes[1:] == [(2, 128), (1, 128), (1, 128)]
+
+
+def test_two_threads_that_run_out_of_memory_halve_once(decoder, monkeypatch):
+  trainer, scarce = _scarce_trainer(decoder, MemoryOptions(), most_slots=128)
+  state, shard_batch = trainer.init_state(0), mesh.shard_batch
+  both = threading.Barrier(2, timeout=60)
+
+  def scarce_transfer(of_mesh, batch):
+    if batch.tokens.size > scarce.most_slots:
+      both.wait()
+    scarce.check(batch, ValueError)
+    return shard_batch(of_mesh, batch)
+
+  monkeypatch.setattr(mesh, 'shard_batch', scarce_transfer)
+  with futures.ThreadPoolExecutor(2) as pool:
+    running = [pool.submit(trainer.nll, state, _examples()) for _ in range(2)]
+    first, second = (ended.result() for ended in running)
+  assert first == second
+  assert sorted(scarce.shapes) == [(1, 128)] * 4 + [(2, 128)] * 2
