@@ -1,5 +1,7 @@
 """How a step is divided, so that it fits into memory."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 
 import jax
@@ -64,6 +66,32 @@ class MemoryOptions:
     if self.remat == 'none':
       result.append("finetuning.remat='layer'")
     return [*result, 'more devices with mesh.fsdp']
+
+  @contextlib.contextmanager
+  def exhausted_in_one_line(self, method: str) -> Iterator[None]:
+    """Makes errors about too little memory name the options.
+
+    Args:
+      method: finetuning.method.
+
+    Raises:
+      InputError: in place of such an error.
+    """
+    try:
+      yield
+    except ERRORS as error:
+      if not is_exhausted(error):
+        raise
+      fewer = 'finetuning.micro_batch_size=1'
+      free = self.remedies('' if self.micro_batch_size == 1 else fewer)
+      other = {
+        'lora': 'a lower finetuning.lora_rank',
+        'full': "finetuning.method='lora'",
+      }[method]
+      raise errors.InputError(
+        f'finetuning runs out of memory: use {" or ".join(free)}, or remove '
+        f'all cells and use {other}'
+      ) from error
 
   def layout(self, mesh: jax.sharding.Mesh, method: str) -> Layout:
     """How examples become micro-batches on this mesh, by finetuning.method."""

@@ -109,14 +109,23 @@ class Runner:
       is_done: whether a cell is done by now; writes cell.json of a new one.
 
     Raises:
-      InputError: see `train_loop.train`.
+      InputError: there is too little memory, or see `train_loop.train`.
       KeyboardInterrupt: after Ctrl-C, once what was done is saved.
       interrupts.Terminated: the same after SIGTERM.
     """
     self._say_control_tokens()
+    memory = MemoryOptions.of(self._config.finetuning)
+    with memory.exhausted_in_one_line(self._hyperparameters.method):
+      self._run(todo, is_done, memory)
+
+  def _run(
+    self,
+    todo: Sequence[study.Cell],
+    is_done: Callable[[study.Cell], bool],
+    memory: MemoryOptions,
+  ) -> None:
     c = self._config
     mesh = mesh_lib.make_mesh(**c.mesh)
-    memory = MemoryOptions.of(c.finetuning)
     needed = self._say_memory(memory, mesh)
     at_once = min(self._most_at_once(needed, mesh), len(todo))
     adapter = c.finetuning.adapter_path

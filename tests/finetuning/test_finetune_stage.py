@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -366,6 +367,61 @@ def test_bad_options(workdir, option, value, message):
   config.finetuning[option] = value
   with pytest.raises(errors.InputError, match=message):
     finetuning.check(config, workdir, frozenset())
+
+
+_EXHAUSTED = 'RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes.'
+
+
+@pytest.mark.parametrize(
+  ('owner', 'name'),
+  [
+    (models, 'load_decoder'),
+    (trainer_lib.Trainer, 'init_state'),
+    (trainer_lib.Trainer, 'step'),
+  ],
+)
+@pytest.mark.parametrize(
+  'error',
+  [
+    jax.errors.JaxRuntimeError(_EXHAUSTED),
+    ValueError(_EXHAUSTED),
+    MemoryError(),
+  ],
+  ids=['program', 'operation', 'host'],
+)
+def test_too_little_memory_names_the_options(
+  workdir, monkeypatch, owner, name, error
+):
+  def fail(*unused, **also_unused):
+    raise error
+
+  config = tiny_study.config()
+  config.study.budgets = (5,)
+  monkeypatch.setattr(owner, name, fail)
+  with pytest.raises(errors.InputError) as raised:
+    finetuning.run(config, workdir)
+  assert str(raised.value) == (
+    'finetuning runs out of memory: use finetuning.micro_batch_size=1 or '
+    "finetuning.remat='layer' or more devices with mesh.fsdp, or remove all "
+    'cells and use a lower finetuning.lora_rank'
+  )
+  config.finetuning.update(method='full', micro_batch_size=1, remat='layer')
+  shutil.rmtree(workdir.runs, ignore_errors=True)
+  with pytest.raises(errors.InputError) as raised:
+    finetuning.run(config, workdir)
+  assert str(raised.value) == (
+    'finetuning runs out of memory: use more devices with mesh.fsdp, or remove '
+    "all cells and use finetuning.method='lora'"
+  )
+
+
+def test_other_errors_keep_their_traceback(workdir, monkeypatch):
+  def fail(*unused):
+    raise ValueError('a bug')
+
+  monkeypatch.setattr(trainer_lib.Trainer, 'init_state', fail)
+  with pytest.raises(ValueError, match='a bug'):
+    finetuning.run(tiny_study.config(), workdir)
 
 
 @pytest.mark.parametrize(
