@@ -4,7 +4,8 @@
 its size or time has changed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+import os
 import pathlib
 from typing import Any
 
@@ -14,6 +15,10 @@ from edsft_jax.store.workdir import Workdir
 
 # The name of the record in manifest.json.
 FILES = 'files'
+# Folders of files that are removed again; see `store.Workdir`.
+_TEMPORARY = ('checkpoints', 'best_checkpoint', 'shards', '.locks')
+# What is being written; see `store.replacing`.
+_PARTIAL = '.partial'
 
 
 def record_checksums(workdir: Workdir) -> None:
@@ -24,15 +29,22 @@ def record_checksums(workdir: Workdir) -> None:
   known = manifest.facts.get(FILES, {})
   found: dict[str, Any] = {}
   for name, path in _recorded_files(workdir):
-    stat = path.stat()
-    identity = {'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns}
-    before = known.get(name, {})
-    if {key: before.get(key) for key in identity} == identity:
-      found[name] = before
-    else:
-      found[name] = {**identity, 'sha256': hashes.hash_file(path)}
+    try:
+      found[name] = _entry(path, known.get(name, {}))
+    except FileNotFoundError:
+      # With --cells, another command may have removed it since it was listed.
+      continue
   if found != known:
     manifest.describe(**{FILES: found})
+
+
+def _entry(path: pathlib.Path, before: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Size, time and hash of a file; `before` if the first two are the same."""
+  stat = path.stat()
+  identity = {'size': stat.st_size, 'mtime_ns': stat.st_mtime_ns}
+  if {key: before.get(key) for key in identity} == identity:
+    return before
+  return {**identity, 'sha256': hashes.hash_file(path)}
 
 
 def _recorded_files(workdir: Workdir) -> Iterator[tuple[str, pathlib.Path]]:
@@ -41,17 +53,28 @@ def _recorded_files(workdir: Workdir) -> Iterator[tuple[str, pathlib.Path]]:
   Todos are filled in by annotators, locks come and go, and manifest.json has a
   hash of its own.
   """
-  for path in sorted(workdir.root.rglob('*')):
-    name = path.relative_to(workdir.root).as_posix()
+  for path in sorted(_lasting_files(workdir.root)):
     is_todo = path.parent == workdir.todo.parent and path.name.startswith(
       'todo'
     )
-    temporary = {'checkpoints', 'shards'} & {*path.parts}
-    hidden = path == workdir.root / '.lock' or workdir.locks in path.parents
-    if path == workdir.manifest or is_todo or temporary or hidden:
+    if is_todo or path in (workdir.manifest, workdir.root / '.lock'):
       continue
     if path.is_file():
-      yield name, path
+      yield path.relative_to(workdir.root).as_posix(), path
+
+
+def _lasting_files(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the files that are not temporary."""
+  for folder, folders, files in os.walk(root):
+    # Not entered: other commands rename and remove folders within them.
+    folders[:] = [
+      name
+      for name in folders
+      if name not in _TEMPORARY and not name.endswith(_PARTIAL)
+    ]
+    for name in files:
+      if not name.endswith(_PARTIAL):
+        yield pathlib.Path(folder, name)
 
 
 def checksum_differences(workdir: Workdir) -> list[str]:

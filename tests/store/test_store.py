@@ -322,6 +322,48 @@ def test_a_damaged_file_is_one_line_and_a_remedy(
   assert remedy.format(workdir) in str(raised.value)
 
 
+def test_temporary_files_are_not_recorded(tmp_path):
+  # A name of a temporary folder above the workdir means nothing.
+  w = store.Workdir(tmp_path / 'checkpoints')
+  run = w.run('random-k8-seed0')
+  lasting = [w.pool, run.cell, run.model / 'weights', run.evaluation('mmlu')]
+  temporary = [
+    run.checkpoints / '2' / 'state' / 'd',
+    run.best_checkpoint / '2' / 'state' / 'd',
+    run.evaluation_shards('mmlu') / '0' / 'items',
+    w.score_shards / '0' / 'features.npy',
+    w.locks / 'manifest',
+    run.root / '.model.partial' / 'weights',
+    run.root / '.cell.json.partial',
+    w.todo,
+  ]
+  for path in (*lasting, *temporary):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  store.Manifest(w).begin('pool', {})
+  store.record_checksums(w)
+  assert {*store.Manifest(w).facts['files']} == {
+    path.relative_to(w.root).as_posix() for path in lasting
+  }
+  assert store.unknown_files(w) == []
+
+
+def test_files_that_another_command_removes_are_not_recorded(
+  workdir, monkeypatch
+):
+  hash_file = store.hashes.hash_file
+
+  def hash_too_late(path):
+    if path == workdir.scores:
+      path.unlink()
+    return hash_file(path)
+
+  monkeypatch.setattr(store.hashes, 'hash_file', hash_too_late)
+  store.record_checksums(workdir)
+  assert 'pool/pool.parquet' in store.Manifest(workdir).facts['files']
+  assert 'scores/scores.parquet' not in store.Manifest(workdir).facts['files']
+
+
 def test_an_absent_file_is_not_called_damaged(tmp_path):
   with pytest.raises(FileNotFoundError):
     store.read_parquet(tmp_path / 'scores.parquet')
