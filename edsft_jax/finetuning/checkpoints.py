@@ -55,9 +55,23 @@ class Checkpoints:
   # The instance whose save may still be running.
   _saving: 'Checkpoints | None' = None
 
-  def __init__(self, directory: pathlib.Path):
-    """Takes the checkpoint folder, which need not exist."""
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    max_to_keep: int = _MAX_TO_KEEP,
+    remedy: str = '',
+  ):
+    """Takes the checkpoint folder, which need not exist.
+
+    Args:
+      directory: the folder.
+      max_to_keep: how many checkpoints stay, the latest ones.
+      remedy: what to do if one cannot be used; '': remove it, and resume from
+        the one before.
+    """
     self._directory = directory.absolute()
+    self._max_to_keep = max_to_keep
+    self._remedy = remedy
     self._manager: ocp.CheckpointManager | None = None
 
   def __enter__(self) -> 'Checkpoints':
@@ -93,11 +107,25 @@ class Checkpoints:
         folder and says what to do.
     """
     step = self.last_step
-    if step is None:
-      return None
+    return None if step is None else self.read(step, shapes)
+
+  def check(self, step: int) -> None:
+    """Requires the checkpoint of a step, with its files as they were written.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
     if processes.is_first():
       self._verify(step)
     processes.barrier('checkpoint verified')
+
+  def read(self, step: int, shapes: State) -> Restored:
+    """The checkpoint of a step; see `restore`.
+
+    Raises:
+      InputError: it is missing or damaged, or has other arrays.
+    """
+    self.check(step)
     bundles = Bundles(_on_disk(shapes))
     try:
       with self._orbax:
@@ -171,7 +199,7 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(
         self._directory,
         options=ocp.CheckpointManagerOptions(
-          max_to_keep=_MAX_TO_KEEP,
+          max_to_keep=self._max_to_keep,
           create=False,
           multiprocessing_options=_multiprocessing(),
           cleanup_tmp_directories=True,
@@ -196,12 +224,22 @@ class Checkpoints:
   def _verify(self, step: int) -> None:
     """Compares a checkpoint's files with their checksums."""
     folder = self._directory / str(step)
+    if not folder.exists():
+      raise self._unusable(step, 'is missing')
     try:
       expected = store.read_json(folder / _CHECKSUMS)
     except (OSError, ValueError):
+      expected = None
+    if not isinstance(expected, dict):
       what = f'{_CHECKSUMS} cannot be read'
-      raise self._unusable(step, f'is damaged ({what})') from None
+      raise self._unusable(step, f'is damaged ({what})')
     found = _checksums(folder)
+    for name in found:
+      # When orbax renames the folder, it adds files next to the checksums.
+      is_added = pathlib.Path(name).parent == pathlib.Path()
+      if name not in expected and not is_added:
+        what = f'{name} is not in {_CHECKSUMS}'
+        raise self._unusable(step, f'is damaged ({what})')
     for name, checksum in expected.items():
       if name not in found:
         raise self._unusable(step, f'is damaged ({name} is missing)')
@@ -215,9 +253,11 @@ class Checkpoints:
     then = (
       f'resume from step {before[-1]}' if before else 'start this cell again'
     )
-    return errors.InputError(
-      f'the checkpoint {self._directory / str(step)} {why}: '
+    remedy = self._remedy or (
       f'remove that folder and run the same command to {then}'
+    )
+    return errors.InputError(
+      f'the checkpoint {self._directory / str(step)} {why}: {remedy}'
     )
 
   @contextlib.contextmanager

@@ -44,12 +44,19 @@ class Validation:
       options: what the losses decide.
       model: the trainer.
       examples: held-out prompts with their reference answers.
-      directory: where the best state is kept.
+      directory: where the best state is kept, in the cell's folder.
     """
     self._options = options
     self._model = model
     self._examples = examples
-    self._checkpoints = Checkpoints(directory)
+    # If the best state is lost, resuming cannot make it again: the training's
+    # checkpoints may all be of later steps.
+    self._checkpoints = Checkpoints(
+      directory,
+      max_to_keep=1,
+      remedy=f'remove {directory.parent} and run the same command to train '
+      'this cell again',
+    )
     self._best: float | None = None
     self._best_step = 0
     self._num_worse = 0
@@ -76,8 +83,11 @@ class Validation:
     if self._best is None or loss < self._best:
       self._best, self._best_step, self._num_worse = loss, step, 0
       if self._options.keep_best:
-        # There may be one of a later step, from before an interruption.
-        self._checkpoints.remove()
+        # One of this or a later step is from before an interruption. An
+        # earlier one stays until this one is complete: the training's last
+        # checkpoint may be from a time when that was the best.
+        if (self._checkpoints.last_step or 0) >= step:
+          self._checkpoints.remove()
         self._checkpoints.save(step, state, {})
         self._checkpoints.wait()
     else:
@@ -100,15 +110,28 @@ class Validation:
     }
 
   def restore(self, progress: Mapping[str, Any]) -> None:
-    """Takes what `progress` gave; empty for a new run."""
+    """Takes what `progress` gave; empty for a new run.
+
+    Raises:
+      InputError: the best state was to be kept, and is missing or damaged.
+    """
     self._best = progress.get('best')
     self._best_step = progress.get('best_step', 0)
     self._num_worse = progress.get('num_worse', 0)
+    if not self._options.keep_best or self._best is None:
+      return
+    # A later one was the best before an interruption, and will be again.
+    if (self._checkpoints.last_step or 0) <= self._best_step:
+      self._checkpoints.check(self._best_step)
 
   def choose(self, state: State) -> tuple[State, dict[str, Any]]:
-    """The state to export, and the facts for cell.json."""
-    if self._options.keep_best and (best := self._checkpoints.restore(state)):
-      state = best.state
+    """The state to export, and the facts for cell.json.
+
+    Raises:
+      InputError: it is the best state, which is missing or damaged.
+    """
+    if self._options.keep_best:
+      state = self._checkpoints.read(self._best_step, state).state
     facts = {'best_step': self._best_step, 'best_heldout_loss': self._best}
     return state, facts
 

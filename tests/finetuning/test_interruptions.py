@@ -215,6 +215,18 @@ def _damaged(name):
     (folder / 'checksums.json').unlink()
     return 'checksums.json cannot be read'
 
+  def no_object(folder):
+    (folder / 'checksums.json').write_text('[]')
+    return 'checksums.json cannot be read'
+
+  def no_checksums(folder):
+    (folder / 'checksums.json').write_text('{}')
+    return 'is not in checksums.json'
+
+  def add(folder):
+    (folder / 'state' / 'd' / 'more').write_text('')
+    return 'state/d/more is not in checksums.json'
+
   return locals()[name]
 
 
@@ -245,7 +257,11 @@ def test_writes_that_failed_are_not_reported_again(caplog):
 
 
 @pytest.mark.parametrize(
-  'name', ['truncate', 'remove_manifest', 'flip', 'remove_checksums']
+  'name',
+  [
+    *('truncate', 'remove_manifest', 'flip', 'add'),
+    *('remove_checksums', 'no_object', 'no_checksums'),
+  ],
 )
 def test_a_damaged_checkpoint_is_named(copy, name):
   folder = copy.run(CELL).checkpoints / '4'

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 import signal
 
 from flax import nnx
@@ -15,6 +16,7 @@ import tiny_study
 from edsft_jax import errors, finetuning, mesh, models, store
 from edsft_jax.finetuning import batches, options
 from edsft_jax.finetuning import trainer as trainer_lib
+from edsft_jax.finetuning.checkpoints import Checkpoints
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.schedules import learning_rates
 from edsft_jax.models import lora
@@ -204,15 +206,65 @@ def _adapter(workdir) -> bytes:
   return (workdir.run(CELL).model / lora.ADAPTER_WEIGHTS).read_bytes()
 
 
-def test_the_best_state_is_kept_and_training_ends_early(
-  workdir, tmp_path_factory
-):
-  """At a rate that is far too high, so that the loss falls and then rises."""
-  high = {'learning_rate': 0.3, 'epochs': 12, 'schedule': 'constant'}
-  config = _config(**high, eval_steps=2, keep_best=True, early_stopping=3)
-  finetuning.run(config, workdir)
+def _stop(config, workdir, last) -> None:
+  """Finetunes, and interrupts it in step `last`."""
+  steps, step = [], trainer_lib.Trainer.step
+
+  def stopping_step(*args):
+    steps.append(1)
+    if len(steps) == last:
+      signal.raise_signal(signal.SIGINT)
+    return step(*args)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(trainer_lib.Trainer, 'step', stopping_step)
+    with pytest.raises(KeyboardInterrupt):
+      finetuning.run(config, workdir)
+
+
+# A rate that is far too high, so that the loss falls and then rises.
+HIGH = {'learning_rate': 0.3, 'epochs': 12, 'schedule': 'constant'}
+KEEPING = {**HIGH, 'eval_steps': 2, 'keep_best': True, 'early_stopping': 3}
+
+
+@pytest.fixture(scope='module')
+def best(tmp_path_factory) -> store.Workdir:
+  """An uninterrupted run that keeps its best state."""
+  workdir = tiny_study.make(tmp_path_factory.mktemp('best'))
+  finetuning.run(_config(**KEEPING), workdir)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def after_best(best, tmp_path_factory) -> store.Workdir:
+  """The same, interrupted after its best step."""
+  workdir = tiny_study.make(tmp_path_factory.mktemp('after_best'))
+  _stop(_config(**KEEPING), workdir, _best_step(best) + 3)
+  return workdir
+
+
+@pytest.fixture
+def copy(after_best, tmp_path) -> store.Workdir:
+  root = shutil.copytree(after_best.root, tmp_path / 'copy')
+  return store.Workdir(root)
+
+
+def _best_step(workdir) -> int:
   losses = _heldout_losses(workdir)
-  best = min(losses, key=losses.get)
+  return min(losses, key=losses.get)
+
+
+def _assert_same(ours, theirs) -> None:
+  assert _adapter(ours) == _adapter(theirs)
+  ours, theirs = ours.run(CELL), theirs.run(CELL)
+  assert ours.cell.read_bytes() == theirs.cell.read_bytes()
+  assert ours.metrics.read_bytes() == theirs.metrics.read_bytes()
+
+
+def test_the_best_state_is_kept_and_training_ends_early(best, tmp_path_factory):
+  workdir = best
+  losses = _heldout_losses(workdir)
+  best = _best_step(workdir)
   training = store.read_json(workdir.run(CELL).cell)['training']
   assert training['best_step'] == best
   assert training['best_heldout_loss'] == losses[best]
@@ -221,24 +273,98 @@ def test_the_best_state_is_kept_and_training_ends_early(
   assert not workdir.run(CELL).best_checkpoint.exists()
   # What is exported is what a run without these options has at that step.
   plain = tiny_study.make(tmp_path_factory.mktemp('plain'))
-  steps, step = [], trainer_lib.Trainer.step
-
-  def stopping_step(*args):
-    steps.append(1)
-    if len(steps) == best:
-      signal.raise_signal(signal.SIGINT)
-    return step(*args)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(trainer_lib.Trainer, 'step', stopping_step)
-    with pytest.raises(KeyboardInterrupt):
-      finetuning.run(_config(**high), plain)
+  _stop(_config(**HIGH), plain, best)
   plain_losses = [
     line['loss'] for line in store.read_jsonl(plain.run(CELL).metrics)
   ]
   ours = store.read_jsonl(workdir.run(CELL).metrics)
   assert plain_losses == [line['loss'] for line in ours][: len(plain_losses)]
   assert _exported_loss(workdir) == pytest.approx(losses[best], rel=1e-5)
+
+
+def _change_a_byte(folder) -> None:
+  file = max(folder.rglob('d/*'), key=lambda p: p.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'what'),
+  [
+    (_change_a_byte, 'has changed since it was written'),
+    (shutil.rmtree, 'is missing'),
+    (lambda folder: shutil.rmtree(folder.parent), 'is missing'),
+    # Of a step before the best one.
+    (lambda folder: folder.rename(folder.with_name('2')), 'is missing'),
+  ],
+)
+def test_a_lost_best_state_is_refused_before_training_on(copy, damage, what):
+  run = copy.run(CELL)
+  folder = run.best_checkpoint / str(_best_step(copy))
+  damage(folder)
+  before = run.metrics.read_bytes()
+  with pytest.raises(errors.InputError) as error:
+    finetuning.run(_config(**KEEPING), copy)
+  message = str(error.value)
+  assert message.startswith(f'the checkpoint {folder} is ')
+  assert what in message
+  assert f'remove {run.root} and run the same command' in message
+  assert 'remove that folder' not in message
+  assert run.metrics.read_bytes() == before
+  assert not run.model.exists()
+
+
+def test_the_remedy_for_a_lost_best_state(copy, best):
+  shutil.rmtree(copy.run(CELL).root)
+  finetuning.run(_config(**KEEPING), copy)
+  _assert_same(copy, best)
+
+
+def test_a_best_state_that_is_lost_in_training_is_not_exported(copy):
+  run = copy.run(CELL)
+  folder = run.best_checkpoint / str(_best_step(copy))
+  step = trainer_lib.Trainer.step
+
+  def losing_step(*args):
+    shutil.rmtree(folder, ignore_errors=True)
+    return step(*args)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(trainer_lib.Trainer, 'step', losing_step)
+    with pytest.raises(errors.InputError, match=f'{folder} is missing: remove'):
+      finetuning.run(_config(**KEEPING), copy)
+  assert not run.model.exists()
+  assert 'training' not in store.read_json(run.cell)
+
+
+def test_a_best_state_of_a_later_step_than_the_checkpoint(copy, best):
+  """As a kill leaves it: the resumed run makes it again."""
+  run = copy.run(CELL)
+  shutil.rmtree(run.checkpoints)
+  _stop(_config(**KEEPING), copy, _best_step(best) - 3)
+  finetuning.run(_config(**KEEPING), copy)
+  _assert_same(copy, best)
+
+
+def test_the_best_state_stays_until_a_better_one_is_complete(workdir, best):
+  """A kill during a save loses neither."""
+  save = Checkpoints.save
+  kept = workdir.run(CELL).best_checkpoint
+
+  def broken_save(self, step, state, progress):
+    if not progress and step == _best_step(best):
+      raise RuntimeError('killed')
+    save(self, step, state, progress)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Checkpoints, 'save', broken_save)
+    with pytest.raises(RuntimeError, match='killed'):
+      finetuning.run(_config(**KEEPING), workdir)
+  # And only the last of them.
+  assert [p.name for p in kept.iterdir()] == [str(_best_step(workdir))]
+  finetuning.run(_config(**KEEPING), workdir)
+  _assert_same(workdir, best)
 
 
 def _exported_loss(workdir) -> float:
