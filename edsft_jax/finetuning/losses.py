@@ -84,7 +84,10 @@ class Losses:
 
   @property
   def may_have_risen(self) -> bool:
-    """Whether the last line's loss is not clearly lower than the first's."""
+    """Whether the last line's loss is not clearly lower than the first's.
+
+    Always after a single step, since both are from before it.
+    """
     return self.last > _FALLEN * self.first
 
   def _values(self, step: int) -> np.ndarray:

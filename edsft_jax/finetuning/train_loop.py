@@ -21,8 +21,6 @@ from edsft_jax.models.responses import Example
 
 # A loss that is higher by a smaller share has not risen.
 _ROUNDING = 1e-4
-# Looking for a rise costs about as much as a step, which is too much of fewer.
-_FEWEST_STEPS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +115,8 @@ def train(
     None if it was stopped: the state after the last step is in a checkpoint.
 
   Raises:
-    InputError: the loss is not finite, a checkpoint is damaged, or the disk is
-      full.
+    InputError: the loss is not finite, a checkpoint is damaged, the best state
+      is missing, or the disk is full.
   """
   with (
     Checkpoints(run.checkpoints) as checkpoints,
@@ -195,8 +193,9 @@ class _Loop:
       'first_loss': self._losses.first,
       'last_loss': self._losses.last,
     }
-    if step >= _FEWEST_STEPS and self._losses.may_have_risen:
-      # Of the same examples, since those of other steps may be easier.
+    if self._losses.may_have_risen:
+      # Of the same examples, since those of other steps may be easier. It costs
+      # about as much as a step, which is why not every run is measured.
       start, end = self._losses.first, self._first_loss(step, state)
       if end > start * (1 + _ROUNDING):
         facts['loss_rise'] = start, end

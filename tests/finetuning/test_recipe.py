@@ -392,6 +392,9 @@ def test_heldout_losses_change_nothing(workdir, tmp_path_factory):
     {'learning_rate': 3.0, 'schedule': 'constant'},
     # The last step's examples are easier than the first's.
     {'learning_rate': 3.0, 'epochs': 1},
+    # Of a single step, and of two.
+    {'learning_rate': 3.0, 'epochs': 1, 'batch_size': 16},
+    {**HIGH, 'learning_rate': 3.0, 'epochs': 1, 'batch_size': 5},
   ],
 )
 def test_a_loss_that_rises_is_said(workdir, capsys, changes):
