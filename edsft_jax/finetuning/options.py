@@ -114,7 +114,11 @@ def _check_adapter(
     raise errors.InputError(
       f'finetuning.adapter_path needs finetuning.method=lora, not {c.method}'
     )
-  found = lora.read_adapter_config(c.adapter_path, model)
+  try:
+    found = lora.read_adapter_config(c.adapter_path, model)
+    lora.check_adapter_weights(c.adapter_path)
+  except errors.InputError as error:
+    raise errors.InputError(f'finetuning.adapter_path: {error}') from None
   # PEFT saves targets as a set.
   order = sorted(found.targets, key=lora.TARGETS.index)
   if set(order) == set(c.lora_targets):

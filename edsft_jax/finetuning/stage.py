@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 import contextlib
 import dataclasses
+import pathlib
 import shutil
 from typing import Any
 
@@ -12,6 +13,7 @@ from edsft_jax import console, errors, models, processes, store, study
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning import options, runner
 from edsft_jax.finetuning.options import check_options
+from edsft_jax.models import lora
 
 
 def check(
@@ -88,6 +90,7 @@ def run(
   with manifest.timed('finetune') if first else contextlib.nullcontext():
     work = runner.Runner(config, workdir, cells, path)
     if todo:
+      _say_other_base(config, path)
       if first:
         manifest.record_versions('finetune')
       work.run(todo, lambda cell: _is_done(workdir, cell, fingerprints[cell]))
@@ -101,6 +104,24 @@ def run(
   elif first:
     manifest.finish('finetune', work.counts)
     _say_counts(work.counts, workdir)
+
+
+def _say_other_base(
+  config: ml_collections.ConfigDict, path: pathlib.Path
+) -> None:
+  """Says if the adapter to start from names another base model.
+
+  It may be the same model in another place, so this is not an error.
+  """
+  if not (adapter := config.finetuning.adapter_path):
+    return
+  named = lora.read_adapter_config(adapter, models.read_config(path)).base_name
+  if named and named not in (config.model.path, models.portable_name(path)):
+    console.say(
+      'finetune',
+      f'finetuning.adapter_path was trained on {named!r}, and model.path is '
+      f'{config.model.path!r}: its weights only fit if both are the same model',
+    )
 
 
 def _begin(

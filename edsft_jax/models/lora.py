@@ -6,6 +6,7 @@ new adapter does not change the output. Rank-stabilised adapters (Kalajdzievski
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import itertools
 import math
 import pathlib
@@ -37,6 +38,11 @@ TARGETS = (
   'down_proj',
 )
 ADAPTER_WEIGHTS = 'adapter_model.safetensors'
+# What to do if a file is missing.
+_FILES = {
+  ADAPTER_CONFIG: 'give the folder of a PEFT adapter',
+  ADAPTER_WEIGHTS: 'if the adapter has another format, save it as safetensors',
+}
 _PREFIX = 'base_model.model.'
 # A [in, R] and B [R, out] of a module.
 _Adapter = tuple[np.ndarray, np.ndarray]
@@ -197,9 +203,53 @@ def _adapters(decoder: Decoder) -> tuple[dict[StatePath, _Adapter], float]:
 
 
 def hash_adapter(path: str | pathlib.Path) -> str:
-  """One hash over a PEFT adapter's config and weights."""
-  names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-  return store.hash_files([pathlib.Path(path) / name for name in names])
+  """One hash over a PEFT adapter's config and weights.
+
+  Raises:
+    InputError: one of them is missing.
+  """
+  return store.hash_files([_file(path, name) for name in _FILES])
+
+
+def check_adapter_weights(path: str | pathlib.Path) -> None:
+  """Requires the file of an adapter's weights, reading only its header.
+
+  Raises:
+    InputError: it is missing or truncated.
+  """
+  weights = _file(path, ADAPTER_WEIGHTS)
+  with (
+    _refusing_incomplete(weights),
+    safetensors.safe_open(weights, framework='numpy'),
+  ):
+    pass
+
+
+def _file(path: str | pathlib.Path, name: str) -> pathlib.Path:
+  """The path of a file in an adapter's directory.
+
+  Raises:
+    InputError: it is missing.
+  """
+  file = pathlib.Path(path) / name
+  if not file.is_file():
+    raise errors.InputError(f'{file} does not exist: {_FILES[name]}')
+  return file
+
+
+@contextlib.contextmanager
+def _refusing_incomplete(weights: pathlib.Path) -> Iterator[None]:
+  """Turns the reader's errors into one that names the file.
+
+  Raises:
+    InputError: the file is truncated or unreadable.
+  """
+  try:
+    yield
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.InputError(
+      f'{weights} is not a complete safetensors file ({error}): copy it again'
+    ) from None
 
 
 def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
@@ -212,14 +262,10 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
   """
   directory = pathlib.Path(path)
   config = decoder.config
-  targets, rank, alpha, rslora = read_adapter_config(directory, config)
-  weights = directory / ADAPTER_WEIGHTS
-  try:
+  targets, rank, alpha, rslora, _ = read_adapter_config(directory, config)
+  weights = _file(directory, ADAPTER_WEIGHTS)
+  with _refusing_incomplete(weights):
     tensors = safetensors.numpy.load_file(weights)
-  except (safetensors.SafetensorError, OSError) as error:
-    raise errors.InputError(
-      f'{weights} is not a complete safetensors file ({error}): copy it again'
-    ) from None
   taken: dict[StatePath, tuple[np.ndarray, ...]] = {}
   for module_path, linear in projections(decoder, targets):
     num_in, num_out = linear.weight.shape
@@ -265,12 +311,14 @@ class AdapterConfig(NamedTuple):
     rank: the rank of every adapter.
     alpha: see `scale`.
     rslora: whether the adapters are rank-stabilised.
+    base_name: the model that it was trained on; '' if it does not say.
   """
 
   targets: tuple[str, ...]
   rank: int
   alpha: float
   rslora: bool
+  base_name: str
 
 
 def read_adapter_config(
@@ -286,11 +334,7 @@ def read_adapter_config(
     InputError: there is none, or the adapter is of a kind that is not
       supported.
   """
-  file = pathlib.Path(path) / ADAPTER_CONFIG
-  if not file.is_file():
-    raise errors.InputError(
-      f'{file} does not exist: give the folder of a PEFT adapter'
-    )
+  file = _file(path, ADAPTER_CONFIG)
   fields = read_json_object(file)
   unsupported = [name for name in _UNSUPPORTED if fields.get(name)]
   # These initialisations move a part of the base weights into the adapter.
@@ -323,6 +367,7 @@ def read_adapter_config(
     rank,
     alpha,
     fields.get('use_rslora') is True,
+    str(fields.get('base_model_name_or_path') or ''),
   )
 
 

@@ -189,8 +189,59 @@ def test_full_finetuning_has_no_adapter_to_start_from(workdir):
 
 def test_an_adapter_to_start_from_has_to_exist(workdir):
   config = _config(adapter_path='x')
-  with pytest.raises(errors.InputError, match=r'folder of a PEFT adapter'):
+  with pytest.raises(
+    errors.InputError,
+    match=r'finetuning.adapter_path: .*folder of a PEFT adapter',
+  ):
     finetuning.check(config, workdir, frozenset())
+
+
+@pytest.fixture
+def start(tmp_path):
+  """An adapter with the options of these tests."""
+  decoder = models.load_decoder(tiny_study.MODEL, 'float32', mesh.make_mesh())
+  c = _config().finetuning
+  models.add_lora(
+    decoder, c.lora_rank, c.lora_alpha, c.lora_targets, nnx.Rngs(0)
+  )
+  name = models.portable_name(tiny_study.MODEL)
+  models.save_adapter(decoder, tmp_path / 'start', name)
+  return tmp_path / 'start'
+
+
+def test_an_adapter_to_start_from_has_to_be_complete(workdir, start):
+  config = _config(adapter_path=str(start))
+  finetuning.check(config, workdir, frozenset())
+  weights = start / lora.ADAPTER_WEIGHTS
+  content = weights.read_bytes()
+  weights.write_bytes(content[:-7])
+  with pytest.raises(
+    errors.InputError, match=r'finetuning.adapter_path: .*copy it again'
+  ):
+    finetuning.check(config, workdir, frozenset())
+  # As PEFT used to save it.
+  weights.rename(start / 'adapter_model.bin')
+  with pytest.raises(
+    errors.InputError, match=r'finetuning.adapter_path: .*as safetensors'
+  ):
+    finetuning.check(config, workdir, frozenset())
+
+
+def test_an_adapter_of_another_model_is_said(workdir, start, capsys):
+  config = _config(adapter_path=str(start), epochs=1, batch_size=9)
+  finetuning.run(config, workdir)
+  assert 'was trained on' not in capsys.readouterr().out
+  shutil.rmtree(workdir.runs)
+  file = start / lora.ADAPTER_CONFIG
+  fields = json.loads(file.read_text())
+  fields['base_model_name_or_path'] = 'meta-llama/Other'
+  file.write_text(json.dumps(fields))
+  finetuning.run(config, workdir)
+  (line,) = [
+    x for x in capsys.readouterr().out.split('\n') if 'trained on' in x
+  ]
+  assert "finetuning.adapter_path was trained on 'meta-llama/Other'" in line
+  assert str(tiny_study.MODEL) in line
 
 
 def _heldout_losses(workdir) -> dict[int, float]:

@@ -247,6 +247,11 @@ def test_truncated_and_missing_adapters(golden, tmp_path):
   file.write_bytes(file.read_bytes()[:-7])
   with pytest.raises(errors.InputError, match='copy it again'):
     models.load_adapter(nnx.clone(golden.decoder), tmp_path)
+  file.rename(tmp_path / 'adapter_model.bin')
+  with pytest.raises(errors.InputError, match='save it as safetensors'):
+    models.load_adapter(nnx.clone(golden.decoder), tmp_path)
+  with pytest.raises(errors.InputError, match='save it as safetensors'):
+    models.hash_adapter(tmp_path)
   (tmp_path / 'adapter_config.json').unlink()
   with pytest.raises(errors.InputError, match=r'adapter_config\.json'):
     models.load_adapter(nnx.clone(golden.decoder), tmp_path)
