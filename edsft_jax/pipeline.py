@@ -319,9 +319,10 @@ def _run_stages(
       run_stage(config, workdir, part)
     else:
       run_stage(config, workdir)
-    # Engines and trainers are in reference cycles: their arrays stay in memory
-    # until the next garbage collection.
-    gc.collect()
+    if COMMANDS[name].shared:
+      # Engines and trainers are in reference cycles: their arrays stay in
+      # memory until the next garbage collection.
+      gc.collect()
     if name == 'annotate' and 'select' in stages and _picks_missing(workdir):
       _replace_rejected(config, workdir)
     waiting = [s for s in stages[i + 1 :] if COMMANDS[s].needs_answers]

@@ -72,6 +72,18 @@ def shared() -> pathlib.Path:
   return path
 
 
+@pytest.fixture(scope='module', autouse=True)
+def frozen_heap() -> Iterator[None]:
+  """What is left after a file is not searched for garbage again.
+
+  The stages collect it often, which takes a second with the objects of many
+  files.
+  """
+  yield
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture(scope='module')
 def on_one_device() -> Iterator[None]:
   """Stages use one device, which compiles faster than eight."""

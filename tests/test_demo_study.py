@@ -140,6 +140,7 @@ def test_a_second_run_writes_nothing(demo):
   assert _stamps(root) == before
 
 
+@pytest.mark.slow
 def test_more_cells_redo_nothing(demo, tmp_path):
   root = shutil.copytree(demo[0], tmp_path / 'copy')
   before = _stamps(root)

@@ -184,11 +184,16 @@ def curve(path) -> list[float]:
 @pytest.mark.parametrize(
   'axes',
   [
-    {'data': 4, 'fsdp': 1, 'tensor': 2},
-    {'data': 1, 'fsdp': 8, 'tensor': 1},
-    {'data': 2, 'fsdp': 2, 'tensor': 2},
+    pytest.param(
+      {'data': 4, 'fsdp': 1, 'tensor': 2},
+      marks=pytest.mark.slow,
+      id='data-tensor',
+    ),
+    pytest.param(
+      {'data': 1, 'fsdp': 8, 'tensor': 1}, marks=pytest.mark.slow, id='fsdp'
+    ),
+    pytest.param({'data': 2, 'fsdp': 2, 'tensor': 2}, id='all'),
   ],
-  ids=['data-tensor', 'fsdp', 'all'],
 )
 def test_same_loss_curve_on_eight_devices(path, curve, axes):
   found = _curve(path, make_mesh(**axes), MemoryOptions(1))

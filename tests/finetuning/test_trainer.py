@@ -190,7 +190,9 @@ def _live_bytes() -> int:
   return sum(array.nbytes for array in jax.live_arrays())
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  'dtype', ['bfloat16', pytest.param('float32', marks=pytest.mark.slow)]
+)
 def test_full_finetuning_has_one_copy_of_the_weights(dtype):
   """In float32, with two moments; the next cell starts from the base again."""
   before = _live_bytes()

@@ -182,6 +182,7 @@ def _picks(workdir: store.Workdir) -> list[str]:
   return [row['id'] for row in rows]
 
 
+@pytest.mark.slow
 def test_a_model_that_spans_two_processes(prompts, scored, tmp_path):
   """The first process then selects on its own devices."""
   results = _run_two(

@@ -113,7 +113,7 @@ BLOCKS = (
 )
 
 
-@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(
   problem=problems(st.sampled_from([9, 60])),
   method=st.sampled_from(METHODS),
