@@ -5,9 +5,11 @@ programs themselves.
 """
 
 from collections.abc import Callable, Collection, Sequence
+import contextlib
 import dataclasses
 import math
 import os
+import pathlib
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -23,6 +25,11 @@ from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
 from edsft_jax.models import layer_loop, placement
 from edsft_jax.models.attention import KEPT_SCORES_LENGTH
 
+# Limits of a container's memory, in both versions of Linux's control groups.
+_LIMITS = (
+  pathlib.Path('/sys/fs/cgroup/memory.max'),
+  pathlib.Path('/sys/fs/cgroup/memory/memory.limit_in_bytes'),
+)
 # Share of a device's memory; the rest is left to what is not counted.
 USABLE = 0.9
 
@@ -175,12 +182,29 @@ def shapes(
 
 
 def available(mesh: jax.sharding.Mesh) -> int:
-  """Bytes of each device; on a CPU its share of the machine's memory."""
+  """Bytes of each device; on a CPU its share of `host_memory`."""
   stats = mesh.local_devices[0].memory_stats()
   if stats and 'bytes_limit' in stats:
     return int(stats['bytes_limit'])
-  whole = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-  return whole // len(mesh.local_devices)
+  return host_memory() // len(mesh.local_devices)
+
+
+def host_memory(limits: Sequence[pathlib.Path] = _LIMITS) -> int:
+  """Bytes that this process may have: the machine's, or fewer by a limit.
+
+  Args:
+    limits: files with the limits of its control group, if there are any.
+  """
+  import resource  # Not on Windows.
+
+  sizes = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
+  # Of virtual memory, as `ulimit -v` sets it.
+  if (most := resource.getrlimit(resource.RLIMIT_AS)[0]) > 0:
+    sizes.append(most)
+  for file in limits:
+    with contextlib.suppress(OSError, ValueError):  # 'max': no limit.
+      sizes.append(int(file.read_text()))
+  return min(sizes)
 
 
 def describe(

@@ -7,7 +7,7 @@ import sys
 from flax import nnx
 import jax
 import numpy as np
-from places import REPOSITORY
+from places import REPOSITORY, python_output
 import pytest
 import tiny_study
 
@@ -196,3 +196,24 @@ def test_the_documented_tables_are_the_counted_ones():
   size = ('--sizes', '7B (Llama 2)', '--methods', 'lora')
   for line in _printed('finetuning', *size) + _printed('residuals'):
     assert line in documented
+
+
+def test_limits_of_the_host_memory_count(tmp_path):
+  whole = footprint.host_memory([])
+  assert whole > 2**30
+  limit = tmp_path / 'memory.max'
+  for text, expected in (
+    ('max\n', whole),
+    (f'{whole * 2}\n', whole),
+    ('1000000\n', 1_000_000),
+  ):
+    limit.write_text(text)
+    missing = tmp_path / 'memory.limit_in_bytes'
+    assert footprint.host_memory([missing, limit]) == expected
+  command = (
+    'from edsft_jax.finetuning import footprint; '
+    'import resource; '
+    'resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34)); '
+    'print(footprint.host_memory([]))'
+  )
+  assert int(python_output('-c', command)) <= min(whole, 2**34)
