@@ -21,6 +21,9 @@ from edsft_jax.models.responses import Example
 
 # A loss that is higher by a smaller share has not risen.
 _ROUNDING = 1e-4
+_FEW_STEPS = 2
+# Of the default learning rate.
+_UNUSUAL_RATE = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,9 +196,8 @@ class _Loop:
       'first_loss': self._losses.first,
       'last_loss': self._losses.last,
     }
-    if self._losses.may_have_risen:
-      # Of the same examples, since those of other steps may be easier. It costs
-      # about as much as a step, which is why not every run is measured.
+    if self._losses.may_have_risen and self._is_worth_measuring(step):
+      # Of the same examples, since those of other steps may be easier.
       start, end = self._losses.first, self._first_loss(step, state)
       if end > start * (1 + _ROUNDING):
         facts['loss_rise'] = start, end
@@ -214,6 +216,19 @@ class _Loop:
     self._losses.add(loss, num_tokens, [self._ids[i] for i in rows])
     self._watchers.meter.add(examples)
     return state, loss
+
+  def _is_worth_measuring(self, step: int) -> bool:
+    """Whether looking for a rise, which takes about a step, is worth that.
+
+    AdamW moves each parameter by about the learning rate: one or two steps at a
+    usual rate cannot do harm that the logged losses do not show.
+    """
+    h = self._model.hyperparameters
+    return (
+      step > _FEW_STEPS
+      or self._losses.last > self._losses.first
+      or h.learning_rate > _UNUSUAL_RATE * schedules.METHOD_RATES[h.method]
+    )
 
   def _first_loss(self, step: int, state: trainer.State) -> float:
     """The loss of the first step's examples after the last step."""

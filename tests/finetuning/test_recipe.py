@@ -456,6 +456,15 @@ def test_a_loss_that_rises_is_said(workdir, capsys, changes):
   assert end > start == training['first_loss']
 
 
+def test_one_step_at_a_usual_rate_is_not_measured(workdir, monkeypatch):
+  """That would take as long as the training."""
+  monkeypatch.delattr(trainer_lib.Trainer, 'loss')
+  finetuning.run(_config(epochs=1, batch_size=16, learning_rate=0.009), workdir)
+  training = store.read_json(workdir.run(CELL).cell)['training']
+  assert training['steps'] == 1
+  assert 'loss_rise' not in training
+
+
 def test_equal_losses_are_not_a_rise(workdir, capsys):
   finetuning.run(_config(epochs=1, learning_rate=1e-9), workdir)
   assert 'above its start' not in capsys.readouterr().out
