@@ -1,13 +1,12 @@
 """The optimizer step, compiled once per batch shape for all cells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import functools
-import math
 import pathlib
 import threading
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -17,24 +16,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
-from edsft_jax import console, errors, models, processes
 from edsft_jax import mesh as mesh_lib
-from edsft_jax.finetuning import batches
-from edsft_jax.finetuning import memory as memory_lib
-from edsft_jax.finetuning.batches import Layout, MicroBatch
+from edsft_jax import models
+from edsft_jax.finetuning.batches import MicroBatch
+from edsft_jax.finetuning.fitting import Fitting, Shape
 from edsft_jax.finetuning.loss import loss as summed_loss
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.inference.workers import Compiled
 from edsft_jax.models.responses import Example
 
-T = TypeVar('T')
-
 METHODS = ('lora', 'full')
-# Rows and length of a micro-batch.
-Shape = tuple[int, int]
-# Processes run out of memory at nearly the same time: how long to wait for the
-# others before treating it as one process's problem.
-_OUT_OF_MEMORY_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +93,9 @@ class Trainer:
     """
     self.hyperparameters = hyperparameters
     self._mesh = mesh
-    self._memory = memory or MemoryOptions()
-    self._remat = self._memory.remat == 'layer'
-    self._layout = self._memory.layout(mesh, hyperparameters.method)
-    self._halved = False
-    self._halving = threading.Lock()
+    memory = memory or MemoryOptions()
+    self._remat = memory.remat == 'layer'
+    self._fitting = Fitting(memory, mesh, hyperparameters.method)
     self._seen: set[tuple[bool, Shape]] = set()
     self._nll_seen: set[Shape] = set()
     self._compiling = threading.RLock()
@@ -222,39 +211,10 @@ class Trainer:
     """Loss and gradients, summed over the response tokens of the examples."""
     return self._fitting(
       examples,
-      lambda micro_batches, tried: self._summed(
-        params, micro_batches, dropout_key, tried
+      lambda micro_batches, number: self._summed(
+        params, micro_batches, number, dropout_key
       ),
     )
-
-  def _fitting(
-    self,
-    examples: Sequence[Example],
-    compute: Callable[[list[MicroBatch], list[Shape]], T],
-  ) -> T:
-    """Computes micro-batches; halves them if they do not fit, see `step`.
-
-    Args:
-      examples: what to divide.
-      compute: (micro-batches, tried) -> result; appends the shape of each
-        micro-batch to `tried` before it computes it.
-    """
-    while True:
-      layout = self._layout
-      tried: list[Shape] = []
-      try:
-        return compute(batches.micro_batches(examples, layout), tried)
-      except memory_lib.ERRORS as error:
-        # Smaller micro-batches do not help if none was begun.
-        if not tried or not memory_lib.is_exhausted(error):
-          raise
-        if not processes.barrier_within('no memory', _OUT_OF_MEMORY_SECONDS):
-          raise errors.InputError(
-            f'only process {processes.index()} runs out of memory: use hosts '
-            'with the same devices, or a lower finetuning.micro_batch_size'
-          ) from error
-      # Here the error is gone, and with it the arrays that it kept in memory.
-      self._halve(examples, layout, tried[-1])
 
   def lower(self, batch: MicroBatch) -> jax.stages.Lowered:
     """The program of `gradients` for micro-batches of this shape."""
@@ -283,17 +243,16 @@ class Trainer:
   def _summed(
     self,
     params: list[jax.Array],
-    micro_batches: list[MicroBatch],
+    micro_batches: Iterator[MicroBatch],
+    number: int,
     dropout_key: jax.Array | None,
-    tried: list[Shape],
   ) -> tuple[jax.Array, list[jax.Array]]:
-    """See `_sums` and `_fitting`."""
+    """See `_sums` and `Fitting`."""
     # For adapters, adding to zeros costs less than compiling another program.
-    alone = self.hyperparameters.method == 'full' and len(micro_batches) == 1
+    alone = self.hyperparameters.method == 'full' and number == 1
     sums: Any = None if alone else self._zeros()
     for batch in micro_batches:
-      tried.append(batch.shape)
-      program = alone, tried[-1]
+      program = alone, batch.shape
       batch = mesh_lib.shard_batch(self._mesh, batch)
       args = sums, params, self.frozen, batch, dropout_key
       if program in self._seen:
@@ -307,51 +266,6 @@ class Trainer:
         self._seen.add(program)
     return sums
 
-  def _halve(
-    self, examples: Sequence[Example], layout: Layout, shape: Shape
-  ) -> None:
-    """Halves micro-batches, if that was not done before.
-
-    Args:
-      examples: those of the step.
-      layout: how they were divided.
-      shape: the micro-batch that did not fit.
-
-    Raises:
-      InputError: it was, or there is only one row per device.
-    """
-    with self._halving:
-      if self._layout != layout:
-        return  # Another thread has halved them.
-      rows, length = shape
-      halved = layout.halved(shape, max(len(e.tokens) for e in examples))
-      if self._halved or halved is None:
-        raise self._too_large(shape, halved is not None)
-      self._layout, self._halved = halved, True
-    largest = max(
-      (batch.shape for batch in batches.micro_batches(examples, halved)),
-      key=math.prod,
-    )
-    console.say(
-      'finetune',
-      f'out of memory with a micro-batch of {rows} x {length:,} tokens: '
-      f'continuing with {largest[0]} x {largest[1]:,}',
-    )
-
-  def _too_large(self, shape: Shape, can_be_halved: bool) -> errors.InputError:
-    """The error for a micro-batch that does not fit."""
-    rows, length = shape
-    # Not if that would be the same micro-batch again.
-    fewer = f'finetuning.micro_batch_size={max(rows // 2, 1)}'
-    remedies = self._memory.remedies(fewer if can_be_halved else '')
-    # Cells depend on the length, so that a study cannot continue with another.
-    shorter = ', or remove all cells and use a lower finetuning.max_length'
-    return errors.InputError(
-      f'finetuning runs out of memory with {console.count(rows, "row")} of '
-      f'{length:,} tokens at a time: use {" or ".join(remedies)}'
-      f'{"" if can_be_halved else shorter}'
-    )
-
   def nll(self, state: State, examples: Sequence[Example]) -> float:
     """Negative log-likelihood of the examples' responses, summed, in nats.
 
@@ -362,17 +276,17 @@ class Trainer:
     """
 
     def parts(
-      micro_batches: list[MicroBatch], tried: list[Shape]
+      micro_batches: Iterator[MicroBatch], number: int
     ) -> list[jax.Array]:
+      del number
       result = []
       for batch in micro_batches:
-        tried.append(batch.shape)
-        batch = mesh_lib.shard_batch(self._mesh, batch)
-        result.append(self._nll(state.params, self.frozen, batch))
-        if tried[-1] not in self._nll_seen:
+        placed = mesh_lib.shard_batch(self._mesh, batch)
+        result.append(self._nll(state.params, self.frozen, placed))
+        if batch.shape not in self._nll_seen:
           # Only its first run can find that there is too little memory.
           jax.block_until_ready(result)
-          self._nll_seen.add(tried[-1])
+          self._nll_seen.add(batch.shape)
       return result
 
     return float(sum(self._fitting(examples, parts)))
