@@ -36,7 +36,13 @@ ROWS: tuple[dict[str, float], ...] = (
   },
   {'inference': 0.15, 'parts': 0.68, 'selection': 0.9},
   {'models': 0.3, 'study': 0.68, 'prices': 0.88},
-  {'mesh': 0.3, 'tables': 0.5, REGISTRY: 0.68, 'config': 0.84},
+  {
+    'out_of_memory': 0.1,
+    'mesh': 0.3,
+    'tables': 0.5,
+    REGISTRY: 0.68,
+    'config': 0.84,
+  },
   {name: 0.1 + 0.2 * i for i, name in enumerate(BOTTOM)},
 )
 

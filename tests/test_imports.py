@@ -29,6 +29,7 @@ BELOW_STAGES = {
   'inference',
   'models',
   'mesh',
+  'out_of_memory',
   'prices',
   'tables',
   *SERVES_ALL,
@@ -44,6 +45,7 @@ MAY_IMPORT = {
   'store': {'errors', 'processes'},
   'tables': {'errors', 'store'},
   'mesh': {'errors', 'processes'},
+  'out_of_memory': {'processes'},
   'models': {'mesh', *SERVES_ALL},
   'inference': {'models', 'mesh', *SERVES_ALL},
   # What strategies there are: the one part of a stage that others may read.

@@ -7,26 +7,23 @@ from typing import TypeVar
 
 import jax
 
-from edsft_jax import console, errors, processes
+from edsft_jax import console, errors, out_of_memory, processes
 from edsft_jax.finetuning import batches
-from edsft_jax.finetuning import memory as memory_lib
 from edsft_jax.finetuning.batches import Layout, MicroBatch
+from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.models.responses import Example
 
 T = TypeVar('T')
 
 # Rows and length of a micro-batch.
 Shape = tuple[int, int]
-# Processes run out of memory at nearly the same time: how long to wait for the
-# others before treating it as one process's problem.
-_OUT_OF_MEMORY_SECONDS = 20.0
 
 
 class Fitting:
   """Halves micro-batches that do not fit, once; for several threads."""
 
   def __init__(
-    self, memory: memory_lib.MemoryOptions, mesh: jax.sharding.Mesh, method: str
+    self, memory: MemoryOptions, mesh: jax.sharding.Mesh, method: str
   ):
     """Starts with micro-batches as the options say.
 
@@ -62,11 +59,11 @@ class Fitting:
       try:
         parts = batches.micro_batches(examples, layout)
         return compute(_noted(parts, tried), len(parts))
-      except memory_lib.ERRORS as error:
+      except out_of_memory.ERRORS as error:
         # Smaller micro-batches do not help if none was begun.
-        if not tried or not memory_lib.is_exhausted(error):
+        if not tried or not out_of_memory.is_meant_by(error):
           raise
-        if not processes.barrier_within('no memory', _OUT_OF_MEMORY_SECONDS):
+        if not out_of_memory.is_everywhere():
           raise errors.InputError(
             f'only process {processes.index()} runs out of memory: use hosts '
             'with the same devices, or a lower finetuning.micro_batch_size'

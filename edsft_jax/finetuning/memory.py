@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import ml_collections
 
-from edsft_jax import errors
+from edsft_jax import errors, out_of_memory
 from edsft_jax import mesh as mesh_lib
 from edsft_jax.finetuning.batches import Layout
 
@@ -17,10 +17,6 @@ REMAT = ('none', 'layer')
 # gradients of all weights once per micro-batch, so it uses larger ones on CPUs.
 SLOTS_ON_CPU = {'lora': 1024, 'full': 2048}
 SLOTS = 4096
-# What is raised when there is too little memory, among other errors: a
-# JaxRuntimeError by programs, a ValueError by operations on their own, and a
-# MemoryError by the host.
-ERRORS = (jax.errors.JaxRuntimeError, ValueError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +75,8 @@ class MemoryOptions:
     """
     try:
       yield
-    except ERRORS as error:
-      if not is_exhausted(error):
+    except out_of_memory.ERRORS as error:
+      if not out_of_memory.is_meant_by(error):
         raise
       fewer = 'finetuning.micro_batch_size=1'
       free = self.remedies('' if self.micro_batch_size == 1 else fewer)
@@ -104,8 +100,3 @@ class MemoryOptions:
       max_slots=0 if self.micro_batch_size else groups * slots,
       groups=groups,
     )
-
-
-def is_exhausted(error: Exception) -> bool:
-  """Whether this was raised because there is too little memory."""
-  return isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)

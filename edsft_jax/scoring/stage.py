@@ -6,7 +6,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 import tqdm
@@ -17,6 +16,7 @@ from edsft_jax import (
   inference,
   interrupts,
   models,
+  out_of_memory,
   processes,
   store,
 )
@@ -27,10 +27,6 @@ from edsft_jax.scoring.encoding import to_generate
 from edsft_jax.scoring.plan import ShardPlan, begin
 from edsft_jax.scoring.pooling import POOLINGS
 from edsft_jax.scoring.scorer import Scorer, Scores
-
-# Processes that share a mesh run out of memory at nearly the same time: wait
-# this many seconds for the others before treating it as one process's problem.
-_OUT_OF_MEMORY_SECONDS = 20.0
 
 
 def check(
@@ -347,14 +343,10 @@ def _within_memory(
     before = rate.work
     try:
       return scorer_of(sizes[0])(tokens, generate, rate)
-    except jax.errors.JaxRuntimeError as e:
-      if 'RESOURCE_EXHAUSTED' not in str(e):
+    except out_of_memory.ERRORS as e:
+      if not out_of_memory.is_meant_by(e):
         raise
-      # If only this process is out of memory, the others wait for its part of
-      # the batch and never get here.
-      alone = together and not processes.barrier_within(
-        'no memory', _OUT_OF_MEMORY_SECONDS
-      )
+      alone = together and not out_of_memory.is_everywhere()
       if len(sizes) == 1 or alone:
         raise errors.InputError(
           f'the device runs out of memory with {sizes[0]} tokens per batch: '

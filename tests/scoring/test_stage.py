@@ -485,14 +485,17 @@ def test_out_of_memory_in_one_of_several_processes_ends_all(monkeypatch):
   assert sizes == [256, 128]
 
 
-def test_prompts_that_are_scored_again_are_counted_once():
+@pytest.mark.parametrize(
+  'error', [jax.errors.JaxRuntimeError, ValueError, MemoryError]
+)
+def test_prompts_that_are_scored_again_are_counted_once(error):
   bar = console.bar('score', 9, 'prompts')
   rate = Rate(bar, make_mesh())
 
   def scorer(tokens, generate, progress):
     progress(Work(prompts=3, tokens=5))
     if len(sizes) == 2:
-      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+      raise error('RESOURCE_EXHAUSTED: out of memory')
 
   sizes = [256, 128]
   rate(Work(prompts=2))
