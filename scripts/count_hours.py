@@ -150,6 +150,7 @@ def gigabytes(
     options.hyperparameters(c.finetuning),
     MemoryOptions.of(c.finetuning),
     make_mesh(-1, machine.fsdp, devices=devices),
+    of_platform='gpu',
   )
   rows = SLOTS // c.finetuning.max_length * machine.count
   step = footprint.count(

@@ -106,6 +106,7 @@ def setup(
     options.hyperparameters(c),
     MemoryOptions.of(c),
     make_mesh(1, num_cards, devices=jax.devices()[:num_cards]),
+    of_platform='gpu',
   )
 
 
@@ -169,6 +170,7 @@ def compiled_rows() -> Iterator[str]:
     of = of._replace(
       config=dataclasses.replace(of.config, num_layers=NUM_COMPILED),
       dtype='float32',
+      of_platform='cpu',
     )
     needed = footprint.count(of, (rows, length))
     step = footprint.abstract_trainer(of, NUM_COMPILED).lower(

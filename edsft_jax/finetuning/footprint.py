@@ -7,6 +7,7 @@ programs themselves.
 from collections.abc import Callable, Collection, Sequence
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -23,7 +24,7 @@ from edsft_jax.finetuning.batches import Layout, MicroBatch
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.trainer import Hyperparameters, Trainer
 from edsft_jax.models import layer_loop, placement
-from edsft_jax.models.attention import KEPT_SCORES_LENGTH
+from edsft_jax.models.attention import KEPT_SCORES_LENGTH, QUERY_BLOCK
 
 # Limits of a container's memory, in both versions of Linux's control groups.
 _LIMITS = (
@@ -43,6 +44,7 @@ class Setup(NamedTuple):
     hyperparameters: what is trained.
     options: how a step is divided.
     mesh: the mesh of the weights.
+    of_platform: that of the devices; None: that of the mesh.
   """
 
   config: models.DecoderConfig
@@ -50,6 +52,12 @@ class Setup(NamedTuple):
   hyperparameters: Hyperparameters
   options: MemoryOptions
   mesh: jax.sharding.Mesh
+  of_platform: str | None = None
+
+  @property
+  def platform(self) -> str:
+    """Platform of the devices, such as 'cpu'."""
+    return self.of_platform or self.mesh.devices.flat[0].platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +72,8 @@ class Memory:
     residuals: what the forward pass of a micro-batch keeps for the backward
       pass.
     recomputed: what one layer keeps when remat computes it again.
+    scores: of one layer's attention, what its backward pass adds to what was
+      kept.
     stacked: the copies of weights that a scan over layers reads, and the
       gradients of the trained ones.
     logits: those that exist at once, with their gradient.
@@ -75,6 +85,7 @@ class Memory:
   gradients: int
   residuals: int
   recomputed: int
+  scores: int
   stacked: int
   logits: int
 
@@ -131,9 +142,22 @@ def count(setup: Setup, shape: tuple[int, int], most_logits: int = 0) -> Memory:
     gradients=trained,
     residuals=of_all_layers(residuals(one), residuals(two)),
     recomputed=recomputed,
+    scores=rows * _scores(setup, length),
     stacked=_stacked(setup, one, two),
     logits=2 * jnp.dtype(jnp.float32).itemsize * chunk * vocab_size,
   )
+
+
+def _scores(setup: Setup, length: int) -> int:
+  """See `Memory.scores`, for one row."""
+  ends = [*range(QUERY_BLOCK, length, QUERY_BLOCK), length]
+  pairs = [(end - start) * end for start, end in itertools.pairwise([0, *ends])]
+  # Blocks do not depend on each other: XLA on CPUs may run all of them at once.
+  at_once = sum(pairs) if setup.platform == 'cpu' else pairs[-1]
+  # Their gradients; scores that were not kept, and their exponentials.
+  arrays = 1 if length <= KEPT_SCORES_LENGTH else 3
+  itemsize = jnp.dtype(jnp.float32).itemsize
+  return arrays * setup.config.num_heads * at_once * itemsize
 
 
 def _stacked(setup: Setup, one: Trainer, two: Trainer) -> int:
@@ -147,8 +171,7 @@ def _stacked(setup: Setup, one: Trainer, two: Trainer) -> int:
     arrays = [*trainer.frozen, *trainer.state_shapes.params]
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
 
-  platform = setup.mesh.devices.flat[0].platform
-  if not layer_loop.is_scanned(num_layers, of_layers(whole), platform):
+  if not layer_loop.is_scanned(num_layers, of_layers(whole), setup.platform):
     return 0
   return of_layers(
     lambda trainer: (

@@ -17,6 +17,10 @@ from edsft_jax.models.modules import precision_of
 # caches.
 MAX_LOGITS = 2**26
 MAX_LOGITS_ON_CPU = 2**24
+# If all slots were targets, there would be this many chunks, unless each had
+# fewer targets than the other number.
+_FEWEST_CHUNKS = 4
+_SMALLEST_CHUNK = 128
 
 
 def max_logits() -> int:
@@ -64,6 +68,8 @@ def chunk_size(
   """Targets of each group whose logits are computed at once."""
   most_logits = most_logits or max_logits()
   most = max(most_logits // (groups * vocab_size), 1)
+  # Most slots are of prompts: a chunk of all would be mostly padding.
+  most = min(most, max(num_slots // _FEWEST_CHUNKS, _SMALLEST_CHUNK))
   return math.ceil(num_slots / math.ceil(num_slots / most))
 
 

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from edsft_jax.models.config import DecoderConfig
-from edsft_jax.models.modules import Linear, Norm, capped, precision_of
+from edsft_jax.models.masked_attention import masked_attention
+from edsft_jax.models.modules import Linear, Norm
 from edsft_jax.models.remat import remat
 from edsft_jax.models.rope import rotate
 
@@ -273,17 +274,16 @@ def _attend_causally(
   for start in range(0, length, size):
     end = min(start + size, length)
     last = num_before + end
-    block = inputs.of_queries(start, end, last)
-    run: Callable[..., jax.Array]
-    run = functools.partial(_attend_block, inputs=block)
+    run: Callable[..., jax.Array] = _attend_block
     if length > KEPT_SCORES_LENGTH:
       # The backward pass recomputes scores instead of keeping them.
-      run = functools.partial(remat, run)
+      run = functools.partial(remat, _attend_block)
     attended.append(
       run(
         q_BxKxGxLxA[:, :, :, start:end],
         k_BxKxAxS[..., :last],
         v_BxKxSxA[:, :, :last],
+        inputs.of_queries(start, end, last),
       )
     )
   return jnp.concatenate(attended, axis=3)
@@ -295,26 +295,14 @@ def _attend_block(
   v_BxKxSxA: jax.Array,
   inputs: AttentionInputs,
 ) -> jax.Array:
-  precision = precision_of(q_BxKxGxLxA.dtype)
-  score_BxKxGxLxS = jnp.einsum(
-    'bkgla,bkas->bkgls',
-    q_BxKxGxLxA,
+  batch, num_kv_heads, num_groups, _, head_dim = q_BxKxGxLxA.shape
+  mask_Bx1xGLxS = jnp.tile(inputs.mask()[:, None], (1, 1, num_groups, 1))
+  attended_BxKxGLxA = masked_attention(
+    q_BxKxGxLxA.reshape(batch, num_kv_heads, -1, head_dim),
     k_BxKxAxS,
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  )
-  score_BxKxGxLxS = capped(
-    score_BxKxGxLxS / inputs.score_divisor, inputs.score_cap
-  )
-  # A finite value, so that a row of padding alone gives no NaN.
-  score_BxKxGxLxS = jnp.where(
-    inputs.mask()[:, None, None],
-    score_BxKxGxLxS,
-    jnp.finfo(jnp.float32).min,
-  )
-  return jnp.einsum(
-    'bkgls,bksa->bkgla',
-    jax.nn.softmax(score_BxKxGxLxS).astype(v_BxKxSxA.dtype),
     v_BxKxSxA,
-    precision=precision,
+    mask_Bx1xGLxS,
+    inputs.score_divisor,
+    inputs.score_cap,
   )
+  return attended_BxKxGLxA.reshape(q_BxKxGxLxA.shape)

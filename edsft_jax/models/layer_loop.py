@@ -49,17 +49,16 @@ def run(
   for _, group in itertools.groupby(pairs, key=lambda pair: id(pair[1])):
     alike, (inputs, *_) = zip(*group, strict=True)
     graphs, states = zip(*map(nnx.split, alike), strict=True)
-    hidden = _function(graphs[0], inputs)
     scanned = is_scanned(len(alike), _num_bytes(states), jax.default_backend())
     if scanned and len({*graphs}) == 1:
-      x_BxLxD = _scan(hidden, states, x_BxLxD, remat)
+      x_BxLxD = _scan(graphs[0], states, x_BxLxD, inputs, remat)
       continue
     for graph, state in zip(graphs, states, strict=True):
-      hidden = _function(graph, inputs)
+      hidden = _hidden_of(graph)
       if remat:
-        x_BxLxD = _rematerialised(hidden, state, x_BxLxD)
+        x_BxLxD = remat_call(hidden, x_BxLxD, state, inputs)
       else:
-        x_BxLxD = hidden(x_BxLxD, state)
+        x_BxLxD = hidden(x_BxLxD, state, inputs)
   return x_BxLxD
 
 
@@ -90,41 +89,32 @@ def run_layer(
   return nnx.merge(graph, weights)(x_BxLxD, inputs, kv_cache)
 
 
-_Hidden = Callable[[jax.Array, nnx.State], jax.Array]
-
-
-def _function(graph: nnx.GraphDef, inputs: AttentionInputs) -> _Hidden:
-  """A layer as a function of hidden states and weights."""
-  return lambda x_BxLxD, state: run_layer(graph, state, x_BxLxD, inputs, None)[
-    0
-  ]
+@functools.cache
+def _hidden_of(
+  graph: nnx.GraphDef,
+) -> Callable[[jax.Array, nnx.State, AttentionInputs], jax.Array]:
+  """The hidden states after a layer, the same function for equal layers."""
+  return lambda x_BxLxD, state, inputs: run_layer(
+    graph, state, x_BxLxD, inputs, None
+  )[0]
 
 
 def _scan(
-  hidden: _Hidden,
+  graph: nnx.GraphDef,
   states: Sequence[nnx.State],
   x_BxLxD: jax.Array,
+  inputs: AttentionInputs,
   remat: bool,
 ) -> jax.Array:
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+  hidden = _hidden_of(graph)
   # The backward pass is a scan as well, so no layer is recomputed early.
   body = jax.checkpoint(hidden, prevent_cse=False) if remat else hidden
 
   def step(x_BxLxD: jax.Array, state: nnx.State) -> tuple[jax.Array, None]:
-    return body(x_BxLxD, state), None
+    return body(x_BxLxD, state, inputs), None
 
   return jax.lax.scan(step, x_BxLxD, stacked)[0]
-
-
-def _rematerialised(
-  hidden: _Hidden, state: nnx.State, x_BxLxD: jax.Array
-) -> jax.Array:
-  leaves, structure = jax.tree.flatten(state)
-
-  def run_again(x_BxLxD: jax.Array, *leaves: jax.Array) -> jax.Array:
-    return hidden(x_BxLxD, jax.tree.unflatten(structure, leaves))
-
-  return remat_call(run_again, x_BxLxD, *leaves)
 
 
 def _num_bytes(states: Sequence[nnx.State]) -> int:

@@ -106,7 +106,7 @@ class Linear(nnx.Module):
       if self.lora_keys is not None:
         dropped = _dropout(x, self.lora_keys[...], self.lora_dropout)
         rows = dropped.reshape(rows.shape)
-      low = jnp.matmul(rows, a, precision=precision) * self.lora_scale
+      low = _narrow_product(rows, a) * self.lora_scale
       y = y + jnp.matmul(low, b, precision=precision)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
@@ -192,6 +192,39 @@ def product(
     )
   rows = split_product(x.reshape(-1, x.shape[-1]), weight)
   return rows.reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _narrow_product(x: jax.Array, weight: jax.Array) -> jax.Array:
+  """x W, [N, in] x [in, R], for a small R.
+
+  The derivative that JAX has of W reads x by columns. On two CPU cores, this
+  one takes a third of the time with R = 16.
+  """
+  return jnp.matmul(x, weight, precision=precision_of(x.dtype))
+
+
+def _narrow_forward(
+  x: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _narrow_product(x, weight), (x, weight)
+
+
+def _narrow_backward(
+  inputs: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, weight = inputs
+  precision = precision_of(x.dtype)
+  of_x = jnp.matmul(gradient, weight.T, precision=precision)
+  # The barriers keep XLA from transposing x instead.
+  gradient_RxN = jax.lax.optimization_barrier(gradient.T)
+  of_weight_RxI = jax.lax.optimization_barrier(
+    jnp.matmul(gradient_RxN, x, precision=precision)
+  )
+  return of_x, of_weight_RxI.T
+
+
+_narrow_product.defvjp(_narrow_forward, _narrow_backward)
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:

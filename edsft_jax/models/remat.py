@@ -8,7 +8,7 @@ import jax
 from jax.custom_derivatives import SymbolicZero
 
 
-def remat(function: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
+def remat(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
   """function(*args), of which only the arguments are kept.
 
   Unlike with jax.checkpoint, the backward pass cannot compute it again before
@@ -16,15 +16,20 @@ def remat(function: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
   once if it can, which takes as much memory as keeping everything.
 
   Args:
-    function: it closes over nothing that is differentiated.
-    *args: the first has the shape of the result.
+    function: it closes over no array, and is the same function each time.
+    *args: trees of arrays; the first array has the shape of the result.
   """
-  return _remat(function, *args)
+  leaves, structure = jax.tree.flatten(args)
+  return _remat(function, structure, *leaves)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _remat(function: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
-  return function(*args)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _remat(
+  function: Callable[..., jax.Array],
+  structure: jax.tree_util.PyTreeDef,
+  *leaves: jax.Array,
+) -> jax.Array:
+  return function(*jax.tree.unflatten(structure, leaves))
 
 
 # Arguments that are differentiated and others, each with None for those of the
@@ -33,15 +38,21 @@ _Kept = tuple[list[jax.Array | None], list[jax.Array | None]]
 
 
 def _forward(
-  function: Callable[..., jax.Array], *args: Any
+  function: Callable[..., jax.Array],
+  structure: jax.tree_util.PyTreeDef,
+  *leaves: Any,
 ) -> tuple[jax.Array, _Kept]:
-  trained = [arg.value if arg.perturbed else None for arg in args]
-  frozen = [None if arg.perturbed else arg.value for arg in args]
-  return function(*(arg.value for arg in args)), (trained, frozen)
+  trained = [leaf.value if leaf.perturbed else None for leaf in leaves]
+  frozen = [None if leaf.perturbed else leaf.value for leaf in leaves]
+  result = _remat(function, structure, *(leaf.value for leaf in leaves))
+  return result, (trained, frozen)
 
 
 def _backward(
-  function: Callable[..., jax.Array], kept: _Kept, gradient: Any
+  function: Callable[..., jax.Array],
+  structure: jax.tree_util.PyTreeDef,
+  kept: _Kept,
+  gradient: Any,
 ) -> tuple[jax.Array | None, ...]:
   trained, frozen = kept
   if isinstance(gradient, SymbolicZero):
@@ -53,7 +64,8 @@ def _backward(
     )
     # XLA removes optimization barriers before it schedules, but it cannot know
     # that this is zero.
-    return function(first + 0 * gradient, *others)
+    leaves = [first + 0 * gradient, *others]
+    return function(*jax.tree.unflatten(structure, leaves))
 
   return tuple(jax.vjp(of_trained, trained)[1](gradient)[0])
 

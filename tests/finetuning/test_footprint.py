@@ -143,7 +143,7 @@ def test_shapes_are_those_of_the_largest_micro_batches():
   divided = layout._replace(groups=4)
   assert footprint.shapes([100], 5, divided) == [(8, 128)]
   packed = layout._replace(packing=True)
-  assert footprint.shapes([30, 10], 16, packed) == [(8, 128)]
+  assert footprint.shapes([30, 10], 16, packed) == [(16, 64)]
   assert footprint.shapes([30, 10], 2, packed) == [(2, 64)]
   assert footprint.shapes([100], 16, packed._replace(max_rows=3)) == [(3, 128)]
 

@@ -22,6 +22,7 @@ from edsft_jax.finetuning.loss import loss as summed_loss
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.trainer import Trainer
 from edsft_jax.mesh import make_mesh
+from edsft_jax.models.attention import KEPT_SCORES_LENGTH
 from edsft_jax.models.responses import Example
 
 LORA = dataclasses.replace(
@@ -103,6 +104,16 @@ def _assert_same(found, expected) -> None:
 def test_same_loss_and_gradients(gradients, plain, layout, options):
   micro_batches = batches.micro_batches(_examples(), layout)
   _assert_same(gradients(micro_batches, **options), plain)
+
+
+def test_remat_of_rows_whose_scores_are_not_kept(gradients):
+  """Layers are computed again, and in each of them attention once more."""
+  length = KEPT_SCORES_LENGTH + 100
+  rng = np.random.default_rng(2)
+  tokens = rng.integers(3, 500, size=(2, length)).tolist()
+  rows = [[Example(t, 9, False, False)] for t in tokens]
+  batch = batches.fill(rows, (2, length), groups=1)
+  _assert_same(gradients([batch], remat=True), gradients([batch]))
 
 
 def test_neighbours_in_a_row_change_nothing(decoder):

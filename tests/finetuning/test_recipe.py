@@ -440,7 +440,8 @@ def test_heldout_losses_change_nothing(workdir, tmp_path_factory):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'learning_rate': 3.0, 'schedule': 'constant'},
+    # Adapters at such a rate end anywhere near the loss at the start.
+    {'method': 'full', 'learning_rate': 3.0, 'schedule': 'constant'},
     # The last step's examples are easier than the first's.
     {'learning_rate': 3.0, 'epochs': 1},
     # Of a single step, and of two.
