@@ -35,6 +35,8 @@ from model_shapes import SHAPES
 import numpy as np
 from prompt_files import load_format, read_rows
 
+from edsft_jax import huge_pages
+
 SCRIPTS = pathlib.Path(__file__).parent
 FIELDS = (
   'case',
@@ -307,6 +309,8 @@ def main() -> None:
   add('--csv', default='', help='file to write; none by default')
   arguments = parser.parse_args()
   if arguments.train:
+    # As edsft_jax.main does.
+    huge_pages.restart()
     train(arguments.train)
     return
   if arguments.steps == 1:
