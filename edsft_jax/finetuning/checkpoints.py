@@ -73,6 +73,7 @@ class Checkpoints:
     self._max_to_keep = max_to_keep
     self._remedy = remedy
     self._manager: ocp.CheckpointManager | None = None
+    self._bundles: Bundles | None = None
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -148,11 +149,15 @@ class Checkpoints:
   def save(self, step: int, state: State, progress: dict[str, Any]) -> None:
     """Saves in the background; waits for the save before this one.
 
+    All states have the shapes and shardings of the first one.
+
     Raises:
       InputError: the disk was full during this save or the one before.
     """
     on_disk = _on_disk(state)
-    arrays = Bundles(on_disk).pack(on_disk)
+    # Once, since names and hashes of all arrays take longer than packing them.
+    self._bundles = self._bundles or Bundles(on_disk)
+    arrays = self._bundles.pack(on_disk)
     with self._orbax, self._reporting_full_disk():
       if Checkpoints._saving is not None:
         Checkpoints._saving.wait()

@@ -32,6 +32,7 @@ def _tree(mesh, names=('a', 'b', 'c')):
   return {
     'small': small,
     'half': put(np.ones((4, 6), np.float16), PartitionSpec()),
+    'other': put(np.arange(5, dtype=np.float32), PartitionSpec()),
     'steps': [put(np.int32(3), PartitionSpec()) for _ in range(2)],
     'large': [
       put(rng.normal(size=(512, 513)).astype(np.float32), SPECS['c'])
@@ -46,11 +47,11 @@ def test_arrays_come_back_where_they_were(shape):
   tree = _tree(mesh)
   bundles = Bundles(tree)
   packed = bundles.pack(tree)
-  # Three of [4, 6], both steps, one in half precision and two large ones.
+  # Both steps, four in float32, one in half precision and two large ones.
   assert sorted(x.shape for x in packed.values()) == [
     (2,),
-    (3, 4, 6),
     (4, 6),
+    (3 * 4 * 6 + 5,),
     (512, 513),
     (512, 513),
   ]
@@ -67,6 +68,15 @@ def test_arrays_come_back_where_they_were(shape):
     assert np.array_equal(found, expected)
     assert found.dtype == expected.dtype
     assert found.sharding.is_equivalent_to(expected.sharding, found.ndim)
+
+
+def test_bundles_are_not_too_large():
+  one = make_mesh(devices=jax.devices()[:1])
+  sharding = NamedSharding(one, PartitionSpec())
+  # 200 arrays of 0.5 MiB: 100 MiB.
+  shape = jax.ShapeDtypeStruct((2**17,), np.float32, sharding=sharding)
+  sizes = [x.size * 4 for x in Bundles([shape] * 200).shapes.values()]
+  assert sorted(sizes) == [36 * 2**20, 64 * 2**20]
 
 
 def test_names_depend_on_the_tree_alone():
