@@ -113,12 +113,21 @@ class Layout(NamedTuple):
     length = bucket(longest)
     if not self.packing or self.max_rows:
       return length
+    if self.has_pairs(longest, num_tokens):
+      return _SHORT_LENGTH
     share = bucket(num_tokens // self.groups)
     most = self.max_slots // self.groups
-    least = min(share, _PACKED_LENGTH)
-    if length <= _SHORT_EXAMPLE and share > _PACKED_LENGTH:
-      least = _SHORT_LENGTH
-    return max(length, min(least, most))
+    return max(length, min(share, _PACKED_LENGTH, most))
+
+  def has_pairs(self, longest: int, num_tokens: int) -> bool:
+    """Whether rows are short ones in pairs; see `length`."""
+    return (
+      self.packing
+      and not self.max_rows
+      and longest <= _SHORT_EXAMPLE
+      and num_tokens // self.groups > _PACKED_LENGTH
+      and self.max_slots >= 2 * _SHORT_LENGTH * self.groups
+    )
 
   def rows(self, length: int) -> int:
     """Rows of a micro-batch of this length at most."""
@@ -176,9 +185,8 @@ def micro_batches(
     # As few micro-batches as possible, of one size.
     most_rows = layout.rows(length)
     num_batches = -(-len(rows) // most_rows)
-    multiple = layout.groups
-    if layout.packing and length == _SHORT_LENGTH:
-      multiple *= 2
+    pairs = layout.has_pairs(lengths[0], sum(lengths))
+    multiple = layout.groups * (2 if pairs else 1)
     num_rows = -(-len(rows) // (num_batches * multiple)) * multiple
     num_rows = min(num_rows, most_rows)
     for start in range(0, len(rows), num_rows):

@@ -100,6 +100,29 @@ def test_packing_fills_rows_in_order_of_length():
   assert shape((600, *long)) == (3, 768)
 
 
+@pytest.mark.parametrize(
+  ('lengths', 'max_slots', 'groups', 'shapes'),
+  [
+    # Three to a row.
+    ([20] * 16, 1024, 1, [(6, 64)]),
+    ([20] * 13, 1024, 1, [(6, 64)]),
+    ([20] * 13, 1024, 2, [(8, 64)]),
+    # Too few tokens, and an example that is too long.
+    ([20] * 6, 1024, 1, [(1, 128)]),
+    ([60], 1024, 1, [(1, 64)]),
+    ([*[20] * 15, 49], 1024, 1, [(3, 128)]),
+    # No more rows than fit.
+    ([20] * 27, 320, 1, [(5, 64), (5, 64)]),
+  ],
+)
+def test_short_examples_share_short_rows_in_pairs(
+  lengths, max_slots, groups, shapes
+):
+  layout = batches.Layout(True, 0, max_slots, groups)
+  found = batches.micro_batches(_examples(*lengths), layout)
+  assert [batch.tokens.shape for batch in found] == shapes
+
+
 def test_without_packing_similar_lengths_share_a_micro_batch():
   examples = _examples(20, 5, 30, 6, 90, 15)
   found = batches.micro_batches(examples, batches.Layout(False, 2, 0, groups=1))
