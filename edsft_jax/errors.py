@@ -47,9 +47,14 @@ def refuse_below(option: str, value: float, least: float) -> None:
 
 
 @contextlib.contextmanager
-def about_prompt(id: str) -> Iterator[None]:
-  """Prefixes an InputError with the prompt's id."""
+def about(what: str) -> Iterator[None]:
+  """Prefixes an InputError with what it is about, such as an option."""
   try:
     yield
-  except InputError as e:
-    raise InputError(f'prompt {id!r}: {e}') from None
+  except InputError as error:
+    raise InputError(f'{what}: {error}') from None
+
+
+def about_prompt(id: str) -> contextlib.AbstractContextManager[None]:
+  """Prefixes an InputError with the prompt's id."""
+  return about(f'prompt {id!r}')

@@ -306,7 +306,8 @@ def _made_from(
     contents = store.read_cell(run.cell)
     return {k: v for k, v in contents.items() if k != 'training'}
   if adapter := config.finetuning.adapter_path:
-    return {'adapter': models.hash_adapter(adapter)}
+    with errors.about('finetuning.adapter_path'):
+      return {'adapter': models.hash_adapter(adapter)}
   return None
 
 
@@ -400,7 +401,8 @@ def _decoders(
     else:
       decoder = nnx.merge(*nnx.split(base))
       if c.adapter_path:
-        models.load_adapter(decoder, c.adapter_path)
+        with errors.about('finetuning.adapter_path'):
+          models.load_adapter(decoder, c.adapter_path)
       elif c.method == 'lora':
         # A new adapter changes no output, and lets the base model share the
         # program of the finetuned ones.

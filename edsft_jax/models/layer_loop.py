@@ -89,11 +89,10 @@ def run_layer(
   return nnx.merge(graph, weights)(x_BxLxD, inputs, kv_cache)
 
 
-@functools.cache
 def _hidden_of(
   graph: nnx.GraphDef,
 ) -> Callable[[jax.Array, nnx.State, AttentionInputs], jax.Array]:
-  """The hidden states after a layer, the same function for equal layers."""
+  """A layer as a function to its hidden states."""
   return lambda x_BxLxD, state, inputs: run_layer(
     graph, state, x_BxLxD, inputs, None
   )[0]

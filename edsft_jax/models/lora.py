@@ -6,7 +6,6 @@ new adapter does not change the output. Rank-stabilised adapters (Kalajdzievski
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import contextlib
 import itertools
 import math
 import pathlib
@@ -211,20 +210,6 @@ def hash_adapter(path: str | pathlib.Path) -> str:
   return store.hash_files([_file(path, name) for name in _FILES])
 
 
-def check_adapter_weights(path: str | pathlib.Path) -> None:
-  """Requires the file of an adapter's weights, reading only its header.
-
-  Raises:
-    InputError: it is missing or truncated.
-  """
-  weights = _file(path, ADAPTER_WEIGHTS)
-  with (
-    _refusing_incomplete(weights),
-    safetensors.safe_open(weights, framework='numpy'),
-  ):
-    pass
-
-
 def _file(path: str | pathlib.Path, name: str) -> pathlib.Path:
   """The path of a file in an adapter's directory.
 
@@ -235,21 +220,6 @@ def _file(path: str | pathlib.Path, name: str) -> pathlib.Path:
   if not file.is_file():
     raise errors.InputError(f'{file} does not exist: {_FILES[name]}')
   return file
-
-
-@contextlib.contextmanager
-def _refusing_incomplete(weights: pathlib.Path) -> Iterator[None]:
-  """Turns the reader's errors into one that names the file.
-
-  Raises:
-    InputError: the file is truncated or unreadable.
-  """
-  try:
-    yield
-  except (safetensors.SafetensorError, OSError) as error:
-    raise errors.InputError(
-      f'{weights} is not a complete safetensors file ({error}): copy it again'
-    ) from None
 
 
 def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
@@ -264,8 +234,12 @@ def load_adapter(decoder: Decoder, path: str | pathlib.Path) -> None:
   config = decoder.config
   targets, rank, alpha, rslora, _ = read_adapter_config(directory, config)
   weights = _file(directory, ADAPTER_WEIGHTS)
-  with _refusing_incomplete(weights):
+  try:
     tensors = safetensors.numpy.load_file(weights)
+  except (safetensors.SafetensorError, OSError) as error:
+    raise errors.InputError(
+      f'{weights} is not a complete safetensors file ({error}): copy it again'
+    ) from None
   taken: dict[StatePath, tuple[np.ndarray, ...]] = {}
   for module_path, linear in projections(decoder, targets):
     num_in, num_out = linear.weight.shape

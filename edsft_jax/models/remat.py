@@ -16,7 +16,7 @@ def remat(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
   once if it can, which takes as much memory as keeping everything.
 
   Args:
-    function: it closes over no array, and is the same function each time.
+    function: it closes over no array: JAX cannot tell that one is an argument.
     *args: trees of arrays; the first array has the shape of the result.
   """
   leaves, structure = jax.tree.flatten(args)
@@ -44,8 +44,8 @@ def _forward(
 ) -> tuple[jax.Array, _Kept]:
   trained = [leaf.value if leaf.perturbed else None for leaf in leaves]
   frozen = [None if leaf.perturbed else leaf.value for leaf in leaves]
-  result = _remat(function, structure, *(leaf.value for leaf in leaves))
-  return result, (trained, frozen)
+  values = [leaf.value for leaf in leaves]
+  return function(*jax.tree.unflatten(structure, values)), (trained, frozen)
 
 
 def _backward(

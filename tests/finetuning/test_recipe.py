@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny_study
 
 from edsft_jax import errors, finetuning, mesh, models, store
@@ -214,6 +215,14 @@ def test_an_adapter_to_start_from_has_to_be_complete(workdir, start):
   finetuning.check(config, workdir, frozenset())
   weights = start / lora.ADAPTER_WEIGHTS
   content = weights.read_bytes()
+  tensors = safetensors.numpy.load(content)
+  name = sorted(tensors)[0]
+  others = {n: x for n, x in tensors.items() if n != name}
+  safetensors.numpy.save_file(others, weights)
+  with pytest.raises(
+    errors.InputError, match=rf'finetuning.adapter_path: .*no tensor {name}'
+  ):
+    finetuning.check(config, workdir, frozenset())
   weights.write_bytes(content[:-7])
   with pytest.raises(
     errors.InputError, match=r'finetuning.adapter_path: .*copy it again'
