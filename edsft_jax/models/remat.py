@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 import jax
-from jax.custom_derivatives import SymbolicZero
+import jax.numpy as jnp
 
 
 def remat(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
@@ -32,42 +32,41 @@ def _remat(
   return function(*jax.tree.unflatten(structure, leaves))
 
 
-# Arguments that are differentiated and others, each with None for those of the
-# other kind.
-_Kept = tuple[list[jax.Array | None], list[jax.Array | None]]
-
-
 def _forward(
   function: Callable[..., jax.Array],
   structure: jax.tree_util.PyTreeDef,
-  *leaves: Any,
-) -> tuple[jax.Array, _Kept]:
-  trained = [leaf.value if leaf.perturbed else None for leaf in leaves]
-  frozen = [None if leaf.perturbed else leaf.value for leaf in leaves]
-  values = [leaf.value for leaf in leaves]
-  return function(*jax.tree.unflatten(structure, values)), (trained, frozen)
+  *leaves: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  return _remat(function, structure, *leaves), leaves
 
 
 def _backward(
   function: Callable[..., jax.Array],
   structure: jax.tree_util.PyTreeDef,
-  kept: _Kept,
-  gradient: Any,
+  leaves: tuple[jax.Array, ...],
+  gradient: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
-  trained, frozen = kept
-  if isinstance(gradient, SymbolicZero):
-    return (None,) * len(trained)
+  # What is kept may not depend on which leaves are trained: layers that are
+  # alike share a trace, and the first one may train fewer. XLA drops gradients
+  # that nobody uses.
+  numbers = [
+    i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)
+  ]
 
-  def of_trained(trained: list[jax.Array | None]) -> jax.Array:
-    first, *others = (
-      f if t is None else t for t, f in zip(trained, frozen, strict=True)
-    )
+  def of_floats(*floats: jax.Array) -> jax.Array:
+    given = [*leaves]
+    for i, x in zip(numbers, floats, strict=True):
+      given[i] = x
     # XLA removes optimization barriers before it schedules, but it cannot know
     # that this is zero.
-    leaves = [first + 0 * gradient, *others]
-    return function(*jax.tree.unflatten(structure, leaves))
+    given[0] = given[0] + 0 * gradient
+    return function(*jax.tree.unflatten(structure, given))
 
-  return tuple(jax.vjp(of_trained, trained)[1](gradient)[0])
+  found: list[jax.Array | None] = [None] * len(leaves)
+  of_each = jax.vjp(of_floats, *(leaves[i] for i in numbers))[1](gradient)
+  for i, x in zip(numbers, of_each, strict=True):
+    found[i] = x
+  return tuple(found)
 
 
-_remat.defvjp(_forward, _backward, symbolic_zeros=True)
+_remat.defvjp(_forward, _backward)

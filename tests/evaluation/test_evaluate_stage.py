@@ -370,3 +370,13 @@ def test_a_metric_that_no_task_gives_is_refused():
     stage.check_metric(config)
   config.report.metric = 'exact_match'
   stage.check_metric(config)
+
+
+def test_a_missing_adapter_to_start_from_is_named(tmp_path):
+  workdir = tiny_study.make(tmp_path / 'workdir')
+  config = _config()
+  config.finetuning.adapter_path = str(tmp_path / 'x')
+  with pytest.raises(
+    errors.InputError, match=r'finetuning.adapter_path: .*x/adapter_config.json'
+  ):
+    evaluation.run(config, workdir)

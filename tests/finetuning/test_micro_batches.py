@@ -22,6 +22,7 @@ from edsft_jax.finetuning.loss import loss as summed_loss
 from edsft_jax.finetuning.memory import MemoryOptions
 from edsft_jax.finetuning.trainer import Trainer
 from edsft_jax.mesh import make_mesh
+from edsft_jax.models import attention
 from edsft_jax.models.attention import KEPT_SCORES_LENGTH
 from edsft_jax.models.responses import Example
 
@@ -106,14 +107,44 @@ def test_same_loss_and_gradients(gradients, plain, layout, options):
   _assert_same(gradients(micro_batches, **options), plain)
 
 
-def test_remat_of_rows_whose_scores_are_not_kept(gradients):
-  """Layers are computed again, and in each of them attention once more."""
+def _long_batch() -> batches.MicroBatch:
+  """Two rows whose scores are not kept."""
   length = KEPT_SCORES_LENGTH + 100
   rng = np.random.default_rng(2)
   tokens = rng.integers(3, 500, size=(2, length)).tolist()
   rows = [[Example(t, 9, False, False)] for t in tokens]
-  batch = batches.fill(rows, (2, length), groups=1)
+  return batches.fill(rows, (2, length), groups=1)
+
+
+def test_remat_of_rows_whose_scores_are_not_kept(gradients):
+  """Layers are computed again, and in each of them attention once more."""
+  batch = _long_batch()
   _assert_same(gradients([batch], remat=True), gradients([batch]))
+
+
+@pytest.mark.parametrize(
+  'targets', [('q_proj', 'v_proj'), ('k_proj', 'down_proj'), ('v_proj',)]
+)
+def test_the_first_layer_may_train_less_than_the_others(decoder, targets):
+  """Where its inputs are frozen, and with them some of q, k and v."""
+  adapted = nnx.merge(*nnx.split(decoder))
+  models.add_lora(adapted, 4, 8.0, targets, nnx.Rngs(0))
+  graph, params, frozen = nnx.split(adapted, models.LoRAParam, ...)
+  batch = _long_batch()
+
+  def gradients(remat, kept_length):
+    def loss(params):
+      return summed_loss(nnx.merge(graph, params, frozen), batch, remat)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(attention, 'KEPT_SCORES_LENGTH', kept_length)
+      jax.clear_caches()
+      return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
+
+  plain = gradients(False, 10_000)
+  assert all(np.abs(gradient).max() > 0 for gradient in plain[1::2])
+  for remat in (False, True):
+    _assert_same(gradients(remat, KEPT_SCORES_LENGTH), plain)
 
 
 def test_neighbours_in_a_row_change_nothing(decoder):
