@@ -88,26 +88,29 @@ def _backward(
   q_BxKxLxA, k_BxKxAxS, v_BxKxSxA, exp_BxKxLxS, inverse_BxKxLx1, *others = kept
   attended_BxKxLxA, score_BxKxLxS = others
   dtype = v_BxKxSxA.dtype
-  # Of the product before the division by the sum.
-  of_sum_BxKxLxA = gradient_BxKxLxA * inverse_BxKxLx1
-  of_sum = of_sum_BxKxLxA.astype(dtype)
-  of_v_BxKxAxS = _product('bkla,bkls->bkas', of_sum, exp_BxKxLxS.astype(dtype))
-  # XLA would otherwise transpose the exponentials.
-  of_v_BxKxAxS = jax.lax.optimization_barrier(of_v_BxKxAxS)
-  # The derivative of the sum: of each query, the same for all keys.
-  shared_BxKxLx1 = jnp.sum(
-    of_sum_BxKxLxA * attended_BxKxLxA, axis=-1, keepdims=True
+  softmax_BxKxLxS = exp_BxKxLxS * inverse_BxKxLx1
+  of_v_BxKxAxS = _product(
+    'bkla,bkls->bkas', gradient_BxKxLxA, softmax_BxKxLxS.astype(dtype)
   )
-  of_exp_BxKxLxS = _product('bkla,bksa->bkls', of_sum, v_BxKxSxA)
-  of_score_BxKxLxS = exp_BxKxLxS * (of_exp_BxKxLxS - shared_BxKxLx1)
+  # XLA would otherwise transpose the softmax.
+  of_v_BxKxAxS = jax.lax.optimization_barrier(of_v_BxKxAxS)
+  # Of the sum that softmax divides by: the same for all keys.
+  of_sum_BxKxLx1 = jnp.sum(
+    gradient_BxKxLxA.astype(jnp.float32) * attended_BxKxLxA,
+    axis=-1,
+    keepdims=True,
+  )
+  of_softmax_BxKxLxS = _product('bkla,bksa->bkls', gradient_BxKxLxA, v_BxKxSxA)
+  of_score_BxKxLxS = softmax_BxKxLxS * (of_softmax_BxKxLxS - of_sum_BxKxLx1)
   if cap is not None:
     of_score_BxKxLxS *= 1 - jnp.square(score_BxKxLxS / cap)
-  of_score_BxKxLxS = (of_score_BxKxLxS * (1 / divisor)).astype(dtype)
+  of_score_BxKxLxS = of_score_BxKxLxS.astype(dtype)
   of_q_BxKxLxA = _product('bkls,bkas->bkla', of_score_BxKxLxS, k_BxKxAxS)
   of_k_BxKxAxS = _product('bkla,bkls->bkas', q_BxKxLxA, of_score_BxKxLxS)
+  # Divided last, since float16 has no smaller numbers.
   return (
-    of_q_BxKxLxA.astype(q_BxKxLxA.dtype),
-    of_k_BxKxAxS.astype(k_BxKxAxS.dtype),
+    (of_q_BxKxLxA * (1 / divisor)).astype(q_BxKxLxA.dtype),
+    (of_k_BxKxAxS * (1 / divisor)).astype(k_BxKxAxS.dtype),
     of_v_BxKxAxS.swapaxes(2, 3).astype(dtype),
     None,
   )
