@@ -19,9 +19,9 @@ _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # attention slows a small model down, and 28 s with rows as short as the longest
 # example.
 _PACKED_LENGTH = 128
-# Short examples share rows of half the length, which save the demo another
-# tenth, by their attention. Pairs of rows, so that their number varies as
-# little as that of the others.
+# Steps whose examples have at most _SHORT_EXAMPLE tokens have rows of half that
+# length, which take a sixth off a step of the demo, by their attention. Their
+# number is even, so that it varies as little as that of the longer rows.
 _SHORT_EXAMPLE = 48
 _SHORT_LENGTH = 64
 
@@ -120,7 +120,12 @@ class Layout(NamedTuple):
     return max(length, min(share, _PACKED_LENGTH, most))
 
   def has_pairs(self, longest: int, num_tokens: int) -> bool:
-    """Whether rows are short ones in pairs; see `length`."""
+    """Whether rows have _SHORT_LENGTH tokens, and an even number.
+
+    Args:
+      longest: see `length`.
+      num_tokens: see `length`.
+    """
     return (
       self.packing
       and not self.max_rows

@@ -17,8 +17,8 @@ from edsft_jax.models.modules import precision_of
 # caches.
 MAX_LOGITS = 2**26
 MAX_LOGITS_ON_CPU = 2**24
-# If all slots were targets, there would be this many chunks, unless each had
-# fewer targets than the other number.
+# The slots are divided into at least this many chunks, but none is smaller than
+# the other number because of that.
 _FEWEST_CHUNKS = 4
 _SMALLEST_CHUNK = 128
 

@@ -85,8 +85,8 @@ def _backward(
   kept: tuple[Any, ...],
   gradient_BxKxLxA: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
-  q_BxKxLxA, k_BxKxAxS, v_BxKxSxA, exp_BxKxLxS, inverse_BxKxLx1, *others = kept
-  attended_BxKxLxA, score_BxKxLxS = others
+  q_BxKxLxA, k_BxKxAxS, v_BxKxSxA = kept[:3]
+  exp_BxKxLxS, inverse_BxKxLx1, attended_BxKxLxA, score_BxKxLxS = kept[3:]
   dtype = v_BxKxSxA.dtype
   softmax_BxKxLxS = exp_BxKxLxS * inverse_BxKxLx1
   of_v_BxKxAxS = _product(
