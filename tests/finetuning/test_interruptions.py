@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import compilation
 import pyarrow as pa
@@ -196,16 +197,16 @@ def _damaged(name):
   """Truncates, removes or changes a file of the last checkpoint."""
 
   def truncate(folder):
-    file = max(folder.rglob('d/*'), key=lambda p: p.stat().st_size)
+    file = max(folder.glob('default/*/*'), key=lambda p: p.stat().st_size)
     os.truncate(file, file.stat().st_size // 2)
     return file.name
 
-  def remove_manifest(folder):
-    (folder / 'state' / 'manifest.ocdbt').unlink()
-    return 'state/manifest.ocdbt is missing'
+  def remove_metadata(folder):
+    (folder / 'default' / '_METADATA').unlink()
+    return 'default/_METADATA is missing'
 
   def flip(folder):
-    file = max(folder.rglob('d/*'), key=lambda p: p.stat().st_size)
+    file = max(folder.glob('default/*/*'), key=lambda p: p.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -224,8 +225,12 @@ def _damaged(name):
     return 'is not in checksums.json'
 
   def add(folder):
-    (folder / 'state' / 'd' / 'more').write_text('')
-    return 'state/d/more is not in checksums.json'
+    (folder / 'default' / 'more').write_text('')
+    return 'default/more is not in checksums.json'
+
+  def change_progress(folder):
+    (folder / 'progress.json').write_text('{}')
+    return 'progress.json has changed'
 
   return locals()[name]
 
@@ -250,17 +255,30 @@ def test_writes_that_failed_are_not_reported_again(caplog):
       log.exception('Task exception was never retrieved')
 
   with checkpoints.quiet():
-    fail('Error writing "params.49/0.0" in OCDBT database')
+    fail('Error writing local file "/5.orbax-checkpoint-tmp/default/49/0.0"')
     assert not caplog.records
     fail('something else')
   assert len(caplog.records) == 1
 
 
+def test_an_abandoned_write_is_not_reported_later(monkeypatch):
+  reported = []
+  monkeypatch.setattr(sys, 'unraisablehook', reported.append)
+  with checkpoints.quiet():
+    pass
+  closed = RuntimeError('Event loop is closed')
+  abandoned = types.SimpleNamespace(exc_value=closed)
+  other = types.SimpleNamespace(exc_value=RuntimeError('something else'))
+  sys.unraisablehook(abandoned)
+  sys.unraisablehook(other)
+  assert reported == [other]
+
+
 @pytest.mark.parametrize(
   'name',
   [
-    *('truncate', 'remove_manifest', 'flip', 'add'),
-    *('remove_checksums', 'no_object', 'no_checksums'),
+    *('truncate', 'remove_metadata', 'flip', 'add'),
+    *('remove_checksums', 'no_object', 'no_checksums', 'change_progress'),
   ],
 )
 def test_a_damaged_checkpoint_is_named(copy, name):

@@ -328,8 +328,8 @@ def test_temporary_files_are_not_recorded(tmp_path):
   run = w.run('random-k8-seed0')
   lasting = [w.pool, run.cell, run.model / 'weights', run.evaluation('mmlu')]
   temporary = [
-    run.checkpoints / '2' / 'state' / 'd',
-    run.best_checkpoint / '2' / 'state' / 'd',
+    run.checkpoints / '2' / 'default',
+    run.best_checkpoint / '2' / 'default',
     run.evaluation_shards('mmlu') / '0' / 'items',
     w.score_shards / '0' / 'features.npy',
     w.locks / 'manifest',
