@@ -187,17 +187,16 @@ def micro_batches(
       rows = first_fit(lengths, length)
     else:
       rows = [[i] for i in range(min(layout.rows(length), len(ordered)))]
-    # As few micro-batches as possible, of one size.
-    most_rows = layout.rows(length)
-    num_batches = -(-len(rows) // most_rows)
-    pairs = layout.has_pairs(lengths[0], sum(lengths))
-    multiple = layout.groups * (2 if pairs else 1)
-    num_rows = -(-len(rows) // (num_batches * multiple)) * multiple
-    num_rows = min(num_rows, most_rows)
-    for start in range(0, len(rows), num_rows):
+    most = layout.rows(length)
+    multiple = layout.groups
+    if layout.has_pairs(lengths[0], sum(lengths)) and most % (2 * multiple) == 0:
+      multiple *= 2
+    start = 0
+    for num_rows in _sizes(len(rows), most, multiple):
       part = [
         [ordered[i] for i in row] for row in rows[start : start + num_rows]
       ]
+      start += num_rows
       result.append(
         fill(
           [[example for example, _ in row] for row in part],
@@ -208,6 +207,27 @@ def micro_batches(
       )
     ordered = ordered[sum(map(len, rows)) :]
   return result
+
+
+def _sizes(num_rows: int, most: int, multiple: int) -> list[int]:
+  """Rows of each micro-batch of a step: as few micro-batches as possible.
+
+  Their sizes differ by one `multiple` at most. None is half of `most` or less,
+  since only a further program would have it: the last one is padded instead.
+
+  Args:
+    num_rows: rows of the step.
+    most: rows of a micro-batch at most, a multiple of `multiple`.
+    multiple: what the sizes are multiples of.
+  """
+  units = -(-num_rows // multiple)
+  number = -(-num_rows // most)
+  size = -(-units // number)
+  num_smaller = size * number - units
+  if 2 * (size - 1) * multiple <= most:
+    num_smaller = 0
+  sizes = [size] * (number - num_smaller) + [size - 1] * num_smaller
+  return [size * multiple for size in sizes]
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -112,7 +112,7 @@ def test_packing_fills_rows_in_order_of_length():
     ([60], 1024, 1, [(1, 64)]),
     ([*[20] * 15, 49], 1024, 1, [(3, 128)]),
     # No more rows than fit.
-    ([20] * 27, 320, 1, [(5, 64), (5, 64)]),
+    ([20] * 27, 320, 1, [(5, 64), (4, 64)]),
   ],
 )
 def test_short_examples_share_short_rows_in_pairs(
@@ -121,6 +121,29 @@ def test_short_examples_share_short_rows_in_pairs(
   layout = batches.Layout(True, 0, max_slots, groups)
   found = batches.micro_batches(_examples(*lengths), layout)
   assert [batch.tokens.shape for batch in found] == shapes
+
+
+@pytest.mark.parametrize(
+  ('num_rows', 'max_rows', 'groups', 'sizes'),
+  [
+    (4, 4, 1, [4]),
+    (7, 4, 1, [4, 3]),
+    (10, 4, 1, [4, 3, 3]),
+    (17, 4, 1, [4, 4, 3, 3, 3]),
+    # Two of 2 rows, or one, would take a program that no other step has.
+    (5, 4, 1, [3, 3]),
+    (17, 16, 1, [9, 9]),
+    # Multiples of the groups.
+    (20, 16, 4, [12, 12]),
+    (37, 16, 4, [16, 12, 12]),
+  ],
+)
+def test_micro_batches_have_two_sizes_at_most(
+  num_rows, max_rows, groups, sizes
+):
+  layout = batches.Layout(True, max_rows, 0, groups)
+  found = batches.micro_batches(_examples(*[64] * num_rows), layout)
+  assert [batch.shape[0] for batch in found] == sizes
 
 
 def test_without_packing_similar_lengths_share_a_micro_batch():
