@@ -189,7 +189,9 @@ def micro_batches(
       rows = [[i] for i in range(min(layout.rows(length), len(ordered)))]
     most = layout.rows(length)
     multiple = layout.groups
-    if layout.has_pairs(lengths[0], sum(lengths)) and most % (2 * multiple) == 0:
+    if (
+      layout.has_pairs(lengths[0], sum(lengths)) and most % (2 * multiple) == 0
+    ):
       multiple *= 2
     start = 0
     for num_rows in _sizes(len(rows), most, multiple):
@@ -212,8 +214,9 @@ def micro_batches(
 def _sizes(num_rows: int, most: int, multiple: int) -> list[int]:
   """Rows of each micro-batch of a step: as few micro-batches as possible.
 
-  Their sizes differ by one `multiple` at most. None is half of `most` or less,
-  since only a further program would have it: the last one is padded instead.
+  Their sizes differ by one `multiple` at most. If there are several, none is
+  half of `most` or less, since only a further program would have it: the last
+  one is padded instead.
 
   Args:
     num_rows: rows of the step.

@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from edsft_jax import errors, processes, store
+from edsft_jax import errors, out_of_memory, processes, store
 from edsft_jax.finetuning.bundles import Bundles
 from edsft_jax.finetuning.trainer import State
 
@@ -142,7 +142,9 @@ class Checkpoints:
         )
       progress = store.read_json(self._directory / str(step) / _PROGRESS)
     except Exception as error:  # orbax has no error of its own.
-      what = str(error).partition('\n')[0].rstrip(': ')
+      if out_of_memory.is_meant_by(error):
+        raise
+      what = str(error).partition('\n')[0].rstrip(': ') or repr(error)
       raise self._unusable(
         step, f'is damaged, or of another version ({what})'
       ) from error
@@ -218,6 +220,10 @@ class Checkpoints:
   def _steps(self) -> list[int]:
     if not self._directory.exists():
       return []
+    if not self._directory.is_dir():
+      raise errors.InputError(
+        f'{self._directory} is not a folder: remove it and run the same command'
+      )
     names = [p.name for p in self._directory.iterdir() if p.is_dir()]
     return sorted(int(name) for name in names if name.isdecimal())
 

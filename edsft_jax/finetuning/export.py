@@ -134,7 +134,7 @@ class Export:
       schedule=h.schedule,
       epochs=h.epochs,
       batch_size=h.batch_size,
-      losses=_LOSSES.format(**facts) if facts else '',
+      losses=_losses(facts),
       prompts=_PROMPTS.get(self.template, _OWN_TEMPLATE),
       load=(_LOAD_ADAPTER if is_adapter else _LOAD_WHOLE).format(base=base),
     )
@@ -168,12 +168,6 @@ _LOAD_WHOLE = """\
 
     lm_eval --model hf --tasks mmlu --model_args pretrained=."""
 
-# Older cells have no record of theirs.
-_LOSSES = """\
-- loss per response token: {first_loss:.3f} at the first step, {last_loss:.3f} \
-at the end
-"""
-
 _CARD = """\
 ---
 base_model: {base}
@@ -195,3 +189,19 @@ To load it, in this folder:
 
 {load}
 """
+
+
+def _losses(facts: Mapping[str, Any]) -> str:
+  """Lines of a model card; none for older cells, which have no record."""
+  if not facts:
+    return ''
+  lines = (
+    f'- loss per response token: {facts["first_loss"]:.3f} at the first step, '
+    f'{facts["last_loss"]:.3f} at the last\n'
+  )
+  if 'exported_step' in facts:
+    lines += (
+      f'- exported: the state after step {facts["exported_step"]} of '
+      f'{facts["steps"]}, which has the lowest held-out loss\n'
+    )
+  return lines

@@ -42,21 +42,29 @@ class Losses:
     self._learning_rate = hyperparameters.learning_rate
     self._last_checkpoint = last_checkpoint
     self._losses: list[_Loss] = []
+    self._ids: Sequence[str] = ()
+    self._num_lines = 0
 
   @property
   def progress(self) -> dict[str, Any]:
     """What a resumed run needs, for JSON."""
     pending = [(float(loss.value), loss.num_tokens) for loss in self._losses]
-    return {'first': self.first, 'losses': pending}
+    return {
+      'first': self.first,
+      'losses': pending,
+      'lines': self._num_lines,
+    }
 
   def restore(self, saved: Mapping[str, Any]) -> None:
     """Restores what `progress` returned."""
     self.first = saved.get('first', self.first)
+    self._num_lines = saved.get('lines', 0)
     self._losses = [_Loss(value, n, ()) for value, n in saved.get('losses', [])]
 
   def add(self, loss: jax.Array, num_tokens: int, ids: Sequence[str]) -> None:
     """Adds the mean loss of a step, its response tokens and its prompts."""
     self._losses.append(_Loss(loss, num_tokens, ids))
+    self._ids = ids
 
   def check(self, step: int, state: trainer.State) -> None:
     """Waits for the last step, and looks for values that are not finite.
@@ -64,9 +72,9 @@ class Losses:
     Raises:
       InputError: a loss or a parameter is not finite.
     """
-    values = self._values(step)
+    self._values(step)
     if not trainer.all_finite(state):
-      raise self._not_finite(step, len(values) - 1)
+      raise self.not_finite('the weights are', step)
 
   def take(self, step: int) -> tuple[float, int]:
     """The mean loss per response token since the last call, and their number.
@@ -80,6 +88,7 @@ class Losses:
     if math.isnan(self.first):
       self.first = self.last
     self._losses = []
+    self._num_lines += 1
     return self.last, sum(counts)
 
   @property
@@ -97,11 +106,18 @@ class Losses:
     )
     if not np.all(np.isfinite(values)):
       first = int(np.argmin(np.isfinite(values)))
-      raise self._not_finite(step - len(values) + 1 + first, first)
+      self._ids = self._losses[first].ids
+      raise self.not_finite('the loss is', step - len(values) + 1 + first)
     return values
 
-  def _not_finite(self, step: int, index: int) -> errors.InputError:
-    ids = self._losses[index].ids
+  def not_finite(self, what: str, step: int) -> errors.InputError:
+    """The error for a step that did not end well.
+
+    Args:
+      what: what is not finite, with its verb.
+      step: the step.
+    """
+    ids = self._ids
     more = f' and {len(ids) - _IDS_SHOWN} more' if len(ids) > _IDS_SHOWN else ''
     saved = self._last_checkpoint()
     before = (
@@ -110,8 +126,8 @@ class Losses:
       else f'the last checkpoint is {self._run.checkpoints / str(saved)}'
     )
     return errors.InputError(
-      f'finetuning {self._run.root.name}: the loss is not finite at step '
-      f'{step}, on the prompts {", ".join(map(repr, ids[:_IDS_SHOWN]))}{more} '
+      f'finetuning {self._run.root.name}: {what} not finite at step {step}, on '
+      f'the prompts {", ".join(map(repr, ids[:_IDS_SHOWN]))}{more} '
       f'({before}): lower finetuning.learning_rate (now '
       f'{self._learning_rate:g}) and remove {self._run.root.parent}, whose '
       'other cells used it too'

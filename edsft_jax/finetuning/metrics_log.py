@@ -8,7 +8,7 @@ import shutil
 import time
 from typing import Any, Protocol
 
-from edsft_jax import errors, processes, store
+from edsft_jax import console, errors, processes, store
 
 
 class Tracker(Protocol):
@@ -34,12 +34,13 @@ class Log(Protocol):
 def open_log(
   run: store.Run,
   step: int,
+  num_lines: int,
   clock: Callable[[], float],
   tracker: Tracker | None,
 ) -> contextlib.AbstractContextManager[Log]:
   """The log of the first process, or one of the others, which drops lines."""
   if processes.is_first():
-    return MetricsLog(run, step, clock, tracker)
+    return MetricsLog(run, step, num_lines, clock, tracker)
   return contextlib.nullcontext(_NoLog())
 
 
@@ -62,6 +63,7 @@ class MetricsLog:
     self,
     run: store.Run,
     step: int,
+    num_lines: int,
     clock: Callable[[], float],
     tracker: Tracker | None,
   ):
@@ -70,16 +72,23 @@ class MetricsLog:
     Args:
       run: the cell's folder.
       step: the last step whose lines stay.
+      num_lines: how many these were.
       clock: see `train_loop.Watchers`.
       tracker: see `train_loop.Watchers`.
 
     Raises:
-      InputError: the disk is full.
+      InputError: lines are damaged or missing, or the disk is full.
     """
     self._run = run
     self._tracker = tracker
-    kept = _lines_until(run.metrics, step)
-    timing = _lines_until(run.timing, step)
+    kept = _lines_until(run.metrics, step, 'tokens')
+    if len(kept) != num_lines:
+      raise errors.InputError(
+        f'{run.metrics} has {console.count(len(kept), "line")} up to step '
+        f'{step}, and the checkpoint of that step was saved after '
+        f'{num_lines:,}: {_remedy(run.metrics)}'
+      )
+    timing = _lines_until(run.timing, step, 'seconds')
     self._tokens = kept[-1]['tokens'] if kept else 0
     before = timing[-1]['seconds'] if timing else 0.0
     self._clock = clock
@@ -178,8 +187,15 @@ def _plotted(line: Mapping[str, float]) -> dict[str, float]:
   return {k: v for k, v in line.items() if k not in ('step', 'seconds')}
 
 
-def _lines_until(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
+def _lines_until(
+  path: pathlib.Path, step: int, field: str
+) -> list[dict[str, Any]]:
   """Lines up to `step`; the last one may be incomplete after a kill.
+
+  Args:
+    path: the file, which need not exist.
+    step: the last step.
+    field: a number that all lines have.
 
   Raises:
     InputError: an earlier one is damaged.
@@ -189,14 +205,23 @@ def _lines_until(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
   for number, text in enumerate(texts, 1):
     try:
       line = json.loads(text)
-    except ValueError:
+      if not all(
+        isinstance(line[name], int | float) for name in ('step', field)
+      ):
+        raise ValueError(line)
+    except (ValueError, TypeError, KeyError):
       if kept and number == len(texts):
         break
       raise errors.InputError(
-        f'line {number} of {path} is damaged: restore it from a copy, or '
-        f'remove {path.parent} to train the cell again'
+        f'line {number} of {path} is damaged: {_remedy(path)}'
       ) from None
     if line['step'] > step:
       break
     kept.append(line)
   return kept
+
+
+def _remedy(path: pathlib.Path) -> str:
+  return (
+    f'restore it from a copy, or remove {path.parent} to train the cell again'
+  )

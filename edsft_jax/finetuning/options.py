@@ -20,6 +20,8 @@ _AT_LEAST_ONE = (
   'checkpoint_steps',
   'log_steps',
 )
+# The order of the examples is drawn for all epochs before the first step.
+_MOST_EPOCHS = 10_000
 _ABOVE_ZERO = ('lora_alpha', 'clip_norm')
 # Computed in float32, where larger values are infinite.
 _FINITE = ('learning_rate', 'lora_alpha', 'weight_decay', 'clip_norm')
@@ -82,6 +84,10 @@ def check_options(config: ml_collections.ConfigDict) -> None:
 def _check_numbers(c: ml_collections.ConfigDict) -> None:
   for name in _AT_LEAST_ONE:
     errors.refuse_below(f'finetuning.{name}', c[name], 1)
+  if c.epochs > _MOST_EPOCHS:
+    raise errors.InputError(
+      f'finetuning.epochs is {c.epochs:,}: must be at most {_MOST_EPOCHS:,}'
+    )
   largest = float(np.finfo(np.float32).max)
   for name in _FINITE:
     if c[name] > largest:
@@ -157,7 +163,7 @@ def hyperparameters(
 def fingerprint(
   config: ml_collections.ConfigDict, path: pathlib.Path
 ) -> dict[str, Any]:
-  """The inputs that the weights of every cell depend on, by name.
+  """What the weights of every cell depend on, by name, besides prompts.
 
   Args:
     config: the whole config.

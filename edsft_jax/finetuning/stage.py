@@ -38,6 +38,17 @@ def check(
     store.require(selection, 'select', planned)
 
 
+def _hash_heldout(workdir: store.Workdir) -> str:
+  heldout = store.read_prompts(workdir.heldout)
+  answers = store.read_responses(workdir.heldout)
+  return store.hash_json(
+    [
+      (prompt, answers[i])
+      for i, prompt in zip(heldout.ids, heldout.prompts, strict=True)
+    ]
+  )
+
+
 def _require_heldout(workdir: store.Workdir) -> None:
   if not workdir.heldout.exists():
     raise errors.InputError(
@@ -71,6 +82,8 @@ def run(
   cells = _cells(config, workdir)
   mine = part.of(list(cells)) if part else list(cells)
   inputs = options.fingerprint(config, path)
+  if config.finetuning.keep_best or config.finetuning.early_stopping:
+    inputs['held-out prompts and answers'] = _hash_heldout(workdir)
   hashes = {cell.name: store.hash_json(cells[cell]) for cell in mine}
   store.refuse_other_inputs({**inputs, **hashes})
   fingerprints = {
@@ -83,7 +96,8 @@ def run(
     lambda: _begin(config, workdir, manifest, inputs, fingerprints, part),
   )
   if names is None:
-    console.say('finetune', f'{len(mine)} cells, all already done')
+    cells_done = console.count(len(mine), 'cell')
+    console.say('finetune', f'{cells_done}, all already done')
     return
   todo = [cell for cell in mine if cell.name in names]
   first = processes.is_first()

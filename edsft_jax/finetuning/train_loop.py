@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -133,7 +134,8 @@ def train(
     if validation is not None:
       validation.restore(saved.get('validation', {}))
     loop = _Loop(model, examples, seed, schedule, watchers, validation, losses)
-    with open_log(run, first, watchers.clock, watchers.tracker) as log:
+    lines = saved.get('lines', 0)
+    with open_log(run, first, lines, watchers.clock, watchers.tracker) as log:
       return loop.run(first, state, checkpoints, log)
 
 
@@ -196,14 +198,14 @@ class _Loop:
       'first_loss': self._losses.first,
       'last_loss': self._losses.last,
     }
+    if self._validation is not None:
+      state, best = self._validation.choose(state)
+      facts |= best
     if self._losses.may_have_risen and self._is_worth_measuring(step):
       # Of the same examples, since those of other steps may be easier.
       start, end = self._losses.first, self._first_loss(step, state)
       if end > start * (1 + _ROUNDING):
         facts['loss_rise'] = start, end
-    if self._validation is not None:
-      state, best = self._validation.choose(state)
-      facts |= best
     return Result(state, facts)
 
   def _step(
@@ -231,7 +233,7 @@ class _Loop:
     )
 
   def _first_loss(self, step: int, state: trainer.State) -> float:
-    """The loss of the first step's examples after the last step."""
+    """The loss of the first step's examples with the state to export."""
     rows, examples, key = self._batch(1)
     loss = self._model.loss(state, examples, key)
     self._losses.add(loss, 1, [self._ids[i] for i in rows])
@@ -257,7 +259,11 @@ class _Loop:
     if self._validation is not None and self._schedule.evaluates(
       step, self._num_steps
     ):
-      metrics['heldout_loss'] = self._validation(step, state)
+      loss = self._validation.loss(state)
+      if not math.isfinite(loss):
+        raise self._losses.not_finite('the held-out loss is', step)
+      self._validation.add(step, loss, state)
+      metrics['heldout_loss'] = loss
       self._watchers.meter.restart()
     log.write(step, metrics, num_tokens, timing)
     self._watchers.progress.show(metrics, timing)

@@ -5,7 +5,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from edsft_jax import errors
 from edsft_jax.finetuning.checkpoints import Checkpoints
 from edsft_jax.finetuning.trainer import State, Trainer
 from edsft_jax.models.responses import Example
@@ -68,31 +67,28 @@ class Validation:
   def __exit__(self, *exception: Any) -> None:
     self._checkpoints.__exit__(*exception)
 
-  def __call__(self, step: int, state: State) -> float:
-    """The loss per response token after a step; keeps the best state.
+  def loss(self, state: State) -> float:
+    """The loss per response token."""
+    num_tokens = sum(example.num_response for example in self._examples)
+    total = sum(
+      self._model.nll(state, self._examples[first : first + _EXAMPLES_AT_ONCE])
+      for first in range(0, len(self._examples), _EXAMPLES_AT_ONCE)
+    )
+    return total / max(num_tokens, 1)
 
-    Raises:
-      InputError: it is not finite.
-    """
-    loss = self._loss(state)
-    if not loss < float('inf'):
-      raise errors.InputError(
-        f'the held-out loss is not finite after step {step}: lower '
-        'finetuning.learning_rate'
-      )
-    if self._best is None or loss < self._best:
-      self._best, self._best_step, self._num_worse = loss, step, 0
-      if self._options.keep_best:
-        # One of this or a later step is from before an interruption. An
-        # earlier one stays until this one is complete: the training's last
-        # checkpoint may be from a time when that was the best.
-        if (self._checkpoints.last_step or 0) >= step:
-          self._checkpoints.remove()
-        self._checkpoints.save(step, state, {})
-        self._checkpoints.wait()
-    else:
+  def add(self, step: int, loss: float, state: State) -> None:
+    """Takes the loss after a step; keeps the best state."""
+    if self._best is not None and loss >= self._best:
       self._num_worse += 1
-    return loss
+      return
+    self._best, self._best_step, self._num_worse = loss, step, 0
+    # One of this or a later step is from before an interruption: the same
+    # state, or one that will be the best again. An earlier one stays until this
+    # one is complete, since the training's last checkpoint may be from a time
+    # when that was the best.
+    if self._options.keep_best and self._last_kept < step:
+      self._checkpoints.save(step, state, {})
+      self._checkpoints.wait()
 
   @property
   def is_over(self) -> bool:
@@ -118,11 +114,10 @@ class Validation:
     self._best = progress.get('best')
     self._best_step = progress.get('best_step', 0)
     self._num_worse = progress.get('num_worse', 0)
-    if not self._options.keep_best or self._best is None:
-      return
     # A later one was the best before an interruption, and will be again.
-    if (self._checkpoints.last_step or 0) <= self._best_step:
-      self._checkpoints.check(self._best_step)
+    needed = max(self._best_step, self._last_kept)
+    if self._options.keep_best and needed:
+      self._checkpoints.check(needed)
 
   def choose(self, state: State) -> tuple[State, dict[str, Any]]:
     """The state to export, and the facts for cell.json.
@@ -130,15 +125,13 @@ class Validation:
     Raises:
       InputError: it is the best state, which is missing or damaged.
     """
+    facts = {'best_step': self._best_step, 'best_heldout_loss': self._best}
     if self._options.keep_best:
       state = self._checkpoints.read(self._best_step, state).state
-    facts = {'best_step': self._best_step, 'best_heldout_loss': self._best}
+      facts['exported_step'] = self._best_step
     return state, facts
 
-  def _loss(self, state: State) -> float:
-    num_tokens = sum(example.num_response for example in self._examples)
-    total = sum(
-      self._model.nll(state, self._examples[first : first + _EXAMPLES_AT_ONCE])
-      for first in range(0, len(self._examples), _EXAMPLES_AT_ONCE)
-    )
-    return total / max(num_tokens, 1)
+  @property
+  def _last_kept(self) -> int:
+    """The step of the state on disk; 0: there is none."""
+    return self._checkpoints.last_step or 0

@@ -336,6 +336,7 @@ def test_full_finetuning_writes_a_model_directory(workdir):
     ('lora_targets', (), 'finetuning.lora_targets'),
     ('lora_targets', ('q_proj', 'q_proj'), 'lora_targets .* q_proj only once'),
     ('epochs', 0, 'finetuning.epochs is 0'),
+    ('epochs', 10**8, 'finetuning.epochs is 100,000,000: .* at most 10,000'),
     ('batch_size', 0, 'finetuning.batch_size is 0'),
     ('max_length', 1, 'finetuning.max_length is 1: give 2 to 160'),
     ('max_length', 161, 'finetuning.max_length is 161'),

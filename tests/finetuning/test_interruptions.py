@@ -14,6 +14,7 @@ import time
 import types
 
 import compilation
+import orbax.checkpoint as ocp
 import pyarrow as pa
 import pytest
 import tiny_study
@@ -235,14 +236,70 @@ def _damaged(name):
   return locals()[name]
 
 
-@pytest.mark.parametrize('name', ['cell.json', 'metrics.jsonl'])
-def test_damaged_files_of_a_cell_are_named(name, copy):
+@pytest.mark.parametrize(
+  ('name', 'damage'),
+  [
+    ('cell.json', lambda _: b'\xff\xfe{"step"'),
+    ('metrics.jsonl', lambda _: b'\xff\xfe{"step"'),
+    ('metrics.jsonl', lambda lines: b'5\n' + lines),
+    ('metrics.jsonl', lambda lines: lines.replace(b'step', b'stop')),
+    ('metrics.jsonl', lambda lines: lines.replace(b'"tokens": ', b'"t": ')),
+    ('timing.jsonl', lambda lines: lines.replace(b'seconds', b'sec')),
+  ],
+)
+def test_damaged_files_of_a_cell_are_named(name, damage, copy):
   file = copy.run(CELL).root / name
-  file.write_bytes(b'\xff\xfe{"step"')
+  file.write_bytes(damage(file.read_bytes()))
   with pytest.raises(errors.InputError, match=r'damaged') as caught:
     finetuning.run(_config(), copy)
   assert str(file) in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('num_kept', [0, 2])
+def test_lost_lines_of_the_log_are_refused(num_kept, copy):
+  file = copy.run(CELL).metrics
+  lines = file.read_bytes().splitlines(keepends=True)
+  assert len(lines) == 3
+  file.write_bytes(b''.join(lines[:num_kept]))
+  with pytest.raises(
+    errors.InputError, match=rf'{num_kept} lines up to step 4, .* after 3: res'
+  ):
+    finetuning.run(_config(), copy)
+  assert file.read_bytes() == b''.join(lines[:num_kept])
+
+
+def test_a_file_in_the_place_of_checkpoints(copy):
+  folder = copy.run(CELL).checkpoints
+  shutil.rmtree(folder)
+  folder.write_text('')
+  with pytest.raises(errors.InputError, match=f'{folder} is not a folder: rem'):
+    finetuning.run(_config(), copy)
+
+
+def test_too_little_memory_for_a_checkpoint_is_not_called_damage(
+  copy, monkeypatch
+):
+  def exhausted(*_, **__):
+    raise MemoryError
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'restore', exhausted)
+  with pytest.raises(errors.InputError, match='runs out of memory: use'):
+    finetuning.run(_config(), copy)
+
+
+def test_weights_that_are_not_finite_are_said_where_the_log_has_the_loss(
+  workdir,
+):
+  config = _config()
+  config.finetuning.update(
+    {'log_steps': 1, 'learning_rate': 1e30, 'weight_decay': 1e20}
+  )
+  config.finetuning.checkpoint_steps = 1
+  with pytest.raises(
+    errors.InputError, match=r"weights are not finite at step 1, .* 'p.*remove"
+  ):
+    finetuning.run(config, workdir)
 
 
 def test_writes_that_failed_are_not_reported_again(caplog):

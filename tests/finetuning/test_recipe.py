@@ -10,6 +10,7 @@ import signal
 from flax import nnx
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.numpy
 import tiny_study
@@ -403,8 +404,61 @@ def test_a_best_state_of_a_later_step_than_the_checkpoint(copy, best):
   run = copy.run(CELL)
   shutil.rmtree(run.checkpoints)
   _stop(_config(**KEEPING), copy, _best_step(best) - 3)
+  # A further kill must not lose it.
+  kept = [p.name for p in run.best_checkpoint.iterdir()]
+  assert kept == [str(_best_step(best))]
   finetuning.run(_config(**KEEPING), copy)
   _assert_same(copy, best)
+
+
+def test_the_best_state_depends_on_the_heldout_answers(best, tmp_path):
+  workdir = store.Workdir(shutil.copytree(best.root, tmp_path / 'copy'))
+  finetuning.run(_config(**KEEPING), workdir)
+  table = store.read_parquet(workdir.heldout)
+  others = pa.array(['w3'] * len(table))
+  number = table.column_names.index('response')
+  store.write_parquet(
+    workdir.heldout, table.set_column(number, 'response', others)
+  )
+  with pytest.raises(
+    errors.InputError, match=r'other inputs: held-out prompts and answers'
+  ):
+    finetuning.run(_config(**KEEPING), workdir)
+
+
+def test_a_rise_is_looked_for_in_the_state_that_is_exported(
+  workdir, monkeypatch
+):
+  measured = []
+  loss, decoder = trainer_lib.Trainer.loss, trainer_lib.Trainer.decoder
+
+  def noted_loss(self, state, *rest):
+    measured.append(state)
+    return loss(self, state, *rest)
+
+  def noted_decoder(self, state):
+    measured.append(state)
+    return decoder(self, state)
+
+  monkeypatch.setattr(trainer_lib.Trainer, 'loss', noted_loss)
+  monkeypatch.setattr(trainer_lib.Trainer, 'decoder', noted_decoder)
+  config = _config(**{**KEEPING, 'learning_rate': 3.0, 'epochs': 4})
+  finetuning.run(config, workdir)
+  training = store.read_json(workdir.run(CELL).cell)['training']
+  assert training['exported_step'] == training['best_step'] < training['steps']
+  first, exported = measured
+  assert first is exported
+  card = (workdir.run(CELL).model / 'README.md').read_text()
+  assert f'after step {training["best_step"]} of {training["steps"]}' in card
+
+
+def test_a_heldout_loss_that_is_not_finite_names_the_cell(workdir):
+  config = _config(eval_steps=1, learning_rate=1e30)
+  with pytest.raises(
+    errors.InputError,
+    match=rf"{CELL}: the held-out loss is not finite at step 1, .* 'p.*remove",
+  ):
+    finetuning.run(config, workdir)
 
 
 def test_the_best_state_stays_until_a_better_one_is_complete(workdir, best):
