@@ -21,7 +21,8 @@ _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _PACKED_LENGTH = 128
 # Steps whose examples have at most _SHORT_EXAMPLE tokens have rows of half that
 # length, which take a sixth off a step of the demo, by their attention. Their
-# number is even, so that it varies as little as that of the longer rows.
+# number is even, so that it varies as little as that of the longer rows, unless
+# an odd number is the most that fits.
 _SHORT_EXAMPLE = 48
 _SHORT_LENGTH = 64
 
@@ -120,7 +121,7 @@ class Layout(NamedTuple):
     return max(length, min(share, _PACKED_LENGTH, most))
 
   def has_pairs(self, longest: int, num_tokens: int) -> bool:
-    """Whether rows have _SHORT_LENGTH tokens, and an even number.
+    """Whether rows have _SHORT_LENGTH tokens, and come in pairs.
 
     Args:
       longest: see `length`.

@@ -1,7 +1,7 @@
 """Bundles the small arrays of a state, of which adapters have very many.
 
-orbax takes as long for a small array as for one of a megabyte: saving the 169
-arrays of an adapter of the built-in model takes a fifth of the time in bundles.
+orbax takes as long for a small array as for one of a megabyte: bundles made
+saving the 169 arrays of an adapter of the built-in model five times as fast.
 """
 
 import collections

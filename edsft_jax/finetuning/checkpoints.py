@@ -60,14 +60,14 @@ class Checkpoints:
   def __init__(
     self,
     directory: pathlib.Path,
-    max_to_keep: int = _MAX_TO_KEEP,
+    max_to_keep: int | None = _MAX_TO_KEEP,
     remedy: str = '',
   ):
     """Takes the checkpoint folder, which need not exist.
 
     Args:
       directory: the folder.
-      max_to_keep: how many checkpoints stay, the latest ones.
+      max_to_keep: how many checkpoints stay, the latest ones; None: all.
       remedy: what to do if one cannot be used; '': remove it, and resume from
         the one before.
     """
@@ -99,6 +99,10 @@ class Checkpoints:
     return processes.from_first(
       'last checkpoint', lambda: max(self._steps(), default=None)
     )
+
+  def has(self, step: int) -> bool:
+    """Whether there is a complete checkpoint of a step."""
+    return processes.from_first('checkpoint', lambda: step in self._steps())
 
   def restore(self, shapes: State) -> Restored | None:
     """The last complete checkpoint, or None if there is none.
@@ -140,7 +144,10 @@ class Checkpoints:
             ocp.checkpoint_utils.construct_restore_args(bundles.shapes),
           ),
         )
-      progress = store.read_json(self._directory / str(step) / _PROGRESS)
+      progress = processes.from_first(
+        'progress',
+        lambda: store.read_json(self._directory / str(step) / _PROGRESS),
+      )
     except Exception as error:  # orbax has no error of its own.
       if out_of_memory.is_meant_by(error):
         raise
@@ -169,7 +176,8 @@ class Checkpoints:
         Checkpoints._saving.wait()
       Checkpoints._saving = self
       self._progress = progress
-      self._open().save(step, args=ocp.args.PyTreeSave(arrays))
+      # Also if there is one of a later step.
+      self._open().save(step, args=ocp.args.PyTreeSave(arrays), force=True)
 
   def wait(self) -> None:
     """Waits until the last save is complete.
@@ -182,11 +190,18 @@ class Checkpoints:
         with self._reporting_full_disk():
           self._manager.wait_until_finished()
 
-  def remove(self) -> None:
-    """Removes all checkpoints."""
+  def remove_others(self, step: int) -> None:
+    """Removes the checkpoints of all other steps."""
+    others = processes.from_first(
+      'other checkpoints', lambda: [s for s in self._steps() if s != step]
+    )
+    if not others:
+      return
+    # orbax remembers which ones there are.
     self._close()
-    if processes.is_first() and self._directory.exists():
-      shutil.rmtree(self._directory)
+    if processes.is_first():
+      for other in others:
+        shutil.rmtree(self._directory / str(other))
     processes.barrier('checkpoints removed')
 
   def _close(self) -> None:
@@ -314,7 +329,7 @@ class _HookForOthers:
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-  """Writes each array to a folder of its own, and its chunks to files.
+  """Writes each array that it is given (see bundles.py) to a folder of its own.
 
   One database for all arrays (OCDBT) and a file about each array take a quarter
   of the time of a small model's save, and are worth it for many arrays.

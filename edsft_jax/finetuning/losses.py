@@ -29,6 +29,7 @@ class Losses:
   Attributes:
     first: the loss of the first line, which is that of the first step.
     last: the mean loss of the last line.
+    num_lines: lines so far.
   """
 
   def __init__(
@@ -38,12 +39,12 @@ class Losses:
     last_checkpoint: Callable[[], int | None],
   ):
     self.first = self.last = math.nan
+    self.num_lines = 0
     self._run = run
     self._learning_rate = hyperparameters.learning_rate
     self._last_checkpoint = last_checkpoint
     self._losses: list[_Loss] = []
     self._ids: Sequence[str] = ()
-    self._num_lines = 0
 
   @property
   def progress(self) -> dict[str, Any]:
@@ -52,13 +53,13 @@ class Losses:
     return {
       'first': self.first,
       'losses': pending,
-      'lines': self._num_lines,
+      'lines': self.num_lines,
     }
 
   def restore(self, saved: Mapping[str, Any]) -> None:
     """Restores what `progress` returned."""
     self.first = saved.get('first', self.first)
-    self._num_lines = saved.get('lines', 0)
+    self.num_lines = saved.get('lines', 0)
     self._losses = [_Loss(value, n, ()) for value, n in saved.get('losses', [])]
 
   def add(self, loss: jax.Array, num_tokens: int, ids: Sequence[str]) -> None:
@@ -74,7 +75,7 @@ class Losses:
     """
     self._values(step)
     if not trainer.all_finite(state):
-      raise self.not_finite('the weights are', step)
+      raise self.not_finite('the weights are', step, self._ids)
 
   def take(self, step: int) -> tuple[float, int]:
     """The mean loss per response token since the last call, and their number.
@@ -88,7 +89,7 @@ class Losses:
     if math.isnan(self.first):
       self.first = self.last
     self._losses = []
-    self._num_lines += 1
+    self.num_lines += 1
     return self.last, sum(counts)
 
   @property
@@ -106,18 +107,20 @@ class Losses:
     )
     if not np.all(np.isfinite(values)):
       first = int(np.argmin(np.isfinite(values)))
-      self._ids = self._losses[first].ids
-      raise self.not_finite('the loss is', step - len(values) + 1 + first)
+      ids = self._losses[first].ids
+      raise self.not_finite('the loss is', step - len(values) + 1 + first, ids)
     return values
 
-  def not_finite(self, what: str, step: int) -> errors.InputError:
+  def not_finite(
+    self, what: str, step: int, ids: Sequence[str] = ()
+  ) -> errors.InputError:
     """The error for a step that did not end well.
 
     Args:
       what: what is not finite, with its verb.
       step: the step.
+      ids: the prompts that it was seen on.
     """
-    ids = self._ids
     more = f' and {len(ids) - _IDS_SHOWN} more' if len(ids) > _IDS_SHOWN else ''
     saved = self._last_checkpoint()
     before = (
@@ -125,10 +128,11 @@ class Losses:
       if saved is None
       else f'the last checkpoint is {self._run.checkpoints / str(saved)}'
     )
+    shown = ', '.join(map(repr, ids[:_IDS_SHOWN]))
+    prompts = f', on the prompts {shown}{more}' if ids else ''
     return errors.InputError(
-      f'finetuning {self._run.root.name}: {what} not finite at step {step}, on '
-      f'the prompts {", ".join(map(repr, ids[:_IDS_SHOWN]))}{more} '
-      f'({before}): lower finetuning.learning_rate (now '
+      f'finetuning {self._run.root.name}: {what} not finite at step {step}'
+      f'{prompts} ({before}): lower finetuning.learning_rate (now '
       f'{self._learning_rate:g}) and remove {self._run.root.parent}, whose '
       'other cells used it too'
     )

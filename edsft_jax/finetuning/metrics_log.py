@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 import time
@@ -30,6 +31,9 @@ class Log(Protocol):
   ) -> None:
     """Writes the lines of a step; see `MetricsLog.write`."""
 
+  def sync(self) -> None:
+    """Makes the lines outlast a power loss, as a checkpoint does."""
+
 
 def open_log(
   run: store.Run,
@@ -49,6 +53,9 @@ class _NoLog:
 
   def write(self, *line: Any) -> None:
     """Drops a line."""
+
+  def sync(self) -> None:
+    """Does nothing."""
 
 
 class MetricsLog:
@@ -85,8 +92,8 @@ class MetricsLog:
     if len(kept) != num_lines:
       raise errors.InputError(
         f'{run.metrics} has {console.count(len(kept), "line")} up to step '
-        f'{step}, and the checkpoint of that step was saved after '
-        f'{num_lines:,}: {_remedy(run.metrics)}'
+        f'{step}, and had {num_lines:,} when the checkpoint of that step was '
+        f'saved: {_remedy(run.metrics)}'
       )
     timing = _lines_until(run.timing, step, 'seconds')
     self._tokens = kept[-1]['tokens'] if kept else 0
@@ -141,12 +148,21 @@ class MetricsLog:
     with store.reporting_full_disk(self._run.root):
       for file, line in zip(self._files, lines, strict=True):
         file.write(json.dumps(line, allow_nan=False) + '\n')
-        # A checkpoint of this step needs these lines on disk.
         file.flush()
         self._events.write(_plotted(line), step)
       self._events.flush()
     if self._tracker is not None:
       self._tracker.log(_plotted(lines[0]) | _plotted(lines[1]), step)
+
+  def sync(self) -> None:
+    """Makes the lines outlast a power loss, as a checkpoint does.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    with store.reporting_full_disk(self._run.root):
+      for file in self._files:
+        os.fsync(file.fileno())
 
 
 class _Events:

@@ -134,8 +134,10 @@ def train(
     if validation is not None:
       validation.restore(saved.get('validation', {}))
     loop = _Loop(model, examples, seed, schedule, watchers, validation, losses)
-    lines = saved.get('lines', 0)
-    with open_log(run, first, lines, watchers.clock, watchers.tracker) as log:
+    num_lines = losses.num_lines
+    with open_log(
+      run, first, num_lines, watchers.clock, watchers.tracker
+    ) as log:
       return loop.run(first, state, checkpoints, log)
 
 
@@ -189,6 +191,7 @@ class _Loop:
       stop = self._watchers.stopping() and step < self._num_steps
       if stop or self._schedule.saves(step, self._num_steps):
         self._losses.check(step, state)
+        log.sync()
         checkpoints.save(step, state, self._progress())
       if stop:
         checkpoints.wait()
@@ -201,9 +204,12 @@ class _Loop:
     if self._validation is not None:
       state, best = self._validation.choose(state)
       facts |= best
-    if self._losses.may_have_risen and self._is_worth_measuring(step):
+    exported = facts.get('exported_step', step)
+    # The logged losses say little about the state of an earlier step.
+    may_have_risen = self._losses.may_have_risen or exported < step
+    if may_have_risen and self._is_worth_measuring(step):
       # Of the same examples, since those of other steps may be easier.
-      start, end = self._losses.first, self._first_loss(step, state)
+      start, end = self._losses.first, self._first_loss(exported, state)
       if end > start * (1 + _ROUNDING):
         facts['loss_rise'] = start, end
     return Result(state, facts)

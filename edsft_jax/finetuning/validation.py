@@ -52,7 +52,7 @@ class Validation:
     # checkpoints may all be of later steps.
     self._checkpoints = Checkpoints(
       directory,
-      max_to_keep=1,
+      max_to_keep=None,
       remedy=f'remove {directory.parent} and run the same command to train '
       'this cell again',
     )
@@ -82,13 +82,15 @@ class Validation:
       self._num_worse += 1
       return
     self._best, self._best_step, self._num_worse = loss, step, 0
-    # One of this or a later step is from before an interruption: the same
-    # state, or one that will be the best again. An earlier one stays until this
-    # one is complete, since the training's last checkpoint may be from a time
-    # when that was the best.
-    if self._options.keep_best and self._last_kept < step:
+    if not self._options.keep_best:
+      return
+    # Another one stays until this one is complete: the training's last
+    # checkpoint may be from a time when an earlier one was the best, and one of
+    # a later step, from before an interruption, will be it again.
+    if not self._checkpoints.has(step):
       self._checkpoints.save(step, state, {})
       self._checkpoints.wait()
+    self._checkpoints.remove_others(step)
 
   @property
   def is_over(self) -> bool:

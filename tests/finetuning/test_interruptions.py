@@ -263,10 +263,19 @@ def test_lost_lines_of_the_log_are_refused(num_kept, copy):
   assert len(lines) == 3
   file.write_bytes(b''.join(lines[:num_kept]))
   with pytest.raises(
-    errors.InputError, match=rf'{num_kept} lines up to step 4, .* after 3: res'
+    errors.InputError, match=rf'{num_kept} lines up to step 4, and had 3 when'
   ):
     finetuning.run(_config(), copy)
   assert file.read_bytes() == b''.join(lines[:num_kept])
+
+
+def test_lines_are_counted_where_other_steps_are_logged_after_a_stop(workdir):
+  _run_until(2, signal.SIGTERM, workdir)
+  config = _config()
+  config.finetuning.log_steps = 1
+  finetuning.run(config, workdir)
+  steps = [row['step'] for row in store.read_jsonl(workdir.run(CELL).metrics)]
+  assert steps == [1, 2, 3, 4, 5]
 
 
 def test_a_file_in_the_place_of_checkpoints(copy):
