@@ -38,7 +38,16 @@ def check(
     store.require(selection, 'select', planned)
 
 
+def _require_heldout(workdir: store.Workdir) -> None:
+  if not workdir.heldout.exists():
+    raise errors.InputError(
+      f'finetuning.eval_steps needs {workdir.heldout}, which this study does '
+      'not have: set pool.heldout_path, or leave it at 0'
+    )
+
+
 def _hash_heldout(workdir: store.Workdir) -> str:
+  """Hash of what keep_best and early_stopping depend on."""
   heldout = store.read_prompts(workdir.heldout)
   answers = store.read_responses(workdir.heldout)
   return store.hash_json(
@@ -47,14 +56,6 @@ def _hash_heldout(workdir: store.Workdir) -> str:
       for i, prompt in zip(heldout.ids, heldout.prompts, strict=True)
     ]
   )
-
-
-def _require_heldout(workdir: store.Workdir) -> None:
-  if not workdir.heldout.exists():
-    raise errors.InputError(
-      f'finetuning.eval_steps needs {workdir.heldout}, which this study does '
-      'not have: set pool.heldout_path, or leave it at 0'
-    )
 
 
 def run(

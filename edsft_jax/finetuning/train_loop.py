@@ -134,9 +134,8 @@ def train(
     if validation is not None:
       validation.restore(saved.get('validation', {}))
     loop = _Loop(model, examples, seed, schedule, watchers, validation, losses)
-    num_lines = losses.num_lines
     with open_log(
-      run, first, num_lines, watchers.clock, watchers.tracker
+      run, first, losses.num_lines, watchers.clock, watchers.tracker
     ) as log:
       return loop.run(first, state, checkpoints, log)
 
